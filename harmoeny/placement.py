@@ -1,0 +1,87 @@
+"""Which experts live on which rank: the state that a plan starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+PLACEMENTS = ("contiguous", "round_robin")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Resident experts of every rank.
+
+    Attributes:
+        home: int64 ``[num_experts]``, the rank that every expert belongs to.
+        resident: bool ``[num_experts, world_size]``, true where a rank holds the expert's weights; every expert is
+            resident at least on its home rank.
+    """
+
+    home: IntArray
+    resident: BoolArray
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts in the layer."""
+        return int(self.resident.shape[0])
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return int(self.resident.shape[1])
+
+    def validate(self) -> None:
+        """Check the invariants.
+
+        Raises:
+            ValueError: a home rank that does not exist, or that does not hold its expert.
+        """
+        if self.home.shape != (self.num_experts,):
+            raise ValueError(f"placement.home: shape {self.home.shape}, must be ({self.num_experts},)")
+        outside = (self.home < 0) | (self.home >= self.world_size)
+        if outside.any():
+            expert = int(np.flatnonzero(outside)[0])
+            raise ValueError(
+                f"placement.home[{expert}]: rank {int(self.home[expert])}, must be 0 to {self.world_size - 1}"
+            )
+        missing = ~self.resident[np.arange(self.num_experts), self.home]
+        if missing.any():
+            expert = int(np.flatnonzero(missing)[0])
+            raise ValueError(
+                f"placement.resident: expert {expert} is not resident on its home rank {int(self.home[expert])}"
+            )
+
+    @classmethod
+    def from_home(cls, home: IntArray, world_size: int) -> Placement:
+        """Place every expert on its home rank only. ``home``: int64 ``[num_experts]``."""
+        resident = np.zeros((home.shape[0], world_size), dtype=np.bool_)
+        resident[np.arange(home.shape[0]), home] = True
+        return cls(home=home, resident=resident)
+
+
+def place(kind: str, num_experts: int, world_size: int) -> Placement:
+    """Spread ``num_experts`` over ``world_size`` ranks; where they do not divide, the first ranks hold one more.
+
+    Args:
+        kind: ``contiguous`` (rank 0 holds experts 0, 1, ...) or ``round_robin`` (expert e on rank e mod world_size).
+        num_experts: number of experts, at least 1.
+        world_size: number of ranks, at least 1.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    experts = np.arange(num_experts, dtype=np.int64)
+    if kind == "round_robin":
+        return Placement.from_home(experts % world_size, world_size)
+    if kind == "contiguous":
+        base, extra = divmod(num_experts, world_size)
+        sizes = np.full(world_size, base, dtype=np.int64)
+        sizes[:extra] += 1
+        return Placement.from_home(np.repeat(np.arange(world_size, dtype=np.int64), sizes), world_size)
+    raise ValueError(f"placement: {kind!r}, must be one of {', '.join(PLACEMENTS)}")

@@ -1,0 +1,132 @@
+"""The plan of one MoE layer for one batch: which rank executes which assignments, and which weights move for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from harmoeny.placement import BoolArray, IntArray, Placement
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where every assignment of a batch is executed.
+
+    Attributes:
+        tokens: int64 ``[world_size(src), num_experts, world_size(dst)]``, assignments of source rank and expert that
+            each destination rank executes.
+        fetch: bool ``[num_experts, world_size]``, true where a rank must fetch the expert's weights first.
+    """
+
+    tokens: IntArray
+    fetch: BoolArray
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return int(self.tokens.shape[0])
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts in the layer."""
+        return int(self.tokens.shape[1])
+
+    def executed(self) -> IntArray:
+        """Return int64 ``[num_experts, world_size]``, assignments executed per expert and rank."""
+        executed: IntArray = self.tokens.sum(axis=0)
+        return executed
+
+    def load(self) -> IntArray:
+        """Return int64 ``[world_size]``, assignments executed per rank."""
+        load: IntArray = self.tokens.sum(axis=(0, 1))
+        return load
+
+    def dropped(self, counts: IntArray) -> IntArray:
+        """Return int64 ``[world_size, num_experts]``, assignments of ``counts`` that nobody executes."""
+        dropped: IntArray = counts - self.tokens.sum(axis=2)
+        return dropped
+
+    def imbalance(self) -> float:
+        """Return the largest load over the mean load; 1.0 is perfect, and the value where nothing is executed."""
+        load = self.load()
+        total = int(load.sum())
+        return float(load.max()) * self.world_size / total if total else 1.0
+
+    def validate(self, counts: IntArray, placement: Placement, *, exact: bool = True) -> None:
+        """Check every invariant of a plan; meant for tests and set-up, not for the measured path.
+
+        Args:
+            counts: int64 ``[world_size, num_experts]``, the assignments that were planned.
+            placement: the residency that the plan starts from.
+            exact: every assignment must be executed; otherwise some may be dropped.
+
+        Raises:
+            ValueError: the first invariant that does not hold, with the place.
+        """
+        if self.tokens.shape != (*counts.shape, counts.shape[0]):
+            raise ValueError(f"plan.tokens: shape {self.tokens.shape} does not fit counts {counts.shape}")
+        if (self.tokens < 0).any():
+            raise ValueError(f"plan.tokens: negative at [src, expert, dst] = {_first(self.tokens < 0)}")
+        dropped = self.dropped(counts)
+        if (dropped < 0).any():
+            raise ValueError(f"plan.tokens: more assignments than counted at [src, expert] = {_first(dropped < 0)}")
+        if exact and dropped.any():
+            raise ValueError(f"plan.tokens: assignments lost at [src, expert] = {_first(dropped != 0)}")
+        weightless = (self.executed() > 0) & ~placement.resident & ~self.fetch
+        if weightless.any():
+            raise ValueError(f"plan.fetch: executed without weights at [expert, rank] = {_first(weightless)}")
+        needless = self.fetch & (placement.resident | (self.executed() == 0))
+        if needless.any():
+            raise ValueError(f"plan.fetch: fetched without need at [expert, rank] = {_first(needless)}")
+
+
+def _first(where: BoolArray) -> list[int]:
+    return [int(i) for i in np.argwhere(where)[0]]
+
+
+def plan_from_tokens(tokens: IntArray, placement: Placement) -> Plan:
+    """Complete a plan: whatever a rank executes and does not hold, it fetches.
+
+    Args:
+        tokens: int64 ``[world_size(src), num_experts, world_size(dst)]``.
+        placement: the residency that the plan starts from.
+    """
+    return Plan(tokens=tokens, fetch=_needed(tokens, placement.resident))
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+def _needed(tokens: IntArray, resident: BoolArray) -> BoolArray:
+    world_size, num_experts, _ = tokens.shape
+    fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
+    for src in range(world_size):
+        for expert in range(num_experts):
+            for dst in range(world_size):
+                if tokens[src, expert, dst] > 0 and not resident[expert, dst]:
+                    fetch[expert, dst] = True
+    return fetch
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def home_tokens(counts: IntArray, home: IntArray) -> IntArray:
+    """Send every assignment to its expert's home rank.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        home: int64 ``[num_experts]``.
+
+    Returns:
+        int64 ``[world_size(src), num_experts, world_size(dst)]``.
+    """
+    world_size, num_experts = counts.shape
+    tokens = np.zeros((world_size, num_experts, world_size), dtype=np.int64)
+    for src in range(world_size):
+        for expert in range(num_experts):
+            tokens[src, expert, home[expert]] = counts[src, expert]
+    return tokens
+
+
+def even_load(total: int, world_size: int) -> int:
+    """Return the least possible largest load: ``total`` assignments over ``world_size`` ranks, rounded up."""
+    return -(-total // world_size)
