@@ -1,0 +1,1 @@
+"""Systems that HarMoEny is compared with: one file each, found by discovery."""

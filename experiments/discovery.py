@@ -1,0 +1,100 @@
+"""Finds the components that users may add as one file each, and makes their fields command-line options."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+
+import baselines
+import experiments.datasets
+import experiments.routers
+import harmoeny
+import harmoeny.models
+from experiments.datasets.base import Dataset
+from experiments.routers.base import Router
+from harmoeny.models.base import ModelConfig
+from harmoeny.policy import Policy
+
+
+@dataclass(frozen=True)
+class Group:
+    """A kind of component.
+
+    Attributes:
+        base: what its classes derive from.
+        packages: where they are looked for, one module each.
+        package: where a choice stands in the configuration; ``{name}`` is the component's name.
+    """
+
+    base: type[Any]
+    packages: tuple[Any, ...]
+    package: str
+
+
+GROUPS = {
+    "system": Group(Policy, (baselines, harmoeny), "systems.{name}"),
+    "model": Group(ModelConfig, (harmoeny.models,), "model"),
+    "dataset": Group(Dataset, (experiments.datasets,), "dataset"),
+    "router": Group(Router, (experiments.routers,), "router"),
+}
+
+
+def discover(group: str) -> tuple[dict[str, type[Any]], dict[str, str]]:
+    """Import every module of a group's packages and collect its concrete classes.
+
+    Returns:
+        Classes by name, and the reason by module for modules that could not be imported because a dependency is missing.
+
+    Raises:
+        ValueError: two classes of one name, or a class that is no keyword-only dataclass with a name and a description.
+    """
+    found: dict[str, type[Any]] = {}
+    unavailable: dict[str, str] = {}
+    for package in GROUPS[group].packages:
+        for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda i: i.name):
+            if info.ispkg:
+                continue
+            try:
+                module = importlib.import_module(f"{package.__name__}.{info.name}")
+            except ImportError as error:
+                unavailable[info.name] = str(error)
+                continue
+            for cls in _concrete_classes(module, GROUPS[group].base):
+                if cls.name in found:
+                    raise ValueError(f"{group} {cls.name!r} is defined twice: {found[cls.name]} and {cls}")
+                found[cls.name] = cls
+    return found, unavailable
+
+
+def _concrete_classes(module: Any, base: type[Any]) -> list[type[Any]]:
+    classes = []
+    for _, cls in inspect.getmembers(module, inspect.isclass):
+        if cls.__module__ == module.__name__ and issubclass(cls, base) and not inspect.isabstract(cls):
+            if not dataclasses.is_dataclass(cls) or not getattr(cls, "name", "") or not getattr(cls, "description", ""):
+                raise ValueError(f"{cls.__module__}.{cls.__name__} must be a dataclass with a name and a description")
+            classes.append(cls)
+    return classes
+
+
+def register_components() -> None:
+    """Store every component's fields, with their types and defaults, as a choice of its Hydra group."""
+    for group, description in GROUPS.items():
+        for name, cls in discover(group)[0].items():
+            hints = get_type_hints(cls)  # resolves annotations that are kept as strings
+            node = dataclasses.make_dataclass(
+                f"{cls.__name__}Options",
+                [
+                    ("_target_", str, dataclasses.field(default=f"{cls.__module__}.{cls.__qualname__}")),
+                    *((f.name, hints[f.name], f) for f in dataclasses.fields(cls)),
+                ],
+                kw_only=True,
+            )
+            ConfigStore.instance().store(
+                name=name, group=group, node=node, package=description.package.format(name=name)
+            )

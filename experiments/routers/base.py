@@ -1,0 +1,127 @@
+"""The interface of a router, and exact routing from shares: counts first, then tokens in shuffled order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from harmoeny.placement import IntArray
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RoutingRequest:
+    """The tokens to route: one rank's share of one batch in one MoE layer.
+
+    Attributes:
+        num_tokens: tokens, may be 0.
+        num_experts: experts of the layer.
+        top_k: different experts per token.
+        batch: index of the batch.
+        layer: MoE layer in order of execution.
+        rank: the rank that the tokens belong to.
+        seed: seed of the run.
+    """
+
+    num_tokens: int
+    num_experts: int
+    top_k: int
+    batch: int
+    layer: int
+    rank: int
+    seed: int
+
+    def generator(self) -> np.random.Generator:
+        """Return the generator of these tokens: the same for the same request, independent of all others."""
+        return np.random.default_rng([self.seed, self.batch, self.layer, self.rank])
+
+    def batch_generator(self) -> np.random.Generator:
+        """Return a generator that all ranks and layers of a batch share."""
+        return np.random.default_rng([self.seed, self.batch])
+
+
+@dataclass(kw_only=True)
+class Router(ABC):
+    """A source of routing decisions; a keyword-only dataclass whose fields are the options ``router.<field>``."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    #: True where the decisions are recorded from the model's own routers and `assign` is never called.
+    from_model: ClassVar[bool] = False
+
+    def validate(self, num_experts: int, top_k: int) -> None:  # noqa: ARG002  (for routers with limits)
+        """Check the configuration before any worker starts.
+
+        Raises:
+            ValueError: a field, its value and what is allowed.
+        """
+        return
+
+    @abstractmethod
+    def assign(self, request: RoutingRequest) -> IntArray:
+        """Return int64 ``[num_tokens, top_k]``, different experts per token."""
+
+
+def route_by_shares(shares: FloatArray, request: RoutingRequest) -> IntArray:
+    """Route so that every expert gets its share of the assignments, exact up to rounding.
+
+    Args:
+        shares: float64 ``[num_experts]``, summing to 1; no expert gets more than one assignment per token, and what a
+            share has above that goes to the others in proportion.
+        request: the tokens to route.
+
+    Returns:
+        int64 ``[num_tokens, top_k]``, different experts per token, tokens in shuffled order.
+    """
+    rng = request.generator()
+    counts = exact_counts(shares, request.num_tokens, request.top_k, rng)
+    # Column by column through the experts' blocks: a block is at most num_tokens long, so no row meets one twice.
+    order = rng.permutation(request.num_experts)
+    blocks = np.repeat(order, counts[order])
+    table = blocks.reshape(request.top_k, request.num_tokens).T
+    shuffled: IntArray = rng.permuted(table[rng.permutation(request.num_tokens)], axis=1).astype(np.int64)
+    return shuffled
+
+
+def exact_counts(shares: FloatArray, num_tokens: int, top_k: int, rng: np.random.Generator) -> IntArray:
+    """Round shares to counts by largest remainder, ties broken at random.
+
+    Args:
+        shares: float64 ``[num_experts]``, summing to 1.
+        num_tokens: upper limit of every count.
+        top_k: the counts sum to ``num_tokens * top_k``.
+        rng: breaks ties.
+
+    Returns:
+        int64 ``[num_experts]``.
+    """
+    total = num_tokens * top_k
+    wanted = _limit(shares * total, float(num_tokens))
+    counts: IntArray = np.floor(wanted + 1e-9).astype(np.int64)
+    missing = total - int(counts.sum())
+    shuffled = rng.permutation(len(shares))
+    room = shuffled[counts[shuffled] < num_tokens]
+    largest_first = room[np.argsort(-(wanted - counts)[room].round(9), kind="stable")]
+    counts[largest_first[:missing]] += 1
+    return counts
+
+
+def _limit(wanted: FloatArray, limit: float) -> FloatArray:
+    """Cap at ``limit`` and hand what is above to the others in proportion, evenly where they have nothing."""
+    capped = np.zeros(len(wanted), dtype=np.bool_)
+    while True:
+        newly = (wanted > limit) & ~capped
+        if not newly.any():
+            return wanted
+        excess = float((wanted[newly] - limit).sum())
+        capped |= newly
+        wanted = np.where(capped, limit, wanted)
+        free = np.where(capped, 0.0, wanted)
+        if free.sum() == 0:
+            free = (~capped).astype(np.float64)
+        wanted = wanted + excess * free / free.sum()

@@ -1,0 +1,47 @@
+"""Changing skew: every batch draws its own skew and its own hot experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from experiments.routers.base import Router, RoutingRequest, route_by_shares
+from experiments.routers.skew import check_hot, check_skew, hot_shares
+from harmoeny.placement import IntArray
+
+
+@dataclass(kw_only=True)
+class DynamicRouter(Router):
+    """Skew and hot experts drawn anew for every batch, the same for all its layers and ranks.
+
+    Attributes:
+        min_skew: least skew drawn.
+        max_skew: largest skew drawn.
+        num_hot: number of hot experts.
+    """
+
+    name: ClassVar[str] = "dynamic"
+    description: ClassVar[str] = "skew and hot experts drawn anew for every batch"
+
+    min_skew: float = 0.0
+    max_skew: float = 0.95
+    num_hot: int = 1
+
+    def validate(self, num_experts: int, top_k: int) -> None:
+        """Check the range of the skew.
+
+        Raises:
+            ValueError: a skew or num_hot that num_experts and top_k do not allow, or an empty range.
+        """
+        check_hot(self.num_hot, num_experts)
+        check_skew("min_skew", self.min_skew, self.num_hot, top_k)
+        check_skew("max_skew", self.max_skew, self.num_hot, top_k)
+        if self.min_skew > self.max_skew:
+            raise ValueError(f"router.min_skew: {self.min_skew}, must be at most router.max_skew={self.max_skew}")
+
+    def assign(self, request: RoutingRequest) -> IntArray:
+        """Route with exact counts for the batch's own skew."""
+        rng = request.batch_generator()
+        skew = float(rng.uniform(self.min_skew, self.max_skew))
+        hot = rng.choice(request.num_experts, size=self.num_hot, replace=False)
+        return route_by_shares(hot_shares(skew, hot, request.num_experts), request)

@@ -1,0 +1,39 @@
+"""Zipf routing: the popularity of experts falls as a power of their place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from experiments.routers.base import Router, RoutingRequest, route_by_shares
+from harmoeny.placement import IntArray
+
+
+@dataclass(kw_only=True)
+class ZipfRouter(Router):
+    """Expert e gets a share in proportion to ``(e + 1) ** -exponent``.
+
+    Attributes:
+        exponent: 0 is uniform; 1 is Zipf's law.
+    """
+
+    name: ClassVar[str] = "zipf"
+    description: ClassVar[str] = "popularity falls as a power of the expert's place"
+
+    exponent: float = 1.0
+
+    def validate(self, num_experts: int, top_k: int) -> None:  # noqa: ARG002
+        """Check the exponent.
+
+        Raises:
+            ValueError: an exponent outside 0 to 10.
+        """
+        if not 0 <= self.exponent <= 10:
+            raise ValueError(f"router.exponent: {self.exponent}, must be 0 to 10")
+
+    def assign(self, request: RoutingRequest) -> IntArray:
+        """Route with exact counts."""
+        weights = np.arange(1, request.num_experts + 1, dtype=np.float64) ** -self.exponent
+        return route_by_shares(weights / weights.sum(), request)

@@ -1,0 +1,182 @@
+"""What every adapted model offers: expert-parallel blocks, the untouched dense computation, and pinned routing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from harmoeny.runtime.engine import ExpertParallel
+from harmoeny.runtime.experts import LayerExperts
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class RoutingTape:
+    """The routing decisions of one batch: recorded from the model's routers, or pinned so that every system gets the same.
+
+    A pinned router still computes its logits, so its cost is real; only the choice of experts is replaced, and the
+    routing weights are the router's own probabilities of the experts chosen.
+    """
+
+    def __init__(self) -> None:
+        self._pinned: Sequence[Tensor] | None = None
+        self.recorded: list[Tensor] = []
+
+    def pin(self, expert_ids: Sequence[Tensor] | None) -> None:
+        """Fix the choice of the next forward pass; ``expert_ids``: int64 ``[num_tokens, top_k]`` per MoE layer.
+
+        None leaves the choice to the model's routers, which :attr:`recorded` then holds.
+        """
+        self._pinned = expert_ids
+        self.recorded = []
+
+    def choose(self, layer: int, own_choice: Tensor) -> Tensor:
+        """Return the experts of a layer: what is pinned, else the router's own choice (int64 ``[num_tokens, top_k]``)."""
+        if self._pinned is not None:
+            return self._pinned[layer]
+        self.recorded.append(own_choice)
+        return own_choice
+
+
+class MoEContext:
+    """What the MoE blocks of one model share.
+
+    Attributes:
+        tape: routing of the current batch.
+        engine: executes the layers; set once the store of experts exists.
+        dense: compute the layers with the model's own code on this rank alone, as the reference.
+    """
+
+    def __init__(self) -> None:
+        self.tape = RoutingTape()
+        self.engine: ExpertParallel | None = None
+        self.dense = False
+
+
+class MoEBlock(nn.Module, ABC):
+    """One MoE layer of a model, executed by the engine or, as the reference, by the model's own code."""
+
+    def __init__(self, layer: int, context: MoEContext) -> None:
+        super().__init__()
+        self.layer = layer
+        self.context = context
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Apply the layer to ``[..., hidden_size]``."""
+        if self.context.dense:
+            return self.forward_dense(hidden)
+        engine = self.context.engine
+        if engine is None:
+            raise RuntimeError("no engine attached: call MoEModel.attach first")
+        engine.recorder.begin_layer(self.layer)
+        expert_ids, routing_weights = self.route(hidden)
+        output = engine.forward(self.layer, hidden.reshape(-1, hidden.shape[-1]), expert_ids, routing_weights)
+        return output.view_as(hidden)
+
+    @abstractmethod
+    def route(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return expert ids (int64) and routing weights, both ``[num_tokens, top_k]``, of ``[..., hidden_size]``."""
+
+    @abstractmethod
+    def forward_dense(self, hidden: Tensor) -> Tensor:
+        """Apply the layer with the model's own code, all experts on this rank."""
+
+
+class MoEModel(ABC):
+    """A model whose MoE layers are blocks.
+
+    Attributes:
+        module: the model.
+        context: shared by its blocks.
+        experts: the weights of its MoE layers, in order of execution.
+        top_k: experts per token.
+        scope: ``model``, or ``layer`` where there is nothing but MoE layers.
+    """
+
+    scope: ClassVar[str] = "model"
+
+    def __init__(self, module: nn.Module, context: MoEContext, experts: Sequence[LayerExperts], top_k: int) -> None:
+        self.module = module
+        self.context = context
+        self.experts = list(experts)
+        self.top_k = top_k
+
+    @property
+    def num_experts(self) -> int:
+        """Experts per MoE layer."""
+        return self.experts[0].num_experts
+
+    def attach(self, engine: ExpertParallel) -> None:
+        """Let ``engine`` execute the MoE layers and move everything but the experts to its device."""
+        self.context.engine = engine
+        self.module.to(engine.comm.device)
+
+    @abstractmethod
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Compute the first output token's logits, or the stack's output.
+
+        Args:
+            input_ids: int64 ``[batch_size, seq_len]``.
+
+        Returns:
+            ``[batch_size, vocab_size]``, or ``[batch_size, seq_len, hidden_size]`` for ``scope`` ``layer``.
+        """
+
+    @abstractmethod
+    def layer_tokens(self, batch_size: int, seq_len: int) -> list[int]:
+        """Return the number of tokens that reach every MoE layer in one forward pass."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig(ABC):
+    """A way to build a model; a keyword-only dataclass whose fields are the options ``model.<field>``.
+
+    Attributes:
+        num_experts: experts per MoE layer.
+        top_k: experts per token.
+        vocab_size: tokens that the tokenizer may use.
+        dtype: ``float32`` or ``bfloat16``.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+
+    num_experts: int = 8
+    top_k: int = 1
+    vocab_size: int = 8192
+    dtype: str = "float32"
+
+    def validate(self) -> None:
+        """Check the configuration before any worker starts.
+
+        Raises:
+            ValueError: a field, its value and what is allowed.
+        """
+        if self.dtype not in DTYPES:
+            raise ValueError(f"model.dtype: {self.dtype!r}, must be one of {', '.join(DTYPES)}")
+        if self.num_experts < 1:
+            raise ValueError(f"model.num_experts: {self.num_experts}, must be at least 1")
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(
+                f"model.top_k: {self.top_k}, must be 1 to model.num_experts={self.num_experts}"
+            )
+
+    @abstractmethod
+    def build(self, seed: int) -> MoEModel:
+        """Build the model on the CPU; the same seed gives the same weights on every rank."""
+
+
+def require_positive(prefix: str, **values: int) -> None:
+    """Refuse sizes below 1.
+
+    Raises:
+        ValueError: the first size that is too small, named ``<prefix>.<name>``.
+    """
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{prefix}.{name}: {value}, must be at least 1")

@@ -1,0 +1,126 @@
+"""A stack of MoE layers and nothing else: the micro-benchmark of the layer itself, at any size and top_k."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from harmoeny.models.base import DTYPES, MoEBlock, MoEContext, ModelConfig, MoEModel, require_positive
+from harmoeny.runtime.experts import LayerExperts, mlp
+
+
+class StackBlock(MoEBlock):
+    """A linear router and its experts."""
+
+    def __init__(self, router: nn.Linear, experts: LayerExperts, top_k: int, layer: int, context: MoEContext) -> None:
+        super().__init__(layer, context)
+        self.router = router
+        self.top_k = top_k
+        self._experts = experts
+
+    def route(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the top_k experts by softmax probability, renormalised over the chosen ones."""
+        probabilities = torch.softmax(self.router(hidden).flatten(0, -2).float(), dim=-1)
+        expert_ids = self.context.tape.choose(self.layer, probabilities.topk(self.top_k, dim=-1).indices)
+        chosen = probabilities.gather(1, expert_ids.clamp(min=0))
+        return expert_ids, (chosen / chosen.sum(dim=-1, keepdim=True)).to(hidden.dtype)
+
+    def forward_dense(self, hidden: Tensor) -> Tensor:
+        """Apply expert after expert to the tokens that chose it, as eager implementations do."""
+        expert_ids, routing_weights = self.route(hidden)
+        rows = hidden.flatten(0, -2)
+        output = torch.zeros_like(rows)
+        for expert_id in range(self._experts.num_experts):
+            token, k = torch.where(expert_ids == expert_id)
+            if token.numel():
+                weights = {name: w.to(rows.device) for name, w in self._experts.expert(expert_id).items()}
+                result = torch.empty_like(rows[token])
+                self._experts.function(weights, rows[token], result)
+                output.index_add_(0, token, result * routing_weights[token, k, None])
+        return output.view_as(hidden)
+
+
+class _Stack(nn.Module):
+    """Embeds tokens and applies ``x + block(norm(x))`` layer by layer."""
+
+    def __init__(self, embedding: nn.Embedding, blocks: list[StackBlock]) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden: Tensor = self.embedding(input_ids)
+        for block in self.blocks:
+            hidden = hidden + block(nn.functional.rms_norm(hidden, hidden.shape[-1:]))
+        return hidden
+
+
+class MoEStackModel(MoEModel):
+    """The stack as a model; its forward pass gives the last hidden states."""
+
+    scope: ClassVar[str] = "layer"
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the stack's output, ``[batch_size, seq_len, hidden_size]``."""
+        output: Tensor = self.module(input_ids)
+        return output
+
+    def layer_tokens(self, batch_size: int, seq_len: int) -> list[int]:
+        """Return the tokens per MoE layer: all of them."""
+        return [batch_size * seq_len] * len(self.experts)
+
+
+@dataclass(kw_only=True)
+class MoEStack(ModelConfig):
+    """MoE layers only, with the expert sizes of Switch-Base.
+
+    Attributes:
+        hidden_size: width of a token.
+        intermediate_size: width of every expert.
+        num_layers: MoE layers.
+    """
+
+    name: ClassVar[str] = "moe_stack"
+    description: ClassVar[str] = "MoE layers only (768/3072, ReLU): the micro-benchmark"
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_layers: int = 1
+
+    def validate(self) -> None:
+        """Check the configuration.
+
+        Raises:
+            ValueError: a size below 1.
+        """
+        super().validate()
+        sizes = ("hidden_size", "intermediate_size", "num_layers", "vocab_size")
+        require_positive("model", **{size: getattr(self, size) for size in sizes})
+
+    def build(self, seed: int) -> MoEModel:
+        """Draw the weights; their scale keeps the activations' size over many layers."""
+        generator = torch.Generator().manual_seed(seed)
+        dtype = DTYPES[self.dtype]
+
+        def normal(*shape: int, std: float) -> Tensor:
+            return torch.randn(*shape, generator=generator).mul_(std).to(dtype)
+
+        context = MoEContext()
+        experts, blocks = [], []
+        for layer in range(self.num_layers):
+            weights = {
+                "up": normal(self.num_experts, self.intermediate_size, self.hidden_size, std=self.hidden_size**-0.5),
+                "down": normal(
+                    self.num_experts, self.hidden_size, self.intermediate_size, std=self.intermediate_size**-0.5
+                ),
+            }
+            experts.append(LayerExperts(weights, mlp(torch.relu)))
+            router = nn.Linear(self.hidden_size, self.num_experts, bias=False, dtype=dtype)
+            router.weight.data = normal(self.num_experts, self.hidden_size, std=self.hidden_size**-0.5)
+            blocks.append(StackBlock(router, experts[-1], self.top_k, layer, context))
+        embedding = nn.Embedding(self.vocab_size, self.hidden_size, dtype=dtype)
+        embedding.weight.data = normal(self.vocab_size, self.hidden_size, std=1.0)
+        return MoEStackModel(_Stack(embedding, blocks).eval(), context, experts, self.top_k)

@@ -1,0 +1,181 @@
+"""Switch Transformers: its sparse layers keep their experts in a ModuleDict, so they need an adapter of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+from transformers.activations import ACT2FN
+from transformers.models.switch_transformers.modeling_switch_transformers import (
+    SwitchTransformersLayerFF,
+    SwitchTransformersSparseMLP,
+)
+
+from harmoeny.models.base import DTYPES, MoEBlock, MoEContext, ModelConfig, MoEModel, require_positive
+from harmoeny.runtime.experts import LayerExperts, mlp
+
+
+class SwitchRouter(nn.Module):
+    """A Switch router whose choice the tape can pin; takes the place of the router in the untouched layer too."""
+
+    def __init__(self, router: nn.Module, layer: int, context: MoEContext) -> None:
+        super().__init__()
+        self.router = router
+        self.num_experts = router.num_experts  # the untouched layer asks its router for it
+        self.layer = layer
+        self.context = context
+
+    def choose(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Route ``[batch_size, seq_len, hidden_size]``.
+
+        Returns:
+            Expert ids int64 ``[num_tokens, 1]`` (-1 where the model's capacity leaves a token out), their probabilities
+            ``[num_tokens, 1]`` and the logits ``[batch_size, seq_len, num_experts]``.
+        """
+        mask, _, logits = self.router(hidden)
+        own_choice = torch.where(mask.any(dim=-1), mask.argmax(dim=-1), -1).view(-1, 1)
+        expert_ids = self.context.tape.choose(self.layer, own_choice)
+        probabilities = torch.softmax(logits, dim=-1, dtype=logits.dtype).to(hidden.dtype).flatten(0, -2)
+        return expert_ids, probabilities.gather(1, expert_ids.clamp(min=0)), logits
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Answer as Transformers' own router does: one-hot choice, probability and logits."""
+        expert_ids, probabilities, logits = self.choose(hidden)
+        mask = torch.zeros_like(logits, dtype=torch.int64).flatten(0, -2)
+        mask.scatter_(1, expert_ids.clamp(min=0), (expert_ids >= 0).long())
+        return mask.view(logits.shape), probabilities.view(*logits.shape[:-1], 1), logits
+
+
+class SwitchBlock(MoEBlock):
+    """A sparse layer of a Switch Transformer."""
+
+    def __init__(self, sparse_mlp: SwitchTransformersSparseMLP, layer: int, context: MoEContext) -> None:
+        super().__init__(layer, context)
+        self.router = SwitchRouter(sparse_mlp.router, layer, context)
+        sparse_mlp.router = self.router
+        # In a tuple the untouched layer is no submodule, so its experts stay in host memory when the model moves.
+        self._untouched = (sparse_mlp,)
+
+    def route(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return expert ids and probabilities, ``[num_tokens, 1]``."""
+        expert_ids, probabilities, _ = self.router.choose(hidden)
+        return expert_ids, probabilities
+
+    def forward_dense(self, hidden: Tensor) -> Tensor:
+        """Run Transformers' own layer."""
+        (sparse_mlp,) = self._untouched
+        experts = {k: w.to(hidden.device) for k, w in sparse_mlp.named_parameters() if k.startswith("experts.")}
+        output: Tensor = functional_call(sparse_mlp, experts, (hidden,))
+        return output
+
+
+def stack_experts(sparse_mlp: SwitchTransformersSparseMLP, activation: str) -> LayerExperts:
+    """Move a layer's experts into stacked tensors, of which the layer's own parameters become views."""
+    experts = list(sparse_mlp.experts.values())
+    stacked = {
+        name: torch.stack([getattr(expert, linear).weight.detach() for expert in experts])
+        for name, linear in (("up", "wi"), ("down", "wo"))
+    }
+    for expert_id, expert in enumerate(experts):
+        expert.wi.weight = nn.Parameter(stacked["up"][expert_id], requires_grad=False)
+        expert.wo.weight = nn.Parameter(stacked["down"][expert_id], requires_grad=False)
+    return LayerExperts(stacked, mlp(ACT2FN[activation]))
+
+
+class SwitchModel(MoEModel):
+    """A Switch Transformer with expert-parallel sparse layers; a forward pass is the encoder and one decoder step."""
+
+    def __init__(self, module: SwitchTransformersForConditionalGeneration) -> None:
+        context = MoEContext()
+        experts = []
+        self._encoder_layers = 0
+        for stack in (module.encoder, module.decoder):
+            for feed_forward in [m for m in stack.modules() if isinstance(m, SwitchTransformersLayerFF)]:
+                if isinstance(feed_forward.mlp, SwitchTransformersSparseMLP):
+                    sparse_mlp = feed_forward.mlp
+                    feed_forward.mlp = SwitchBlock(sparse_mlp, len(experts), context)
+                    experts.append(stack_experts(sparse_mlp, module.config.dense_act_fn))
+            if stack is module.encoder:
+                self._encoder_layers = len(experts)
+        super().__init__(module, context, experts, top_k=1)
+        self._start_token = int(module.config.decoder_start_token_id)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the first output token's logits, ``[batch_size, vocab_size]``."""
+        start = torch.full((input_ids.shape[0], 1), self._start_token, dtype=torch.int64, device=input_ids.device)
+        output: Any = self.module(input_ids=input_ids, decoder_input_ids=start, use_cache=False)
+        logits: Tensor = output.logits
+        return logits[:, -1]
+
+    def layer_tokens(self, batch_size: int, seq_len: int) -> list[int]:
+        """Return the tokens per MoE layer: all of them in the encoder, one per sequence in the decoder."""
+        decoder_layers = len(self.experts) - self._encoder_layers
+        return [batch_size * seq_len] * self._encoder_layers + [batch_size] * decoder_layers
+
+
+@dataclass(kw_only=True)
+class Switch(ModelConfig):
+    """A Switch Transformer (arXiv 2101.03961) with seeded random weights.
+
+    Attributes:
+        hidden_size: model width (``d_model``).
+        intermediate_size: width of every expert (``d_ff``).
+        num_layers: encoder layers.
+        num_decoder_layers: decoder layers.
+        num_heads: attention heads.
+        head_size: width of a head (``d_kv``).
+        sparse_step: every so many layers one has experts; 1 means all.
+        expert_capacity: tokens of one sequence that an expert takes before the model itself drops them.
+    """
+
+    name: ClassVar[str] = "switch"
+    description: ClassVar[str] = "Switch Transformer with seeded random weights, top-1 routing"
+
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_layers: int = 4
+    num_decoder_layers: int = 2
+    num_heads: int = 4
+    head_size: int = 32
+    sparse_step: int = 1
+    expert_capacity: int = 1_000_000
+
+    def validate(self) -> None:
+        """Check the configuration.
+
+        Raises:
+            ValueError: a size below 1, a top_k other than 1, or a sparse step that leaves no sparse layer.
+        """
+        super().validate()
+        if self.top_k != 1:
+            raise ValueError(f"model.top_k: {self.top_k}, must be 1: Switch Transformers route to one expert")
+        sizes = ("hidden_size", "intermediate_size", "num_layers", "num_decoder_layers", "num_heads", "head_size")
+        require_positive("model", **{size: getattr(self, size) for size in (*sizes, "expert_capacity")})
+        if not 1 <= self.sparse_step <= self.num_layers:
+            raise ValueError(
+                f"model.sparse_step: {self.sparse_step}, must be 1 to model.num_layers={self.num_layers}"
+            )
+
+    def build(self, seed: int) -> MoEModel:
+        """Build the model from Transformers' own class."""
+        config = SwitchTransformersConfig(
+            vocab_size=self.vocab_size,
+            d_model=self.hidden_size,
+            d_ff=self.intermediate_size,
+            d_kv=self.head_size,
+            num_heads=self.num_heads,
+            num_layers=self.num_layers,
+            num_decoder_layers=self.num_decoder_layers,
+            num_sparse_encoder_layers=self.num_layers // self.sparse_step,
+            num_sparse_decoder_layers=max(1, self.num_decoder_layers // self.sparse_step),
+            num_experts=self.num_experts,
+            expert_capacity=self.expert_capacity,
+            decoder_start_token_id=0,
+        )
+        torch.manual_seed(seed)
+        module = SwitchTransformersForConditionalGeneration(config).to(DTYPES[self.dtype])
+        return SwitchModel(module.eval())

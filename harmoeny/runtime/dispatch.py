@@ -1,0 +1,153 @@
+"""Bringing assignments to the ranks that the plan names, and their results back: one sort, one all-to-all each way.
+
+Shape letters: T tokens of this rank, K top_k, A = T*K assignments, S rows sent, R rows received, H hidden size,
+E experts, W ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harmoeny.placement import IntArray
+from harmoeny.plan import Plan
+from harmoeny.runtime.comm import Communicator
+
+
+@dataclass(frozen=True)
+class Dispatched:
+    """What combine must know of a dispatch.
+
+    Attributes:
+        assignment_S: int64 ``[S]``, the assignment (token * K + k) behind every row sent, by destination and expert.
+        send_splits: ``[W]``, rows sent to every rank.
+        recv_splits: ``[W]``, rows received from every rank.
+        grouping_R: int64 ``[R]``, the received row at every place of the order by expert; None where the rows arrive in
+            that order.
+        num_executed_E: int64 ``[E]`` on the host, rows per expert after grouping.
+    """
+
+    assignment_S: Tensor
+    send_splits: list[int]
+    recv_splits: list[int]
+    grouping_R: Tensor | None
+    num_executed_E: IntArray
+
+
+def count_assignments(expert_ids_TK: Tensor, num_experts: int) -> Tensor:
+    """Count this rank's assignments.
+
+    Args:
+        expert_ids_TK: int64 ``[T, K]``; a negative id marks an assignment that the model itself leaves out.
+        num_experts: number of experts.
+
+    Returns:
+        int64 ``[E]``.
+    """
+    return torch.bincount(expert_ids_TK.reshape(-1) + 1, minlength=num_experts + 1)[1:]
+
+
+def dispatch(
+    hidden_TH: Tensor, expert_ids_TK: Tensor, plan: Plan, comm: Communicator
+) -> tuple[Tensor, Dispatched]:
+    """Send this rank's tokens where the plan wants them and group what arrives by expert.
+
+    Args:
+        hidden_TH: ``[T, H]``, this rank's tokens.
+        expert_ids_TK: int64 ``[T, K]``, the router's choice; negative where the model itself leaves one out.
+        plan: the same plan on all ranks.
+        comm: the collectives.
+
+    Returns:
+        ``[R, H]``, the rows to execute, grouped by ascending expert, and what :func:`combine` needs.
+    """
+    top_k = expert_ids_TK.shape[1]
+    sent_EW = plan.tokens[comm.rank]
+    received_WE = plan.tokens[:, :, comm.rank]
+    assignment_S = send_order(expert_ids_TK, sent_EW)
+    send_splits = [int(n) for n in sent_EW.sum(axis=0)]
+    recv_splits = [int(n) for n in received_WE.sum(axis=1)]
+
+    rows = comm.exchange_rows(hidden_TH.index_select(0, assignment_S // top_k), send_splits, recv_splits)
+
+    grouping_R = None
+    if sum(n > 0 for n in recv_splits) > 1:
+        # Rows arrive by (source, expert); reading the blocks by (expert, source) groups them.
+        starts_WE = _exclusive_cumsum(received_WE.reshape(-1)).reshape(received_WE.shape)
+        grouping_R = torch.from_numpy(_ranges(starts_WE.T.reshape(-1), received_WE.T.reshape(-1))).to(rows.device)
+        rows = rows.index_select(0, grouping_R)
+    return rows, Dispatched(assignment_S, send_splits, recv_splits, grouping_R, received_WE.sum(axis=0))
+
+
+def combine(
+    results_RH: Tensor, routing_weights_TK: Tensor, dispatched: Dispatched, comm: Communicator
+) -> Tensor:
+    """Bring results home and add them up, weighted by the router.
+
+    Args:
+        results_RH: ``[R, H]``, in the order in which :func:`dispatch` returned the rows.
+        routing_weights_TK: ``[T, K]``.
+        dispatched: what :func:`dispatch` returned.
+        comm: the collectives.
+
+    Returns:
+        ``[T, H]``; assignments that nobody executed contribute nothing.
+    """
+    num_tokens, top_k = routing_weights_TK.shape
+    rows = results_RH
+    if dispatched.grouping_R is not None:
+        rows = torch.empty_like(results_RH).index_copy_(0, dispatched.grouping_R, results_RH)
+    rows = comm.exchange_rows(rows, dispatched.recv_splits, dispatched.send_splits)
+
+    complete = rows.shape[0] == num_tokens * top_k
+    shape = (num_tokens * top_k, results_RH.shape[1])
+    by_assignment = rows.new_empty(shape) if complete else rows.new_zeros(shape)
+    by_assignment.index_copy_(0, dispatched.assignment_S, rows)
+    if top_k == 1:
+        return by_assignment.mul_(routing_weights_TK.to(rows.dtype))
+    weighted = by_assignment.view(num_tokens, top_k, -1).mul_(routing_weights_TK.to(rows.dtype).unsqueeze(-1))
+    return weighted.sum(dim=1)
+
+
+def kept_assignments(expert_ids_TK: Tensor, dispatched: Dispatched) -> Tensor:
+    """Return bool ``[T, K]``, true for the assignments that some rank executed."""
+    kept = torch.zeros(expert_ids_TK.numel(), dtype=torch.bool, device=expert_ids_TK.device)
+    kept[dispatched.assignment_S] = True
+    return kept.view_as(expert_ids_TK)
+
+
+def send_order(expert_ids_TK: Tensor, sent_EW: IntArray) -> Tensor:
+    """Order this rank's assignments by (destination, expert).
+
+    Of an expert's assignments, in token order, the first ``sent_EW[e, 0]`` go to rank 0, the next to rank 1, and so on;
+    what is left over is dropped.
+
+    Args:
+        expert_ids_TK: int64 ``[T, K]``; negative ids go nowhere.
+        sent_EW: int64 ``[E, W]``, how many of this rank's assignments of an expert go to every rank.
+
+    Returns:
+        int64 ``[S]``, assignments.
+    """
+    ids = expert_ids_TK.reshape(-1)
+    by_expert = torch.argsort(ids, stable=True)
+    # The masked ids, being negative, come first; what the plan drops of an expert stays between its blocks.
+    counts_E = np.bincount(ids.cpu().numpy() + 1, minlength=sent_EW.shape[0] + 1)
+    starts_E = np.cumsum(counts_E)[:-1]
+    starts_EW = starts_E[:, None] + _exclusive_cumsum(sent_EW, axis=1)
+    picks = _ranges(starts_EW.T.reshape(-1), sent_EW.T.reshape(-1))
+    return by_expert.index_select(0, torch.from_numpy(picks).to(ids.device))
+
+
+def _exclusive_cumsum(values: IntArray, axis: int = 0) -> IntArray:
+    total: IntArray = np.cumsum(values, axis=axis)
+    return total - values
+
+
+def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
+    """Concatenate ``range(start, start + length)`` of every block, both int64 ``[num_blocks]``."""
+    offsets = starts - _exclusive_cumsum(lengths)
+    return np.repeat(offsets, lengths) + np.arange(lengths.sum())

@@ -1,0 +1,127 @@
+"""The one phase recorder: marks at phase boundaries while a batch runs, records made of them afterwards."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+
+from harmoeny.plan import Plan
+from harmoeny.runtime.fetch.base import FetchStats
+
+
+class Phase(IntEnum):
+    """Phases of a MoE layer in their order; END closes the last one."""
+
+    ROUTE = 0
+    METADATA = 1
+    PLAN = 2
+    DISPATCH = 3
+    COMPUTE = 4
+    COMBINE = 5
+    END = 6
+
+
+PHASES = tuple(phase for phase in Phase if phase is not Phase.END)
+
+_Mark = int | torch.cuda.Event
+
+
+@dataclass
+class LayerTrace:
+    """What one rank did in one execution of one MoE layer.
+
+    Attributes:
+        layer: MoE layer in order of execution.
+        plan: the plan that was executed.
+        num_assignments: assignments of this rank's tokens.
+        fetch: what moving weights cost.
+        marks: start of every phase and the end, as the clock gave them.
+    """
+
+    layer: int
+    plan: Plan | None = None
+    num_assignments: int = 0
+    fetch: FetchStats = field(default_factory=FetchStats)
+    marks: list[_Mark] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Phase boundaries of one execution of a layer, in seconds since the iteration's origin.
+
+    Attributes:
+        trace: the execution.
+        boundary_s: ``[7]``, start of every phase of :data:`PHASES` and the end of the last.
+    """
+
+    trace: LayerTrace
+    boundary_s: list[float]
+
+    def phase_s(self, phase: Phase) -> float:
+        """Return the length of a phase in seconds."""
+        return self.boundary_s[phase + 1] - self.boundary_s[phase]
+
+    @property
+    def compute_end_s(self) -> float:
+        """Return the end of this rank's own computation, in seconds since the origin."""
+        return self.boundary_s[Phase.COMBINE]
+
+
+class Recorder:
+    """Collects marks with as little work as possible; switched off, a mark is one comparison.
+
+    On CUDA a mark is an event on the current stream, so recording never waits for the device.
+
+    Attributes:
+        enabled: whether marks are taken.
+    """
+
+    def __init__(self, device: torch.device, *, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._cuda = device.type == "cuda"
+        self._origin: _Mark = 0
+        self._traces: list[LayerTrace] = []
+
+    def begin_iteration(self) -> None:
+        """Forget earlier layers and set the origin of time."""
+        self._traces = []
+        self._origin = self._now()
+
+    def begin_layer(self, layer: int) -> None:
+        """Open a layer; its first phase, ``route``, starts now."""
+        if self.enabled:
+            self._traces.append(LayerTrace(layer, marks=[self._now()]))
+
+    def mark(self) -> None:
+        """Start the next phase of the open layer, or end its last."""
+        if self.enabled:
+            self._traces[-1].marks.append(self._now())
+
+    def describe(self, plan: Plan, num_assignments: int, fetch: FetchStats) -> None:
+        """Attach what was executed to the open layer."""
+        if self.enabled:
+            trace = self._traces[-1]
+            trace.plan, trace.num_assignments, trace.fetch = plan, num_assignments, fetch
+
+    def collect(self) -> list[LayerTimes]:
+        """Return the layers since :meth:`begin_iteration`, in order of execution; waits for the device."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        return [LayerTimes(t, [self._since_origin(m) for m in t.marks]) for t in self._traces]
+
+    def _now(self) -> _Mark:
+        if not self._cuda:
+            return time.perf_counter_ns()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _since_origin(self, mark: _Mark) -> float:
+        if isinstance(mark, int):
+            assert isinstance(self._origin, int)
+            return (mark - self._origin) * 1e-9
+        assert not isinstance(self._origin, int)
+        return float(self._origin.elapsed_time(mark)) * 1e-3
