@@ -1,0 +1,1 @@
+"""The experiment itself: components by discovery, launching ranks, measuring, checking and recording."""

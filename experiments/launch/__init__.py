@@ -1,0 +1,1 @@
+"""Starting ranks on this machine, or joining ranks that something else started."""

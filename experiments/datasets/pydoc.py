@@ -1,0 +1,81 @@
+"""English text that every machine has: the documentation in Python's standard library, read without importing it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from experiments.cache import atomic_path, cache_dir
+from experiments.datasets.base import Dataset
+
+#: A distribution that ships less than this has stripped its docstrings.
+MIN_CHARACTERS = 500_000
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@dataclass(kw_only=True)
+class PyDoc(Dataset):
+    """Docstrings of the standard library's modules, classes and functions, and the topics of ``help()``."""
+
+    name: ClassVar[str] = "pydoc"
+    description: ClassVar[str] = "docstrings and help topics of Python's standard library"
+
+    def fingerprint(self) -> str:
+        """Digest Python's version and the names and sizes of the sources."""
+        digest = hashlib.sha256(sys.version.encode())
+        for path in _sources():
+            digest.update(f"{path}:{path.stat().st_size}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def documents(self) -> Iterator[str]:
+        """Yield every text once, in the order of file names; collected once and then read from the cache.
+
+        Raises:
+            ValueError: this Python has no sources with docstrings.
+        """
+        cached = cache_dir() / f"pydoc-{self.fingerprint()}.json"
+        if not cached.exists():
+            texts = list(dict.fromkeys(text for path in _sources() for text in _texts(path)))
+            if sum(map(len, texts)) < MIN_CHARACTERS:
+                raise ValueError(
+                    f"dataset: 'pydoc' found too little text under {sysconfig.get_path('stdlib')}; "
+                    "use dataset=local dataset.path=FILE"
+                )
+            with atomic_path(cached) as temporary:
+                temporary.write_text(json.dumps(texts), encoding="utf-8")
+        yield from json.loads(cached.read_text(encoding="utf-8"))
+
+
+def _sources() -> list[Path]:
+    root = Path(sysconfig.get_path("stdlib"))
+    return sorted(
+        path for path in root.rglob("*.py") if not {"site-packages", "dist-packages", "test"} & set(path.parts)
+    )
+
+
+def _texts(path: Path) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some sources are written to be warned about
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # kept broken on purpose, as samples
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED):
+            text = ast.get_docstring(node)
+            if text and text.strip():
+                yield text.encode("utf-8", "ignore").decode()
+    if path.parts[-2:] == ("pydoc_data", "topics.py"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict):
+                yield from (inspect.cleandoc(topic) for topic in ast.literal_eval(node).values())

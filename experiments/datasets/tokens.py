@@ -1,0 +1,89 @@
+"""Data sets as token ids: tokenised once into a cached array, cut into sequences, dealt out to ranks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from experiments.cache import atomic_path, cache_dir
+from experiments.datasets.base import Dataset
+from experiments.tokenizer import END_ID, load_tokenizer
+from harmoeny.placement import IntArray
+
+_DOCUMENTS_PER_CALL = 512
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """A tokenised data set.
+
+    Attributes:
+        path: int32 array ``[num_tokens]`` in NumPy's format.
+        num_tokens: tokens, end-of-document tokens included.
+        sha256: digest of the array's bytes.
+    """
+
+    path: Path
+    num_tokens: int
+    sha256: str
+
+    def check(self, seq_len: int) -> None:
+        """Refuse a text that is shorter than one sequence.
+
+        Raises:
+            ValueError: fewer than ``seq_len`` tokens.
+        """
+        if self.num_tokens < seq_len:
+            raise ValueError(
+                f"seq_len: {seq_len}, must be at most {self.num_tokens}, the tokens of the data set; "
+                "use a longer text or a smaller seq_len"
+            )
+
+    def fresh_batches(self, *, sequences_per_batch: int, seq_len: int) -> int:
+        """Return how many global batches the text gives before it starts again from the beginning."""
+        return self.num_tokens // seq_len // sequences_per_batch
+
+    def batch(self, *, index: int, rank: int, world_size: int, batch_size: int, seq_len: int) -> IntArray:
+        """Return one rank's share of a global batch.
+
+        Sequences are consecutive pieces of the text; batch ``index`` takes the next ``world_size * batch_size`` of them, rank
+        after rank, and the text starts again when it is used up.
+
+        Returns:
+            int64 ``[batch_size, seq_len]``.
+        """
+        tokens = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        num_sequences = self.num_tokens // seq_len
+        first = (index * world_size + rank) * batch_size
+        rows = [(first + i) % num_sequences for i in range(batch_size)]
+        return np.stack([tokens[row * seq_len : (row + 1) * seq_len] for row in rows]).astype(np.int64)
+
+
+def prepare_tokens(dataset: Dataset, vocab_size: int) -> TokenFile:
+    """Tokenise a data set, or find it in the cache.
+
+    Raises:
+        ValueError: the data set or the vocabulary is not usable.
+    """
+    tokenizer = load_tokenizer(vocab_size)
+    key = hashlib.sha256((dataset.fingerprint() + tokenizer.to_str()).encode()).hexdigest()[:16]
+    path = cache_dir() / f"tokens-{dataset.name}-{key}.npy"
+    if not path.exists():
+        ids = np.fromiter(_ids(dataset.documents(), tokenizer), dtype=np.int32)
+        with atomic_path(path) as temporary:
+            np.save(temporary, ids, allow_pickle=False)
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return TokenFile(path=path, num_tokens=len(array), sha256=hashlib.sha256(array.tobytes()).hexdigest())
+
+
+def _ids(documents: Iterator[str], tokenizer: Tokenizer) -> Iterator[int]:
+    while group := list(islice(documents, _DOCUMENTS_PER_CALL)):
+        for encoding in tokenizer.encode_batch(group):
+            yield from encoding.ids
+            yield END_ID

@@ -1,0 +1,51 @@
+"""The tokenizer of models that bring none: byte-level BPE, trained once on the pydoc text and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from experiments.cache import atomic_path, cache_dir
+from experiments.datasets.pydoc import PyDoc
+
+#: Their places are the ids that T5 and Switch expect.
+SPECIAL_TOKENS = ["<pad>", "</s>", "<unk>"]
+END_ID = 1
+MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a vocabulary without room for every byte.
+
+    Raises:
+        ValueError: fewer tokens than bytes and special tokens.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(f"model.vocab_size: {vocab_size}, must be at least {MIN_VOCAB_SIZE} (all bytes)")
+
+
+def load_tokenizer(vocab_size: int) -> Tokenizer:
+    """Return the tokenizer of that size, all ids below ``vocab_size``; the first call trains it."""
+    check_vocab_size(vocab_size)
+    source = PyDoc()
+    key = hashlib.sha256(f"{source.fingerprint()}:{tokenizers.__version__}".encode()).hexdigest()[:16]
+    cached = cache_dir() / f"tokenizer-{vocab_size}-{key}.json"
+    if not cached.exists():
+        # Ranks and test processes fork later; the library's own threads would warn about it.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=SPECIAL_TOKENS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(source.documents(), trainer)
+        with atomic_path(cached) as temporary:
+            tokenizer.save(str(temporary))
+    return Tokenizer.from_file(str(cached))
