@@ -1,0 +1,189 @@
+"""The configuration of one point: its schema for Hydra, and its checked form that everything else works with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.datasets.base import Dataset
+from experiments.routers.base import Router
+from experiments.tokenizer import check_vocab_size
+from harmoeny.models.base import ModelConfig
+from harmoeny.policy import Policy
+
+DEVICES = ("auto", "cpu", "cuda")
+WANDB_MODES = ("offline", "online", "disabled")
+#: Values that change where results go or what is done with them, but not the measurement.
+_NOT_IDENTITY = ("results_dir", "wandb", "hydra", "timeout_s")
+
+
+@dataclass
+class WandbOptions:
+    """Logging to Weights & Biases."""
+
+    mode: str = "offline"
+    project: str = "harmoeny"
+
+
+@dataclass
+class Options:
+    """Schema of the configuration; conf/config.yaml holds the values and says what they mean."""
+
+    experiment: str = MISSING
+    tag: str = MISSING
+    seed: int = MISSING
+    world_size: int = MISSING
+    device: str = MISSING
+    results_dir: str = MISSING
+    batch_size: int = MISSING
+    seq_len: int = MISSING
+    rounds: int = MISSING
+    warmup_rounds: int = MISSING
+    timeout_s: int = MISSING
+    model: Any = MISSING
+    dataset: Any = MISSING
+    router: Any = MISSING
+    systems: dict[str, Any] = field(default_factory=dict)
+    wandb: WandbOptions = field(default_factory=WandbOptions)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of an experiment, checked and ready to run.
+
+    Attributes:
+        values: the resolved configuration as plain data.
+        model: builds the model.
+        dataset: gives the text.
+        router: decides where tokens go.
+        systems: policies by name, in the order of the configuration.
+    """
+
+    values: dict[str, Any]
+    model: ModelConfig
+    dataset: Dataset
+    router: Router
+    systems: dict[str, Policy]
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a top-level value of the configuration."""
+        return self.values[name]
+
+    @property
+    def device_type(self) -> str:
+        """``cpu`` or ``cuda``."""
+        if self["device"] != "auto":
+            return str(self["device"])
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run's folder: readable labels and a digest of everything that the measurement depends on."""
+        identity = {k: v for k, v in self.values.items() if k not in _NOT_IDENTITY} | {"device": self.device_type}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+        labels = [f"{k.removeprefix('router.')}={v}" for k, v in self.labels().items() if k != "router"]
+        parts = [self.router.name, *labels, self["tag"], digest]
+        return "-".join(str(part) for part in parts if part)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return Path(self["results_dir"]) / self["experiment"] / self.run_id
+
+    def labels(self) -> dict[str, Any]:
+        """Return what tells this point from its neighbours: the router and its options."""
+        options = {f"router.{k}": v for k, v in self["router"].items() if k != "_target_"}
+        return {"router": self.router.name, **options}
+
+
+def joined_world_size() -> int | None:
+    """Return the number of ranks that torchrun or SLURM started, or None where this process stands alone."""
+    if all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        return int(os.environ["WORLD_SIZE"])
+    return None
+
+
+def is_main_rank() -> bool:
+    """Tell whether this process speaks for the run: it stands alone or is rank 0."""
+    return joined_world_size() is None or os.environ["RANK"] == "0"
+
+
+def load_point(config: DictConfig | Mapping[str, Any]) -> Point:
+    """Check a configuration completely, before any worker starts.
+
+    Raises:
+        ValueError: the first field that is wrong, its value and what is allowed.
+    """
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True, throw_on_missing=True)
+        assert isinstance(resolved, dict)
+        values = {str(k): v for k, v in resolved.items() if k != "hydra"}
+        parts = {group: instantiate(values[group], _convert_="all") for group in ("model", "dataset", "router")}
+        systems = {name: instantiate(node, _convert_="all") for name, node in values["systems"].items()}
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error)) from error
+    point = Point(values=values, systems=systems, **parts)
+    _check(point)
+    return point
+
+
+def _check(point: Point) -> None:
+    for name in ("world_size", "batch_size", "seq_len", "rounds", "timeout_s"):
+        if point[name] < 1:
+            raise ValueError(f"{name}: {point[name]}, must be at least 1")
+    if point["warmup_rounds"] < 0:
+        raise ValueError(f"warmup_rounds: {point['warmup_rounds']}, must be at least 0")
+    if point["device"] not in DEVICES:
+        raise ValueError(f"device: {point['device']!r}, must be one of {', '.join(DEVICES)}")
+    if point["wandb"]["mode"] not in WANDB_MODES:
+        raise ValueError(f"wandb.mode: {point['wandb']['mode']!r}, must be one of {', '.join(WANDB_MODES)}")
+    for name in ("experiment", "tag"):
+        if not all(c.isalnum() or c in "-_." for c in point[name]) or point[name].startswith("."):
+            raise ValueError(f"{name}: {point[name]!r}, must hold only letters, digits, '-', '_' and '.'")
+    _check_ranks(point)
+    point.model.validate()
+    check_vocab_size(point.model.vocab_size)
+    point.router.validate(point.model.num_experts, point.model.top_k)
+    if not point.systems:
+        raise ValueError("system: [], must name at least one system")
+    for name, policy in point.systems.items():
+        try:
+            policy.validate()
+        except ValueError as error:
+            raise ValueError(f"systems.{name}.{error}") from error
+    point.dataset.validate()
+    _check_writable(Path(point["results_dir"]))
+
+
+def _check_ranks(point: Point) -> None:
+    joined = joined_world_size()
+    if joined is not None and joined != point["world_size"]:
+        raise ValueError(f"world_size: {point['world_size']}, must be {joined}, the number of ranks that were started")
+    if point["device"] == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: 'cuda', must be cpu or auto: this PyTorch sees no CUDA device")
+    if point.device_type == "cuda" and joined is None and point["world_size"] > torch.cuda.device_count():
+        raise ValueError(
+            f"world_size: {point['world_size']}, must be at most {torch.cuda.device_count()}, the CUDA devices here"
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / f".write-test-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"results_dir: {str(folder)!r} cannot be written ({error.strerror}), must be a folder to write to"
+        ) from error

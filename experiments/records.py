@@ -1,0 +1,114 @@
+"""From what the ranks saw to the rows of the result schema (docs/metrics.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.cache import atomic_path
+from harmoeny.runtime.recorder import PHASES, LayerTimes
+
+
+@dataclass(frozen=True)
+class RankIteration:
+    """One measured forward pass as one rank saw it; times are seconds on the common clock.
+
+    Attributes:
+        system: the system that executed it.
+        round: round of interleaved systems.
+        iteration: running number over all systems.
+        rank: the rank.
+        start_s: when it left the barrier.
+        end_s: when it had its first output token.
+        num_sequences: its sequences.
+        input_tokens: its input tokens.
+        layers: one dict of result columns per MoE layer, with ``compute_end_s`` in place of ``idle_s``.
+    """
+
+    system: str
+    round: int
+    iteration: int
+    rank: int
+    start_s: float
+    end_s: float
+    num_sequences: int
+    input_tokens: int
+    layers: list[dict[str, Any]]
+
+
+def layer_row(times: LayerTimes, rank: int, origin_s: float) -> dict[str, Any]:
+    """Return the result columns of one layer on one rank."""
+    trace = times.trace
+    assert trace.plan is not None, "the layer was not executed to its end"
+    tokens = trace.plan.tokens
+    sent = int(tokens[rank].sum())
+    executed_by_expert = tokens[:, :, rank].sum(axis=0)
+    return {
+        "layer": trace.layer,
+        "rank": rank,
+        "num_assignments": trace.num_assignments,
+        "executed_tokens": int(executed_by_expert.sum()),
+        "sent_tokens": sent - int(tokens[rank, :, rank].sum()),
+        "dropped_tokens": trace.num_assignments - sent,
+        "num_active_experts": int((executed_by_expert > 0).sum()),
+        "num_fetches": trace.fetch.num_fetches,
+        "fetch_bytes": trace.fetch.fetch_bytes,
+        "fetch_s": trace.fetch.fetch_s,
+        "fetch_wait_s": trace.fetch.fetch_wait_s,
+        **{f"{phase.name.lower()}_s": times.phase_s(phase) for phase in PHASES},
+        "layer_s": times.boundary_s[-1] - times.boundary_s[0],
+        "compute_end_s": origin_s + times.compute_end_s,
+    }
+
+
+def layer_frame(iterations: list[RankIteration], backend: str, device: str) -> pd.DataFrame:
+    """Return the rows of ``layers.parquet``; idle time needs all ranks, so it is added here."""
+    rows = [
+        {"system": it.system, "round": it.round, "iteration": it.iteration, **layer}
+        for it in iterations
+        for layer in it.layers
+    ]
+    frame = pd.DataFrame(rows)
+    last_end = frame.groupby(["iteration", "layer"])["compute_end_s"].transform("max")
+    frame["idle_s"] = last_end - frame["compute_end_s"]
+    frame = frame.drop(columns="compute_end_s").assign(backend=backend, device=device)
+    return frame.sort_values(["iteration", "layer", "rank"], ignore_index=True)
+
+
+def iteration_frame(iterations: list[RankIteration], backend: str, device: str, scope: str) -> pd.DataFrame:
+    """Return the rows of ``iterations.parquet``."""
+    by_iteration: dict[int, list[RankIteration]] = {}
+    for it in iterations:
+        by_iteration.setdefault(it.iteration, []).append(it)
+    rows = []
+    for index, ranks in sorted(by_iteration.items()):
+        begin = max(r.start_s for r in ranks)
+        latency = max(r.end_s for r in ranks) - begin
+        num_sequences = sum(r.num_sequences for r in ranks)
+        input_tokens = sum(r.input_tokens for r in ranks)
+        rows.append(
+            {
+                "system": ranks[0].system,
+                "round": ranks[0].round,
+                "iteration": index,
+                "scope": scope,
+                "backend": backend,
+                "device": device,
+                "world_size": len(ranks),
+                "num_sequences": num_sequences,
+                "input_tokens": input_tokens,
+                "latency_s": latency,
+                "ttft_s": sum((r.end_s - begin) * r.num_sequences for r in ranks) / num_sequences,
+                "throughput_tokens_per_s": input_tokens / latency,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table under a temporary name and rename it."""
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, index=False)
