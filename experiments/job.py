@@ -1,0 +1,84 @@
+"""One point as Hydra's task: skip it if it is finished, else prepare, launch, and report failure in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from experiments.check import CheckFailed
+from experiments.config import Point, is_main_rank, joined_world_size, load_point
+from experiments.datasets.tokens import prepare_tokens
+from experiments.launch.joined import run_joined
+from experiments.launch.local import RanksFailed, launch
+from experiments.manifest import is_finished, new_manifest, now, write_manifest
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def run_point(config: DictConfig) -> str | None:
+    """Run one point, unless its folder holds a finished run.
+
+    Returns:
+        The run's folder, or None on ranks other than 0.
+
+    Raises:
+        SystemExit: the point failed (1), its configuration is wrong (2), or it was interrupted (130); nothing else of a sweep
+            runs then.
+    """
+    try:
+        point = load_point(config)
+        done = _run(point)
+    except ValueError as error:
+        fail(error, 2)
+    except (RanksFailed, CheckFailed) as error:
+        fail(error, 1)
+    except KeyboardInterrupt:
+        fail("interrupted: all ranks were stopped; start the same command again to resume", 130)
+    if not done and is_main_rank():
+        say(f"{point.run_id}: finished before, kept ({point.folder}); delete the folder or set tag= to measure it again")
+    return str(point.folder) if is_main_rank() else None
+
+
+def _run(point: Point) -> bool:
+    if joined_world_size() is not None:
+        return run_joined(point, point.folder)
+    if is_finished(point.folder):
+        return False
+    tokens = prepare_tokens(point.dataset, point.model.vocab_size)
+    tokens.check(point["seq_len"])
+    point.folder.mkdir(parents=True, exist_ok=True)
+    _forget(point.folder)
+    write_manifest(point.folder, new_manifest(point))
+    try:
+        launch(point.values, tokens, point.folder)
+    except (RanksFailed, KeyboardInterrupt) as error:
+        _mark_failed(point.folder, str(error) or "interrupted")
+        raise
+    return True
+
+
+def _forget(folder: Path) -> None:
+    """Remove what an unfinished run left, so that its numbers never mix with the new ones."""
+    for name in ("layers.parquet", "iterations.parquet", "summary.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _mark_failed(folder: Path, reason: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    write_manifest(folder, manifest | {"status": "failed", "ended_at": now(), "error": reason})
+
+
+def say(text: str) -> None:
+    """Print one line of information on standard error."""
+    _console.print(text, markup=False)
+
+
+def fail(error: object, status: int) -> None:
+    """Print one clear error and end the process with ``status``."""
+    say(f"error: {error}")
+    sys.stderr.flush()
+    raise SystemExit(status)

@@ -1,0 +1,39 @@
+"""Be one rank of a job that torchrun or SLURM started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch.distributed as dist
+
+from experiments.config import Point
+from experiments.datasets.tokens import prepare_tokens
+from experiments.manifest import is_finished
+from experiments.worker import join, run_rank
+
+
+def run_joined(point: Point, folder: Path) -> bool:
+    """Run a point as this process's rank, together with all others.
+
+    Returns:
+        False where the point had been finished before.
+    """
+    join(point)
+    if _agree(is_finished(folder), point):
+        return False
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        prepare_tokens(point.dataset, point.model.vocab_size)
+    if point["world_size"] > 1:
+        dist.barrier()
+    run_rank(point, prepare_tokens(point.dataset, point.model.vocab_size), folder)
+    return True
+
+
+def _agree(answer: bool, point: Point) -> bool:
+    """Give all ranks rank 0's answer: a shared file system may show the others an older state."""
+    if point["world_size"] == 1:
+        return answer
+    answers = [answer]
+    dist.broadcast_object_list(answers, src=0)
+    return answers[0]

@@ -1,0 +1,159 @@
+"""One rank of one point, from the process group to the result files."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from experiments.cache import atomic_path
+from experiments.check import check_system
+from experiments.clock import clock_offset_s
+from experiments.config import Point
+from experiments.datasets.tokens import TokenFile
+from experiments.manifest import device_name, new_manifest, now, write_manifest
+from experiments.measure import make_batch, run_rounds
+from experiments.progress import PointProgress
+from experiments.records import RankIteration, iteration_frame, layer_frame, write_parquet
+from harmoeny.runtime.calibrate import measure_expert_cost
+from harmoeny.runtime.comm import Communicator
+from harmoeny.runtime.engine import ExpertParallel
+from harmoeny.runtime.experts import ExpertStore
+from harmoeny.runtime.recorder import Recorder
+
+#: How long a rank that lost a peer waits before it reports that, so that the launcher sees the peer's own end first.
+_PEER_LOST_DELAY_S = 1.5
+
+
+def join(point: Point) -> torch.device:
+    """Set this process up as a rank: threads, device and, for several ranks, the process group (once per process)."""
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", point["world_size"]))
+    if point.device_type == "cuda":
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+    if point["world_size"] > 1 and not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=point["world_size"],
+            timeout=timedelta(seconds=point["timeout_s"]),
+        )
+    return device
+
+
+def run_rank(point: Point, tokens: TokenFile, folder: Path) -> None:
+    """Measure a point as one of its ranks; rank 0 writes the results.
+
+    Raises:
+        CheckFailed: a system's output is not the dense model's.
+    """
+    device = join(point)
+    try:
+        with torch.inference_mode():
+            _run(point, tokens, folder, device)
+    except (dist.DistError, RuntimeError) as error:
+        if point["world_size"] > 1 and _is_peer_lost(error):
+            time.sleep(_PEER_LOST_DELAY_S)
+        raise
+
+
+def _is_peer_lost(error: BaseException) -> bool:
+    text = str(error).lower()
+    return any(sign in text for sign in ("connection closed by peer", "connection reset", "gloo", "nccl"))
+
+
+def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) -> None:
+    comm = Communicator(device)
+    manifest = new_manifest(point) | _environment(point, comm, tokens)
+    if comm.rank == 0:
+        write_manifest(folder, manifest)
+        with atomic_path(folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(point.values, sort_keys=False), encoding="utf-8")
+
+    total = len(point.systems) * (point["rounds"] + point["warmup_rounds"] + 1)
+    with PointProgress(point.run_id, total, enabled=comm.rank == 0) as progress:
+        progress.step("building the model")
+        model = point.model.build(point["seed"])
+        engine = ExpertParallel(ExpertStore(model.experts, pin=device.type == "cuda"), comm, Recorder(device))
+        model.attach(engine)
+        batches = [make_batch(point, model, tokens, i, comm.rank, device) for i in range(point["rounds"])]
+
+        progress.step("calibrating")
+        cost = measure_expert_cost(engine.store.layers[0], comm)
+        systems = [engine.build_system(n, policy.calibrated(cost)) for n, policy in point.systems.items()]
+        for system in systems:
+            threshold = getattr(system.policy, "threshold", None)
+            if threshold is not None:
+                manifest["systems"][system.name]["threshold"] = threshold
+
+        checks = {}
+        for system in systems:
+            progress.step(f"checking {system.name} against the dense model")
+            checks[system.name] = vars(
+                check_system(model, engine, system, batches[0].input_ids, batches[0].expert_ids)
+            )
+            progress.advance()
+        iterations = run_rounds(
+            model,
+            engine,
+            systems,
+            batches,
+            warmup_rounds=point["warmup_rounds"],
+            clock_offset_s=clock_offset_s(comm),
+            progress=progress,
+        )
+    manifest |= {
+        "scope": model.scope,
+        "model": {
+            "name": point.model.name,
+            "num_moe_layers": len(model.experts),
+            "num_experts": model.num_experts,
+            "top_k": model.top_k,
+            "expert_bytes": model.experts[0].expert_bytes,
+            "store_bytes": engine.store.nbytes,
+        },
+        "calibration": vars(cost),
+        "checks": checks,
+    }
+    everyone = _gather(iterations, comm)
+    if comm.rank == 0:
+        backend, name = manifest["backend"], manifest["device"]
+        write_parquet(layer_frame(everyone, backend, name), folder / "layers.parquet")
+        write_parquet(iteration_frame(everyone, backend, name, model.scope), folder / "iterations.parquet")
+        write_manifest(folder, manifest | {"status": "finished", "ended_at": now()})
+    comm.barrier()
+
+
+def _environment(point: Point, comm: Communicator, tokens: TokenFile) -> dict[str, Any]:
+    fresh = tokens.fresh_batches(
+        sequences_per_batch=point["world_size"] * point["batch_size"], seq_len=point["seq_len"]
+    )
+    return {
+        "backend": "nccl" if comm.device.type == "cuda" else "gloo",
+        "device": device_name(comm.device),
+        "threads_per_rank": torch.get_num_threads(),
+        "dataset": {
+            "name": point.dataset.name,
+            "num_tokens": tokens.num_tokens,
+            "sha256": tokens.sha256,
+            "repeats_text": fresh < point["rounds"],
+        },
+    }
+
+
+def _gather(iterations: list[RankIteration], comm: Communicator) -> list[RankIteration]:
+    if comm.world_size == 1:
+        return iterations
+    gathered: list[list[RankIteration]] | None = [[] for _ in range(comm.world_size)] if comm.rank == 0 else None
+    dist.gather_object(iterations, gathered)
+    return [it for rank in gathered or [] for it in rank]
