@@ -1,0 +1,1 @@
+"""Statistics, tables and figures: reads result files only, never the runtime."""

@@ -1,0 +1,1 @@
+"""Figures: one file each, found by discovery; each says which results it needs."""

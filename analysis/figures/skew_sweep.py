@@ -1,0 +1,67 @@
+"""Throughput and time to first token against router skew: the paper's main figure."""
+
+from __future__ import annotations
+
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.base import FigureData
+from analysis.style import label, look
+
+NAME = "skew_sweep"
+_AXIS = "router.skew"
+_PANELS = (
+    ("throughput_tokens_per_s", "Throughput (1,000 tokens/s)", 1e-3, "higher is better"),
+    ("ttft_s", "Time to first token (s)", 1.0, "lower is better"),
+)
+COLUMNS = tuple(f"{name}{end}" for name, *_ in _PANELS for end in ("", "_low", "_high"))
+
+
+def missing(data: FigureData) -> str | None:
+    """Say that a sweep over the skew is needed, unless there is one."""
+    if _AXIS in data.axes and data.summary[_AXIS].nunique() > 1:
+        return None
+    return "needs several skews: python run.py experiment=skew_sweep"
+
+
+def plot(data: FigureData) -> Figure:
+    """Draw a group of bars per skew, a bar per system, with 95 % intervals."""
+    figure = Figure(figsize=(8.4, 3.9))
+    panels = figure.subplots(1, 2)
+    for axes, (column, title, scale, direction) in zip(panels, _PANELS, strict=True):
+        _bars(axes, data, column, scale)
+        axes.set_title(f"{title}, {direction}", fontsize=9, loc="left")
+        axes.set_xlabel("Router skew (share of assignments to the hot experts)")
+        axes.set_ylim(bottom=0)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 5), frameon=False)
+    rows = -(-len(labels) // 5)
+    figure.text(0.01, 0.012, fill(data.caption, 150), fontsize=6.5, color="#555555", va="bottom")
+    figure.tight_layout(rect=(0, 0.055, 1, 1 - 0.065 * rows))
+    return figure
+
+
+def _bars(axes: Axes, data: FigureData, column: str, scale: float) -> None:
+    frame = data.summary
+    skews = sorted(frame[_AXIS].unique())
+    systems = list(dict.fromkeys(frame["system"]))
+    width = 0.8 / len(systems)
+    for i, system in enumerate(systems):
+        rows = frame[frame["system"] == system].set_index(_AXIS).reindex(skews)
+        exact = bool(rows["exact"].dropna().iloc[0])
+        middle, low, high = (rows[f"{column}{end}"].to_numpy(dtype=float) * scale for end in ("", "_low", "_high"))
+        axes.bar(
+            np.arange(len(skews)) + (i - (len(systems) - 1) / 2) * width,
+            middle,
+            width * 0.92,
+            yerr=np.maximum([middle - low, high - middle], 0),
+            label=label(system) + ("" if exact else " (drops tokens)"),
+            color=look(system).colour if exact else "white",
+            edgecolor=look(system).colour,
+            hatch="" if exact else "////",
+            error_kw={"elinewidth": 0.9, "capsize": 2, "ecolor": "#222222"},
+        )
+    axes.set_xticks(np.arange(len(skews)), [f"{skew:g}" for skew in skews])

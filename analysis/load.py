@@ -1,0 +1,132 @@
+"""Reads result folders, and refuses what is unfinished or incomplete."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+LAYER_COLUMNS = (
+    "system", "round", "iteration", "layer", "rank", "backend", "device", "num_assignments", "executed_tokens",
+    "sent_tokens", "dropped_tokens", "num_active_experts", "num_fetches", "fetch_bytes", "fetch_s", "fetch_wait_s",
+    "route_s", "metadata_s", "plan_s", "dispatch_s", "compute_s", "combine_s", "layer_s", "idle_s",
+)  # fmt: skip
+ITERATION_COLUMNS = (
+    "system", "round", "iteration", "scope", "backend", "device", "world_size", "num_sequences", "input_tokens",
+    "latency_s", "ttft_s", "throughput_tokens_per_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what ran, where and on what.
+        config: the resolved configuration.
+        layers: rows as docs/metrics.md defines them.
+        iterations: likewise.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+    layers: pd.DataFrame
+    iterations: pd.DataFrame
+
+    @property
+    def systems(self) -> dict[str, dict[str, Any]]:
+        """Systems by name, in the order of the configuration."""
+        systems: dict[str, dict[str, Any]] = self.manifest["systems"]
+        return systems
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The finished runs of a sweep.
+
+    Attributes:
+        folder: the sweep's own folder.
+        experiment: its experiment.
+        axes: swept options, such as ``router.skew``.
+        runs: the finished runs, in the sweep's order.
+        missing: ids of runs that are not finished.
+    """
+
+    folder: Path
+    experiment: str
+    axes: list[str]
+    runs: list[Run]
+    missing: list[str]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a run's manifest.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no readable manifest.json ({error})") from error
+    if not isinstance(manifest, dict) or "status" not in manifest:
+        raise ValueError(f"{folder}: manifest.json has no status")
+    return manifest
+
+
+def load_run(folder: Path) -> Run:
+    """Load a finished run.
+
+    Raises:
+        ValueError: the run is unfinished, a file is missing or damaged, or a table lacks a column.
+    """
+    manifest = read_manifest(folder)
+    if manifest["status"] != "finished":
+        raise ValueError(f"{folder}: status is {manifest['status']!r}, must be 'finished'")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        layers = pd.read_parquet(folder / "layers.parquet")
+        iterations = pd.read_parquet(folder / "iterations.parquet")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{folder}: cannot be read ({error})") from error
+    for name, frame, columns in (("layers", layers, LAYER_COLUMNS), ("iterations", iterations, ITERATION_COLUMNS)):
+        missing = [column for column in columns if column not in frame]
+        if missing:
+            raise ValueError(f"{folder}/{name}.parquet: column {missing[0]!r} is missing")
+    return Run(folder, manifest, config, layers, iterations)
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """Load all finished runs in or under a folder, by path."""
+    runs = []
+    for path in sorted(folder.rglob("manifest.json")):
+        if read_manifest(path.parent)["status"] == "finished":
+            runs.append(load_run(path.parent))
+    return runs
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """Load a sweep from the folder that holds its ``sweep.json``.
+
+    Raises:
+        ValueError: there is no readable ``sweep.json``, or a finished run is damaged.
+    """
+    try:
+        content = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        run_ids, axes, experiment = content["run_ids"], content["axes"], content["experiment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: no readable sweep.json ({error})") from error
+    runs, missing = [], []
+    for run_id in run_ids:
+        path = folder.parent.parent / run_id
+        if (path / "manifest.json").exists() and read_manifest(path)["status"] == "finished":
+            runs.append(load_run(path))
+        else:
+            missing.append(run_id)
+    return Sweep(folder, experiment, axes, runs, missing)

@@ -1,0 +1,103 @@
+"""The one table of derived metrics: name, formula, unit and direction, with the function that computes each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+PHASES = ("route", "metadata", "plan", "dispatch", "compute", "combine")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number per iteration.
+
+    Attributes:
+        name: its column.
+        formula: over the columns of docs/metrics.md.
+        unit: empty for ratios.
+        better: direction in which it is better.
+        compute: from one system's ``layers`` and ``iterations`` rows to a series indexed by iteration.
+    """
+
+    name: str
+    formula: str
+    unit: str
+    better: Literal["higher", "lower", "none"]
+    compute: Callable[[pd.DataFrame, pd.DataFrame], pd.Series]
+
+
+def _column(name: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
+    return lambda _, iterations: iterations.set_index("iteration")[name]
+
+
+def _share(part: str, whole: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
+    def compute(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+        sums = layers.groupby("iteration")[[part, whole]].sum()
+        return (sums[part] / sums[whole]).fillna(0.0)
+
+    return compute
+
+
+def _total(name: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
+    return lambda layers, _: layers.groupby("iteration")[name].sum()
+
+
+def _per_rank(name: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
+    return lambda layers, _: layers.groupby(["iteration", "rank"])[name].sum().groupby("iteration").mean()
+
+
+def _imbalance(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+    by_layer = layers.groupby(["iteration", "layer"])["executed_tokens"].agg(["max", "mean"])
+    sums = by_layer.groupby("iteration").sum()
+    return (sums["max"] / sums["mean"]).fillna(1.0)
+
+
+METRICS = (
+    Metric("throughput_tokens_per_s", "input_tokens / latency_s", "tokens/s", "higher", _column("throughput_tokens_per_s")),
+    Metric("ttft_s", "mean over sequences of f_r - b", "s", "lower", _column("ttft_s")),
+    Metric("latency_s", "max over ranks(f_r) - b", "s", "lower", _column("latency_s")),
+    Metric(
+        "idle_share", "sum of idle_s / sum of layer_s, over layers and ranks", "", "lower", _share("idle_s", "layer_s")
+    ),
+    Metric(
+        "imbalance",
+        "sum over layers of max over ranks(executed_tokens) / sum over layers of mean over ranks(executed_tokens)",
+        "",
+        "lower",
+        _imbalance,
+    ),
+    Metric("num_fetches", "sum of num_fetches over layers and ranks", "", "lower", _total("num_fetches")),
+    Metric(
+        "fetch_wait_share", "sum of fetch_wait_s / sum of layer_s, over layers and ranks", "", "lower",
+        _share("fetch_wait_s", "layer_s"),
+    ),
+    Metric(
+        "dropped_share", "sum of dropped_tokens / sum of num_assignments, over layers and ranks", "", "lower",
+        _share("dropped_tokens", "num_assignments"),
+    ),
+    *(
+        Metric(
+            f"{phase}_s", f"mean over ranks of the sum over layers of {phase}_s", "s", "lower", _per_rank(f"{phase}_s")
+        )
+        for phase in PHASES
+    ),
+)  # fmt: skip
+
+
+def per_iteration(layers: pd.DataFrame, iterations: pd.DataFrame) -> pd.DataFrame:
+    """Compute all metrics of a run.
+
+    Args:
+        layers: rows of ``layers.parquet``.
+        iterations: rows of ``iterations.parquet``.
+
+    Returns:
+        One row per iteration: ``system``, ``round``, ``iteration`` and a column per metric.
+    """
+    values = pd.DataFrame({metric.name: metric.compute(layers, iterations) for metric in METRICS})
+    keys = iterations[["system", "round", "iteration"]].set_index("iteration")
+    return keys.join(values).reset_index().sort_values("iteration", ignore_index=True)

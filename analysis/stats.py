@@ -1,0 +1,65 @@
+"""Medians and paired ratios with bootstrap 95 % intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import bootstrap
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A median with its interval.
+
+    Attributes:
+        median: of the samples.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        n: number of samples.
+    """
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+def median_interval(samples: npt.ArrayLike) -> Estimate:
+    """Return the median and its percentile bootstrap interval (Efron 1979), seeded so that a report repeats.
+
+    Args:
+        samples: float ``[n]``, at least one.
+
+    Raises:
+        ValueError: no samples, or one that is not finite.
+    """
+    values = np.asarray(samples, dtype=np.float64)
+    if values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"samples: {values.tolist()}, must be at least one finite number")
+    middle = float(np.median(values))
+    if values.size == 1 or np.ptp(values) == 0:
+        return Estimate(middle, middle, middle, int(values.size))
+    interval = bootstrap(
+        (values,), np.median, n_resamples=_RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return Estimate(middle, float(interval.low), float(interval.high), int(values.size))
+
+
+def paired_ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Estimate:
+    """Return the median of ratios of samples taken in the same rounds.
+
+    Args:
+        numerator: float ``[num_rounds]``.
+        denominator: float ``[num_rounds]``, the same rounds in the same order.
+
+    Raises:
+        ValueError: different numbers of rounds, or a ratio that is not finite.
+    """
+    a, b = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"numerator: {a.size} rounds, must be {b.size} as the denominator has")
+    return median_interval(a / b)

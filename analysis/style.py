@@ -1,0 +1,66 @@
+"""How systems look: one colour and marker each, the same in every figure, told apart by colour-blind readers and in print."""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+
+
+class Look(NamedTuple):
+    """Colour, marker and hatch of a system."""
+
+    colour: str
+    marker: str
+
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), extended by Paul Tol's muted one.
+_LOOKS = {
+    "harmoeny": Look("#D55E00", "o"),
+    "static_ep": Look("#0072B2", "s"),
+    "even_split": Look("#009E73", "^"),
+    "drop": Look("#999999", "v"),
+    "deepspeed_moe": Look("#CC79A7", "D"),
+    "fastmoe": Look("#56B4E9", "P"),
+    "fastermoe": Look("#E69F00", "X"),
+    "exflow": Look("#332288", "<"),
+    "eplb": Look("#882255", ">"),
+    "least_loaded_replicas": Look("#AA4499", "p"),
+    "ideal": Look("#000000", "_"),
+}
+_OTHERS = (Look("#117733", "h"), Look("#88CCEE", "d"), Look("#DDCC77", "*"), Look("#661100", "8"))
+
+_LABELS = {
+    "harmoeny": "HarMoEny",
+    "static_ep": "Static EP",
+    "even_split": "Even split",
+    "drop": "Drop",
+    "deepspeed_moe": "DeepSpeed-MoE",
+    "fastmoe": "FastMoE",
+    "fastermoe": "FasterMoE",
+    "exflow": "ExFlow",
+    "eplb": "EPLB",
+    "least_loaded_replicas": "Least-loaded replicas",
+    "ideal": "Ideal",
+}
+
+RC = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "pdf.fonttype": 42,
+}
+
+
+def look(system: str) -> Look:
+    """Return a system's look; a system that nobody foresaw gets one from its name, the same everywhere."""
+    return _LOOKS.get(system) or _OTHERS[zlib.crc32(system.encode()) % len(_OTHERS)]
+
+
+def label(system: str) -> str:
+    """Return a system's name for people."""
+    return _LABELS.get(system, system)

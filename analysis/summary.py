@@ -1,0 +1,79 @@
+"""summary.json: medians with intervals for every system of a run, and paired ratios to its best baseline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.load import Run, load_run
+from analysis.metrics import METRICS, per_iteration
+from analysis.stats import median_interval, paired_ratio
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """Compute a run's summary.
+
+    The best baseline is the one with the highest median throughput among systems that are exact and not our own: a dropping
+    system computes something else, so it is shown and never compared with.
+    """
+    values = per_iteration(run.layers, run.iterations)
+    systems = {
+        name: {metric.name: asdict(median_interval(rows[metric.name])) for metric in METRICS}
+        for name in run.systems
+        if not (rows := values[values["system"] == name]).empty
+    }
+    best = best_baseline(run, systems)
+    for name, entry in systems.items():
+        entry |= {"exact": run.systems[name]["exact"], "baseline": run.systems[name]["baseline"]}
+        if best is not None:
+            throughput = "throughput_tokens_per_s"
+            entry["throughput_ratio_to_best_baseline"] = asdict(
+                paired_ratio(_by_round(values, name)[throughput], _by_round(values, best)[throughput])
+            )
+    manifest = run.manifest
+    return {
+        **{key: manifest[key] for key in ("run_id", "experiment", "backend", "device", "scope", "world_size", "point")},
+        "best_baseline": best,
+        "systems": systems,
+    }
+
+
+def best_baseline(run: Run, systems: dict[str, Any]) -> str | None:
+    """Return the exact baseline with the highest median throughput, or None where there is none."""
+    candidates = [n for n in systems if run.systems[n]["exact"] and run.systems[n]["baseline"]]
+    return max(candidates, key=lambda n: systems[n]["throughput_tokens_per_s"]["median"], default=None)
+
+
+def _by_round(values: pd.DataFrame, system: str) -> pd.DataFrame:
+    return values[values["system"] == system].set_index("round").sort_index()
+
+
+def write_summary(run: Run) -> dict[str, Any]:
+    """Compute and store a run's summary in one step, and return it."""
+    summary = summarise(run)
+    temporary = run.folder / f".summary.{os.getpid()}.json"
+    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(run.folder / "summary.json")
+    return summary
+
+
+def main() -> None:
+    """Recompute the summaries of the folders named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.summary", description=__doc__)
+    parser.add_argument("folder", nargs="+", type=Path, help="folder of a finished run")
+    for folder in parser.parse_args().folder:
+        try:
+            write_summary(load_run(folder))
+        except ValueError as error:
+            parser.error(str(error))
+        print(folder / "summary.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The final table: one row per point and system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from analysis.load import Run
+from analysis.style import label
+
+
+def summary_frame(runs: Sequence[Run], summaries: Sequence[dict[str, Any]], axes: Sequence[str]) -> pd.DataFrame:
+    """Flatten summaries: one row per run and system; an estimate ``x`` becomes ``x``, ``x_low`` and ``x_high``.
+
+    Args:
+        runs: the runs.
+        summaries: theirs, in the same order.
+        axes: swept options, which become columns.
+    """
+    rows = []
+    for run, summary in zip(runs, summaries, strict=True):
+        for system, entry in summary["systems"].items():
+            row: dict[str, Any] = {axis: axis_value(run, axis) for axis in axes} | {"system": system}
+            for name, value in entry.items():
+                if isinstance(value, dict):
+                    row |= {name: value["median"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+                    row["num_rounds"] = value["n"]
+                else:
+                    row[name] = value
+            row["best_baseline"] = system == summary["best_baseline"]
+            row |= {key: summary[key] for key in ("run_id", "backend", "device", "scope", "world_size")}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def axis_value(run: Run, axis: str) -> Any:
+    """Return what a run's configuration says for an option such as ``router.skew``; a group's choice by its name."""
+    value: Any = run.config
+    for key in axis.split("."):
+        value = value[key] if isinstance(value, dict) and key in value else run.manifest["point"].get(axis, "")
+    if isinstance(value, dict):
+        return str(value.get("_target_", value)).rsplit(".", 1)[-1]
+    return value
+
+
+def caption(frame: pd.DataFrame) -> str:
+    """Say what the numbers were measured on; results of different machines are named, never mixed silently."""
+    parts = [" + ".join(sorted({str(v) for v in frame[key]})) for key in ("backend", "device")]
+    ranks = ", ".join(str(v) for v in sorted(frame["world_size"].unique()))
+    scope = ", ".join(sorted(frame["scope"].unique()))
+    return f"{parts[0]}, {parts[1]}; {ranks} ranks; scope {scope}; medians of {frame['num_rounds'].min()} rounds"
+
+
+def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:
+    """Lay a summary frame out as a table for a terminal."""
+    table = Table(
+        title=title,
+        caption=caption(frame) + "\n* drops tokens: not the model's output, never the baseline. "
+        "Ratio: throughput to the best baseline (=), paired by round [95 % interval].",
+        box=box.SIMPLE_HEAD,
+    )
+    for axis in axes:
+        table.add_column(axis.rsplit(".", 1)[-1], justify="right")
+    table.add_column("system")
+    for name in ("tokens/s", "TTFT s", "idle", "imbal.", "dropped", "ratio to best baseline"):
+        table.add_column(name, justify="right", no_wrap=True)
+    previous = None
+    for row in frame.to_dict("records"):
+        point = tuple(row[axis] for axis in axes)
+        if previous is not None and point != previous:
+            table.add_section()
+        first = point != previous
+        previous = point
+        table.add_row(
+            *(str(value) if first else "" for value in point),
+            label(str(row["system"])) + ("" if row["exact"] else " *"),
+            f"{row['throughput_tokens_per_s']:,.0f}",
+            f"{row['ttft_s']:.3f}",
+            f"{row['idle_share']:.1%}",
+            f"{row['imbalance']:.2f}",
+            f"{row['dropped_share']:.1%}" if row["dropped_share"] else "",
+            _ratio(row),
+        )
+    return table
+
+
+def _ratio(row: dict[Any, Any]) -> str:
+    name = "throughput_ratio_to_best_baseline"
+    if name not in row or pd.isna(row[name]):
+        return ""
+    mark = "= " if row["best_baseline"] else ""
+    return f"{mark}{row[name]:.2f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"
+
+
+def as_text(table: Table) -> str:
+    """Render a table as plain text, 100 columns wide."""
+    buffer = StringIO()
+    Console(file=buffer, width=100, color_system=None).print(table)
+    return buffer.getvalue()
