@@ -32,7 +32,9 @@ class Report(Callback):
             group = Path(sweep_dir).name if sweep_dir else config.experiment
             log_run(run, summary, mode=config.wandb.mode, group=group)
             if job_return.hydra_cfg is None or job_return.hydra_cfg.hydra.mode == RunMode.RUN:
-                report_runs([run], ["router.skew"] if "skew" in run.config["router"] else [], run.folder.name, run.folder)
+                report_runs(
+                    [run], ["router.skew"] if "skew" in run.config["router"] else [], run.folder.name, run.folder
+                )
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
 

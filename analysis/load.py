@@ -104,11 +104,8 @@ def load_run(folder: Path) -> Run:
 
 def find_runs(folder: Path) -> list[Run]:
     """Load all finished runs in or under a folder, by path."""
-    runs = []
-    for path in sorted(folder.rglob("manifest.json")):
-        if read_manifest(path.parent)["status"] == "finished":
-            runs.append(load_run(path.parent))
-    return runs
+    folders = sorted(path.parent for path in folder.rglob("manifest.json"))
+    return [load_run(run) for run in folders if read_manifest(run)["status"] == "finished"]
 
 
 def load_sweep(folder: Path) -> Sweep:

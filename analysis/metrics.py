@@ -57,7 +57,9 @@ def _imbalance(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
 
 
 METRICS = (
-    Metric("throughput_tokens_per_s", "input_tokens / latency_s", "tokens/s", "higher", _column("throughput_tokens_per_s")),
+    Metric(
+        "throughput_tokens_per_s", "input_tokens / latency_s", "tokens/s", "higher", _column("throughput_tokens_per_s")
+    ),
     Metric("ttft_s", "mean over sequences of f_r - b", "s", "lower", _column("ttft_s")),
     Metric("latency_s", "max over ranks(f_r) - b", "s", "lower", _column("latency_s")),
     Metric(

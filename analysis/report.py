@@ -24,12 +24,12 @@ def report_runs(runs: Sequence[Run], axes: Sequence[str], title: str, folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "table.txt", as_text(table))
     _write(folder / "table.csv", frame.to_csv(index=False))
-    manifest = runs[0].manifest
+    model = runs[0].manifest["model"]
     models = ", ".join(sorted({run.manifest["model"]["name"] for run in runs}))
     text = (
-        f"{caption(frame)}, bars: 95 % bootstrap intervals. Model {models}: {manifest['model']['num_experts']} experts x "
-        f"{manifest['model']['num_moe_layers']} MoE layers, top-{manifest['model']['top_k']}; data set "
-        f"{manifest['dataset']['name']}."
+        f"{caption(frame)}, bars: 95 % bootstrap intervals. Model {models}: "
+        f"{model['num_experts']} experts x {model['num_moe_layers']} MoE layers, top-{model['top_k']}; data set "
+        f"{runs[0].manifest['dataset']['name']}."
     )
     drawn, _ = draw_all(FigureData(frame, list(axes), text), folder / "figures")
     for path in drawn:

@@ -1,4 +1,4 @@
-"""How systems look: one colour and marker each, the same in every figure, told apart by colour-blind readers and in print."""
+"""How systems look: one colour and marker each, the same in every figure, safe for colour-blind readers and print."""
 
 from __future__ import annotations
 

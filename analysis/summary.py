@@ -19,8 +19,8 @@ from analysis.stats import median_interval, paired_ratio
 def summarise(run: Run) -> dict[str, Any]:
     """Compute a run's summary.
 
-    The best baseline is the one with the highest median throughput among systems that are exact and not our own: a dropping
-    system computes something else, so it is shown and never compared with.
+    The best baseline is the one with the highest median throughput among systems that are exact and not our own: a
+    dropping system computes something else, so it is shown and never compared with.
     """
     values = per_iteration(run.layers, run.iterations)
     systems = {

@@ -57,11 +57,7 @@ def _log(run: Run, summary: dict[str, Any], *, mode: str, group: str) -> None:
     ) as logged:
         for round_index, rows in values.groupby("round"):
             logged.log(
-                {
-                    f"{row['system']}/{metric.name}": row[metric.name]
-                    for _, row in rows.iterrows()
-                    for metric in METRICS
-                }
+                {f"{row['system']}/{metric.name}": row[metric.name] for _, row in rows.iterrows() for metric in METRICS}
                 | {"round": round_index}
             )
         for system, entry in summary["systems"].items():

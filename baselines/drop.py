@@ -39,7 +39,7 @@ class Drop(Policy):
             raise ValueError(f"capacity_factor: {self.capacity_factor}, must be a number above 0")
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
-        """Keep what fits of ``counts`` (int64 ``[world_size, num_experts]``), in proportion over senders and experts."""
+        """Keep what fits of ``counts`` (int64 ``[world_size, num_experts]``), in proportion over ranks and experts."""
         world_size = counts.shape[0]
         capacity = math.ceil(int(counts.sum()) * self.capacity_factor / world_size)
         return plan_from_tokens(home_tokens(_keep(counts, placement.home, capacity), placement.home), placement)

@@ -1,4 +1,4 @@
-"""Even split: every expert's assignments are shared over all ranks; loads are even, and every rank needs all experts."""
+"""Even split: every expert's assignments are shared over all ranks, so every rank needs all experts."""
 
 from __future__ import annotations
 

@@ -12,10 +12,8 @@ from pathlib import Path
 def cache_dir() -> Path:
     """Return the cache folder: ``$HARMOENY_CACHE``, else ``harmoeny`` under the user's cache folder; it is created."""
     chosen = os.environ.get("HARMOENY_CACHE")
-    if chosen:
-        path = Path(chosen)
-    else:
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harmoeny"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = Path(chosen) if chosen else home / "harmoeny"
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -16,7 +16,7 @@ from harmoeny.runtime.engine import ExpertParallel, System
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
-class CheckFailed(RuntimeError):
+class CheckError(RuntimeError):
     """A system's output is not what the dense model computes."""
 
 
@@ -65,7 +65,7 @@ def check_system(
         expert_ids: int64 ``[num_tokens, top_k]`` per layer.
 
     Raises:
-        CheckFailed: on every rank, when the outputs differ on any, or an exact system lost an assignment.
+        CheckError: on every rank, when the outputs differ on any, or an exact system lost an assignment.
     """
     engine.use(system)
     engine.keep_masks, engine.kept_TK = True, []
@@ -88,7 +88,7 @@ def check_system(
         dist.all_gather_object(rows, (error, scale, num_wanted, num_kept, finite))
     check = _judge(rows, TOLERANCE[reference.dtype], exact=system.policy.exact)
     if not check.passed:
-        raise CheckFailed(f"{system.name}: output differs from the dense model's: {asdict(check)}")
+        raise CheckError(f"{system.name}: output differs from the dense model's: {asdict(check)}")
     return check
 
 

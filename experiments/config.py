@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
@@ -98,7 +98,7 @@ class Point:
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        return Path(self["results_dir"]) / self["experiment"] / self.run_id
+        return Path(str(self["results_dir"]), str(self["experiment"]), self.run_id)
 
     def labels(self) -> dict[str, Any]:
         """Return what tells this point from its neighbours: the router and its options."""
@@ -125,9 +125,10 @@ def load_point(config: DictConfig | Mapping[str, Any]) -> Point:
         ValueError: the first field that is wrong, its value and what is allowed.
     """
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True, throw_on_missing=True)
-        assert isinstance(resolved, dict)
-        values = {str(k): v for k, v in resolved.items() if k != "hydra"}
+        raw = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
+        assert isinstance(raw, Mapping)
+        own = OmegaConf.create({str(k): v for k, v in raw.items() if k != "hydra"})
+        values = cast(dict[str, Any], OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
         parts = {group: instantiate(values[group], _convert_="all") for group in ("model", "dataset", "router")}
         systems = {name: instantiate(node, _convert_="all") for name, node in values["systems"].items()}
     except OmegaConfBaseException as error:

@@ -49,7 +49,7 @@ def discover(group: str) -> tuple[dict[str, type[Any]], dict[str, str]]:
     """Import every module of a group's packages and collect its concrete classes.
 
     Returns:
-        Classes by name, and the reason by module for modules that could not be imported because a dependency is missing.
+        Classes by name, and by module the reason why it could not be imported, which is a missing dependency.
 
     Raises:
         ValueError: two classes of one name, or a class that is no keyword-only dataclass with a name and a description.

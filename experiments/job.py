@@ -9,11 +9,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from experiments.check import CheckFailed
+from experiments.check import CheckError
 from experiments.config import Point, is_main_rank, joined_world_size, load_point
 from experiments.datasets.tokens import prepare_tokens
 from experiments.launch.joined import run_joined
-from experiments.launch.local import RanksFailed, launch
+from experiments.launch.local import RanksError, launch
 from experiments.manifest import is_finished, new_manifest, now, write_manifest
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -26,20 +26,22 @@ def run_point(config: DictConfig) -> str | None:
         The run's folder, or None on ranks other than 0.
 
     Raises:
-        SystemExit: the point failed (1), its configuration is wrong (2), or it was interrupted (130); nothing else of a sweep
-            runs then.
+        SystemExit: the point failed (1), its configuration is wrong (2), or it was interrupted (130); nothing else of a
+            sweep runs then.
     """
     try:
         point = load_point(config)
         done = _run(point)
     except ValueError as error:
         fail(error, 2)
-    except (RanksFailed, CheckFailed) as error:
+    except (RanksError, CheckError) as error:
         fail(error, 1)
     except KeyboardInterrupt:
         fail("interrupted: all ranks were stopped; start the same command again to resume", 130)
     if not done and is_main_rank():
-        say(f"{point.run_id}: finished before, kept ({point.folder}); delete the folder or set tag= to measure it again")
+        say(
+            f"{point.run_id}: finished before, kept ({point.folder}); delete the folder or set tag= to measure it again"
+        )
     return str(point.folder) if is_main_rank() else None
 
 
@@ -55,7 +57,7 @@ def _run(point: Point) -> bool:
     write_manifest(point.folder, new_manifest(point))
     try:
         launch(point.values, tokens, point.folder)
-    except (RanksFailed, KeyboardInterrupt) as error:
+    except (RanksError, KeyboardInterrupt) as error:
         _mark_failed(point.folder, str(error) or "interrupted")
         raise
     return True

@@ -84,7 +84,12 @@ def _git() -> dict[str, Any]:
     def ask(*arguments: str) -> str | None:
         try:
             answer = subprocess.run(  # noqa: S603  (fixed arguments)
-                ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True  # noqa: S607
+                ["git", *arguments],  # noqa: S607
+                cwd=root,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return None

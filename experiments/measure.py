@@ -36,9 +36,7 @@ class Batch:
 def make_batch(point: Point, model: MoEModel, tokens: TokenFile, index: int, rank: int, device: torch.device) -> Batch:
     """Read a batch and decide its routing, so that every system gets the same of both."""
     batch_size, seq_len = point["batch_size"], point["seq_len"]
-    ids = tokens.batch(
-        index=index, rank=rank, world_size=point["world_size"], batch_size=batch_size, seq_len=seq_len
-    )
+    ids = tokens.batch(index=index, rank=rank, world_size=point["world_size"], batch_size=batch_size, seq_len=seq_len)
     input_ids = torch.from_numpy(ids).to(device)
     if point.router.from_model:
         model.context.tape.pin(None)

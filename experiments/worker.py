@@ -55,7 +55,7 @@ def run_rank(point: Point, tokens: TokenFile, folder: Path) -> None:
     """Measure a point as one of its ranks; rank 0 writes the results.
 
     Raises:
-        CheckFailed: a system's output is not the dense model's.
+        CheckError: a system's output is not the dense model's.
     """
     device = join(point)
     try:
@@ -99,9 +99,7 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
         checks = {}
         for system in systems:
             progress.step(f"checking {system.name} against the dense model")
-            checks[system.name] = vars(
-                check_system(model, engine, system, batches[0].input_ids, batches[0].expert_ids)
-            )
+            checks[system.name] = vars(check_system(model, engine, system, batches[0].input_ids, batches[0].expert_ids))
             progress.advance()
         iterations = run_rounds(
             model,

@@ -1,0 +1,1 @@
+"""Tools around the experiments: thin, each with --help."""

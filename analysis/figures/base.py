@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import matplotlib as mpl
 import pandas as pd
@@ -67,7 +67,7 @@ def draw_all(data: FigureData, folder: Path) -> tuple[list[Path], dict[str, str]
             lacking[module.NAME] = reason
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context(RC):
+        with mpl.rc_context(cast(Any, RC)):
             figure = module.plot(data)
             for suffix in ("png", "pdf"):
                 figure.savefig(folder / f"{module.NAME}.{suffix}", dpi=200)

@@ -52,7 +52,7 @@ class TokenFile:
     def batch(self, *, index: int, rank: int, world_size: int, batch_size: int, seq_len: int) -> IntArray:
         """Return one rank's share of a global batch.
 
-        Sequences are consecutive pieces of the text; batch ``index`` takes the next ``world_size * batch_size`` of them, rank
+        Sequences are consecutive pieces of the text; batch ``index`` takes the next ``world_size * batch_size``, rank
         after rank, and the text starts again when it is used up.
 
         Returns:

@@ -17,7 +17,7 @@ from experiments.datasets.tokens import TokenFile
 from experiments.worker import run_rank
 
 
-class RanksFailed(RuntimeError):
+class RanksError(RuntimeError):
     """A rank ended in error; the message is the first cause."""
 
 
@@ -32,12 +32,12 @@ def launch(values: dict[str, Any], tokens: TokenFile, folder: Path) -> None:
         folder: where rank 0 writes the results.
 
     Raises:
-        RanksFailed: a rank failed; all others were stopped.
+        RanksError: a rank failed; all others were stopped.
         KeyboardInterrupt: this process was interrupted; all ranks were stopped.
     """
     # Ranks of one host need no other interface, and a host whose own name does not resolve would find none.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    quiet = {rank: Std.ALL for rank in range(1, values["world_size"])}
+    quiet = dict.fromkeys(range(1, values["world_size"]), Std.ALL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -54,7 +54,7 @@ def launch(values: dict[str, Any], tokens: TokenFile, folder: Path) -> None:
     try:
         elastic_launch(config, _entry)(values, tokens, str(folder))
     except ChildFailedError as error:
-        raise RanksFailed(_first_cause(error, folder)) from error
+        raise RanksError(_first_cause(error, folder)) from error
     except SignalException as error:
         raise KeyboardInterrupt from error
 
@@ -73,8 +73,6 @@ def _first_cause(error: ChildFailedError, folder: Path) -> str:
         reason = f"was killed by {signal.Signals(-failure.exitcode).name}"
     else:
         reason = f"failed with exit status {failure.exitcode}"
-        if isinstance(failure.message, dict):
-            reason += ": " + str(failure.message.get("message", ""))
-        elif failure.message:
-            reason += ": " + str(failure.message)
+        message: Any = failure.message  # declared as text, but a dict where the rank wrote an error file
+        reason += f": {message.get('message', '') if isinstance(message, dict) else message}"
     return f"rank {rank} (pid {failure.pid}) {reason}; all ranks were stopped; logs in {folder / 'logs'}"

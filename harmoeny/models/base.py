@@ -17,7 +17,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class RoutingTape:
-    """The routing decisions of one batch: recorded from the model's routers, or pinned so that every system gets the same.
+    """The routing decisions of one batch: recorded from the model's routers, or pinned, the same for every system.
 
     A pinned router still computes its logits, so its cost is real; only the choice of experts is replaced, and the
     routing weights are the router's own probabilities of the experts chosen.
@@ -36,7 +36,7 @@ class RoutingTape:
         self.recorded = []
 
     def choose(self, layer: int, own_choice: Tensor) -> Tensor:
-        """Return the experts of a layer: what is pinned, else the router's own choice (int64 ``[num_tokens, top_k]``)."""
+        """Return a layer's experts: what is pinned, else the router's own choice (int64 ``[num_tokens, top_k]``)."""
         if self._pinned is not None:
             return self._pinned[layer]
         self.recorded.append(own_choice)
@@ -162,9 +162,7 @@ class ModelConfig(ABC):
         if self.num_experts < 1:
             raise ValueError(f"model.num_experts: {self.num_experts}, must be at least 1")
         if not 1 <= self.top_k <= self.num_experts:
-            raise ValueError(
-                f"model.top_k: {self.top_k}, must be 1 to model.num_experts={self.num_experts}"
-            )
+            raise ValueError(f"model.top_k: {self.top_k}, must be 1 to model.num_experts={self.num_experts}")
 
     @abstractmethod
     def build(self, seed: int) -> MoEModel:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from harmoeny.models.base import DTYPES, MoEBlock, MoEContext, ModelConfig, MoEModel, require_positive
+from harmoeny.models.base import DTYPES, ModelConfig, MoEBlock, MoEContext, MoEModel, require_positive
 from harmoeny.runtime.experts import LayerExperts, mlp
 
 

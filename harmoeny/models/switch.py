@@ -15,7 +15,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
     SwitchTransformersSparseMLP,
 )
 
-from harmoeny.models.base import DTYPES, MoEBlock, MoEContext, ModelConfig, MoEModel, require_positive
+from harmoeny.models.base import DTYPES, ModelConfig, MoEBlock, MoEContext, MoEModel, require_positive
 from harmoeny.runtime.experts import LayerExperts, mlp
 
 
@@ -91,7 +91,7 @@ class SwitchModel(MoEModel):
 
     def __init__(self, module: SwitchTransformersForConditionalGeneration) -> None:
         context = MoEContext()
-        experts = []
+        experts: list[LayerExperts] = []
         self._encoder_layers = 0
         for stack in (module.encoder, module.decoder):
             for feed_forward in [m for m in stack.modules() if isinstance(m, SwitchTransformersLayerFF)]:
@@ -156,9 +156,7 @@ class Switch(ModelConfig):
         sizes = ("hidden_size", "intermediate_size", "num_layers", "num_decoder_layers", "num_heads", "head_size")
         require_positive("model", **{size: getattr(self, size) for size in (*sizes, "expert_capacity")})
         if not 1 <= self.sparse_step <= self.num_layers:
-            raise ValueError(
-                f"model.sparse_step: {self.sparse_step}, must be 1 to model.num_layers={self.num_layers}"
-            )
+            raise ValueError(f"model.sparse_step: {self.sparse_step}, must be 1 to model.num_layers={self.num_layers}")
 
     def build(self, seed: int) -> MoEModel:
         """Build the model from Transformers' own class."""

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from harmoeny.placement import IntArray
 
+#: PyTorch 2.13 renamed it and warns about the old name.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class Communicator:
     """Collectives over the default process group; one rank without a process group needs no communication.
@@ -39,7 +42,7 @@ class Communicator:
         gathered = counts
         if self.world_size > 1:
             gathered = torch.empty(self.world_size * counts.numel(), dtype=counts.dtype, device=counts.device)
-            dist.all_gather_into_tensor(gathered, counts)
+            _all_gather(gathered, counts)
         host: IntArray = gathered.cpu().numpy().reshape(self.world_size, counts.numel())
         return np.ascontiguousarray(host)
 

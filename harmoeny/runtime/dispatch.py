@@ -50,9 +50,7 @@ def count_assignments(expert_ids_TK: Tensor, num_experts: int) -> Tensor:
     return torch.bincount(expert_ids_TK.reshape(-1) + 1, minlength=num_experts + 1)[1:]
 
 
-def dispatch(
-    hidden_TH: Tensor, expert_ids_TK: Tensor, plan: Plan, comm: Communicator
-) -> tuple[Tensor, Dispatched]:
+def dispatch(hidden_TH: Tensor, expert_ids_TK: Tensor, plan: Plan, comm: Communicator) -> tuple[Tensor, Dispatched]:
     """Send this rank's tokens where the plan wants them and group what arrives by expert.
 
     Args:
@@ -82,9 +80,7 @@ def dispatch(
     return rows, Dispatched(assignment_S, send_splits, recv_splits, grouping_R, received_WE.sum(axis=0))
 
 
-def combine(
-    results_RH: Tensor, routing_weights_TK: Tensor, dispatched: Dispatched, comm: Communicator
-) -> Tensor:
+def combine(results_RH: Tensor, routing_weights_TK: Tensor, dispatched: Dispatched, comm: Communicator) -> Tensor:
     """Bring results home and add them up, weighted by the router.
 
     Args:

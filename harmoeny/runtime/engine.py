@@ -43,7 +43,7 @@ class ExpertParallel:
         store: the expert weights that all systems share.
         comm: the collectives.
         recorder: phase times of the layers.
-        kept_TK: while :attr:`keep_masks` is set, bool ``[T, K]`` per executed layer, the assignments that were executed.
+        kept_TK: while :attr:`keep_masks` is set, bool ``[T, K]`` per executed layer, the executed assignments.
     """
 
     def __init__(self, store: ExpertStore, comm: Communicator, recorder: Recorder) -> None:

@@ -1,4 +1,4 @@
-"""Expert weights: how one layer stores them, how they are applied, and the store that holds all layers in host memory."""
+"""Expert weights: how one layer stores and applies them, and the store that holds all layers in host memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LayerExperts:
 
 
 class ExpertStore:
-    """Every expert of every MoE layer in host memory: one copy for all systems of a job, pinned where CUDA copies from it.
+    """Every expert of every MoE layer in host memory: one copy for all systems of a job, pinned for CUDA.
 
     Attributes:
         layers: the layers in order of execution.

@@ -115,7 +115,7 @@ class Recorder:
     def _now(self) -> _Mark:
         if not self._cuda:
             return time.perf_counter_ns()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 

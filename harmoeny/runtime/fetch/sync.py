@@ -17,8 +17,8 @@ from harmoeny.runtime.fetch.base import Execute, ExpertWork, FetchStats, FetchSt
 class SyncFetch(FetchStrategy):
     """The ablation of HarMoEny without overlap: computation waits for every copy.
 
-    Residents are used in place on a CPU, whose device memory is host memory; a CUDA device gets copies of them. One slot
-    takes the fetched experts in turn.
+    Residents are used in place on a CPU, whose device memory is host memory; a CUDA device gets copies of them. One
+    slot takes the fetched experts in turn.
     """
 
     name: ClassVar[str] = "sync"
@@ -52,7 +52,7 @@ class SyncFetch(FetchStrategy):
         copy_s = 0.0
         for item in missing:
             if self.device.type == "cuda":
-                # A blocking copy also waits for the kernels before it: let them end first, so that they are not counted.
+                # A blocking copy also waits for the kernels before it: let them end first, they are not part of it.
                 torch.cuda.current_stream(self.device).synchronize()
             start = time.perf_counter()
             weights = self._fetch(layer, item.expert_id)
