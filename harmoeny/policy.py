@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import numpy as np
+
 from harmoeny.placement import PLACEMENTS, IntArray, Placement, place
 from harmoeny.plan import Plan
+
+#: How a rank gets at the weights of experts that it does not hold; one file each in harmoeny/runtime/fetch.
+FETCH_STRATEGIES = ("none", "sync", "async", "peer")
 
 
 @dataclass(frozen=True)
@@ -27,15 +33,33 @@ class ExpertCost:
         return max(1, -int(-self.fetch_s // self.token_s))
 
 
+@dataclass(frozen=True)
+class RoutingTrace:
+    """Where the tokens of the calibration batches went, on all ranks together.
+
+    Attributes:
+        expert_ids: int64 ``[num_tokens, top_k]`` per MoE layer in order of execution; negative where a token has none.
+        stacks: per MoE layer, the stack that it belongs to (an encoder, a decoder): in all layers of one stack, row t is
+            the same token.
+    """
+
+    expert_ids: Sequence[IntArray]
+    stacks: Sequence[int]
+
+
 @dataclass(kw_only=True)
 class Policy(ABC):
-    """A policy: pure, deterministic, the same on every rank.
+    """A policy: deterministic, the same on every rank.
 
     A subclass is a keyword-only dataclass whose fields are its configuration: they become the options
     ``systems.<name>.<field>`` of the command line. It must not read a clock, a global or unseeded randomness.
 
     Attributes:
         placement: where experts live before any batch: ``contiguous`` or ``round_robin``.
+        fetch: how a rank gets at weights that it does not hold: ``async`` (from host memory, behind computation),
+            ``sync`` (from host memory, computation waits), ``peer`` (from the expert's home rank) or ``none`` (every
+            expert is resident everywhere, so nothing is ever fetched).
+        num_slots: experts that a rank has room for in device memory, per layer; null: as many as it holds at the start.
     """
 
     name: ClassVar[str]
@@ -44,8 +68,12 @@ class Policy(ABC):
     exact: ClassVar[bool] = True
     #: False for our own systems, which the others are compared with.
     baseline: ClassVar[bool] = True
+    #: Batches whose routing :meth:`fitted` wants to see before the measured ones.
+    calibration_batches: ClassVar[int] = 0
 
     placement: str = "contiguous"
+    fetch: str = "async"
+    num_slots: int | None = None
 
     def validate(self) -> None:
         """Check the configuration before any worker starts.
@@ -55,14 +83,39 @@ class Policy(ABC):
         """
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement: {self.placement!r}, must be one of {', '.join(PLACEMENTS)}")
+        if self.fetch not in FETCH_STRATEGIES:
+            raise ValueError(f"fetch: {self.fetch!r}, must be one of {', '.join(FETCH_STRATEGIES)}")
+        if self.num_slots is not None and self.num_slots < 1:
+            raise ValueError(f"num_slots: {self.num_slots}, must be at least 1, or null for as many as a rank holds")
+        if self.fetch == "none" and self.num_slots is not None:
+            raise ValueError(f"num_slots: {self.num_slots}, must be null with fetch=none, where every expert has room")
 
     def calibrated(self, cost: ExpertCost) -> Self:  # noqa: ARG002  (for policies that have a cost model)
         """Return the policy with what it left open filled in from the machine's costs."""
         return self
 
-    def place(self, num_experts: int, world_size: int) -> Placement:
-        """Return the residency before the first batch."""
-        return place(self.placement, num_experts, world_size)
+    def fitted(self, trace: RoutingTrace, num_experts: int, world_size: int) -> Self:  # noqa: ARG002
+        """Return the policy with what it derives from the routing of :attr:`calibration_batches` batches."""
+        return self
+
+    def place(self, layer: int, num_experts: int, world_size: int) -> Placement:  # noqa: ARG002
+        """Return a MoE layer's residency before the first batch."""
+        placement = place(self.placement, num_experts, world_size)
+        if self.fetch == "none":
+            return Placement(home=placement.home, resident=np.ones_like(placement.resident))
+        return placement
+
+    def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
+        """Return a new residency for a MoE layer, or None to keep it; asked before every batch is planned.
+
+        The home ranks must stay as they are, and moving the weights is part of the measured batch.
+
+        Args:
+            layer: MoE layer in order of execution.
+            history: int64 ``[world_size, num_experts]`` per earlier batch of this system, oldest first.
+            placement: the present residency.
+        """
+        return None
 
     @abstractmethod
     def plan(self, counts: IntArray, placement: Placement) -> Plan:

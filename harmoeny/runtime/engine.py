@@ -56,7 +56,7 @@ class ExpertParallel:
 
     def build_system(self, name: str, policy: Policy) -> System:
         """Set up one system: its placement and this rank's expert memory."""
-        placement = policy.place(self.store.layers[0].num_experts, self.comm.world_size)
+        placement = policy.place(0, self.store.layers[0].num_experts, self.comm.world_size)
         placement.validate()
         fetcher = SyncFetch(self.store, placement.resident[:, self.comm.rank], self.comm.device)
         return System(name, policy, placement, fetcher)
