@@ -39,8 +39,8 @@ class RoutingTrace:
 
     Attributes:
         expert_ids: int64 ``[num_tokens, top_k]`` per MoE layer in order of execution; negative where a token has none.
-        stacks: per MoE layer, the stack that it belongs to (an encoder, a decoder): in all layers of one stack, row t is
-            the same token.
+        stacks: per MoE layer, the stack that it belongs to (an encoder, a decoder): in all layers of one stack, row t
+            is the same token.
     """
 
     expert_ids: Sequence[IntArray]
@@ -105,10 +105,15 @@ class Policy(ABC):
             return Placement(home=placement.home, resident=np.ones_like(placement.resident))
         return placement
 
-    def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
+    def update_placement(
+        self,
+        layer: int,  # noqa: ARG002
+        history: Sequence[IntArray],  # noqa: ARG002
+        placement: Placement,  # noqa: ARG002
+    ) -> Placement | None:
         """Return a new residency for a MoE layer, or None to keep it; asked before every batch is planned.
 
-        The home ranks must stay as they are, and moving the weights is part of the measured batch.
+        Moving the weights that a rank does not hold yet is part of the measured batch.
 
         Args:
             layer: MoE layer in order of execution.
