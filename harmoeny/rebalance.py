@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 import numba
 import numpy as np
 
-from harmoeny.placement import BoolArray, IntArray, Placement
-from harmoeny.plan import Plan
+from harmoeny.placement import IntArray, Placement
+from harmoeny.plan import Plan, home_tokens
 from harmoeny.policy import ExpertCost, Policy
 
 SENDER_ORDERS = ("local_first", "largest_first")
@@ -25,8 +25,8 @@ class HarMoEny(Policy):
 
     Attributes:
         threshold: tokens that are worth a fetch (the authors' ``eq_tokens``); null derives it by calibration.
-        sender_order: whose tokens move first. ``largest_first`` is the paper's order; ``local_first`` takes the
-            receiver's own tokens first and the overloaded rank's last, which gives the same loads with less traffic.
+        sender_order: whose tokens move. ``largest_first`` is the paper's order; ``local_first`` leaves as many as
+            possible on the rank where they are, which gives the same loads with the least possible traffic.
     """
 
     name: ClassVar[str] = "harmoeny"
@@ -60,90 +60,104 @@ class HarMoEny(Policy):
         """
         if self.threshold is None:
             raise ValueError("threshold: null, must be calibrated before planning (HarMoEny.calibrated)")
-        tokens, fetch = rebalance(
-            counts, placement.home, placement.resident, self.threshold, self.sender_order == "local_first"
-        )
-        return Plan(tokens=tokens, fetch=fetch)
+        home = placement.home
+        moves = choose_moves(counts, home, self.threshold)
+        tokens = home_tokens(counts, home)
+        move_tokens(tokens, moves, counts, home, self.sender_order == "local_first")
+        fetch = np.zeros_like(placement.resident)
+        fetch[moves[:, 0], moves[:, 1]] = True
+        return Plan(tokens=tokens, fetch=fetch & ~placement.resident)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
-def rebalance(
-    counts: IntArray, home: IntArray, resident: BoolArray, threshold: int, local_first: bool
-) -> tuple[IntArray, BoolArray]:
-    """Run the redistribution; every move costs O(world_size + num_experts).
+def choose_moves(counts: IntArray, home: IntArray, threshold: int) -> IntArray:
+    """Run the paper's loop; every move costs O(world_size + num_experts).
+
+    A rank that starts above the average only gives and never falls below it, the others only receive and never exceed
+    it. So whatever an overloaded rank executes is an expert of its own, and every move is the last of its giver, of its
+    receiver or of its expert at home.
 
     Args:
         counts: int64 ``[world_size, num_experts]``.
         home: int64 ``[num_experts]``.
-        resident: bool ``[num_experts, world_size]``.
         threshold: tokens worth a fetch, at least 1.
-        local_first: move the receiver's own tokens first and the overloaded rank's last.
 
     Returns:
-        ``tokens`` int64 ``[world_size, num_experts, world_size]`` and ``fetch`` bool ``[num_experts, world_size]``.
+        int64 ``[num_moves, 3]``: expert, receiver and number of tokens, in order; an expert moves from its home rank,
+        and to one receiver at most once.
     """
     world_size, num_experts = counts.shape
-    tokens = np.zeros((world_size, num_experts, world_size), dtype=np.int64)
-    fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
-    executed = np.zeros((world_size, num_experts), dtype=np.int64)  # rank-major: one row is scanned per move
+    at_home = counts.sum(axis=0)
     load = np.zeros(world_size, dtype=np.int64)
-    for src in range(world_size):
-        for expert in range(num_experts):
-            n = counts[src, expert]
-            if n:
-                dst = home[expert]
-                tokens[src, expert, dst] = n
-                executed[dst, expert] += n
-                load[dst] += n
+    for expert in range(num_experts):
+        load[home[expert]] += at_home[expert]
     target = (load.sum() + world_size - 1) // world_size
 
+    moves = np.empty((world_size + num_experts, 3), dtype=np.int64)
+    num_moves = 0
     while True:
         over = load.argmax()
         under = load.argmin()
         if load[over] <= target or target - load[under] < threshold:
             break
-        expert = executed[over].argmax()
-        available = executed[over, expert]
-        if available < threshold:
+        popular = -1
+        for expert in range(num_experts):
+            if home[expert] == over and (popular < 0 or at_home[expert] > at_home[popular]):
+                popular = expert
+        if at_home[popular] < threshold:
             break
-        amount = min(load[over] - target, target - load[under], available)
-        _move(tokens[:, expert, :], over, under, amount, local_first)
-        executed[over, expert] -= amount
-        executed[under, expert] += amount
+        amount = min(load[over] - target, target - load[under], at_home[popular])
+        at_home[popular] -= amount
         load[over] -= amount
         load[under] += amount
-        if not resident[expert, under]:
-            fetch[expert, under] = True
-        if executed[over, expert] == 0:
-            # A rank that gave away all that it had been given needs the weights no longer.
-            fetch[expert, over] = False
-    return tokens, fetch
+        moves[num_moves] = (popular, under, amount)
+        num_moves += 1
+    return moves[:num_moves]
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _move(share: IntArray, over: int, under: int, amount: int, local_first: bool) -> None:
-    """Move ``amount`` assignments of one expert from rank ``over`` to ``under``; ``share``: ``[src, dst]``, updated."""
-    world_size = share.shape[0]
+def move_tokens(tokens: IntArray, moves: IntArray, counts: IntArray, home: IntArray, local_first: bool) -> None:
+    """Decide whose tokens every move takes.
+
+    Args:
+        tokens: int64 ``[world_size, num_experts, world_size]``, everything at home; updated.
+        moves: int64 ``[num_moves, 3]``, from :func:`choose_moves`.
+        counts: int64 ``[world_size, num_experts]``.
+        home: int64 ``[num_experts]``.
+        local_first: take a receiver's own tokens first and the home rank's last; otherwise the largest senders first.
+    """
+    world_size, num_experts = counts.shape
+    left = np.empty((num_experts, world_size), dtype=np.int64)  # at home, per sender; rows of moved experts only
+    for expert, _, _ in moves:
+        left[expert] = counts[:, expert]
+    remaining = moves[:, 2].copy()
     if local_first:
-        amount = _take(share, under, over, under, amount)
-    while amount > 0:
-        largest = -1
-        for src in range(world_size):
-            if local_first and src == over:
-                continue
-            if share[src, over] > 0 and (largest < 0 or share[src, over] > share[largest, over]):
-                largest = src
-        if largest < 0:
-            break
-        amount = _take(share, largest, over, under, amount)
-    if amount > 0:
-        _take(share, over, over, under, amount)
+        # All receivers before anybody else: one receiver's move must not take what is another's own.
+        for i, (expert, receiver, _) in enumerate(moves):
+            remaining[i] -= _take(tokens, left, expert, home[expert], receiver, receiver, remaining[i])
+    for i, (expert, receiver, _) in enumerate(moves):
+        while remaining[i] > 0:
+            sender = _largest(left[expert], home[expert] if local_first else -1)
+            remaining[i] -= _take(tokens, left, expert, home[expert], receiver, sender, remaining[i])
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _take(share: IntArray, src: int, over: int, under: int, amount: int) -> int:
-    """Move up to ``amount`` of one sender's assignments and return what is left to move."""
-    n: int = min(amount, share[src, over])
-    share[src, over] -= n
-    share[src, under] += n
-    return amount - n
+def _largest(left: IntArray, last: int) -> int:
+    """Return the sender with the most tokens left (int64 ``[world_size]``); ``last`` only where no other has any."""
+    largest = last
+    most = 0
+    for sender in range(left.shape[0]):
+        if sender != last and left[sender] > most:
+            largest = sender
+            most = left[sender]
+    return largest
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _take(tokens: IntArray, left: IntArray, expert: int, giver: int, receiver: int, sender: int, amount: int) -> int:
+    """Move up to ``amount`` of one sender's tokens from giver to receiver and return how many."""
+    n: int = min(amount, left[expert, sender])
+    left[expert, sender] -= n
+    tokens[sender, expert, giver] -= n
+    tokens[sender, expert, receiver] += n
+    return n
