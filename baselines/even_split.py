@@ -34,17 +34,24 @@ def _deal(counts: IntArray, resident: BoolArray) -> tuple[IntArray, BoolArray]:
     world_size, num_experts = counts.shape
     tokens = np.empty((world_size, num_experts, world_size), dtype=np.int64)
     next_rank = np.zeros(num_experts, dtype=np.int64)  # where the deal of every expert begins
+    totals = counts.sum(axis=0)
     for expert in range(1, num_experts):
-        next_rank[expert] = (next_rank[expert - 1] + counts[:, expert - 1].sum()) % world_size
+        next_rank[expert] = (next_rank[expert - 1] + totals[expert - 1]) % world_size
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
+    for expert in range(num_experts):
+        # The deal goes on from sender to sender, so it reaches every rank, or the first ones in turn.
+        for i in range(min(world_size, totals[expert])):
+            dst = (next_rank[expert] + i) % world_size
+            fetch[expert, dst] = not resident[expert, dst]
     for src in range(world_size):
         for expert in range(num_experts):
-            share, extra = divmod(counts[src, expert], world_size)
-            first = next_rank[expert]
-            for dst in range(world_size):
-                n = share + (1 if (dst - first) % world_size < extra else 0)
-                tokens[src, expert, dst] = n
-                if n > 0 and not resident[expert, dst]:
-                    fetch[expert, dst] = True
-            next_rank[expert] = (first + extra) % world_size
+            share = counts[src, expert] // world_size
+            extra = counts[src, expert] % world_size
+            row = tokens[src, expert]
+            row[:] = share
+            dst = next_rank[expert]
+            for _ in range(extra):
+                row[dst] += 1
+                dst = dst + 1 if dst + 1 < world_size else 0
+            next_rank[expert] = dst
     return tokens, fetch
