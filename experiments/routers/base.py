@@ -38,7 +38,8 @@ class RoutingRequest:
 
     def generator(self) -> np.random.Generator:
         """Return the generator of these tokens: the same for the same request, independent of all others."""
-        return np.random.default_rng([self.seed, self.batch, self.layer, self.rank])
+        # A spawn key, since numpy takes [seed, batch] and [seed, batch, 0, 0] for the same seed.
+        return np.random.default_rng(np.random.SeedSequence([self.seed, self.batch], spawn_key=(self.layer, self.rank)))
 
     def batch_generator(self) -> np.random.Generator:
         """Return a generator that all ranks and layers of a batch share."""
