@@ -67,6 +67,8 @@ class Plan:
         """
         if self.tokens.shape != (*counts.shape, counts.shape[0]):
             raise ValueError(f"plan.tokens: shape {self.tokens.shape} does not fit counts {counts.shape}")
+        if self.fetch.shape != self.tokens.shape[1:]:
+            raise ValueError(f"plan.fetch: shape {self.fetch.shape}, must be {self.tokens.shape[1:]}")
         if (self.tokens < 0).any():
             raise ValueError(f"plan.tokens: negative at [src, expert, dst] = {_first(self.tokens < 0)}")
         dropped = self.dropped(counts)
