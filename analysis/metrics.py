@@ -42,8 +42,13 @@ def _share(part: str, whole: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.S
     return compute
 
 
-def _total(name: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
-    return lambda layers, _: layers.groupby("iteration")[name].sum()
+def _total(*names: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
+    return lambda layers, _: layers.groupby("iteration")[list(names)].sum().sum(axis=1)
+
+
+def _hidden(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+    sums = layers.groupby("iteration")[["fetch_wait_s", "fetch_s"]].sum()
+    return (1 - sums["fetch_wait_s"] / sums["fetch_s"]).fillna(1.0)
 
 
 def _per_rank(name: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
@@ -72,7 +77,24 @@ METRICS = (
         "lower",
         _imbalance,
     ),
-    Metric("num_fetches", "sum of num_fetches over layers and ranks", "", "lower", _total("num_fetches")),
+    Metric(
+        "num_fetches",
+        "sum of num_host_fetches + num_peer_fetches over layers and ranks",
+        "",
+        "lower",
+        _total("num_host_fetches", "num_peer_fetches"),
+    ),
+    Metric("num_restores", "sum of num_restores over layers and ranks", "", "lower", _total("num_restores")),
+    Metric(
+        "fetch_hidden_share",
+        "1 - sum of fetch_wait_s / sum of fetch_s, over layers and ranks; 1 where nothing is fetched",
+        "",
+        "higher",
+        _hidden,
+    ),
+    Metric(
+        "drain_s", "max over ranks of time from f_r to the end of the last restore", "s", "lower", _column("drain_s")
+    ),
     Metric(
         "fetch_wait_share", "sum of fetch_wait_s / sum of layer_s, over layers and ranks", "", "lower",
         _share("fetch_wait_s", "layer_s"),

@@ -18,11 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.datasets.base import Dataset
 from experiments.routers.base import Router
 from experiments.tokenizer import check_vocab_size
+from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
 
 DEVICES = ("auto", "cpu", "cuda")
 WANDB_MODES = ("offline", "online", "disabled")
+_GROUPS = ("model", "dataset", "router", "hardware")
 #: Values that change where results go or what is done with them, but not the measurement.
 _NOT_IDENTITY = ("results_dir", "wandb", "hydra", "timeout_s")
 
@@ -53,6 +55,7 @@ class Options:
     model: Any = MISSING
     dataset: Any = MISSING
     router: Any = MISSING
+    hardware: Any = MISSING
     systems: dict[str, Any] = field(default_factory=dict)
     wandb: WandbOptions = field(default_factory=WandbOptions)
 
@@ -66,6 +69,7 @@ class Point:
         model: builds the model.
         dataset: gives the text.
         router: decides where tokens go.
+        hardware: what is known of the machine.
         systems: policies by name, in the order of the configuration.
     """
 
@@ -73,6 +77,7 @@ class Point:
     model: ModelConfig
     dataset: Dataset
     router: Router
+    hardware: Hardware
     systems: dict[str, Policy]
 
     def __getitem__(self, name: str) -> Any:
@@ -129,7 +134,7 @@ def load_point(config: DictConfig | Mapping[str, Any]) -> Point:
         assert isinstance(raw, Mapping)
         own = OmegaConf.create({str(k): v for k, v in raw.items() if k != "hydra"})
         values = cast(dict[str, Any], OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
-        parts = {group: instantiate(values[group], _convert_="all") for group in ("model", "dataset", "router")}
+        parts = {group: instantiate(values[group], _convert_="all") for group in _GROUPS}
         systems = {name: instantiate(node, _convert_="all") for name, node in values["systems"].items()}
     except OmegaConfBaseException as error:
         raise ValueError(str(error)) from error
@@ -154,6 +159,7 @@ def _check(point: Point) -> None:
     _check_ranks(point)
     point.model.validate()
     check_vocab_size(point.model.vocab_size)
+    point.hardware.validate()
     point.router.validate(point.model.num_experts, point.model.top_k)
     if not point.systems:
         raise ValueError("system: [], must name at least one system")
@@ -162,6 +168,11 @@ def _check(point: Point) -> None:
             policy.validate()
         except ValueError as error:
             raise ValueError(f"systems.{name}.{error}") from error
+        if policy.num_slots is not None and policy.num_slots > point.model.num_experts:
+            raise ValueError(
+                f"systems.{name}.num_slots: {policy.num_slots}, must be at most {point.model.num_experts} "
+                "(model.num_experts)"
+            )
     point.dataset.validate()
     _check_writable(Path(point["results_dir"]))
 

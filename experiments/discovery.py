@@ -18,6 +18,7 @@ import harmoeny
 import harmoeny.models
 from experiments.datasets.base import Dataset
 from experiments.routers.base import Router
+from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
 
@@ -82,19 +83,24 @@ def _concrete_classes(module: Any, base: type[Any]) -> list[type[Any]]:
     return classes
 
 
+def _options(cls: type[Any]) -> type[Any]:
+    """Make the schema of a dataclass's options: its fields, and the class to build of them."""
+    hints = get_type_hints(cls)  # resolves annotations that are kept as strings
+    return dataclasses.make_dataclass(
+        f"{cls.__name__}Options",
+        [
+            ("_target_", str, dataclasses.field(default=f"{cls.__module__}.{cls.__qualname__}")),
+            *((f.name, hints[f.name], f) for f in dataclasses.fields(cls)),
+        ],
+        kw_only=True,
+    )
+
+
 def register_components() -> None:
     """Store every component's fields, with their types and defaults, as a choice of its Hydra group."""
     for group, description in GROUPS.items():
         for name, cls in discover(group)[0].items():
-            hints = get_type_hints(cls)  # resolves annotations that are kept as strings
-            node = dataclasses.make_dataclass(
-                f"{cls.__name__}Options",
-                [
-                    ("_target_", str, dataclasses.field(default=f"{cls.__module__}.{cls.__qualname__}")),
-                    *((f.name, hints[f.name], f) for f in dataclasses.fields(cls)),
-                ],
-                kw_only=True,
-            )
             ConfigStore.instance().store(
-                name=name, group=group, node=node, package=description.package.format(name=name)
+                name=name, group=group, node=_options(cls), package=description.package.format(name=name)
             )
+    ConfigStore.instance().store(name="measured", group="hardware", node=_options(Hardware), package="hardware")

@@ -19,6 +19,9 @@ from experiments.routers.base import RoutingRequest
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.engine import ExpertParallel, System
 
+#: Batch indices from here on are for calibration, far from all measured ones.
+CALIBRATION_BATCH = 1_000_000
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -84,6 +87,8 @@ def run_rounds(
             gc.collect()
             gc.disable()
             start_s, end_s = _timed_forward(model, engine, batch)
+            engine.finish()
+            drained_s = time.perf_counter()
             gc.enable()
             if round_index >= 0:
                 rank = engine.comm.rank
@@ -96,6 +101,7 @@ def run_rounds(
                         rank=rank,
                         start_s=origin_s,
                         end_s=end_s + clock_offset_s,
+                        drain_s=drained_s - end_s,
                         num_sequences=batch.input_ids.shape[0],
                         input_tokens=batch.input_ids.numel(),
                         layers=[layer_row(times, rank, origin_s) for times in engine.recorder.collect()],
@@ -111,5 +117,6 @@ def _timed_forward(model: MoEModel, engine: ExpertParallel, batch: Batch) -> tup
     start = time.perf_counter()
     model.forward(batch.input_ids)
     if engine.comm.device.type == "cuda":
-        torch.cuda.synchronize()  # the first token is out when the device is done
+        # The first token is out when the compute stream is done; copy streams may still restore residents.
+        torch.cuda.current_stream(engine.comm.device).synchronize()
     return start, time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class RankIteration:
         rank: the rank.
         start_s: when it left the barrier.
         end_s: when it had its first output token.
+        drain_s: how much later the last restore of a resident expert was complete.
         num_sequences: its sequences.
         input_tokens: its input tokens.
         layers: one dict of result columns per MoE layer, with ``compute_end_s`` in place of ``idle_s``.
@@ -34,6 +35,7 @@ class RankIteration:
     rank: int
     start_s: float
     end_s: float
+    drain_s: float
     num_sequences: int
     input_tokens: int
     layers: list[dict[str, Any]]
@@ -54,17 +56,34 @@ def layer_row(times: LayerTimes, rank: int, origin_s: float) -> dict[str, Any]:
         "sent_tokens": sent - int(tokens[rank, :, rank].sum()),
         "dropped_tokens": trace.num_assignments - sent,
         "num_active_experts": int((executed_by_expert > 0).sum()),
-        "num_fetches": trace.fetch.num_fetches,
+        "num_host_fetches": trace.fetch.num_host_fetches,
+        "num_peer_fetches": trace.fetch.num_peer_fetches,
+        "num_restores": trace.fetch.num_restores,
         "fetch_bytes": trace.fetch.fetch_bytes,
-        "fetch_s": trace.fetch.fetch_s,
-        "fetch_wait_s": trace.fetch.fetch_wait_s,
+        "fetch_s": times.fetch_s,
+        "fetch_wait_s": times.fetch_wait_s,
         **{f"{phase.name.lower()}_s": times.phase_s(phase) for phase in PHASES},
         "layer_s": times.boundary_s[-1] - times.boundary_s[0],
         "compute_end_s": origin_s + times.compute_end_s,
     }
 
 
-def layer_frame(iterations: list[RankIteration], backend: str, device: str) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Platform:
+    """What numbers were measured on; every row carries it.
+
+    Attributes:
+        backend: ``gloo`` or ``nccl``.
+        device: name of the processor or GPU.
+        host_link: what brought experts from host memory: ``memcpy``, ``emulated`` or ``cuda``.
+    """
+
+    backend: str
+    device: str
+    host_link: str
+
+
+def layer_frame(iterations: list[RankIteration], platform: Platform) -> pd.DataFrame:
     """Return the rows of ``layers.parquet``; idle time needs all ranks, so it is added here."""
     rows = [
         {"system": it.system, "round": it.round, "iteration": it.iteration, **layer}
@@ -74,11 +93,11 @@ def layer_frame(iterations: list[RankIteration], backend: str, device: str) -> p
     frame = pd.DataFrame(rows)
     last_end = frame.groupby(["iteration", "layer"])["compute_end_s"].transform("max")
     frame["idle_s"] = last_end - frame["compute_end_s"]
-    frame = frame.drop(columns="compute_end_s").assign(backend=backend, device=device)
+    frame = frame.drop(columns="compute_end_s").assign(**asdict(platform))
     return frame.sort_values(["iteration", "layer", "rank"], ignore_index=True)
 
 
-def iteration_frame(iterations: list[RankIteration], backend: str, device: str, scope: str) -> pd.DataFrame:
+def iteration_frame(iterations: list[RankIteration], platform: Platform, scope: str) -> pd.DataFrame:
     """Return the rows of ``iterations.parquet``."""
     by_iteration: dict[int, list[RankIteration]] = {}
     for it in iterations:
@@ -95,14 +114,14 @@ def iteration_frame(iterations: list[RankIteration], backend: str, device: str, 
                 "round": ranks[0].round,
                 "iteration": index,
                 "scope": scope,
-                "backend": backend,
-                "device": device,
+                **asdict(platform),
                 "world_size": len(ranks),
                 "num_sequences": num_sequences,
                 "input_tokens": input_tokens,
                 "latency_s": latency,
                 "ttft_s": sum((r.end_s - begin) * r.num_sequences for r in ranks) / num_sequences,
                 "throughput_tokens_per_s": input_tokens / latency,
+                "drain_s": max(r.drain_s for r in ranks),
             }
         )
     return pd.DataFrame(rows)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
@@ -18,14 +19,20 @@ from experiments.clock import clock_offset_s
 from experiments.config import Point
 from experiments.datasets.tokens import TokenFile
 from experiments.manifest import device_name, new_manifest, now, write_manifest
-from experiments.measure import make_batch, run_rounds
+from experiments.measure import CALIBRATION_BATCH, make_batch, run_rounds
 from experiments.progress import PointProgress
-from experiments.records import RankIteration, iteration_frame, layer_frame, write_parquet
+from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, write_parquet
+from harmoeny.models.base import MoEModel
+from harmoeny.policy import ExpertCost, Policy, RoutingTrace
 from harmoeny.runtime.calibrate import measure_expert_cost
 from harmoeny.runtime.comm import Communicator
 from harmoeny.runtime.engine import ExpertParallel
 from harmoeny.runtime.experts import ExpertStore
+from harmoeny.runtime.fetch.base import RankMemory
 from harmoeny.runtime.recorder import Recorder
+from harmoeny.runtime.sharing import share_model
+from harmoeny.runtime.slots import SlotPool
+from harmoeny.runtime.transfer import TransferEngine, make_engine
 
 #: How long a rank that lost a peer waits before it reports that, so that the launcher sees the peer's own end first.
 _PEER_LOST_DELAY_S = 1.5
@@ -83,18 +90,25 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
     total = len(point.systems) * (point["rounds"] + point["warmup_rounds"] + 1)
     with PointProgress(point.run_id, total, enabled=comm.rank == 0) as progress:
         progress.step("building the model")
-        model = point.model.build(point["seed"])
-        engine = ExpertParallel(ExpertStore(model.experts, pin=device.type == "cuda"), comm, Recorder(device))
+        model = build_model(point, comm)
+        transfers = make_engine(device, point.hardware)
+        store = ExpertStore(model.experts, pin=device.type == "cuda")
+        cost = _expert_cost(point, store, comm, transfers)
+        memory = RankMemory(store, SlotPool(store, device), transfers, comm, cost)
+        engine = ExpertParallel(memory, Recorder(device))
         model.attach(engine)
-        batches = [make_batch(point, model, tokens, i, comm.rank, device) for i in range(point["rounds"])]
 
-        progress.step("calibrating")
-        cost = measure_expert_cost(engine.store.layers[0], comm)
-        systems = [engine.build_system(n, policy.calibrated(cost)) for n, policy in point.systems.items()]
+        progress.step("preparing the systems")
+        batches = [make_batch(point, model, tokens, i, comm.rank, device) for i in range(point["rounds"])]
+        systems = [
+            engine.build_system(name, _fit(policy.calibrated(cost), point, model, tokens, comm))
+            for name, policy in point.systems.items()
+        ]
         for system in systems:
-            threshold = getattr(system.policy, "threshold", None)
-            if threshold is not None:
-                manifest["systems"][system.name]["threshold"] = threshold
+            manifest["systems"][system.name] |= {
+                "device_expert_bytes": system.fetcher.device_bytes,
+                "threshold": getattr(system.policy, "threshold", None),
+            }
 
         checks = {}
         for system in systems:
@@ -118,18 +132,57 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
             "num_experts": model.num_experts,
             "top_k": model.top_k,
             "expert_bytes": model.experts[0].expert_bytes,
-            "store_bytes": engine.store.nbytes,
+            "store_bytes": store.nbytes,
         },
         "calibration": vars(cost),
         "checks": checks,
     }
     everyone = _gather(iterations, comm)
     if comm.rank == 0:
-        backend, name = manifest["backend"], manifest["device"]
-        write_parquet(layer_frame(everyone, backend, name), folder / "layers.parquet")
-        write_parquet(iteration_frame(everyone, backend, name, model.scope), folder / "iterations.parquet")
+        platform = Platform(manifest["backend"], manifest["device"], transfers.link)
+        write_parquet(layer_frame(everyone, platform), folder / "layers.parquet")
+        write_parquet(iteration_frame(everyone, platform, model.scope), folder / "iterations.parquet")
         write_manifest(folder, manifest | {"status": "finished", "ended_at": now()})
+    transfers.close()
     comm.barrier()
+
+
+def build_model(point: Point, comm: Communicator) -> MoEModel:
+    """Build the model once per host and share its weights; all ranks call it together."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    model = point.model.build(point["seed"], "cpu" if local_rank == 0 or comm.world_size == 1 else "meta")
+    share_model(model, comm, local_rank)
+    return model
+
+
+def _expert_cost(point: Point, store: ExpertStore, comm: Communicator, transfers: TransferEngine) -> ExpertCost:
+    """Return what the hardware's calibration says of an expert, or measure it."""
+    experts = store.layers[0]
+    known = point.hardware.expert_cost(expert_bytes=experts.expert_bytes, flops_per_token=experts.flops_per_token)
+    return known or measure_expert_cost(experts, comm, transfers)
+
+
+def _fit(policy: Policy, point: Point, model: MoEModel, tokens: TokenFile, comm: Communicator) -> Policy:
+    """Show a policy the routing of its calibration batches; fitted on rank 0, so that all ranks have the same."""
+    if policy.calibration_batches == 0:
+        return policy
+    batches = [
+        make_batch(point, model, tokens, CALIBRATION_BATCH + i, comm.rank, comm.device).expert_ids
+        for i in range(policy.calibration_batches)
+    ]
+    own = [torch.cat([batch[layer] for batch in batches]).cpu().numpy() for layer in range(len(model.experts))]
+    everyone: list[Any] = [own]
+    if comm.world_size > 1:
+        everyone = [None] * comm.world_size
+        dist.all_gather_object(everyone, own)
+    fitted: list[Any] = [None]
+    if comm.rank == 0:
+        trace = RoutingTrace([np.concatenate(layer) for layer in zip(*everyone, strict=True)], model.stacks)
+        fitted = [policy.fitted(trace, model.num_experts, comm.world_size)]
+    if comm.world_size > 1:
+        dist.broadcast_object_list(fitted)
+    result: Policy = fitted[0]
+    return result
 
 
 def _environment(point: Point, comm: Communicator, tokens: TokenFile) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from harmoeny.plan import Plan
 
 #: How a rank gets at the weights of experts that it does not hold; one file each in harmoeny/runtime/fetch.
 FETCH_STRATEGIES = ("none", "sync", "async", "peer")
+WORK_ORDERS = ("covered", "paper")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Policy(ABC):
             ``sync`` (from host memory, computation waits), ``peer`` (from the expert's home rank) or ``none`` (every
             expert is resident everywhere, so nothing is ever fetched).
         num_slots: experts that a rank has room for in device memory, per layer; null: as many as it holds at the start.
+        work_order: when a rank executes fetched experts: ``covered`` (as soon as their weights are predicted to be
+            there) or ``paper`` (after the two residents with the most tokens).
     """
 
     name: ClassVar[str]
@@ -74,6 +77,7 @@ class Policy(ABC):
     placement: str = "contiguous"
     fetch: str = "async"
     num_slots: int | None = None
+    work_order: str = "covered"
 
     def validate(self) -> None:
         """Check the configuration before any worker starts.
@@ -85,6 +89,8 @@ class Policy(ABC):
             raise ValueError(f"placement: {self.placement!r}, must be one of {', '.join(PLACEMENTS)}")
         if self.fetch not in FETCH_STRATEGIES:
             raise ValueError(f"fetch: {self.fetch!r}, must be one of {', '.join(FETCH_STRATEGIES)}")
+        if self.work_order not in WORK_ORDERS:
+            raise ValueError(f"work_order: {self.work_order!r}, must be one of {', '.join(WORK_ORDERS)}")
         if self.num_slots is not None and self.num_slots < 1:
             raise ValueError(f"num_slots: {self.num_slots}, must be at least 1, or null for as many as a rank holds")
         if self.fetch == "none" and self.num_slots is not None:

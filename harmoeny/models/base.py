@@ -107,6 +107,11 @@ class MoEModel(ABC):
         self.top_k = top_k
 
     @property
+    def stacks(self) -> list[int]:
+        """Per MoE layer, the stack that it belongs to; all layers of a stack see the same tokens."""
+        return [0] * len(self.experts)
+
+    @property
     def num_experts(self) -> int:
         """Experts per MoE layer."""
         return self.experts[0].num_experts
@@ -165,8 +170,13 @@ class ModelConfig(ABC):
             raise ValueError(f"model.top_k: {self.top_k}, must be 1 to model.num_experts={self.num_experts}")
 
     @abstractmethod
-    def build(self, seed: int) -> MoEModel:
-        """Build the model on the CPU; the same seed gives the same weights on every rank."""
+    def build(self, seed: int, device: str = "cpu") -> MoEModel:
+        """Build the model; the same seed gives the same weights.
+
+        Args:
+            seed: of the weights.
+            device: ``cpu``, or ``meta`` for a model without weights, which takes them from another rank.
+        """
 
 
 def require_positive(prefix: str, **values: int) -> None:

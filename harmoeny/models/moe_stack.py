@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harmoeny.models.base import DTYPES, ModelConfig, MoEBlock, MoEContext, MoEModel, require_positive
-from harmoeny.runtime.experts import LayerExperts, mlp
+from harmoeny.runtime.experts import LayerExperts, gated_mlp, mlp, swiglu
 
 
 class StackBlock(MoEBlock):
@@ -81,6 +82,8 @@ class MoEStack(ModelConfig):
         hidden_size: width of a token.
         intermediate_size: width of every expert.
         num_layers: MoE layers.
+        gated: experts with a gate (SwiGLU), as Mixtral's and Qwen's, in place of Switch's two matrices with ReLU.
+        bias: experts with biases.
     """
 
     name: ClassVar[str] = "moe_stack"
@@ -89,6 +92,8 @@ class MoEStack(ModelConfig):
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_layers: int = 1
+    gated: bool = False
+    bias: bool = False
 
     def validate(self) -> None:
         """Check the configuration.
@@ -100,27 +105,31 @@ class MoEStack(ModelConfig):
         sizes = ("hidden_size", "intermediate_size", "num_layers", "vocab_size")
         require_positive("model", **{size: getattr(self, size) for size in sizes})
 
-    def build(self, seed: int) -> MoEModel:
+    def build(self, seed: int, device: str = "cpu") -> MoEModel:
         """Draw the weights; their scale keeps the activations' size over many layers."""
         generator = torch.Generator().manual_seed(seed)
         dtype = DTYPES[self.dtype]
 
-        def normal(*shape: int, std: float) -> Tensor:
-            return torch.randn(*shape, generator=generator).mul_(std).to(dtype)
+        def normal(*shape: int, fan_in: int) -> Tensor:
+            if device == "meta":
+                return torch.empty(*shape, dtype=dtype, device=device)
+            return torch.randn(*shape, generator=generator).mul_(fan_in**-0.5).to(dtype)
 
         context = MoEContext()
         experts, blocks = [], []
         for layer in range(self.num_layers):
-            weights = {
-                "up": normal(self.num_experts, self.intermediate_size, self.hidden_size, std=self.hidden_size**-0.5),
-                "down": normal(
-                    self.num_experts, self.hidden_size, self.intermediate_size, std=self.intermediate_size**-0.5
-                ),
-            }
-            experts.append(LayerExperts(weights, mlp(torch.relu)))
-            router = nn.Linear(self.hidden_size, self.num_experts, bias=False, dtype=dtype)
-            router.weight.data = normal(self.num_experts, self.hidden_size, std=self.hidden_size**-0.5)
+            experts.append(self._experts(normal))
+            router = nn.Linear(self.hidden_size, self.num_experts, bias=False, dtype=dtype, device="meta")
+            router.weight = nn.Parameter(normal(self.num_experts, self.hidden_size, fan_in=self.hidden_size))
             blocks.append(StackBlock(router, experts[-1], self.top_k, layer, context))
-        embedding = nn.Embedding(self.vocab_size, self.hidden_size, dtype=dtype)
-        embedding.weight.data = normal(self.vocab_size, self.hidden_size, std=1.0)
+        embedding = nn.Embedding(self.vocab_size, self.hidden_size, dtype=dtype, device="meta")
+        embedding.weight = nn.Parameter(normal(self.vocab_size, self.hidden_size, fan_in=1))
         return MoEStackModel(_Stack(embedding, blocks).eval(), context, experts, self.top_k)
+
+    def _experts(self, normal: Callable[..., Tensor]) -> LayerExperts:
+        e, h, i = self.num_experts, self.hidden_size, self.intermediate_size
+        name, width = ("gate_up", 2 * i) if self.gated else ("up", i)
+        weights = {name: normal(e, width, h, fan_in=h), "down": normal(e, h, i, fan_in=i)}
+        if self.bias:
+            weights |= {f"{name}_bias": normal(e, width, fan_in=h), "down_bias": normal(e, h, fan_in=i)}
+        return LayerExperts(weights, gated_mlp(swiglu) if self.gated else mlp(torch.relu), h)

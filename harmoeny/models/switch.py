@@ -18,6 +18,9 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 from harmoeny.models.base import DTYPES, ModelConfig, MoEBlock, MoEContext, MoEModel, require_positive
 from harmoeny.runtime.experts import LayerExperts, mlp
 
+#: Our names of an expert's matrices, and Transformers' names of the layers that hold them.
+_LINEARS = {"up": "wi", "down": "wo"}
+
 
 class SwitchRouter(nn.Module):
     """A Switch router whose choice the tape can pin; takes the place of the router in the untouched layer too."""
@@ -53,11 +56,14 @@ class SwitchRouter(nn.Module):
 class SwitchBlock(MoEBlock):
     """A sparse layer of a Switch Transformer."""
 
-    def __init__(self, sparse_mlp: SwitchTransformersSparseMLP, layer: int, context: MoEContext) -> None:
+    def __init__(
+        self, sparse_mlp: SwitchTransformersSparseMLP, experts: LayerExperts, layer: int, context: MoEContext
+    ) -> None:
         super().__init__(layer, context)
+        self._experts = experts
         self.router = SwitchRouter(sparse_mlp.router, layer, context)
         sparse_mlp.router = self.router
-        # In a tuple the untouched layer is no submodule, so its experts stay in host memory when the model moves.
+        # In a tuple the untouched layer is no submodule: its experts are no parameters of the model.
         self._untouched = (sparse_mlp,)
 
     def route(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,22 +74,25 @@ class SwitchBlock(MoEBlock):
     def forward_dense(self, hidden: Tensor) -> Tensor:
         """Run Transformers' own layer."""
         (sparse_mlp,) = self._untouched
-        experts = {k: w.to(hidden.device) for k, w in sparse_mlp.named_parameters() if k.startswith("experts.")}
+        experts = {
+            f"experts.expert_{e}.{linear}.weight": self._experts.weights[name][e].to(hidden.device)
+            for e in range(self._experts.num_experts)
+            for name, linear in _LINEARS.items()
+        }
         output: Tensor = functional_call(sparse_mlp, experts, (hidden,))
         return output
 
 
 def stack_experts(sparse_mlp: SwitchTransformersSparseMLP, activation: str) -> LayerExperts:
-    """Move a layer's experts into stacked tensors, of which the layer's own parameters become views."""
+    """Move a layer's experts into stacked tensors; the layer's own parameters are left without memory."""
     experts = list(sparse_mlp.experts.values())
     stacked = {
         name: torch.stack([getattr(expert, linear).weight.detach() for expert in experts])
-        for name, linear in (("up", "wi"), ("down", "wo"))
+        for name, linear in _LINEARS.items()
     }
-    for expert_id, expert in enumerate(experts):
-        expert.wi.weight = nn.Parameter(stacked["up"][expert_id], requires_grad=False)
-        expert.wo.weight = nn.Parameter(stacked["down"][expert_id], requires_grad=False)
-    return LayerExperts(stacked, mlp(ACT2FN[activation]))
+    for expert in experts:
+        expert.to("meta")
+    return LayerExperts(stacked, mlp(ACT2FN[activation]), hidden_size=stacked["up"].shape[2])
 
 
 class SwitchModel(MoEModel):
@@ -97,12 +106,18 @@ class SwitchModel(MoEModel):
             for feed_forward in [m for m in stack.modules() if isinstance(m, SwitchTransformersLayerFF)]:
                 if isinstance(feed_forward.mlp, SwitchTransformersSparseMLP):
                     sparse_mlp = feed_forward.mlp
-                    feed_forward.mlp = SwitchBlock(sparse_mlp, len(experts), context)
-                    experts.append(stack_experts(sparse_mlp, module.config.dense_act_fn))
+                    stacked = stack_experts(sparse_mlp, module.config.dense_act_fn)
+                    feed_forward.mlp = SwitchBlock(sparse_mlp, stacked, len(experts), context)
+                    experts.append(stacked)
             if stack is module.encoder:
                 self._encoder_layers = len(experts)
         super().__init__(module, context, experts, top_k=1)
         self._start_token = int(module.config.decoder_start_token_id)
+
+    @property
+    def stacks(self) -> list[int]:
+        """Return 0 for the encoder's MoE layers and 1 for the decoder's."""
+        return [int(layer >= self._encoder_layers) for layer in range(len(self.experts))]
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the first output token's logits, ``[batch_size, vocab_size]``."""
@@ -158,7 +173,7 @@ class Switch(ModelConfig):
         if not 1 <= self.sparse_step <= self.num_layers:
             raise ValueError(f"model.sparse_step: {self.sparse_step}, must be 1 to model.num_layers={self.num_layers}")
 
-    def build(self, seed: int) -> MoEModel:
+    def build(self, seed: int, device: str = "cpu") -> MoEModel:
         """Build the model from Transformers' own class."""
         config = SwitchTransformersConfig(
             vocab_size=self.vocab_size,
@@ -175,5 +190,6 @@ class Switch(ModelConfig):
             decoder_start_token_id=0,
         )
         torch.manual_seed(seed)
-        module = SwitchTransformersForConditionalGeneration(config).to(DTYPES[self.dtype])
+        with torch.device(device):
+            module = SwitchTransformersForConditionalGeneration(config).to(DTYPES[self.dtype])
         return SwitchModel(module.eval())

@@ -12,49 +12,67 @@ import torch.distributed as dist
 from harmoeny.policy import ExpertCost
 from harmoeny.runtime.comm import Communicator
 from harmoeny.runtime.experts import LayerExperts
+from harmoeny.runtime.slots import Slot
+from harmoeny.runtime.transfer import TransferEngine, span_s
 
 _TOKENS = 512
 _REPEATS = 7
 
 
-def measure_expert_cost(experts: LayerExperts, comm: Communicator) -> ExpertCost:
+def measure_expert_cost(experts: LayerExperts, comm: Communicator, engine: TransferEngine) -> ExpertCost:
     """Measure one layer's experts on all ranks at once, so that they share memory bandwidth as they do in a run.
+
+    Args:
+        experts: the layer.
+        comm: the ranks.
+        engine: what will load experts in the run.
 
     Returns:
         The mean over ranks of their medians, the same on every rank.
     """
-    sample = next(iter(experts.weights.values()))
-    hidden_size = experts.weights["up"].shape[2]
-    rows = torch.randn(_TOKENS, hidden_size).to(device=comm.device, dtype=sample.dtype)
-    out = torch.empty_like(rows)
-    slot = {name: w[0].to(comm.device, copy=True) for name, w in experts.weights.items()}
-
-    def fetch(i: int) -> None:
-        # Another expert every time: the one just copied may still be in a cache.
-        for name, source in experts.expert(i % experts.num_experts).items():
-            slot[name].copy_(source)
-
     comm.barrier()
+    slot = Slot(experts, comm.device)
     costs = torch.tensor(
-        [
-            _median_s(lambda _: experts.function(slot, rows, out), comm.device) / _TOKENS,
-            _median_s(fetch, comm.device),
-        ],
+        [expert_s(experts, slot, engine, _TOKENS) / _TOKENS, fetch_s(experts, slot, engine)],
         dtype=torch.float64,
         device=comm.device,
     )
     if comm.world_size > 1:
         dist.all_reduce(costs)
-    token_s, fetch_s = (costs / comm.world_size).tolist()
-    return ExpertCost(token_s=token_s, fetch_s=fetch_s)
+    token_s, load_s = (costs / comm.world_size).tolist()
+    return ExpertCost(token_s=token_s, fetch_s=load_s)
 
 
-def _median_s(action: Callable[[int], None], device: torch.device) -> float:
+def expert_s(experts: LayerExperts, slot: Slot, engine: TransferEngine, num_tokens: int) -> float:
+    """Return the median time of one expert's computation on ``num_tokens`` rows, in seconds."""
+    engine.submit(slot, 0, experts.expert(0))
+    engine.wait(slot)
+    sample = next(iter(experts.weights.values()))
+    rows = torch.randn(num_tokens, experts.hidden_size).to(device=slot.device, dtype=sample.dtype)
+    out = torch.empty_like(rows)
+    return median_s(lambda _: experts.function(slot.weights, rows, out), slot.device)
+
+
+def fetch_s(experts: LayerExperts, slot: Slot, engine: TransferEngine) -> float:
+    """Return the median time of loading one expert into a slot, in seconds."""
     samples = []
     for i in range(_REPEATS + 1):
+        # Another expert every time: the one just copied may still be in a cache.
+        transfer = engine.submit(slot, i, experts.expert(i % experts.num_experts))
+        engine.wait(slot)
+        engine.drain()
+        assert transfer.span is not None
+        samples.append(span_s(transfer.span))
+    return median(samples[1:])
+
+
+def median_s(action: Callable[[int], object], device: torch.device, repeats: int = _REPEATS) -> float:
+    """Return the median time of an action that gets the number of its call, in seconds; one more call warms it up."""
+    samples = []
+    for i in range(repeats + 1):
         start = time.perf_counter()
         action(i)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         samples.append(time.perf_counter() - start)
-    return median(samples[1:])  # the first one warms up
+    return median(samples[1:])

@@ -3,67 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harmoeny.placement import Placement
+from harmoeny.placement import IntArray, Placement
 from harmoeny.policy import Policy
 from harmoeny.runtime.comm import Communicator
 from harmoeny.runtime.dispatch import combine, count_assignments, dispatch, kept_assignments
-from harmoeny.runtime.experts import ExpertStore
-from harmoeny.runtime.fetch.base import ExpertWork, FetchStrategy
-from harmoeny.runtime.fetch.sync import SyncFetch
+from harmoeny.runtime.fetch import make_fetcher
+from harmoeny.runtime.fetch.base import FetchStrategy, RankMemory
 from harmoeny.runtime.recorder import Recorder
+from harmoeny.runtime.work import ExpertWork
 
 
-@dataclass(frozen=True)
+@dataclass
 class System:
     """One system under test on one rank.
 
     Attributes:
         name: its name in records.
         policy: makes the plans.
-        placement: the residency that plans start from, the same in every layer.
+        placements: the present residency per MoE layer.
         fetcher: this rank's expert memory.
+        history: int64 ``[world_size, num_experts]`` per MoE layer and earlier batch, for policies that place anew.
     """
 
     name: str
     policy: Policy
-    placement: Placement
+    placements: list[Placement]
     fetcher: FetchStrategy
+    history: list[list[IntArray]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.history = [[] for _ in self.placements]
+        self._places_anew = type(self.policy).update_placement is not Policy.update_placement
+
+    def placement(self, layer: int, counts: IntArray, rank: int) -> Placement:
+        """Return the residency to plan a batch with, after the policy had its chance to change it."""
+        if self._places_anew:
+            changed = self.policy.update_placement(layer, self.history[layer], self.placements[layer])
+            self.history[layer].append(counts)
+            if changed is not None:
+                self.placements[layer] = changed
+                self.fetcher.place(layer, changed.resident[:, rank])
+        return self.placements[layer]
 
 
 class ExpertParallel:
     """Runs MoE layers over the ranks of a communicator.
 
     Attributes:
-        store: the expert weights that all systems share.
+        memory: the expert weights and device memory that all systems share.
         comm: the collectives.
         recorder: phase times of the layers.
         kept_TK: while :attr:`keep_masks` is set, bool ``[T, K]`` per executed layer, the executed assignments.
     """
 
-    def __init__(self, store: ExpertStore, comm: Communicator, recorder: Recorder) -> None:
-        self.store = store
-        self.comm = comm
+    def __init__(self, memory: RankMemory, recorder: Recorder) -> None:
+        self.memory = memory
+        self.comm: Communicator = memory.comm
         self.recorder = recorder
         self.keep_masks = False
         self.kept_TK: list[Tensor] = []
         self._system: System | None = None
 
     def build_system(self, name: str, policy: Policy) -> System:
-        """Set up one system: its placement and this rank's expert memory."""
-        placement = policy.place(0, self.store.layers[0].num_experts, self.comm.world_size)
-        placement.validate()
-        fetcher = SyncFetch(self.store, placement.resident[:, self.comm.rank], self.comm.device)
-        return System(name, policy, placement, fetcher)
+        """Set up one system: its placement and this rank's expert memory; all ranks do it together."""
+        placements = [
+            policy.place(layer, experts.num_experts, self.comm.world_size)
+            for layer, experts in enumerate(self.memory.store.layers)
+        ]
+        for placement in placements:
+            placement.validate()
+        return System(name, policy, placements, make_fetcher(policy, placements, self.memory))
 
     def use(self, system: System) -> None:
-        """Select the system that executes the layers from now on."""
+        """Select the system that executes the layers from now on, and bring the slots to its residency."""
         self._system = system
+        system.fetcher.prepare()
+
+    def finish(self) -> None:
+        """Block until the loads that the selected system left behind are complete."""
+        if self._system is not None:
+            self._system.fetcher.finish()
 
     def forward(self, layer: int, hidden_TH: Tensor, expert_ids_TK: Tensor, routing_weights_TK: Tensor) -> Tensor:
         """Execute one MoE layer; all ranks call it together, each with its own tokens.
@@ -84,25 +109,23 @@ class ExpertParallel:
         """
         if self._system is None:
             raise RuntimeError("no system selected: call ExpertParallel.use first")
-        system, record = self._system, self.recorder
+        system, record, experts = self._system, self.recorder, self.memory.store.layers[layer]
         record.mark()  # metadata
-        counts = self.comm.gather_counts(count_assignments(expert_ids_TK, system.placement.num_experts))
+        counts = self.comm.gather_counts(count_assignments(expert_ids_TK, experts.num_experts))
         record.mark()  # plan
-        plan = system.policy.plan(counts, system.placement)
+        placement = system.placement(layer, counts, self.comm.rank)
+        plan = system.policy.plan(counts, placement)
+        system.fetcher.begin(layer, plan, work_of(plan.tokens[:, :, self.comm.rank].sum(axis=0)))
         record.mark()  # dispatch
         rows_RH, dispatched = dispatch(hidden_TH, expert_ids_TK, plan, self.comm)
         record.mark()  # compute
         results_RH = torch.empty_like(rows_RH)
-        function = self.store.layers[layer].function
 
         def execute(item: ExpertWork, weights: Mapping[str, Tensor]) -> None:
             part = slice(item.start, item.start + item.num_tokens)
-            function(weights, rows_RH[part], results_RH[part])
+            experts.function(weights, rows_RH[part], results_RH[part])
 
-        num_E = dispatched.num_executed_E
-        starts_E = np.cumsum(num_E) - num_E
-        work = [ExpertWork(int(e), int(starts_E[e]), int(num_E[e])) for e in np.flatnonzero(num_E)]
-        fetch = system.fetcher.run(layer, work, execute)
+        fetch = system.fetcher.run(execute)
         record.mark()  # combine
         output_TH = combine(results_RH, routing_weights_TK, dispatched, self.comm)
         record.mark()  # end
@@ -110,3 +133,9 @@ class ExpertParallel:
         if self.keep_masks:
             self.kept_TK.append(kept_assignments(expert_ids_TK, dispatched))
         return output_TH
+
+
+def work_of(executed: IntArray) -> list[ExpertWork]:
+    """Return the slices of rows that are grouped by ascending expert; ``executed``: int64 ``[num_experts]``."""
+    starts = np.cumsum(executed) - executed
+    return [ExpertWork(int(e), int(starts[e]), int(executed[e])) for e in np.flatnonzero(executed)]

@@ -19,10 +19,12 @@ class LayerExperts:
     Attributes:
         weights: tensors ``[num_experts, ...]`` by name; one expert is one slice of each.
         function: how an expert is applied.
+        hidden_size: width of a token.
     """
 
     weights: dict[str, Tensor]
     function: ExpertFunction
+    hidden_size: int
 
     @property
     def num_experts(self) -> int:
@@ -34,23 +36,41 @@ class LayerExperts:
         """Size of one expert's weights in bytes."""
         return sum(w[0].numel() * w.element_size() for w in self.weights.values())
 
+    @property
+    def flops_per_token(self) -> int:
+        """Floating-point operations of one token's matrix products."""
+        return sum(2 * w[0].numel() for w in self.weights.values() if w.ndim == 3)
+
     def expert(self, expert_id: int) -> dict[str, Tensor]:
         """Return views of one expert's weights."""
         return {name: w[expert_id] for name, w in self.weights.items()}
 
 
 class ExpertStore:
-    """Every expert of every MoE layer in host memory: one copy for all systems of a job, pinned for CUDA.
+    """Every expert of every MoE layer in host memory: one copy for all systems of a job.
 
     Attributes:
         layers: the layers in order of execution.
     """
 
     def __init__(self, layers: Sequence[LayerExperts], *, pin: bool = False) -> None:
-        self.layers = [
-            LayerExperts({k: w.pin_memory() for k, w in layer.weights.items()}, layer.function) if pin else layer
-            for layer in layers
-        ]
+        """Take the layers' weights as they are.
+
+        Args:
+            layers: the layers in order of execution.
+            pin: lock the weights in memory, so that CUDA can copy from them beside its computation. They are locked in
+                place: they may be shared between ranks, and a pinned copy would be one per rank.
+
+        Raises:
+            RuntimeError: CUDA refuses.
+        """
+        self.layers = list(layers)
+        if pin:
+            storages = [w.untyped_storage() for layer in self.layers for w in layer.weights.values()]
+            for storage in {s.data_ptr(): s for s in storages}.values():
+                cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+                status = cudart.cudaHostRegister(storage.data_ptr(), storage.nbytes(), 0)
+                torch.cuda.check_error(int(status))
 
     @property
     def nbytes(self) -> int:
@@ -59,13 +79,48 @@ class ExpertStore:
 
 
 def mlp(activation: Callable[[Tensor], Tensor]) -> ExpertFunction:
-    """Return the function of a two-matrix expert, ``down(activation(up(x)))``.
+    """Return the function of a two-matrix expert, ``down(activation(up(x)))``, as Switch Transformers have it.
 
-    The weights are ``up`` ``[intermediate_size, hidden_size]`` and ``down`` ``[hidden_size, intermediate_size]``.
+    The weights are ``up`` ``[intermediate_size, hidden_size]`` and ``down`` ``[hidden_size, intermediate_size]``, with
+    the optional biases ``up_bias`` ``[intermediate_size]`` and ``down_bias`` ``[hidden_size]``.
     """
 
     def apply(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
-        hidden = activation(torch.mm(rows, weights["up"].t()))
-        torch.mm(hidden, weights["down"].t(), out=out)
+        hidden = activation(_linear(rows, weights, "up"))
+        _linear(hidden, weights, "down", out=out)
 
     return apply
+
+
+def gated_mlp(gate: Callable[[Tensor], Tensor], *, transposed: bool = False) -> ExpertFunction:
+    """Return the function of a gated expert, ``down(gate(gate_up(x)))``.
+
+    The weights are ``gate_up`` ``[2 * intermediate_size, hidden_size]`` and ``down`` ``[hidden_size,
+    intermediate_size]``, or the transposes of both as GPT-OSS stores them, with the optional biases ``gate_up_bias``
+    and ``down_bias``.
+
+    Args:
+        gate: from ``[n, 2 * intermediate_size]`` to ``[n, intermediate_size]``: splits into gate and up part, in halves
+            or interleaved as the model does, and combines them.
+        transposed: the matrices are stored as ``[in, out]``.
+    """
+
+    def apply(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
+        hidden = gate(_linear(rows, weights, "gate_up", transposed=transposed))
+        _linear(hidden, weights, "down", transposed=transposed, out=out)
+
+    return apply
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """Return ``silu(gate) * up`` of the two halves of the last dimension."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def _linear(
+    rows: Tensor, weights: Mapping[str, Tensor], name: str, *, transposed: bool = False, out: Tensor | None = None
+) -> Tensor:
+    matrix = weights[name] if transposed else weights[name].t()
+    bias = weights.get(f"{name}_bias")
+    return torch.mm(rows, matrix, out=out) if bias is None else torch.addmm(bias, rows, matrix, out=out)

@@ -10,6 +10,7 @@ import torch
 
 from harmoeny.plan import Plan
 from harmoeny.runtime.fetch.base import FetchStats
+from harmoeny.runtime.transfer import Mark, span_s
 
 
 class Phase(IntEnum):
@@ -25,8 +26,6 @@ class Phase(IntEnum):
 
 
 PHASES = tuple(phase for phase in Phase if phase is not Phase.END)
-
-_Mark = int | torch.cuda.Event
 
 
 @dataclass
@@ -45,7 +44,7 @@ class LayerTrace:
     plan: Plan | None = None
     num_assignments: int = 0
     fetch: FetchStats = field(default_factory=FetchStats)
-    marks: list[_Mark] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,14 @@ class LayerTimes:
     Attributes:
         trace: the execution.
         boundary_s: ``[7]``, start of every phase of :data:`PHASES` and the end of the last.
+        fetch_s: how long the fetches took, all together.
+        fetch_wait_s: how long computation stood still for weights.
     """
 
     trace: LayerTrace
     boundary_s: list[float]
+    fetch_s: float
+    fetch_wait_s: float
 
     def phase_s(self, phase: Phase) -> float:
         """Return the length of a phase in seconds."""
@@ -82,7 +85,7 @@ class Recorder:
     def __init__(self, device: torch.device, *, enabled: bool = True) -> None:
         self.enabled = enabled
         self._cuda = device.type == "cuda"
-        self._origin: _Mark = 0
+        self._origin: Mark = 0
         self._traces: list[LayerTrace] = []
 
     def begin_iteration(self) -> None:
@@ -110,18 +113,19 @@ class Recorder:
         """Return the layers since :meth:`begin_iteration`, in order of execution; waits for the device."""
         if self._cuda:
             torch.cuda.synchronize()
-        return [LayerTimes(t, [self._since_origin(m) for m in t.marks]) for t in self._traces]
+        return [
+            LayerTimes(
+                trace=t,
+                boundary_s=[span_s((self._origin, mark)) for mark in t.marks],
+                fetch_s=sum(span_s(transfer.span) for transfer in t.fetch.transfers if transfer.span is not None),
+                fetch_wait_s=sum(span_s(wait) for wait in t.fetch.waits),
+            )
+            for t in self._traces
+        ]
 
-    def _now(self) -> _Mark:
+    def _now(self) -> Mark:
         if not self._cuda:
             return time.perf_counter_ns()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
-
-    def _since_origin(self, mark: _Mark) -> float:
-        if isinstance(mark, int):
-            assert isinstance(self._origin, int)
-            return (mark - self._origin) * 1e-9
-        assert not isinstance(self._origin, int)
-        return float(self._origin.elapsed_time(mark)) * 1e-3

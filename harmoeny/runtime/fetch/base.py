@@ -1,77 +1,216 @@
-"""The interface of a fetch strategy."""
+"""The interface of a fetch strategy, and the walk through a schedule that all of them share."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from harmoeny.placement import BoolArray
+from harmoeny.plan import Plan
+from harmoeny.policy import ExpertCost
+from harmoeny.runtime.comm import Communicator
 from harmoeny.runtime.experts import ExpertStore
+from harmoeny.runtime.slots import Slot, SlotPool
+from harmoeny.runtime.transfer import Span, Transfer, TransferEngine
+from harmoeny.runtime.work import EMPTY, ExpertWork, Schedule, Step, make_schedule
 
-#: Executes one expert's slice of the batch with the weights given.
-Execute = Callable[["ExpertWork", Mapping[str, Tensor]], None]
-
-
-@dataclass(frozen=True)
-class ExpertWork:
-    """One expert's slice of the rows that a rank executes.
-
-    Attributes:
-        expert_id: the expert.
-        start: first row of the slice.
-        num_tokens: rows in the slice, at least 1.
-    """
-
-    expert_id: int
-    start: int
-    num_tokens: int
+#: Executes one slice of the batch with the weights given.
+Execute = Callable[[ExpertWork, Mapping[str, Tensor]], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class FetchStats:
-    """What moving weights cost in one layer on one rank.
+    """What moving weights came to in one layer on one rank.
 
     Attributes:
-        num_fetches: experts fetched.
-        fetch_bytes: their size.
-        fetch_s: time spent copying.
-        fetch_wait_s: part of it during which computation stood still.
+        num_host_fetches: experts fetched from host memory.
+        num_peer_fetches: experts fetched from another rank.
+        num_restores: residents loaded again because a fetch had taken their slot.
+        fetch_bytes: size of the fetched experts.
+        transfers: the fetches.
+        waits: when computation stood still for weights.
     """
 
-    num_fetches: int = 0
+    num_host_fetches: int = 0
+    num_peer_fetches: int = 0
+    num_restores: int = 0
     fetch_bytes: int = 0
-    fetch_s: float = 0.0
-    fetch_wait_s: float = 0.0
+    transfers: list[Transfer] = field(default_factory=list)
+    waits: list[Span] = field(default_factory=list)
 
 
-class FetchStrategy(ABC):
-    """Gets weights to where they are needed and thereby decides the order in which a rank's experts are executed.
+@dataclass(frozen=True)
+class RankMemory:
+    """What a fetch strategy works with on one rank; systems share it.
 
-    One object serves one system on one rank: its slots are that system's device memory.
+    Attributes:
+        store: all experts, in host memory.
+        pool: the slots.
+        engine: loads them.
+        comm: this rank's communicator.
+        cost: an expert's costs on this machine.
+    """
+
+    store: ExpertStore
+    pool: SlotPool
+    engine: TransferEngine
+    comm: Communicator
+    cost: ExpertCost
+
+
+class FetchStrategy:
+    """One system's expert memory on one rank: what its slots hold, and when loads begin.
+
+    For every layer :meth:`begin` is called once the plan is known, then :meth:`run`. Between batches :meth:`prepare`
+    brings the slots to what the placement says, which other systems may have changed, and :meth:`finish` waits for
+    loads that are still under way.
     """
 
     name: ClassVar[str]
+    #: Whether loads begin as soon as their slot is free, or only when the expert is to be executed.
+    ahead: ClassVar[bool] = True
 
-    def __init__(self, store: ExpertStore, resident: BoolArray, device: torch.device) -> None:
-        """Load the resident experts.
+    def __init__(
+        self,
+        memory: RankMemory,
+        resident: Sequence[BoolArray],
+        *,
+        num_slots: int | None = None,
+        work_order: str = "covered",
+    ) -> None:
+        """Reserve slots.
 
         Args:
-            store: all experts, in host memory.
-            resident: bool ``[num_experts]``, the experts that this rank holds, the same in every layer.
-            device: where experts are executed.
+            memory: shared by the systems of this rank.
+            resident: bool ``[num_experts]`` per layer, the experts that this rank should hold.
+            num_slots: slots per layer, at least 1; None: as many as there are residents, at least 1.
+            work_order: as :func:`harmoeny.runtime.work.make_schedule` explains it.
         """
-        self.store = store
-        self.resident = resident
-        self.device = device
+        self.memory = memory
+        self._work_order = work_order
+        self._slots: list[Sequence[Slot]] = []
+        self._home: list[list[int]] = []
+        for layer, held in enumerate(resident):
+            limit = memory.store.layers[layer].num_experts
+            room = min(limit, num_slots if num_slots is not None else max(1, int(held.sum())))
+            self._slots.append(memory.pool.reserve(layer, room))
+            experts = [e for e in range(limit) if held[e]][:room]
+            self._home.append(experts + [EMPTY] * (room - len(experts)))
+        self._schedule = Schedule((), ())
+        self._layer = 0
+        self._next_load = 0
+        self._stats = FetchStats()
 
-    @abstractmethod
-    def run(self, layer: int, work: Sequence[ExpertWork], execute: Execute) -> FetchStats:
-        """Call ``execute`` once for every item of ``work``, in an order of the strategy's choice.
+    @property
+    def device_bytes(self) -> int:
+        """Device memory that this rank's slots take, in bytes."""
+        return sum(len(slots) * slots[0].experts.expert_bytes for slots in self._slots)
+
+    def prepare(self) -> None:
+        """Load the residents that the slots do not hold, and block until they are there."""
+        for layer, (slots, home) in enumerate(zip(self._slots, self._home, strict=True)):
+            for slot, expert_id in zip(slots, home, strict=True):
+                if expert_id == EMPTY:
+                    slot.expert_id = EMPTY
+                elif slot.expert_id != expert_id:
+                    self._load(layer, slot, expert_id, urgent=False)
+        self.memory.engine.drain()
+        for slots in self._slots:
+            for slot in slots:
+                self.memory.engine.wait(slot)
+
+    def begin(self, layer: int, plan: Plan, work: Sequence[ExpertWork]) -> None:
+        """Order the layer's work and start the loads whose slots are free already.
+
+        Args:
+            layer: MoE layer in order of execution.
+            plan: the layer's plan.
+            work: what this rank executes of it.
+        """
+        self._layer, self._next_load, self._stats = layer, 0, FetchStats()
+        self._open_sources(layer, plan)
+        self._schedule = make_schedule(work, self._home[layer], self.memory.cost, work_order=self._work_order)
+        if self.ahead:
+            self._load_ahead(-1)
+
+    def run(self, execute: Execute) -> FetchStats:
+        """Call ``execute`` once for every slice of :meth:`begin`.
 
         The weights handed to ``execute`` stay valid until it returns (on CUDA: for the work it queued).
         """
+        engine, slots, stats = self.memory.engine, self._slots[self._layer], self._stats
+        for index, step in enumerate(self._schedule.steps):
+            slot = slots[step.slot]
+            if step.load and not self.ahead:
+                self._fetch(step)
+            stalled = engine.wait(slot)
+            if stalled is not None:
+                stats.waits.append(stalled)
+            execute(step.work, slot.weights)
+            engine.used(slot)
+            if self.ahead:
+                self._load_ahead(index)
+        for expert_id, slot_index in self._schedule.restores:
+            self._load(self._layer, slots[slot_index], expert_id, urgent=not self.ahead)
+            stats.num_restores += 1
+            if not self.ahead and (stalled := engine.wait(slots[slot_index])) is not None:
+                stats.waits.append(stalled)
+        self._close_sources()
+        return stats
+
+    def finish(self) -> None:
+        """Block until all loads are complete."""
+        self.memory.engine.drain()
+
+    def place(self, layer: int, resident: BoolArray) -> None:
+        """Change a layer's residents; what is not held yet is loaded like a fetch.
+
+        Args:
+            layer: MoE layer in order of execution.
+            resident: bool ``[num_experts]``.
+        """
+        home = self._home[layer]
+        wanted = [e for e in range(len(resident)) if resident[e]][: len(home)]
+        new = [e for e in wanted if e not in home]
+        for index, slot in enumerate(self._slots[layer]):
+            if home[index] not in wanted:
+                home[index] = new.pop(0) if new else EMPTY
+                if home[index] != EMPTY:
+                    self._load(layer, slot, home[index])
+                    if not self.ahead:
+                        self.memory.engine.wait(slot)
+
+    def _load_ahead(self, finished_step: int) -> None:
+        """Start, in the order of their execution, the loads whose slots are free after ``finished_step``."""
+        steps = self._schedule.steps
+        while self._next_load < len(steps):
+            step = steps[self._next_load]
+            if step.load and step.after > finished_step:
+                return
+            if step.load:
+                self._fetch(step)
+            self._next_load += 1
+
+    def _fetch(self, step: Step) -> None:
+        expert_id = step.work.expert_id
+        slot = self._slots[self._layer][step.slot]
+        self._stats.transfers.append(self._fetch_into(slot, expert_id))
+        self._stats.fetch_bytes += slot.experts.expert_bytes
+
+    def _fetch_into(self, slot: Slot, expert_id: int) -> Transfer:
+        """Start one fetch and count it by its source."""
+        self._stats.num_host_fetches += 1
+        return self._load(self._layer, slot, expert_id)
+
+    def _load(self, layer: int, slot: Slot, expert_id: int, *, urgent: bool = True) -> Transfer:
+        source = self.memory.store.layers[layer].expert(expert_id)
+        return self.memory.engine.submit(slot, expert_id, source, urgent=urgent)
+
+    def _open_sources(self, layer: int, plan: Plan) -> None:
+        """Prepare sources other than the store for a layer's fetches."""
+
+    def _close_sources(self) -> None:
+        """Release them."""
