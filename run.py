@@ -1,5 +1,6 @@
 """Entry point of the harness: compose a configuration with Hydra, check it, run it. See `python run.py --help`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,15 +9,15 @@ if Path.cwd() != ROOT:
     sys.exit(f"error: run.py must be started in the repository's root: cd {ROOT} && python run.py ...")
 
 import hydra  # noqa: E402
-from hydra.core.config_store import ConfigStore  # noqa: E402
+from hydra.errors import HydraException  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from experiments.config import Options  # noqa: E402
-from experiments.discovery import register_components  # noqa: E402
-from experiments.job import run_point  # noqa: E402
+from experiments.errors import explain  # noqa: E402
+from experiments.job import fail, run_point  # noqa: E402
+from experiments.options import register_options  # noqa: E402
 
-ConfigStore.instance().store(name="schema", node=Options)
-register_components()
+register_options()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -26,4 +27,11 @@ def main(config: DictConfig) -> str | None:
 
 
 if __name__ == "__main__":
-    main()
+    wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them over many lines
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if wants_trace:
+            raise
+        fail(explain(error), 2)

@@ -20,6 +20,11 @@ ITERATION_COLUMNS = (
     "system", "round", "iteration", "scope", "backend", "device", "host_link", "world_size", "num_sequences",
     "input_tokens", "latency_s", "ttft_s", "throughput_tokens_per_s", "drain_s",
 )  # fmt: skip
+#: What the analysis reads of a manifest; docs/metrics.md says what stands there.
+MANIFEST_FIELDS = (
+    "run_id", "experiment", "status", "backend", "device", "scope", "world_size", "point", "systems", "model",
+    "dataset",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,15 @@ class Sweep:
     Attributes:
         folder: the sweep's own folder.
         experiment: its experiment.
-        axes: swept options, such as ``router.skew``.
         runs: the finished runs, in the sweep's order.
+        points: for each of them its values of the swept options, such as ``{"router.skew": 0.5}``.
         missing: ids of runs that are not finished.
     """
 
     folder: Path
     experiment: str
-    axes: list[str]
     runs: list[Run]
+    points: list[dict[str, Any]]
     missing: list[str]
 
 
@@ -85,7 +90,7 @@ def load_run(folder: Path) -> Run:
     """Load a finished run.
 
     Raises:
-        ValueError: the run is unfinished, a file is missing or damaged, or a table lacks a column.
+        ValueError: the run is unfinished, a file is missing or damaged, or a table lacks a column or rows.
     """
     manifest = read_manifest(folder)
     if manifest["status"] != "finished":
@@ -95,18 +100,41 @@ def load_run(folder: Path) -> Run:
         layers = pd.read_parquet(folder / "layers.parquet")
         iterations = pd.read_parquet(folder / "iterations.parquet")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{folder}: cannot be read ({error})") from error
-    for name, frame, columns in (("layers", layers, LAYER_COLUMNS), ("iterations", iterations, ITERATION_COLUMNS)):
-        missing = [column for column in columns if column not in frame]
+        raise ValueError(f"{folder}: cannot be read ({error}); delete the folder and run it again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}/config.yaml: holds no configuration; delete the folder and run it again")
+    run = Run(folder, manifest, config, layers, iterations)
+    _check_complete(run)
+    return run
+
+
+def _check_complete(run: Run) -> None:
+    for name, there, wanted in (
+        ("manifest.json: field", run.manifest, MANIFEST_FIELDS),
+        ("layers.parquet: column", run.layers, LAYER_COLUMNS),
+        ("iterations.parquet: column", run.iterations, ITERATION_COLUMNS),
+    ):
+        missing = [key for key in wanted if key not in there]
         if missing:
-            raise ValueError(f"{folder}/{name}.parquet: column {missing[0]!r} is missing")
-    return Run(folder, manifest, config, layers, iterations)
+            raise ValueError(f"{run.folder}/{name} {missing[0]!r} is missing")
+    num_rounds = run.iterations["round"].nunique()
+    per_iteration = run.manifest["model"]["num_moe_layers"] * run.manifest["world_size"]
+    for name, found, expected in (
+        ("iterations", len(run.iterations), len(run.systems) * num_rounds),
+        ("layers", len(run.layers), len(run.iterations) * per_iteration),
+    ):
+        if found != expected or not expected:
+            raise ValueError(f"{run.folder}/{name}.parquet: {found} rows, must be {expected or 'at least 1'}")
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """Load all finished runs in or under a folder, by path."""
+    """Load all finished runs in or under a folder, by path.
+
+    Raises:
+        ValueError: a finished run is damaged.
+    """
     folders = sorted(path.parent for path in folder.rglob("manifest.json"))
-    return [load_run(run) for run in folders if read_manifest(run)["status"] == "finished"]
+    return [load_run(run) for run in folders if _is_finished(run)]
 
 
 def load_sweep(folder: Path) -> Sweep:
@@ -117,14 +145,23 @@ def load_sweep(folder: Path) -> Sweep:
     """
     try:
         content = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-        run_ids, axes, experiment = content["run_ids"], content["axes"], content["experiment"]
+        experiment, pairs = content["experiment"], list(zip(content["run_ids"], content["values"], strict=True))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: no readable sweep.json ({error})") from error
-    runs, missing = [], []
-    for run_id in run_ids:
+    sweep = Sweep(folder, experiment, [], [], [])
+    for run_id, values in pairs:
         path = folder.parent.parent / run_id
-        if (path / "manifest.json").exists() and read_manifest(path)["status"] == "finished":
-            runs.append(load_run(path))
+        if _is_finished(path):
+            sweep.runs.append(load_run(path))
+            sweep.points.append(values)
         else:
-            missing.append(run_id)
-    return Sweep(folder, experiment, axes, runs, missing)
+            sweep.missing.append(run_id)
+    return sweep
+
+
+def _is_finished(folder: Path) -> bool:
+    """Tell whether a run came to its end; one with a damaged manifest did not, and is run again by its sweep."""
+    try:
+        return bool(read_manifest(folder)["status"] == "finished")
+    except ValueError:
+        return False

@@ -62,4 +62,6 @@ def paired_ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Estima
     a, b = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"numerator: {a.size} rounds, must be {b.size} as the denominator has")
-    return median_interval(a / b)
+    with np.errstate(divide="ignore", invalid="ignore"):  # refused by name just below
+        ratios = a / b
+    return median_interval(ratios)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any
 
@@ -15,18 +15,20 @@ from analysis.load import Run
 from analysis.style import label
 
 
-def summary_frame(runs: Sequence[Run], summaries: Sequence[dict[str, Any]], axes: Sequence[str]) -> pd.DataFrame:
+def summary_frame(
+    runs: Sequence[Run], summaries: Sequence[dict[str, Any]], points: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
     """Flatten summaries: one row per run and system; an estimate ``x`` becomes ``x``, ``x_low`` and ``x_high``.
 
     Args:
         runs: the runs.
         summaries: theirs, in the same order.
-        axes: swept options, which become columns.
+        points: their values of the options that tell them apart, which become columns.
     """
     rows = []
-    for run, summary in zip(runs, summaries, strict=True):
+    for run, summary, point in zip(runs, summaries, points, strict=True):
         for system, entry in summary["systems"].items():
-            row: dict[str, Any] = {axis: axis_value(run, axis) for axis in axes} | {"system": system}
+            row: dict[str, Any] = {**point, "system": system}
             for name, value in entry.items():
                 if isinstance(value, dict):
                     row |= {name: value["median"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
@@ -35,18 +37,17 @@ def summary_frame(runs: Sequence[Run], summaries: Sequence[dict[str, Any]], axes
                     row[name] = value
             row["best_baseline"] = system == summary["best_baseline"]
             row |= {key: summary[key] for key in ("run_id", "backend", "device", "scope", "world_size")}
+            row |= {key: run.manifest["model"][key] for key in ("num_experts", "num_moe_layers", "top_k")}
+            row |= {f"{key}_name": run.manifest[key]["name"] for key in ("model", "dataset")}
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def axis_value(run: Run, axis: str) -> Any:
-    """Return what a run's configuration says for an option such as ``router.skew``; a group's choice by its name."""
-    value: Any = run.config
-    for key in axis.split("."):
-        value = value[key] if isinstance(value, dict) and key in value else run.manifest["point"].get(axis, "")
-    if isinstance(value, dict):
-        return str(value.get("_target_", value)).rsplit(".", 1)[-1]
-    return value
+def skew_points(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return what tells runs apart that no sweep describes: the skew, where all their routers have one."""
+    if all("skew" in run.config["router"] for run in runs):
+        return [{"router.skew": run.config["router"]["skew"]} for run in runs]
+    return [{} for _ in runs]
 
 
 def caption(frame: pd.DataFrame) -> str:
@@ -55,6 +56,15 @@ def caption(frame: pd.DataFrame) -> str:
     ranks = ", ".join(str(v) for v in sorted(frame["world_size"].unique()))
     scope = ", ".join(sorted(frame["scope"].unique()))
     return f"{parts[0]}, {parts[1]}; {ranks} ranks; scope {scope}; medians of {frame['num_rounds'].min()} rounds"
+
+
+def describe_workload(frame: pd.DataFrame) -> str:
+    """Say which models read which text, for the caption of a figure."""
+    models = {
+        f"{row['model_name']} ({row['num_experts']} experts x {row['num_moe_layers']} MoE layers, top-{row['top_k']})"
+        for row in frame.to_dict("records")
+    }
+    return f"Model {' + '.join(sorted(models))}; data set {' + '.join(sorted(frame['dataset_name'].unique()))}."
 
 
 def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:

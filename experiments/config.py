@@ -6,16 +6,19 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.datasets.base import Dataset
+from experiments.errors import explain
 from experiments.routers.base import Router
 from experiments.tokenizer import check_vocab_size
 from harmoeny.hardware import Hardware
@@ -24,9 +27,9 @@ from harmoeny.policy import Policy
 
 DEVICES = ("auto", "cpu", "cuda")
 WANDB_MODES = ("offline", "online", "disabled")
-_GROUPS = ("model", "dataset", "router", "hardware")
+_PARTS: dict[str, type[Any]] = {"model": ModelConfig, "dataset": Dataset, "router": Router, "hardware": Hardware}
 #: Values that change where results go or what is done with them, but not the measurement.
-_NOT_IDENTITY = ("results_dir", "wandb", "hydra", "timeout_s")
+_NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s")
 
 
 @dataclass
@@ -91,10 +94,14 @@ class Point:
             return str(self["device"])
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    @property
+    @cached_property
     def run_id(self) -> str:
-        """Name of the run's folder: readable labels and a digest of everything that the measurement depends on."""
-        identity = {k: v for k, v in self.values.items() if k not in _NOT_IDENTITY} | {"device": self.device_type}
+        """Name of the run's folder: readable labels and a digest of everything that the measurement depends on.
+
+        The data set counts by its text, wherever that lies.
+        """
+        identity = {k: v for k, v in self.values.items() if k not in _NOT_IDENTITY}
+        identity |= {"device": self.device_type, "dataset": [self.dataset.name, self.dataset.fingerprint()]}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         labels = [f"{k.removeprefix('router.')}={v}" for k, v in self.labels().items() if k != "router"]
         parts = [self.router.name, *labels, self["tag"], digest]
@@ -134,28 +141,53 @@ def load_point(config: DictConfig | Mapping[str, Any]) -> Point:
         assert isinstance(raw, Mapping)
         own = OmegaConf.create({str(k): v for k, v in raw.items() if k != "hydra"})
         values = cast(dict[str, Any], OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
-        parts = {group: instantiate(values[group], _convert_="all") for group in _GROUPS}
-        systems = {name: instantiate(node, _convert_="all") for name, node in values["systems"].items()}
+        _check_fields(values)
+        parts = {name: _component(base, name, values[name]) for name, base in _PARTS.items()}
+        systems = {name: _component(Policy, f"systems.{name}", node) for name, node in values["systems"].items()}
     except OmegaConfBaseException as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(explain(error)) from error
     point = Point(values=values, systems=systems, **parts)
     _check(point)
     return point
+
+
+def _check_fields(values: Mapping[str, Any]) -> None:
+    """Refuse what ``+FIELD=`` added and ``~FIELD`` took away: nobody would read the one or do without the other."""
+    names = [option.name for option in fields(Options)]
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{name}: no such field, must be one of {', '.join(names)}")
+    for name in names:
+        if name not in values:
+            raise ValueError(f"{name}: missing, must be set")
+
+
+def _component(base: type[Any], field_name: str, node: Any) -> Any:
+    try:
+        component = instantiate(node, _convert_="all")
+    except HydraException as error:
+        raise ValueError(f"{field_name}: {explain(error)}") from error
+    if not isinstance(component, base):
+        raise ValueError(f"{field_name}: {node!r}, must be a {base.__name__}; python run.py --help lists them")
+    return component
 
 
 def _check(point: Point) -> None:
     for name in ("world_size", "batch_size", "seq_len", "rounds", "timeout_s"):
         if point[name] < 1:
             raise ValueError(f"{name}: {point[name]}, must be at least 1")
-    if point["warmup_rounds"] < 0:
-        raise ValueError(f"warmup_rounds: {point['warmup_rounds']}, must be at least 0")
+    for name in ("warmup_rounds", "seed"):
+        if point[name] < 0:
+            raise ValueError(f"{name}: {point[name]}, must be at least 0")
     if point["device"] not in DEVICES:
         raise ValueError(f"device: {point['device']!r}, must be one of {', '.join(DEVICES)}")
     if point["wandb"]["mode"] not in WANDB_MODES:
         raise ValueError(f"wandb.mode: {point['wandb']['mode']!r}, must be one of {', '.join(WANDB_MODES)}")
     for name in ("experiment", "tag"):
         if not all(c.isalnum() or c in "-_." for c in point[name]) or point[name].startswith("."):
-            raise ValueError(f"{name}: {point[name]!r}, must hold only letters, digits, '-', '_' and '.'")
+            raise ValueError(f"{name}: {point[name]!r}, must hold only letters, digits, '-', '_' and, inside, '.'")
+    if not point["experiment"]:
+        raise ValueError("experiment: '', must name the results' subfolder")
     _check_ranks(point)
     point.model.validate()
     check_vocab_size(point.model.vocab_size)

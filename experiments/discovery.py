@@ -31,18 +31,22 @@ class Group:
         base: what its classes derive from.
         packages: where they are looked for, one module each.
         package: where a choice stands in the configuration; ``{name}`` is the component's name.
+        description: what the group is for.
     """
 
     base: type[Any]
     packages: tuple[Any, ...]
     package: str
+    description: str
 
 
 GROUPS = {
-    "system": Group(Policy, (baselines, harmoeny), "systems.{name}"),
-    "model": Group(ModelConfig, (harmoeny.models,), "model"),
-    "dataset": Group(Dataset, (experiments.datasets,), "dataset"),
-    "router": Group(Router, (experiments.routers,), "router"),
+    "system": Group(
+        Policy, (baselines, harmoeny), "systems.{name}", "what is compared; a list: system=[harmoeny,static_ep]"
+    ),
+    "model": Group(ModelConfig, (harmoeny.models,), "model", "the model that is run"),
+    "dataset": Group(Dataset, (experiments.datasets,), "dataset", "the text that the model reads"),
+    "router": Group(Router, (experiments.routers,), "router", "which experts the tokens go to"),
 }
 
 

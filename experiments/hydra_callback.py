@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import traceback
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cache import atomic_path
 from experiments.config import Point, is_main_rank, load_point
+from experiments.datasets.tokens import prepare_tokens
+from experiments.errors import explain
 from experiments.job import fail, say
 from experiments.manifest import is_finished
 
@@ -29,40 +37,85 @@ class ValidateSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check all points and write ``sweeps/<sweep_id>/sweep.json``."""
-        overrides = [*config.hydra.overrides.task]
-        params = config.hydra.sweeper.params or {}
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        given = {p.get_key_element() for p in parsed}
-        overrides += [f"{key}={value}" for key, value in params.items() if key not in given]
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        axes = [p.get_key_element() for p in parsed if p.is_sweep_override()]
-        jobs = list(chain.from_iterable(BasicSweeper.split_arguments(parsed, None)))
+        try:
+            points, axes = sweep_points(config)
+            if is_main_rank():
+                _check_texts([point for point, _ in points])
+            _write_sweep(points, axes)
+        except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+            fail(explain(error), 2)
+        except Exception as error:  # Hydra would make it a warning and start the sweep unchecked
+            traceback.print_exc()
+            raise SystemExit(1) from error
 
-        points = []
-        for job in jobs:
-            try:
-                points.append(load_point(_compose(config, list(job))))
-            except ValueError as error:
-                fail(error, 2)
-        _write_sweep(points, axes)
+
+def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]], list[str]]:
+    """Compose and check all points of a multirun.
+
+    Args:
+        config: the multirun's configuration, with its ``hydra`` node.
+
+    Returns:
+        Every different point with the values that the sweep gave it, and the names of the swept options.
+
+    Raises:
+        ValueError: a point is wrong.
+        HydraException: a point cannot be composed.
+    """
+    given = {override.get_key_element() for override in _parse(config.hydra.overrides.task)}
+    params = config.hydra.sweeper.params or {}
+    parsed = _parse(
+        [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items() if key not in given)]
+    )
+    # Every row of a result names its system anyway, so a sweep over lists of systems adds nothing to tell apart.
+    axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
+    points = {}
+    for job in chain.from_iterable(BasicSweeper.split_arguments(parsed, None)):
+        point = load_point(_compose(config, list(job)))
+        swept = {o.get_key_element(): o.value() for o in _parse(list(job))}
+        values = {axis: v if isinstance(v := swept[axis], int | float | str | None) else str(v) for axis in axes}
+        points.setdefault(point.run_id, (point, values))
+    return list(points.values()), axes
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    return OverridesParser.create(_loader()).parse_overrides(list(overrides))
 
 
 def _compose(config: DictConfig, overrides: list[str]) -> DictConfig:
+    return _loader().load_sweep_config(config, overrides)
+
+
+def _loader() -> ConfigLoader:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None, "callbacks run inside Hydra"
-    return hydra.config_loader.load_sweep_config(config, overrides)
+    return hydra.config_loader
 
 
-def _write_sweep(points: list[Point], axes: list[str]) -> None:
-    run_ids = [point.run_id for point in points]
+def _check_texts(points: Sequence[Point]) -> None:
+    """Refuse a point whose sequences are longer than its text, before an earlier point has run for hours."""
+    for point in points:
+        if not is_finished(point.folder):
+            prepare_tokens(point.dataset, point.model.vocab_size).check(point["seq_len"])
+
+
+def _write_sweep(points: Sequence[tuple[Point, dict[str, Any]]], axes: Sequence[str]) -> None:
+    run_ids = [point.run_id for point, _ in points]
     sweep_id = hashlib.sha256(json.dumps([axes, run_ids]).encode()).hexdigest()[:8]
-    experiment = points[0]["experiment"]
-    folder = Path(points[0]["results_dir"]) / experiment / "sweeps" / sweep_id
+    first = points[0][0]
+    experiment = first["experiment"]
+    folder = Path(first["results_dir"]) / experiment / "sweeps" / sweep_id
     os.environ[SWEEP_DIR_VARIABLE] = str(folder)
     if not is_main_rank():
         return
-    content = {"sweep_id": sweep_id, "experiment": experiment, "axes": axes, "run_ids": run_ids}
+    content = {
+        "sweep_id": sweep_id,
+        "experiment": experiment,
+        "axes": axes,
+        "run_ids": run_ids,
+        "values": [values for _, values in points],
+    }
     with atomic_path(folder / "sweep.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    todo = sum(not is_finished(point.folder) for point in points)
+    todo = sum(not is_finished(point.folder) for point, _ in points)
     say(f"{experiment}: {len(points)} points, {todo} to run; results in {folder.parent.parent}")

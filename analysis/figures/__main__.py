@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis.figures.base import FigureData, draw_all
 from analysis.load import find_runs, load_sweep
 from analysis.summary import summarise
-from analysis.table import caption, summary_frame
+from analysis.table import caption, describe_workload, skew_points, summary_frame
 
 
 def main() -> None:
@@ -21,16 +21,17 @@ def main() -> None:
     try:
         if (folder / "sweep.json").exists():
             sweep = load_sweep(folder)
-            runs, axes = sweep.runs, sweep.axes
+            runs, points = sweep.runs, sweep.points
         else:
             runs = find_runs(folder)
-            axes = ["router.skew"] if all("skew" in run.config["router"] for run in runs) else []
+            points = skew_points(runs)
     except ValueError as error:
         parser.error(str(error))
     if not runs:
         parser.error(f"{folder}: no finished run; python run.py experiment=skew_sweep makes some")
-    frame = summary_frame(runs, [summarise(run) for run in runs], axes)
-    drawn, lacking = draw_all(FigureData(frame, axes, caption(frame)), arguments.out or folder / "figures")
+    frame = summary_frame(runs, [summarise(run) for run in runs], points)
+    data = FigureData(frame, list(points[0]), f"{caption(frame)}. {describe_workload(frame)}")
+    drawn, lacking = draw_all(data, arguments.out or folder / "figures")
     for path in drawn:
         print(path)
     for name, reason in lacking.items():

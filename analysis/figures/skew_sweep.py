@@ -22,9 +22,11 @@ COLUMNS = tuple(f"{name}{end}" for name, *_ in _PANELS for end in ("", "_low", "
 
 def missing(data: FigureData) -> str | None:
     """Say that a sweep over the skew is needed, unless there is one."""
-    if _AXIS in data.axes and data.summary[_AXIS].nunique() > 1:
-        return None
-    return "needs several skews: python run.py experiment=skew_sweep"
+    if _AXIS not in data.axes or data.summary[_AXIS].nunique() < 2:
+        return "needs several skews: python run.py experiment=skew_sweep"
+    if data.summary.duplicated([_AXIS, "system"]).any():
+        return f"needs one run per skew; what differs between these besides {_AXIS}, is for several figures"
+    return None
 
 
 def plot(data: FigureData) -> Figure:
