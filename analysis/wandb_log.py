@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from analysis.load import Run
 from analysis.metrics import METRICS, per_iteration
@@ -18,30 +17,45 @@ def log_run(run: Run, summary: dict[str, Any], *, mode: str, group: str) -> bool
     Args:
         run: the run.
         summary: its summary.
-        mode: ``offline``, ``online`` (falls back to offline without a key) or ``disabled``.
+        mode: ``offline``, ``online`` (falls back to offline without a key or a connection) or ``disabled``.
         group: name that the runs of one sweep share.
 
     Returns:
         Whether the run is logged now.
     """
-    folder = run.folder / "wandb"
-    if mode == "disabled" or (folder / _MARKER).exists():
-        return mode != "disabled"
-    try:
-        _log(run, summary, mode=mode, group=group)
-        (folder / _MARKER).touch()
-    except Exception as error:  # noqa: BLE001  (logging must never stop a run)
-        warnings.warn(f"W&B: {run.folder.name} was not logged ({type(error).__name__}: {error})", stacklevel=2)
+    if mode == "disabled":
         return False
-    return True
+    marker = run.folder / "wandb" / _MARKER
+    if marker.exists():
+        return True
+    for attempt in ("online", "offline") if mode == "online" and _has_key() else ("offline",):
+        try:
+            _log(run, summary, mode=attempt, group=group)
+            marker.touch()
+            return True
+        except Exception as error:  # noqa: BLE001  (logging must never stop a run)
+            reason = " ".join(str(error).split())
+            warnings.warn(
+                f"W&B: {run.folder.name} was not logged {attempt} ({type(error).__name__}: {reason})", stacklevel=2
+            )
+    return False
 
 
-def _log(run: Run, summary: dict[str, Any], *, mode: str, group: str) -> None:
+def _has_key() -> bool:
+    try:
+        import wandb
+
+        found = wandb.login(prompt=False, verify=False)
+    except Exception:  # noqa: BLE001  (logging must never stop a run)
+        found = False
+    if not found:
+        warnings.warn("W&B: mode is online, but there is no API key; logging offline", stacklevel=3)
+    return found
+
+
+def _log(run: Run, summary: dict[str, Any], *, mode: Literal["online", "offline"], group: str) -> None:
     import wandb  # slow to import, and not needed where it is disabled
 
-    if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-        warnings.warn("W&B: mode is online, but there is no API key; logging offline", stacklevel=3)
-        mode = "offline"
     values = per_iteration(run.layers, run.iterations)
     (run.folder / "wandb").mkdir(exist_ok=True)
     settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
@@ -52,7 +66,7 @@ def _log(run: Run, summary: dict[str, Any], *, mode: str, group: str) -> None:
         job_type=run.manifest["experiment"],
         dir=str(run.folder),
         config=run.config | {"manifest": run.manifest},
-        mode="online" if mode == "online" else "offline",
+        mode=mode,
         settings=settings,
     ) as logged:
         for round_index, rows in values.groupby("round"):

@@ -69,7 +69,7 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
     )
     # Every row of a result names its system anyway, so a sweep over lists of systems adds nothing to tell apart.
     axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
-    points = {}
+    points: dict[str, tuple[Point, dict[str, Any]]] = {}
     for job in chain.from_iterable(BasicSweeper.split_arguments(parsed, None)):
         point = load_point(_compose(config, list(job)))
         swept = {o.get_key_element(): o.value() for o in _parse(list(job))}
