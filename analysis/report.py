@@ -12,7 +12,7 @@ from rich.console import Console
 from analysis.figures.base import FigureData, draw_all
 from analysis.load import Run, Sweep
 from analysis.summary import summarise
-from analysis.table import as_text, build_table, caption, describe_workload, summary_frame
+from analysis.table import as_text, build_table, figure_caption, summary_frame
 
 
 def report_runs(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title: str, folder: Path) -> None:
@@ -32,8 +32,7 @@ def report_runs(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "table.txt", as_text(table))
     _write(folder / "table.csv", frame.to_csv(index=False))
-    text = f"{caption(frame)}, bars: 95 % bootstrap intervals. {describe_workload(frame)}"
-    drawn, _ = draw_all(FigureData(frame, axes, text), folder / "figures")
+    drawn, _ = draw_all(FigureData(frame, axes, figure_caption(frame)), folder / "figures")
     for path in drawn:
         console.print(f"figure: {path} (and .pdf, .csv)", highlight=False, soft_wrap=True)
     console.print(f"table:  {folder / 'table.csv'}", highlight=False, soft_wrap=True)

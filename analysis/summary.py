@@ -39,6 +39,7 @@ def summarise(run: Run) -> dict[str, Any]:
     manifest = run.manifest
     return {
         **{key: manifest[key] for key in ("run_id", "experiment", "backend", "device", "scope", "world_size", "point")},
+        "host_link": run.iterations["host_link"].iloc[0],
         "best_baseline": best,
         "systems": systems,
     }

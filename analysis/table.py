@@ -36,7 +36,7 @@ def summary_frame(
                 else:
                     row[name] = value
             row["best_baseline"] = system == summary["best_baseline"]
-            row |= {key: summary[key] for key in ("run_id", "backend", "device", "scope", "world_size")}
+            row |= {key: summary[key] for key in ("run_id", "backend", "device", "host_link", "scope", "world_size")}
             row |= {key: run.manifest["model"][key] for key in ("num_experts", "num_moe_layers", "top_k")}
             row |= {f"{key}_name": run.manifest[key]["name"] for key in ("model", "dataset")}
             rows.append(row)
@@ -52,27 +52,34 @@ def skew_points(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def caption(frame: pd.DataFrame) -> str:
     """Say what the numbers were measured on; results of different machines are named, never mixed silently."""
-    parts = [" + ".join(sorted({str(v) for v in frame[key]})) for key in ("backend", "device")]
-    ranks = ", ".join(str(v) for v in sorted(frame["world_size"].unique()))
-    scope = ", ".join(sorted(frame["scope"].unique()))
-    return f"{parts[0]}, {parts[1]}; {ranks} ranks; scope {scope}; medians of {frame['num_rounds'].min()} rounds"
+    backend, device, link, ranks, scope = (
+        " + ".join(str(value) for value in sorted(frame[key].unique()))
+        for key in ("backend", "device", "host_link", "world_size", "scope")
+    )
+    rounds = frame["num_rounds"].min()
+    return f"{backend}, {device}, host link {link}; {ranks} ranks; scope {scope}; medians of {rounds} rounds"
 
 
-def describe_workload(frame: pd.DataFrame) -> str:
-    """Say which models read which text, for the caption of a figure."""
+def figure_caption(frame: pd.DataFrame) -> str:
+    """Say what a figure's numbers were measured on, and which models read which text."""
     models = {
         f"{row['model_name']} ({row['num_experts']} experts x {row['num_moe_layers']} MoE layers, top-{row['top_k']})"
         for row in frame.to_dict("records")
     }
-    return f"Model {' + '.join(sorted(models))}; data set {' + '.join(sorted(frame['dataset_name'].unique()))}."
+    texts = " + ".join(sorted(frame["dataset_name"].unique()))
+    return (
+        f"{caption(frame)}, whiskers: 95 % bootstrap intervals. Model {' + '.join(sorted(models))}; data set {texts}."
+    )
 
 
 def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:
     """Lay a summary frame out as a table for a terminal."""
     table = Table(
         title=title,
-        caption=caption(frame) + "\n* drops tokens: not the model's output, never the baseline. "
-        "Ratio: throughput to the best baseline (=), paired by round [95 % interval].",
+        caption=caption(frame) + "\n* drops tokens: not the model's output, never the baseline.\n"
+        "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval].",
+        title_justify="left",
+        caption_justify="left",
         box=box.SIMPLE_HEAD,
     )
     for axis in axes:

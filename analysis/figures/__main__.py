@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis.figures.base import FigureData, draw_all
 from analysis.load import find_runs, load_sweep
 from analysis.summary import summarise
-from analysis.table import caption, describe_workload, skew_points, summary_frame
+from analysis.table import figure_caption, skew_points, summary_frame
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     if not runs:
         parser.error(f"{folder}: no finished run; python run.py experiment=skew_sweep makes some")
     frame = summary_frame(runs, [summarise(run) for run in runs], points)
-    data = FigureData(frame, list(points[0]), f"{caption(frame)}. {describe_workload(frame)}")
+    data = FigureData(frame, list(points[0]), figure_caption(frame))
     drawn, lacking = draw_all(data, arguments.out or folder / "figures")
     for path in drawn:
         print(path)
