@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +17,21 @@ from harmoeny.placement import IntArray
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
+@dataclass(frozen=True)
+class PeerCopies:
+    """Tensors on their way between ranks.
+
+    Attributes:
+        receiving: per tensor to receive, what is to be waited for, at most once.
+        sending: likewise for the tensors to send, all together.
+    """
+
+    receiving: list[list[Any]]
+    sending: list[Any]
+
+
 class Communicator:
-    """Collectives over the default process group; one rank without a process group needs no communication.
+    """Collectives over a process group; one rank without a process group needs no communication.
 
     Attributes:
         rank: this rank.
@@ -24,8 +39,15 @@ class Communicator:
         device: where the tensors to exchange live.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
+        """Use a process group of all ranks.
+
+        Args:
+            device: where the tensors to exchange live.
+            group: the process group; None: the default one, if there is one.
+        """
         self.device = device
+        self._group = group
         self._distributed = dist.is_initialized()
         self.rank = dist.get_rank() if self._distributed else 0
         self.world_size = dist.get_world_size() if self._distributed else 1
@@ -42,7 +64,7 @@ class Communicator:
         gathered = counts
         if self.world_size > 1:
             gathered = torch.empty(self.world_size * counts.numel(), dtype=counts.dtype, device=counts.device)
-            _all_gather(gathered, counts)
+            _all_gather(gathered, counts, group=self._group)
         host: IntArray = gathered.cpu().numpy().reshape(self.world_size, counts.numel())
         return np.ascontiguousarray(host)
 
@@ -60,7 +82,7 @@ class Communicator:
         if self.world_size == 1:
             return rows
         received = torch.empty((sum(recv_splits), rows.shape[1]), dtype=rows.dtype, device=rows.device)
-        dist.all_to_all_single(received, rows, list(recv_splits), list(send_splits))
+        dist.all_to_all_single(received, rows, list(recv_splits), list(send_splits), group=self._group)
         return received
 
     def barrier(self) -> None:
@@ -68,4 +90,25 @@ class Communicator:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self._group)
+
+    def duplicate(self) -> Communicator:
+        """Return a communicator of the same ranks whose traffic never queues behind this one's; all ranks call it."""
+        return Communicator(self.device, dist.new_group() if self.world_size > 1 else None)
+
+    def copy_between_peers(
+        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
+    ) -> PeerCopies:
+        """Start sending and receiving tensors.
+
+        Args:
+            sends: tensors on :attr:`device` with the ranks that they go to.
+            receives: tensors to fill with the ranks that they come from; both ranks of a pair name the tensors between
+                them in the same order.
+        """
+        operations = [dist.P2POp(dist.isend, tensor, rank, self._group) for tensor, rank in sends]
+        operations += [dist.P2POp(dist.irecv, tensor, rank, self._group) for tensor, rank in receives]
+        works = dist.batch_isend_irecv(operations) if operations else []
+        if len(works) < len(operations):  # NCCL makes one work of them all
+            return PeerCopies([[*works] for _ in receives], works)
+        return PeerCopies([[work] for work in works[len(sends) :]], works[: len(sends)])

@@ -104,7 +104,9 @@ def combine(results_RH: Tensor, routing_weights_TK: Tensor, dispatched: Dispatch
     by_assignment.index_copy_(0, dispatched.assignment_S, rows)
     if top_k == 1:
         return by_assignment.mul_(routing_weights_TK.to(rows.dtype))
-    weighted = by_assignment.view(num_tokens, top_k, -1).mul_(routing_weights_TK.to(rows.dtype).unsqueeze(-1))
+    weighted = by_assignment.view(num_tokens, top_k, results_RH.shape[1]).mul_(
+        routing_weights_TK.to(rows.dtype).unsqueeze(-1)
+    )
     return weighted.sum(dim=1)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from harmoeny.placement import BoolArray, IntArray
@@ -46,33 +45,31 @@ class PeerFetch(FetchStrategy):
         """
         super().__init__(memory, resident, num_slots=num_slots, work_order=work_order)
         self._senders = list(home)
-        self._group = dist.new_group() if memory.comm.world_size > 1 else None
+        self._comm = memory.comm.duplicate()
         self._arriving: dict[int, tuple[Mapping[str, Tensor], list[Any]]] = {}
         self._sending: list[Any] = []
 
     def _open_sources(self, layer: int, plan: Plan) -> None:
-        rank, experts = self.memory.comm.rank, self.memory.store.layers[layer]
-        operations: list[dist.P2POp] = []
-        receives: list[tuple[int, dict[str, Tensor], slice]] = []
-        for expert_id, dst in zip(*plan.fetch.nonzero(), strict=True):
+        rank, device, experts = self._comm.rank, self._comm.device, self.memory.store.layers[layer]
+        sends: list[tuple[Tensor, int]] = []
+        receives: list[tuple[Tensor, int]] = []
+        arriving: dict[int, dict[str, Tensor]] = {}
+        for expert_id, dst in zip(*(places.tolist() for places in plan.fetch.nonzero()), strict=True):
             src = int(self._senders[layer][expert_id])
             if src == rank:
-                for w in experts.expert(int(expert_id)).values():
-                    tensor = w.to(self.memory.comm.device, non_blocking=True)
-                    operations.append(dist.P2POp(dist.isend, tensor, int(dst), self._group))
+                sends += [(w.to(device, non_blocking=True), dst) for w in experts.expert(expert_id).values()]
             elif dst == rank:
-                buffers = {
-                    name: torch.empty(w.shape[1:], dtype=w.dtype, device=self.memory.comm.device)
-                    for name, w in experts.weights.items()
+                arriving[expert_id] = {
+                    name: torch.empty(w.shape[1:], dtype=w.dtype, device=device) for name, w in experts.weights.items()
                 }
-                part = slice(len(operations), len(operations) + len(buffers))
-                receives.append((int(expert_id), buffers, part))
-                operations += [dist.P2POp(dist.irecv, b, src, self._group) for b in buffers.values()]
-        works = dist.batch_isend_irecv(operations) if operations else []
-        # NCCL coalesces a batch into one work, gloo has one per tensor.
-        separate = len(works) == len(operations)
-        self._arriving = {e: (buffers, works[part] if separate else [*works]) for e, buffers, part in receives}
-        self._sending = [work for i, work in enumerate(works) if not separate or operations[i].op is dist.isend]
+                receives += [(buffer, src) for buffer in arriving[expert_id].values()]
+        copies = self._comm.copy_between_peers(sends, receives)
+        works = iter(copies.receiving)
+        self._arriving = {
+            expert_id: (buffers, [work for _ in buffers for work in next(works)])
+            for expert_id, buffers in arriving.items()
+        }
+        self._sending = copies.sending
 
     def _fetch_into(self, slot: Slot, expert_id: int) -> Transfer:
         if expert_id not in self._arriving:
@@ -81,7 +78,7 @@ class PeerFetch(FetchStrategy):
         self._stats.num_peer_fetches += 1
 
         def arrival() -> None:
-            while works:  # gloo's receives can be waited for only once, and an expert may be loaded twice
+            while works:  # a receive can be waited for only once, and an expert may be loaded twice
                 works.pop().wait()
 
         return self.memory.engine.submit(slot, expert_id, buffers, arrival=arrival)

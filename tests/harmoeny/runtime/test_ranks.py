@@ -1,0 +1,105 @@
+"""The layer on real ranks over gloo: the same exactness, and one copy of the weights per host."""
+
+from __future__ import annotations
+
+import gc
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from baselines.even_split import EvenSplit
+from harmoeny.models.moe_stack import MoEStack
+from harmoeny.rebalance import HarMoEny
+from harmoeny.runtime.comm import Communicator
+from harmoeny.runtime.engine import ExpertParallel
+from harmoeny.runtime.recorder import Recorder
+from harmoeny.runtime.sharing import share_model
+from tests.harmoeny.runtime.cases import (
+    CPU,
+    RandomPlan,
+    expected_output,
+    random_experts,
+    random_tokens,
+    rank_memory,
+)
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.ranks
+
+
+def exactness(rank: int) -> float:
+    """Run every strategy over random plans and return the largest relative error."""
+    comm = Communicator(CPU)
+    layers = [random_experts(10, seed=layer) for layer in range(2)]
+    engine = ExpertParallel(rank_memory(layers, comm), Recorder(CPU, enabled=False))
+    policies = [
+        *(RandomPlan(3, fetch=fetch, num_slots=2) for fetch in ("sync", "async", "peer")),
+        EvenSplit(fetch="peer"),
+        HarMoEny(threshold=1),
+        HarMoEny(threshold=1, placement="round_robin"),
+    ]
+    worst = 0.0
+    for policy in policies:
+        engine.use(engine.build_system("x", policy))
+        for batch in range(2):
+            for layer in range(2):
+                tokens = random_tokens(100 * batch + 10 * layer + rank, 13 * ((rank + batch) % 3), 10, 2)
+                output = engine.forward(layer, tokens.hidden, tokens.ids, tokens.weights)
+                expected = expected_output(layers[layer], tokens.hidden, tokens.ids, tokens.weights, tokens.ids >= 0)
+                if output.numel():
+                    worst = max(worst, float((output - expected).abs().max() / expected.abs().max()))
+        engine.finish()
+    return worst
+
+
+def test_exact_on_three_ranks(tmp_path: Path) -> None:
+    assert max(run_ranks(3, exactness, tmp_path)) < 1e-5
+
+
+def exactness_and_memory(rank: int) -> tuple[float, int, int]:
+    """Return the largest relative error, by how much this rank's memory grew, and the size of the store, in bytes."""
+    error = exactness(rank)
+    hold_model(rank, MoEStack(num_experts=16, hidden_size=8, intermediate_size=8, vocab_size=512))
+    comm = Communicator(CPU)
+    before = pss_bytes()
+    comm.barrier()
+    # 16 experts of 2 x 512 x 2048 numbers in one layer: 128 MiB.
+    held = hold_model(rank, MoEStack(num_experts=16, hidden_size=512, intermediate_size=2048, vocab_size=512))
+    comm.barrier()
+    after = pss_bytes()
+    comm.barrier()
+    return error, after - before, held.memory.store.nbytes
+
+
+def hold_model(rank: int, config: MoEStack) -> ExpertParallel:
+    """Build a model with its weights shared, and slots for one expert per rank, all in use."""
+    comm = Communicator(CPU)
+    model = config.build(0, "cpu" if rank == 0 else "meta")
+    share_model(model, comm, rank)
+    engine = ExpertParallel(rank_memory(model.experts, comm), Recorder(CPU))
+    model.attach(engine)
+    engine.use(engine.build_system("x", HarMoEny(threshold=1, num_slots=1)))
+    for layer in model.experts:
+        for weights in layer.weights.values():
+            assert torch.isfinite(weights.sum())  # reads every page
+    return engine
+
+
+def pss_bytes() -> int:
+    gc.collect()
+    match = re.search(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.M)
+    assert match
+    return int(match[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="proportional memory is known on Linux only")
+def test_eight_ranks_are_exact_and_hold_one_copy_of_the_weights(tmp_path: Path) -> None:
+    rows = run_ranks(8, exactness_and_memory, tmp_path)
+    assert max(error for error, _, _ in rows) < 1e-5
+    store = rows[0][2]
+    slots = 8 * store // 16
+    assert store == 16 * 2 * 512 * 2048 * 4
+    assert sum(grown for _, grown, _ in rows) <= 1.2 * store + slots
+    assert not list(Path("/dev/shm").glob("harmoeny-*")), "the shared memory has no name any more"
