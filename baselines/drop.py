@@ -41,7 +41,8 @@ class Drop(Policy):
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Keep what fits of ``counts`` (int64 ``[world_size, num_experts]``), in proportion over ranks and experts."""
         world_size = counts.shape[0]
-        capacity = math.ceil(int(counts.sum()) * self.capacity_factor / world_size)
+        # Rounded, since 100 * 1.1 is a little more than 110.
+        capacity = math.ceil(round(int(counts.sum()) * self.capacity_factor / world_size, 6))
         return plan_from_tokens(home_tokens(_keep(counts, placement.home, capacity), placement.home), placement)
 
 
