@@ -31,7 +31,8 @@ class ExpertCost:
 
     def threshold_tokens(self) -> int:
         """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""
-        return max(1, -int(-self.fetch_s // self.token_s))
+        nearest = max(1, round(self.fetch_s / self.token_s))
+        return nearest if nearest * self.token_s >= self.fetch_s else nearest + 1
 
 
 @dataclass(frozen=True)
