@@ -121,6 +121,8 @@ def _limit(wanted: FloatArray, limit: float) -> FloatArray:
             return wanted
         excess = float((wanted[newly] - limit).sum())
         capped |= newly
+        if capped.all():  # every expert takes every token; what is above the limit is a rounding error
+            return np.full(len(wanted), limit)
         wanted = np.where(capped, limit, wanted)
         free = np.where(capped, 0.0, wanted)
         if free.sum() == 0:
