@@ -1,0 +1,152 @@
+"""Times how long every policy plans and compares it with the budget, so that planning never shows up in a profile."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from experiments.discovery import discover
+from experiments.manifest import device_name
+from experiments.routers.base import FloatArray, RoutingRequest, exact_counts, route_by_shares
+from experiments.routers.skew import hot_shares
+from harmoeny.placement import IntArray
+from harmoeny.policy import ExpertCost, Policy, RoutingTrace
+
+#: (world_size, num_experts): microseconds that the median may take.
+BUDGETS_US = {(8, 128): 50.0, (64, 256): 2000.0}
+#: The policies that are held to the budget; the others are timed all the same.
+BUDGETED = ("harmoeny", "static_ep", "even_split", "drop")
+SKEWS = (0.0, 0.5, 0.9)
+NUM_HOT = 4
+TOKENS_PER_RANK = 16_384
+#: The paper's machine: one expert of 18.9 MB at 8.3 GB/s is worth 1512 tokens.
+COST = ExpertCost(token_s=18.9e6 / 8.3e9 / 1512, fetch_s=18.9e6 / 8.3e9)
+
+_WARM_UP = 3  # the first one compiles
+_MIN_SAMPLES = 20
+_MAX_SAMPLES = 1000
+_SAMPLING_S = 0.3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one policy plans one batch."""
+
+    policy: str
+    world_size: int
+    num_experts: int
+    skew: float
+    num_samples: int
+    median_us: float
+    p90_us: float
+    budget_us: float
+    budgeted: bool
+
+    @property
+    def within_budget(self) -> bool:
+        """The median, since other work on the machine only shows in the slow samples."""
+        return self.median_us <= self.budget_us
+
+
+def time_policy(cls: type[Policy], world_size: int, num_experts: int, skew: float) -> Timing:
+    """Time a policy's plan for one batch of skewed routing, top-1."""
+    shares = hot_shares(skew, np.arange(NUM_HOT), num_experts)
+    counts = np.stack(
+        [exact_counts(shares, TOKENS_PER_RANK, 1, np.random.default_rng(rank)) for rank in range(world_size)]
+    )
+    policy = _ready(cls, shares, world_size)
+    samples_us = _samples_us(policy, counts)
+    return Timing(
+        policy=cls.name,
+        world_size=world_size,
+        num_experts=num_experts,
+        skew=skew,
+        num_samples=len(samples_us),
+        median_us=float(np.median(samples_us)),
+        p90_us=float(np.percentile(samples_us, 90)),
+        budget_us=BUDGETS_US[world_size, num_experts],
+        budgeted=cls.name in BUDGETED,
+    )
+
+
+def _ready(cls: type[Policy], shares: FloatArray, world_size: int) -> Policy:
+    policy = cls().calibrated(COST)
+    if not policy.calibration_batches:
+        return policy
+    request = RoutingRequest(1024, len(shares), 1, batch=0, layer=0, rank=0, seed=0)
+    trace = RoutingTrace(expert_ids=[route_by_shares(shares, request)] * 2, stacks=[0, 0])
+    return policy.fitted(trace, len(shares), world_size)
+
+
+def _samples_us(policy: Policy, counts: IntArray) -> list[float]:
+    placement = policy.place(0, counts.shape[1], counts.shape[0])
+    for _ in range(_WARM_UP):
+        policy.plan(counts, placement)
+    samples_us: list[float] = []
+    begin = time.perf_counter()
+    while len(samples_us) < _MIN_SAMPLES or (
+        len(samples_us) < _MAX_SAMPLES and time.perf_counter() - begin < _SAMPLING_S
+    ):
+        start_ns = time.perf_counter_ns()
+        policy.plan(counts, placement)
+        samples_us.append((time.perf_counter_ns() - start_ns) / 1e3)
+    return samples_us
+
+
+def show(timings: Sequence[Timing], console: Console) -> None:
+    """Print one row per policy, size (ranks x experts) and skew."""
+    table = Table(title=f"Planning time, {TOKENS_PER_RANK} tokens per rank, {device_name(torch.device('cpu'))}")
+    for column in ("policy", "size", "skew", "median us", "p90 us", "budget us", ""):
+        table.add_column(column, justify="left" if column in ("policy", "") else "right", no_wrap=True)
+    for i, t in enumerate(timings):
+        missed = "[bold red]OVER[/]" if t.budgeted else "[yellow](over)[/]"
+        table.add_row(
+            t.policy,
+            f"{t.world_size} x {t.num_experts}",
+            f"{t.skew:g}",
+            f"{t.median_us:.1f}",
+            f"{t.p90_us:.1f}",
+            f"{t.budget_us:.0f}",
+            "[green]ok[/]" if t.within_budget else missed,
+            end_section=i % len(SKEWS) == len(SKEWS) - 1,
+        )
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit code is 1 where a policy that is held to the budget missed it."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.planning", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the timings to FILE as well")
+    arguments = parser.parse_args(argv)
+
+    systems, unavailable = discover("system")
+    timings = [
+        time_policy(systems[name], world_size, num_experts, skew)
+        for world_size, num_experts in BUDGETS_US
+        for name in sorted(systems)
+        for skew in SKEWS
+    ]
+    console = Console()
+    show(timings, console)
+    for module, reason in unavailable.items():
+        console.print(f"{module} is unavailable: {reason}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(t) for t in timings], indent=2) + "\n", encoding="utf-8")
+    missed = sorted({t.policy for t in timings if t.budgeted and not t.within_budget})
+    if missed:
+        console.print(f"[bold red]Over the budget: {', '.join(missed)}[/]")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
