@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from baselines.static_ep import StaticEP
+from harmoeny.placement import IntArray, Placement, place
+from harmoeny.plan import Plan, even_load
+from harmoeny.policy import ExpertCost
+from harmoeny.rebalance import SENDER_ORDERS, HarMoEny
+from tests.strategies import batches
+
+Batch = tuple[IntArray, Placement]
+small_batches = batches(max_world_size=6, max_experts=8, max_tokens=40)
+small_thresholds = st.integers(1, 60)
+orders = st.sampled_from(SENDER_ORDERS)
+
+
+def reference_tokens(counts: IntArray, home: IntArray, threshold: int) -> IntArray:
+    """Redistribute as the paper says it, as slowly and plainly as possible; ties go to the lowest index."""
+    num_ranks, num_experts = counts.shape
+    ranks, experts = range(num_ranks), range(num_experts)
+    tokens = [[[int(counts[s, e]) * (d == home[e]) for d in ranks] for e in experts] for s in ranks]
+    average = even_load(int(counts.sum()), num_ranks)
+    while True:
+        load = [sum(tokens[s][e][d] for s in ranks for e in experts) for d in ranks]
+        over, under = load.index(max(load)), load.index(min(load))
+        popularity = [sum(tokens[s][e][over] for s in ranks) for e in experts]
+        expert = popularity.index(max(popularity))
+        if load[over] <= average or average - load[under] < threshold or popularity[expert] < threshold:
+            return np.array(tokens)
+        while load[over] > average and load[under] < average and any(tokens[s][expert][over] for s in ranks):
+            sender = max(ranks, key=lambda s: tokens[s][expert][over])
+            amount = min(load[over] - average, average - load[under], tokens[sender][expert][over])
+            tokens[sender][expert][over] -= amount
+            tokens[sender][expert][under] += amount
+            load[over] -= amount
+            load[under] += amount
+
+
+def num_travelling(plan: Plan) -> int:
+    return int(plan.tokens.sum() - sum(plan.tokens[rank, :, rank].sum() for rank in range(plan.world_size)))
+
+
+def home_load(batch: Batch) -> IntArray:
+    counts, placement = batch
+    return np.bincount(placement.home, counts.sum(axis=0), placement.world_size).astype(np.int64)
+
+
+@settings(deadline=None, max_examples=250)
+@given(batch=small_batches, threshold=small_thresholds)
+def test_same_plan_as_the_papers_algorithm(batch: Batch, threshold: int) -> None:
+    counts, placement = batch
+    expected = reference_tokens(counts, placement.home, threshold)
+    paper = HarMoEny(threshold=threshold, sender_order="largest_first").plan(counts, placement)
+    np.testing.assert_array_equal(paper.tokens, expected)
+    ours = HarMoEny(threshold=threshold).plan(counts, placement)
+    np.testing.assert_array_equal(ours.executed(), expected.sum(axis=0))
+    np.testing.assert_array_equal(ours.fetch, paper.fetch)
+
+
+def test_a_plan_by_hand() -> None:
+    # Rank 0 holds experts 0 and 1 and has 14 of 16 tokens; 6 of the more popular expert 1 go to rank 1. The paper takes
+    # them from rank 0, the largest sender; taking rank 1's own 4 first makes all 4 and 4 of rank 0's stay at home.
+    counts = np.array([[1, 6, 1], [3, 4, 1]])
+    placement = Placement.from_home(np.array([0, 0, 1]), 2)
+    paper = HarMoEny(threshold=4, sender_order="largest_first").plan(counts, placement)
+    assert paper.tokens[:, 1].tolist() == [[0, 6], [4, 0]]
+    ours = HarMoEny(threshold=4).plan(counts, placement)
+    assert ours.tokens[:, 1].tolist() == [[4, 2], [0, 4]]
+    assert paper.fetch.tolist() == ours.fetch.tolist() == [[False, False], [False, True], [False, False]]
+    assert paper.load().tolist() == ours.load().tolist() == [8, 8]
+    assert HarMoEny(threshold=7).plan(counts, placement).load().tolist() == [14, 2]
+
+
+@settings(deadline=None, max_examples=300)
+@given(batch=batches(), order=orders)
+def test_threshold_one_reaches_the_lower_bound(batch: Batch, order: str) -> None:
+    counts, placement = batch
+    plan = HarMoEny(threshold=1, sender_order=order).plan(counts, placement)
+    assert plan.load().max() == even_load(int(counts.sum()), plan.world_size)
+
+
+@settings(deadline=None, max_examples=300)
+@given(batch=batches(), threshold=st.integers(1, 10_000))
+def test_imbalance_that_the_stop_rules_leave(batch: Batch, threshold: int) -> None:
+    counts, placement = batch
+    plan = HarMoEny(threshold=threshold).plan(counts, placement)
+    load, average = plan.load(), even_load(int(counts.sum()), plan.world_size)
+    over = int(load.argmax())
+    least_room, most_popular = average - load.min(), plan.executed()[:, over].max()
+    assert load[over] <= average or least_room < threshold or most_popular < threshold
+
+    # Whichever rule stopped it, the largest load has a limit: all others are nearly full, or all its experts are small.
+    nearly_full = average + (plan.world_size - 1) * (threshold - 1)
+    small_experts = np.count_nonzero(placement.home == over) * (threshold - 1)
+    assert load[over] <= max(average, nearly_full, small_experts)
+
+
+@settings(deadline=None, max_examples=300)
+@given(batch=batches(), threshold=st.integers(1, 10_000))
+def test_nobody_crosses_the_average(batch: Batch, threshold: int) -> None:
+    counts, placement = batch
+    plan = HarMoEny(threshold=threshold).plan(counts, placement)
+    before, after = home_load(batch), plan.load()
+    average = even_load(int(counts.sum()), plan.world_size)
+    gives = before > average
+    assert (after[gives] <= before[gives]).all()
+    assert (after[gives] >= average).all()
+    assert (after[~gives] >= before[~gives]).all()
+    assert (after[~gives] <= average).all()
+    assert after.max() <= StaticEP().plan(counts, placement).load().max()
+
+
+@settings(deadline=None, max_examples=300)
+@given(batch=batches(), threshold=st.integers(1, 10_000))
+def test_no_more_fetches_than_the_excess_is_worth(batch: Batch, threshold: int) -> None:
+    counts, placement = batch
+    nothing_held_twice = Placement.from_home(placement.home, placement.world_size)
+    plan = HarMoEny(threshold=threshold).plan(counts, nothing_held_twice)
+    before, average = home_load(batch), even_load(int(counts.sum()), plan.world_size)
+    gives = before > average
+    excess = int((before - average)[gives].sum())
+    num_fetches = int(plan.fetch.sum())
+    assert num_fetches <= excess // threshold + gives.sum()
+    assert num_fetches <= (~gives).sum() + gives[placement.home].sum()
+
+    # A fetch that does not pay is the last of a rank that it brings down to the average.
+    too_small = np.argwhere(plan.fetch & (plan.executed() < threshold))
+    givers = Counter(int(placement.home[expert]) for expert, _ in too_small)
+    assert all(n == 1 and plan.load()[giver] == average for giver, n in givers.items())
+
+    # Weights that are there already are not fetched, and change nothing else.
+    held = HarMoEny(threshold=threshold).plan(counts, placement)
+    np.testing.assert_array_equal(held.tokens, plan.tokens)
+    np.testing.assert_array_equal(held.fetch, plan.fetch & ~placement.resident)
+
+
+@settings(deadline=None, max_examples=60)
+@given(batch=batches(max_world_size=5, max_experts=4, max_tokens=30), threshold=st.integers(1, 20))
+@example(batch=(np.array([[9], [0], [0], [4], [0]]), place("contiguous", 1, 5)), threshold=1)
+def test_local_first_moves_as_little_as_any_plan_with_these_loads(batch: Batch, threshold: int) -> None:
+    counts, placement = batch
+    plan = HarMoEny(threshold=threshold).plan(counts, placement)
+    world_size = plan.world_size
+    # The transport problem over [src, expert, dst]: what is sent and what is executed, per expert, is fixed.
+    cells = np.arange(plan.tokens.size).reshape(plan.tokens.shape)
+    rows = [*cells.reshape(-1, world_size), *cells.transpose(1, 2, 0).reshape(-1, world_size)]
+    totals = np.zeros((len(rows), plan.tokens.size))
+    for i, row in enumerate(rows):
+        totals[i, row] = 1
+    travels = np.broadcast_to(~np.eye(world_size, dtype=np.bool_)[:, None, :], plan.tokens.shape)
+    amounts = np.concatenate([counts.reshape(-1), plan.executed().reshape(-1)])
+    best = linprog(travels.reshape(-1).astype(float), A_eq=totals, b_eq=amounts)
+    assert best.fun is not None
+    assert num_travelling(plan) == round(best.fun)
+
+
+@settings(deadline=None, max_examples=300)
+@given(batch=batches(), threshold=st.integers(1, 2_000))
+def test_local_first_gives_the_papers_loads_with_no_more_traffic(batch: Batch, threshold: int) -> None:
+    counts, placement = batch
+    ours = HarMoEny(threshold=threshold).plan(counts, placement)
+    paper = HarMoEny(threshold=threshold, sender_order="largest_first").plan(counts, placement)
+    np.testing.assert_array_equal(ours.executed(), paper.executed())
+    assert num_travelling(ours) <= num_travelling(paper)
+
+
+def test_threshold_is_calibrated_unless_it_is_set() -> None:
+    cost = ExpertCost(token_s=2e-6, fetch_s=1e-3)
+    assert HarMoEny().calibrated(cost).threshold == 500
+    assert HarMoEny(threshold=7).calibrated(cost).threshold == 7
+    calibrated = HarMoEny(sender_order="largest_first", placement="round_robin").calibrated(cost)
+    assert calibrated == HarMoEny(threshold=500, sender_order="largest_first", placement="round_robin")
+
+
+def test_planning_needs_a_threshold() -> None:
+    with pytest.raises(ValueError, match="threshold: null, must be calibrated"):
+        HarMoEny().plan(np.ones((2, 2), dtype=np.int64), place("contiguous", 2, 2))
+
+
+@pytest.mark.parametrize("threshold", [0, -5])
+def test_threshold_below_one(threshold: int) -> None:
+    with pytest.raises(ValueError, match=f"threshold: {threshold}, must be at least 1"):
+        HarMoEny(threshold=threshold).validate()
+
+
+def test_unknown_sender_order() -> None:
+    with pytest.raises(ValueError, match="sender_order: 'random', must be one of local_first, largest_first"):
+        HarMoEny(sender_order="random").validate()
