@@ -8,6 +8,7 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from harmoeny.policy import ExpertCost
 from harmoeny.runtime.comm import Communicator
@@ -66,13 +67,28 @@ def fetch_s(experts: LayerExperts, slot: Slot, engine: TransferEngine) -> float:
     return median(samples[1:])
 
 
-def median_s(action: Callable[[int], object], device: torch.device, repeats: int = _REPEATS) -> float:
-    """Return the median time of an action that gets the number of its call, in seconds; one more call warms it up."""
+def median_s(
+    action: Callable[[int], object], device: torch.device, *, before: Callable[[], None] = lambda: None
+) -> float:
+    """Return the median time of an action that gets the number of its call, in seconds.
+
+    Args:
+        action: called once more than it counts, to warm up.
+        device: waited for after every call.
+        before: called before every call, untimed.
+    """
     samples = []
-    for i in range(repeats + 1):
+    for i in range(_REPEATS + 1):
+        before()
         start = time.perf_counter()
         action(i)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         samples.append(time.perf_counter() - start)
     return median(samples[1:])
+
+
+def all_to_all_s(rows: Tensor, comm: Communicator) -> float:
+    """Return the median time of an all-to-all in which every rank sends equal shares of ``rows``, in seconds."""
+    splits = [rows.shape[0] // comm.world_size] * comm.world_size
+    return median_s(lambda _: comm.exchange_rows(rows, splits, splits), comm.device, before=comm.barrier)

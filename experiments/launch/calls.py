@@ -1,0 +1,61 @@
+"""Call a function on new ranks of this machine and get its results back: for calibration and benchmarks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+T = TypeVar("T")
+
+
+def call_on_ranks(world_size: int, device_type: str, function: Callable[..., T], *arguments: object) -> list[T]:
+    """Start ranks through torchelastic, call ``function(device, *arguments)`` on each, and return the results by rank.
+
+    Args:
+        world_size: number of ranks.
+        device_type: ``cpu`` (gloo; the cores are shared out) or ``cuda`` (NCCL; one device per rank).
+        function: a function of a module; its results must pickle.
+        arguments: passed on.
+
+    Raises:
+        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a rank failed; all others were stopped.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=world_size,
+        run_id="calls",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn",
+    )
+    results = elastic_launch(config, _entry)(device_type, function, arguments)
+    return [results[rank] for rank in range(world_size)]
+
+
+def _entry(device_type: str, function: Callable[..., T], arguments: tuple[object, ...]) -> T:
+    local_rank, world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    if device_type == "cuda":
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
+    if world_size > 1:
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=120))
+    try:
+        with torch.inference_mode():
+            return function(device, *arguments)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
