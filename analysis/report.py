@@ -32,7 +32,7 @@ def report_runs(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "table.txt", as_text(table))
     _write(folder / "table.csv", frame.to_csv(index=False))
-    drawn, _ = draw_all(FigureData(frame, axes, figure_caption(frame)), folder / "figures")
+    drawn, _ = draw_all(FigureData(frame, axes, figure_caption(frame), runs), folder / "figures")
     for path in drawn:
         console.print(f"figure: {path} (and .pdf, .csv)", highlight=False, soft_wrap=True)
     console.print(f"table:  {folder / 'table.csv'}", highlight=False, soft_wrap=True)

@@ -16,12 +16,13 @@ class Look(NamedTuple):
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), extended by Paul Tol's muted one.
 _LOOKS = {
     "harmoeny": Look("#D55E00", "o"),
+    "harmoeny_sync": Look("#E69F00", "o"),
     "static_ep": Look("#0072B2", "s"),
     "even_split": Look("#009E73", "^"),
     "drop": Look("#999999", "v"),
     "deepspeed_moe": Look("#CC79A7", "D"),
     "fastmoe": Look("#56B4E9", "P"),
-    "fastermoe": Look("#E69F00", "X"),
+    "fastermoe": Look("#44AA99", "X"),
     "exflow": Look("#332288", "<"),
     "eplb": Look("#882255", ">"),
     "least_loaded_replicas": Look("#AA4499", "p"),
@@ -29,8 +30,22 @@ _LOOKS = {
 }
 _OTHERS = (Look("#117733", "h"), Look("#88CCEE", "d"), Look("#DDCC77", "*"), Look("#661100", "8"))
 
+#: Parts of a layer: what computes in strong colours, what moves data in lighter ones, idling in none.
+PHASE_COLOURS = {
+    "route": "#CC79A7",
+    "metadata": "#882255",
+    "plan": "#F0E442",
+    "dispatch": "#56B4E9",
+    "compute": "#009E73",
+    "fetch wait": "#D55E00",
+    "idle": "#FFFFFF",
+    "combine": "#0072B2",
+}
+
 _LABELS = {
     "harmoeny": "HarMoEny",
+    "harmoeny_sync": "HarMoEny, blocking fetches",
+    "harmoeny_paper_order": "HarMoEny, the paper's order",
     "static_ep": "Static EP",
     "even_split": "Even split",
     "drop": "Drop",

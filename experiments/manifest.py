@@ -16,6 +16,7 @@ import torch
 
 from experiments.cache import atomic_path
 from experiments.config import Point
+from harmoeny.policy import Policy
 
 _PACKAGES = ("torch", "transformers", "numpy", "numba", "pandas", "hydra-core", "tokenizers", "deepspeed")
 
@@ -40,10 +41,16 @@ def new_manifest(point: Point) -> dict[str, Any]:
                 "description": policy.description,
                 "exact": policy.exact,
                 "baseline": policy.baseline,
+                "options": options_of(point, name, policy),
             }
             for name, policy in point.systems.items()
         },
     }
+
+
+def options_of(point: Point, name: str, policy: Policy) -> dict[str, Any]:
+    """Return the values of a system's configured options, with what calibration filled in."""
+    return {option: getattr(policy, option) for option in point["systems"][name] if not option.startswith("_")}
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from experiments.check import check_system
 from experiments.clock import clock_offset_s
 from experiments.config import Point
 from experiments.datasets.tokens import TokenFile
-from experiments.manifest import device_name, new_manifest, now, write_manifest
+from experiments.manifest import device_name, new_manifest, now, options_of, write_manifest
 from experiments.measure import CALIBRATION_BATCH, make_batch, run_rounds
 from experiments.progress import PointProgress
 from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, write_parquet
@@ -106,8 +106,8 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
         ]
         for system in systems:
             manifest["systems"][system.name] |= {
+                "options": options_of(point, system.name, system.policy),
                 "device_expert_bytes": system.fetcher.device_bytes,
-                "threshold": getattr(system.policy, "threshold", None),
             }
 
         checks = {}

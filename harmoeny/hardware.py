@@ -52,7 +52,7 @@ class Hardware:
         if self.host_link == "emulated" and self.host_link_bytes_per_s is None:
             raise ValueError("hardware.host_link_bytes_per_s: null, must be set for hardware.host_link=emulated")
 
-    def host_link_s(self, num_bytes: int) -> float:
+    def host_link_s(self, num_bytes: float) -> float:
         """Return how long the host link takes for a transfer.
 
         Raises:

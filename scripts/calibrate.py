@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,7 +142,7 @@ def _report(hardware: Hardware, samples: dict[str, Samples], expert_bytes: int, 
     table = Table(title=f"hardware={hardware.name}")
     for column in ("what", "size", "measured", "fitted"):
         table.add_column(column, justify="right" if column != "what" else "left")
-    fits = {
+    fits: dict[str, Callable[[float], float]] = {
         "expert": lambda n: hardware.expert_launch_s + n * flops_per_token / (hardware.expert_flops_per_s or 1),
         "host_link": hardware.host_link_s,
         "all_to_all": lambda n: hardware.all_to_all_latency_s + n / (hardware.all_to_all_bytes_per_s or 1),

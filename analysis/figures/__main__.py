@@ -30,7 +30,7 @@ def main() -> None:
     if not runs:
         parser.error(f"{folder}: no finished run; python run.py experiment=skew_sweep makes some")
     frame = summary_frame(runs, [summarise(run) for run in runs], points)
-    data = FigureData(frame, list(points[0]), figure_caption(frame))
+    data = FigureData(frame, list(points[0]), figure_caption(frame), runs)
     drawn, lacking = draw_all(data, arguments.out or folder / "figures")
     for path in drawn:
         print(path)

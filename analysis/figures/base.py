@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -13,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import analysis.figures
+from analysis.load import Run
 from analysis.style import RC
 
 
@@ -24,21 +26,25 @@ class FigureData:
         summary: one row per run and system (`analysis.table.summary_frame`).
         axes: swept options.
         caption: what the numbers were measured on.
+        runs: the runs themselves, in the order of the summary.
     """
 
     summary: pd.DataFrame
     axes: list[str]
     caption: str
+    runs: Sequence[Run]
 
 
 class FigureModule(Protocol):
-    """A module of this package: ``NAME``, ``missing`` and ``plot``."""
+    """A module of this package: ``NAME``, ``missing``, ``table`` and ``plot``."""
 
     NAME: str
-    COLUMNS: tuple[str, ...]
 
     def missing(self, data: FigureData) -> str | None:
         """Say what the results lack for this figure, with the command that gives it; None where nothing."""
+
+    def table(self, data: FigureData) -> pd.DataFrame:
+        """Return the numbers that are drawn."""
 
     def plot(self, data: FigureData) -> Figure:
         """Draw."""
@@ -71,6 +77,6 @@ def draw_all(data: FigureData, folder: Path) -> tuple[list[Path], dict[str, str]
             figure = module.plot(data)
             for suffix in ("png", "pdf"):
                 figure.savefig(folder / f"{module.NAME}.{suffix}", dpi=200)
-        data.summary[[*data.axes, "system", *module.COLUMNS]].to_csv(folder / f"{module.NAME}.csv", index=False)
+        module.table(data).to_csv(folder / f"{module.NAME}.csv", index=False)
         drawn.append(folder / f"{module.NAME}.png")
     return drawn, lacking

@@ -5,6 +5,7 @@ from __future__ import annotations
 from textwrap import fill
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,6 +28,11 @@ def missing(data: FigureData) -> str | None:
     if data.summary.duplicated([_AXIS, "system"]).any():
         return f"needs one run per skew; what differs between these besides {_AXIS}, is for several figures"
     return None
+
+
+def table(data: FigureData) -> pd.DataFrame:
+    """Return medians and intervals per point and system."""
+    return data.summary[[*data.axes, "system", *COLUMNS]]
 
 
 def plot(data: FigureData) -> Figure:

@@ -1,0 +1,102 @@
+"""What the sweeps over one option of HarMoEny share: its systems in one run, by the value of the option."""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.base import FigureData
+from analysis.style import label, look
+
+
+class Panel(NamedTuple):
+    """A metric to draw."""
+
+    column: str
+    title: str
+
+
+def sweep_table(data: FigureData, option: str, panels: tuple[Panel, ...]) -> pd.DataFrame:
+    """Return the systems of HarMoEny's policy by an option's value, with medians and intervals.
+
+    Args:
+        data: one run.
+        option: an option of the policy.
+        panels: what is to be drawn.
+
+    Returns:
+        Columns: the option, ``system``, ``derived`` (the configuration left the value open) and, for every panel, its
+        column with ``_low`` and ``_high``; ordered by the option.
+    """
+    run = data.runs[0]
+    rows = []
+    for row in data.summary.to_dict("records"):
+        system = run.systems[row["system"]]
+        if system["policy"] != "harmoeny":
+            continue
+        rows.append(
+            {
+                option: system["options"][option],
+                "system": row["system"],
+                "derived": run.config["systems"][row["system"]].get(option) is None,
+                **{f"{p.column}{end}": row[f"{p.column}{end}"] for p in panels for end in ("", "_low", "_high")},
+            }
+        )
+    return pd.DataFrame(rows).sort_values(option, ignore_index=True)
+
+
+def missing_sweep(data: FigureData, option: str, experiment: str) -> str | None:
+    """Say that one run with several values of the option is needed, unless that is what there is."""
+    wanted = f"needs one run with several values of {option}: python run.py experiment={experiment}"
+    if len(data.runs) != 1:
+        return wanted
+    run = data.runs[0]
+    systems = [s for s in run.systems.values() if s["policy"] == "harmoeny"]
+    values = {s["options"].get(option) for s in systems} - {None}
+    return None if len(values) > 1 else wanted
+
+
+def plot_sweep(
+    data: FigureData, frame: pd.DataFrame, option: str, axis_label: str, panels: tuple[Panel, ...]
+) -> Figure:
+    """Draw a line per panel with 95 % intervals; a star marks the value that was derived."""
+    figure = Figure(figsize=(8.4, 3.3))
+    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        _line(axes, frame, option, panel)
+        axes.set_xlabel(axis_label)
+        axes.set_title(panel.title, fontsize=9, loc="left")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
+    figure.text(0.01, 0.012, fill(data.caption, 150), fontsize=6.5, color="#555555", va="bottom")
+    figure.tight_layout(rect=(0, 0.065, 1, 0.93))
+    return figure
+
+
+def _line(axes: Axes, frame: pd.DataFrame, option: str, panel: Panel) -> None:
+    style = look("harmoeny")
+    middle, low, high = (frame[f"{panel.column}{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
+    axes.errorbar(
+        frame[option],
+        middle,
+        yerr=np.maximum([middle - low, high - middle], 0),
+        color=style.colour,
+        marker=style.marker,
+        markersize=4,
+        linewidth=1.2,
+        capsize=2,
+        label=label("harmoeny"),
+    )
+    derived = frame[frame["derived"]]
+    axes.plot(
+        derived[option], derived[panel.column], "*", color="black", markersize=11, linestyle="none", zorder=3,
+        label="value that the harness derives",
+    )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(frame[option], [f"{value:g}" for value in frame[option]])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)

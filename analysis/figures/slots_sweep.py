@@ -1,0 +1,30 @@
+"""HarMoEny against the device memory that it has for experts."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures.base import FigureData
+from analysis.figures.option_sweep import Panel, missing_sweep, plot_sweep, sweep_table
+
+NAME = "slots_sweep"
+_PANELS = (
+    Panel("throughput_ratio_to_best_baseline", "Throughput, ratio to the best baseline, higher is better"),
+    Panel("fetch_hidden_share", "Share of fetch time hidden, higher is better"),
+)
+
+
+def missing(data: FigureData) -> str | None:
+    """Say that several slot counts in one run are needed."""
+    return missing_sweep(data, "num_slots", "slots_sweep")
+
+
+def table(data: FigureData) -> pd.DataFrame:
+    """Return medians and intervals per number of slots."""
+    return sweep_table(data, "num_slots", _PANELS)
+
+
+def plot(data: FigureData) -> Figure:
+    """Draw throughput and hidden fetch time against the slots."""
+    return plot_sweep(data, table(data), "num_slots", "Slots per rank and layer", _PANELS)
