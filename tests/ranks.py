@@ -33,13 +33,13 @@ def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *argu
     ]
     results: dict[int, Any] = {}
     try:
-        for rank in ranks:
-            rank.start()
+        for process in ranks:
+            process.start()
         for _, writer in pipes:
             writer.close()
         waiting: dict[Any, int] = {reader: i for i, (reader, _) in enumerate(pipes)}
         while waiting:
-            ready = wait(list(waiting), timeout=TIMEOUT_S)
+            ready: list[Any] = wait(list(waiting), timeout=TIMEOUT_S)
             assert ready, f"ranks {sorted(waiting.values())} did not answer within {TIMEOUT_S} s"
             for reader in ready:
                 rank = waiting.pop(reader)

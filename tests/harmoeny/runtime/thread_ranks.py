@@ -71,7 +71,7 @@ class ThreadCommunicator(Communicator):
 
     def exchange_rows(self, rows: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Tensor:
         assert rows.shape[0] == sum(send_splits)
-        parts = [p.clone() for p in torch.split(rows, list(send_splits))]  # type: ignore[no-untyped-call]
+        parts = [p.clone() for p in torch.split(rows, list(send_splits))]
         received = [theirs[self.rank] for theirs in self.world.exchange(self.rank, parts)]
         assert [r.shape[0] for r in received] == list(recv_splits)
         return torch.cat(received)
