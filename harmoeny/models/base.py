@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class RoutingTape:
     """The routing decisions of one batch: recorded from the model's routers, or pinned, the same for every system.
 
-    A pinned router still computes its logits, so its cost is real; only the choice of experts is replaced, and the
-    routing weights are the router's own probabilities of the experts chosen.
+    A pinned router still computes its logits, so its cost is real; only the choice of experts is replaced. The routing
+    weights are the router's own probabilities of the experts chosen, or, where the router is out of reach (see
+    harmoeny/models/transformers.py), those of its own choice. Nothing is recorded before the first :meth:`pin`.
     """
 
     def __init__(self) -> None:
         self._pinned: Sequence[Tensor] | None = None
+        self._recording = False
         self.recorded: list[Tensor] = []
 
     def pin(self, expert_ids: Sequence[Tensor] | None) -> None:
@@ -33,13 +36,15 @@ class RoutingTape:
         None leaves the choice to the model's routers, which :attr:`recorded` then holds.
         """
         self._pinned = expert_ids
+        self._recording = expert_ids is None
         self.recorded = []
 
     def choose(self, layer: int, own_choice: Tensor) -> Tensor:
         """Return a layer's experts: what is pinned, else the router's own choice (int64 ``[num_tokens, top_k]``)."""
         if self._pinned is not None:
             return self._pinned[layer]
-        self.recorded.append(own_choice)
+        if self._recording:
+            self.recorded.append(own_choice)
         return own_choice
 
 
@@ -85,6 +90,37 @@ class MoEBlock(nn.Module, ABC):
     @abstractmethod
     def forward_dense(self, hidden: Tensor) -> Tensor:
         """Apply the layer with the model's own code, all experts on this rank."""
+
+
+class AdaptedModule(ABC):
+    """A module of any origin whose MoE layers an engine executes, until they are given back.
+
+    Attributes:
+        module: the module.
+        context: shared by its MoE layers.
+        experts: the weights of its MoE layers, in order of execution; they are no parameters of the module.
+        device: where the module computes.
+    """
+
+    def __init__(
+        self, module: nn.Module, experts: Sequence[LayerExperts], context: MoEContext, device: torch.device
+    ) -> None:
+        self.module = module
+        self.experts = list(experts)
+        self.context = context
+        self.device = device
+
+    @abstractmethod
+    def check(self) -> None:
+        """Compare how we apply an expert with the model's own code, where that can differ; the weights must be there.
+
+        Raises:
+            ValueError: the two differ.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give the MoE layers and their weights back to the module."""
 
 
 class MoEModel(ABC):
@@ -156,6 +192,19 @@ class ModelConfig(ABC):
     vocab_size: int = 8192
     dtype: str = "float32"
 
+    def resolved(self) -> Self:
+        """Return the configuration with what it leaves to the model's files filled in.
+
+        Raises:
+            ValueError: the files aren't there, or say something else.
+        """
+        return self
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """The model's own tokenizer (``tokenizer.json``), if it brings one."""
+        return None
+
     def validate(self) -> None:
         """Check the configuration before any worker starts.
 
@@ -177,6 +226,12 @@ class ModelConfig(ABC):
             seed: of the weights.
             device: ``cpu``, or ``meta`` for a model without weights, which takes them from another rank.
         """
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter, or the CPU where it has none."""
+    device: torch.device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return device
 
 
 def require_positive(prefix: str, **values: int) -> None:

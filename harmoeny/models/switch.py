@@ -15,7 +15,16 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
     SwitchTransformersSparseMLP,
 )
 
-from harmoeny.models.base import DTYPES, ModelConfig, MoEBlock, MoEContext, MoEModel, require_positive
+from harmoeny.models.base import (
+    DTYPES,
+    AdaptedModule,
+    ModelConfig,
+    MoEBlock,
+    MoEContext,
+    MoEModel,
+    device_of,
+    require_positive,
+)
 from harmoeny.runtime.experts import LayerExperts, mlp
 
 #: Our names of an expert's matrices, and Transformers' names of the layers that hold them.
@@ -60,7 +69,7 @@ class SwitchBlock(MoEBlock):
         self, sparse_mlp: SwitchTransformersSparseMLP, experts: LayerExperts, layer: int, context: MoEContext
     ) -> None:
         super().__init__(layer, context)
-        self._experts = experts
+        self.experts = experts
         self.router = SwitchRouter(sparse_mlp.router, layer, context)
         sparse_mlp.router = self.router
         # In a tuple the untouched layer is no submodule: its experts are no parameters of the model.
@@ -75,12 +84,22 @@ class SwitchBlock(MoEBlock):
         """Run Transformers' own layer."""
         (sparse_mlp,) = self._untouched
         experts = {
-            f"experts.expert_{e}.{linear}.weight": self._experts.weights[name][e].to(hidden.device)
-            for e in range(self._experts.num_experts)
+            f"experts.expert_{e}.{linear}.weight": self.experts.weights[name][e].to(hidden.device)
+            for e in range(self.experts.num_experts)
             for name, linear in _LINEARS.items()
         }
         output: Tensor = functional_call(sparse_mlp, experts, (hidden,))
         return output
+
+    def release(self, device: torch.device) -> SwitchTransformersSparseMLP:
+        """Return the untouched layer with its own router, and its experts' weights on ``device``."""
+        (sparse_mlp,) = self._untouched
+        sparse_mlp.router = self.router.router
+        for expert_id, expert in enumerate(sparse_mlp.experts.values()):
+            for name, linear in _LINEARS.items():
+                weight = self.experts.weights[name][expert_id].to(device)
+                getattr(expert, linear).weight = nn.Parameter(weight, requires_grad=False)
+        return sparse_mlp
 
 
 def stack_experts(sparse_mlp: SwitchTransformersSparseMLP, activation: str) -> LayerExperts:
@@ -95,23 +114,45 @@ def stack_experts(sparse_mlp: SwitchTransformersSparseMLP, activation: str) -> L
     return LayerExperts(stacked, mlp(ACT2FN[activation]), hidden_size=stacked["up"].shape[2])
 
 
+def is_switch(module: nn.Module) -> bool:
+    """Tell whether a module is a Switch Transformer with sparse layers."""
+    return bool(_sparse_layers(module))
+
+
+def _sparse_layers(module: nn.Module) -> list[SwitchTransformersLayerFF]:
+    layers = [m for m in module.modules() if isinstance(m, SwitchTransformersLayerFF)]
+    return [layer for layer in layers if isinstance(layer.mlp, SwitchTransformersSparseMLP)]
+
+
+class AdaptedSwitch(AdaptedModule):
+    """A Switch Transformer whose sparse layers are blocks."""
+
+    def __init__(self, module: nn.Module) -> None:
+        context, device = MoEContext(), device_of(module)
+        self._layers = _sparse_layers(module)
+        self._blocks: list[SwitchBlock] = []
+        for index, layer in enumerate(self._layers):
+            stacked = stack_experts(layer.mlp, module.config.dense_act_fn)
+            layer.mlp = SwitchBlock(layer.mlp, stacked, index, context)
+            self._blocks.append(layer.mlp)
+        super().__init__(module, [block.experts for block in self._blocks], context, device)
+
+    def check(self) -> None:
+        """Find nothing to check: there is one kind of expert."""
+
+    def release(self) -> None:
+        """Put the untouched layers back."""
+        for layer, block in zip(self._layers, self._blocks, strict=True):
+            layer.mlp = block.release(self.device)
+
+
 class SwitchModel(MoEModel):
     """A Switch Transformer with expert-parallel sparse layers; a forward pass is the encoder and one decoder step."""
 
     def __init__(self, module: SwitchTransformersForConditionalGeneration) -> None:
-        context = MoEContext()
-        experts: list[LayerExperts] = []
-        self._encoder_layers = 0
-        for stack in (module.encoder, module.decoder):
-            for feed_forward in [m for m in stack.modules() if isinstance(m, SwitchTransformersLayerFF)]:
-                if isinstance(feed_forward.mlp, SwitchTransformersSparseMLP):
-                    sparse_mlp = feed_forward.mlp
-                    stacked = stack_experts(sparse_mlp, module.config.dense_act_fn)
-                    feed_forward.mlp = SwitchBlock(sparse_mlp, stacked, len(experts), context)
-                    experts.append(stacked)
-            if stack is module.encoder:
-                self._encoder_layers = len(experts)
-        super().__init__(module, context, experts, top_k=1)
+        self._encoder_layers = len(_sparse_layers(module.encoder))
+        adapted = AdaptedSwitch(module)
+        super().__init__(module, adapted.context, adapted.experts, top_k=1)
         self._start_token = int(module.config.decoder_start_token_id)
 
     @property

@@ -78,18 +78,17 @@ class ExpertStore:
         return sum(layer.expert_bytes * layer.num_experts for layer in self.layers)
 
 
-def mlp(activation: Callable[[Tensor], Tensor]) -> ExpertFunction:
+def mlp(activation: Callable[[Tensor], Tensor], *, transposed: bool = False) -> ExpertFunction:
     """Return the function of a two-matrix expert, ``down(activation(up(x)))``, as Switch Transformers have it.
 
     The weights are ``up`` ``[intermediate_size, hidden_size]`` and ``down`` ``[hidden_size, intermediate_size]``, with
     the optional biases ``up_bias`` ``[intermediate_size]`` and ``down_bias`` ``[hidden_size]``.
+
+    Args:
+        activation: from ``[n, intermediate_size]`` to the same shape.
+        transposed: the matrices are stored as ``[in, out]``.
     """
-
-    def apply(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
-        hidden = activation(_linear(rows, weights, "up"))
-        _linear(hidden, weights, "down", out=out)
-
-    return apply
+    return _two_matrices("up", activation, transposed=transposed)
 
 
 def gated_mlp(gate: Callable[[Tensor], Tensor], *, transposed: bool = False) -> ExpertFunction:
@@ -104,10 +103,15 @@ def gated_mlp(gate: Callable[[Tensor], Tensor], *, transposed: bool = False) -> 
             or interleaved as the model does, and combines them.
         transposed: the matrices are stored as ``[in, out]``.
     """
+    return _two_matrices("gate_up", gate, transposed=transposed)
+
+
+def normed(function: ExpertFunction, norm: Callable[[Tensor], Tensor]) -> ExpertFunction:
+    """Return the function of an expert whose output is normalised, row by row, before it is weighted."""
 
     def apply(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
-        hidden = gate(_linear(rows, weights, "gate_up", transposed=transposed))
-        _linear(hidden, weights, "down", transposed=transposed, out=out)
+        function(weights, rows, out)
+        out.copy_(norm(out))
 
     return apply
 
@@ -116,6 +120,14 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """Return ``silu(gate) * up`` of the two halves of the last dimension."""
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
+
+
+def _two_matrices(first: str, between: Callable[[Tensor], Tensor], *, transposed: bool) -> ExpertFunction:
+    def apply(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
+        hidden = between(_linear(rows, weights, first, transposed=transposed))
+        _linear(hidden, weights, "down", transposed=transposed, out=out)
+
+    return apply
 
 
 def _linear(

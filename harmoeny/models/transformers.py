@@ -1,0 +1,146 @@
+"""Models of Transformers: any decoder whose experts use its experts interface, and Switch; saved, or drawn at random."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, SwitchTransformersConfig
+
+from harmoeny.models.base import DTYPES, ModelConfig, MoEModel
+from harmoeny.models.experts_interface import AdaptedExperts
+from harmoeny.models.loading import (
+    build_module,
+    config_from,
+    find_folder,
+    limit_layers,
+    load_config,
+    num_experts_of,
+    top_k_of,
+)
+from harmoeny.models.switch import SwitchModel, is_switch
+from harmoeny.runtime.engine import ExpertParallel
+
+
+class TransformersModel(MoEModel):
+    """A decoder with expert-parallel MoE layers; a forward pass is a prefill, as far as the first token's logits."""
+
+    def __init__(self, module: Any, top_k: int) -> None:
+        self._adapted = AdaptedExperts(module)
+        super().__init__(module, self._adapted.context, self._adapted.experts, top_k)
+        # Logits of the whole prompt would be a large matrix product that no prefill needs.
+        one_token = "logits_to_keep" in inspect.signature(module.forward).parameters
+        self._options = {"use_cache": False, **({"logits_to_keep": 1} if one_token else {})}
+
+    def attach(self, engine: ExpertParallel) -> None:
+        """Let ``engine`` execute the MoE layers and move everything but the experts to its device.
+
+        Raises:
+            ValueError: the experts' own code does more than the interface can say.
+        """
+        super().attach(engine)
+        self._adapted.device = engine.comm.device
+        self._adapted.check()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the first output token's logits, ``[batch_size, vocab_size]``."""
+        logits: Tensor = self.module(input_ids=input_ids, **self._options).logits
+        return logits[:, -1]
+
+    def layer_tokens(self, batch_size: int, seq_len: int) -> list[int]:
+        """Return the tokens per MoE layer: all of them."""
+        return [batch_size * seq_len] * len(self.experts)
+
+
+@dataclass(kw_only=True)
+class Transformers(ModelConfig):
+    """A model of Transformers; docs/models.md lists the families.
+
+    Attributes:
+        hub_name: its name on the hub, looked up in this machine's cache; nothing is downloaded.
+        local_path: a folder with ``config.json`` and, unless ``random_weights``, ``*.safetensors``; goes before
+            ``hub_name``.
+        random_weights: draw the weights, from the seed, so that none have to be there.
+        num_layers: keep only the first so many layers; null keeps all.
+        architecture: the values of ``config.json``, which ``random_weights`` uses where there is no ``local_path``.
+        num_experts: 0: as the model has; no other number than the model's is accepted. So too for the next two.
+        top_k: experts per token.
+        vocab_size: tokens.
+    """
+
+    name: ClassVar[str] = "transformers"
+    description: ClassVar[str] = "a saved model of Transformers, any family with experts: model.local_path=FOLDER"
+
+    hub_name: str | None = None
+    local_path: str | None = None
+    random_weights: bool = False
+    num_layers: int | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    num_experts: int = 0
+    top_k: int = 0
+    vocab_size: int = 0
+
+    def resolved(self) -> Self:
+        """Return the configuration with the model's sizes.
+
+        Raises:
+            ValueError: the model isn't there, or another size was asked for.
+        """
+        config = self._config()
+        sizes = {
+            "num_experts": num_experts_of(config),
+            "top_k": top_k_of(config),
+            "vocab_size": int(config.get_text_config().vocab_size),
+        }
+        for name, size in sizes.items():
+            if getattr(self, name) not in (0, size):
+                raise ValueError(f"model.{name}: {getattr(self, name)}, must be 0 or {size}, which the model has")
+        return replace(self, **sizes)
+
+    def validate(self) -> None:
+        """Check the configuration, and that the model's layers are what the engine can execute.
+
+        Raises:
+            ValueError: a field, its value and what is allowed.
+        """
+        resolved = self.resolved()
+        super(Transformers, resolved).validate()
+        present = {layer.num_experts for layer in resolved.build(seed=0, device="meta").experts}
+        if present != {resolved.num_experts}:
+            raise ValueError(f"model: layers with {sorted(present)} experts, must be {resolved.num_experts} in all")
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """The model's own tokenizer, if it brings one."""
+        if self._drawn:
+            return None
+        path = find_folder(self.hub_name, self.local_path) / "tokenizer.json"
+        return path if path.is_file() else None
+
+    def build(self, seed: int, device: str = "cpu") -> MoEModel:
+        """Load the model, or draw its weights."""
+        config = self._config()
+        folder = None if self.random_weights else find_folder(self.hub_name, self.local_path)
+        module = build_module(config, folder, DTYPES[self.dtype], seed=seed, on_meta=device == "meta")
+        return SwitchModel(module) if is_switch(module) else TransformersModel(module, top_k_of(config))
+
+    @property
+    def _drawn(self) -> bool:
+        """Whether nothing of the model is read from files."""
+        return self.random_weights and self.local_path is None and bool(self.architecture)
+
+    def _config(self) -> Any:
+        if self._drawn:
+            config = config_from(self.architecture, "model.architecture")
+        else:
+            folder = find_folder(self.hub_name, self.local_path)
+            config = load_config(folder, weights=not self.random_weights)
+        if type(config) not in (*AutoModelForCausalLM._model_mapping, SwitchTransformersConfig):
+            raise ValueError(f"model: {config.model_type}, must be a decoder with a language head, or Switch")
+        if self.num_layers is not None:
+            limit_layers(config, self.num_layers)
+        return config
