@@ -143,6 +143,7 @@ def load_point(config: DictConfig | Mapping[str, Any]) -> Point:
         values = cast(dict[str, Any], OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
         _check_fields(values)
         parts = {name: _component(base, name, values[name]) for name, base in _PARTS.items()}
+        parts["model"] = parts["model"].resolved()
         systems = {name: _component(Policy, f"systems.{name}", node) for name, node in values["systems"].items()}
     except OmegaConfBaseException as error:
         raise ValueError(explain(error)) from error
@@ -190,7 +191,8 @@ def _check(point: Point) -> None:
         raise ValueError("experiment: '', must name the results' subfolder")
     _check_ranks(point)
     point.model.validate()
-    check_vocab_size(point.model.vocab_size)
+    if point.model.tokenizer is None:
+        check_vocab_size(point.model.vocab_size)
     point.hardware.validate()
     point.router.validate(point.model.num_experts, point.model.top_k)
     if not point.systems:

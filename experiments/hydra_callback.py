@@ -96,7 +96,7 @@ def _check_texts(points: Sequence[Point]) -> None:
     """Refuse a point whose sequences are longer than its text, before an earlier point has run for hours."""
     for point in points:
         if not is_finished(point.folder):
-            prepare_tokens(point.dataset, point.model.vocab_size).check(point["seq_len"])
+            prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer).check(point["seq_len"])
 
 
 def _write_sweep(points: Sequence[tuple[Point, dict[str, Any]]], axes: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ def _run(point: Point) -> bool:
         return run_joined(point, point.folder)
     if is_finished(point.folder):
         return False
-    tokens = prepare_tokens(point.dataset, point.model.vocab_size)
+    tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
     tokens.check(point["seq_len"])
     point.folder.mkdir(parents=True, exist_ok=True)
     _forget(point.folder)

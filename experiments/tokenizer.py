@@ -1,4 +1,4 @@
-"""The tokenizer of models that bring none: byte-level BPE, trained once on the pydoc text and cached."""
+"""The tokenizer of a model: its own, or byte-level BPE that is trained once on the pydoc text and cached."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from experiments.cache import atomic_path, cache_dir
 from experiments.datasets.pydoc import PyDoc
+from harmoeny.models.base import TokenizerFile
 
 #: Their places are the ids that T5 and Switch expect.
 SPECIAL_TOKENS = ["<pad>", "</s>", "<unk>"]
@@ -27,8 +28,20 @@ def check_vocab_size(vocab_size: int) -> None:
         raise ValueError(f"model.vocab_size: {vocab_size}, must be at least {MIN_VOCAB_SIZE} (all bytes)")
 
 
-def load_tokenizer(vocab_size: int) -> Tokenizer:
-    """Return the tokenizer of that size, all ids below ``vocab_size``; the first call trains it."""
+def load_tokenizer(vocab_size: int, own: TokenizerFile | None = None) -> Tokenizer:
+    """Return a tokenizer whose ids are all below ``vocab_size``: the model's own, or one that the first call trains.
+
+    Raises:
+        ValueError: the vocabulary has no room for all bytes, or for the model's own tokenizer.
+    """
+    if own is not None:
+        tokenizer = Tokenizer.from_file(str(own.path))
+        size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if max(size, own.end_id + 1) > vocab_size:
+            raise ValueError(f"model.vocab_size: {vocab_size}, must be at least {size}, the tokens of {own.path}")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
     check_vocab_size(vocab_size)
     source = PyDoc()
     key = hashlib.sha256(f"{source.fingerprint()}:{tokenizers.__version__}".encode()).hexdigest()[:16]

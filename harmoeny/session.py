@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES, AdaptedModule, device_of
 from harmoeny.models.experts_interface import AdaptedExperts
@@ -31,8 +32,8 @@ from harmoeny.runtime.transfer import TransferEngine, make_engine
 class Session:
     """A model whose MoE layers run expert-parallel over the ranks of the default process group, or on one rank alone.
 
-    All ranks create it, use it and run the model together, each on its own tokens: every rank has to run the same number
-    of forward passes, since the ranks exchange tokens in every MoE layer. A context manager that closes itself.
+    All ranks create it, use it and run the model together, each on its own tokens: every rank has to run the same
+    number of forward passes, since the ranks exchange tokens in every MoE layer. A context manager that closes itself.
 
     Attributes:
         model: the model, ready to be called.

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from experiments.cache import atomic_path, cache_dir
 from experiments.datasets.base import Dataset
 from experiments.tokenizer import END_ID, load_tokenizer
+from harmoeny.models.base import TokenizerFile
 from harmoeny.placement import IntArray
 
 _DOCUMENTS_PER_CALL = 512
@@ -65,25 +66,30 @@ class TokenFile:
         return np.stack([tokens[row * seq_len : (row + 1) * seq_len] for row in rows]).astype(np.int64)
 
 
-def prepare_tokens(dataset: Dataset, vocab_size: int) -> TokenFile:
+def prepare_tokens(dataset: Dataset, vocab_size: int, own: TokenizerFile | None = None) -> TokenFile:
     """Tokenise a data set, or find it in the cache.
+
+    Args:
+        dataset: the text.
+        vocab_size: tokens that the model knows.
+        own: the tokenizer that the model brings; None: one of ours.
 
     Raises:
         ValueError: the data set or the vocabulary is not usable.
     """
-    tokenizer = load_tokenizer(vocab_size)
-    key = hashlib.sha256((dataset.fingerprint() + tokenizer.to_str()).encode()).hexdigest()[:16]
+    tokenizer, end_id = load_tokenizer(vocab_size, own), own.end_id if own else END_ID
+    key = hashlib.sha256(f"{dataset.fingerprint()}{tokenizer.to_str()}{end_id}".encode()).hexdigest()[:16]
     path = cache_dir() / f"tokens-{dataset.name}-{key}.npy"
     if not path.exists():
-        ids = np.fromiter(_ids(dataset.documents(), tokenizer), dtype=np.int32)
+        ids = np.fromiter(_ids(dataset.documents(), tokenizer, end_id), dtype=np.int32)
         with atomic_path(path) as temporary:
             np.save(temporary, ids, allow_pickle=False)
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     return TokenFile(path=path, num_tokens=len(array), sha256=hashlib.sha256(array.tobytes()).hexdigest())
 
 
-def _ids(documents: Iterator[str], tokenizer: Tokenizer) -> Iterator[int]:
+def _ids(documents: Iterator[str], tokenizer: Tokenizer, end_id: int) -> Iterator[int]:
     while group := list(islice(documents, _DOCUMENTS_PER_CALL)):
-        for encoding in tokenizer.encode_batch(group):
+        for encoding in tokenizer.encode_batch(group, add_special_tokens=False):
             yield from encoding.ids
-            yield END_ID
+            yield end_id

@@ -23,10 +23,10 @@ def run_joined(point: Point, folder: Path) -> bool:
     if _agree(is_finished(folder), point):
         return False
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        prepare_tokens(point.dataset, point.model.vocab_size)
+        prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
     if point["world_size"] > 1:
         dist.barrier()
-    run_rank(point, prepare_tokens(point.dataset, point.model.vocab_size), folder)
+    run_rank(point, prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer), folder)
     return True
 
 

@@ -173,6 +173,19 @@ class MoEModel(ABC):
         """Return the number of tokens that reach every MoE layer in one forward pass."""
 
 
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer that comes with a model.
+
+    Attributes:
+        path: its ``tokenizer.json``.
+        end_id: the token that ends a document.
+    """
+
+    path: Path
+    end_id: int
+
+
 @dataclass(kw_only=True)
 class ModelConfig(ABC):
     """A way to build a model; a keyword-only dataclass whose fields are the options ``model.<field>``.
@@ -201,8 +214,8 @@ class ModelConfig(ABC):
         return self
 
     @property
-    def tokenizer_path(self) -> Path | None:
-        """The model's own tokenizer (``tokenizer.json``), if it brings one."""
+    def tokenizer(self) -> TokenizerFile | None:
+        """The model's own tokenizer, if it brings one."""
         return None
 
     def validate(self) -> None:

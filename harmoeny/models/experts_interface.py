@@ -112,7 +112,7 @@ def bind(experts: Any, weights: Mapping[str, Tensor], call: ExpertsCall) -> None
 
 
 def release(experts: Any, weights: Mapping[str, Tensor], implementation: str | None) -> None:
-    """Undo :func:`bind`: give the weights back to the model as parameters, and the computation to ``implementation``."""
+    """Undo :func:`bind`: the weights become parameters again, and ``implementation`` computes the experts."""
     experts.config._experts_implementation_internal = implementation
     experts.__dict__.pop(_CALL, None)
     for name, tensor in weights.items():

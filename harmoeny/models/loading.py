@@ -39,7 +39,7 @@ def find_folder(hub_name: str | None, local_path: str | None) -> Path:
         return Path(snapshot_download(hub_name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise ValueError(
-            f"model.hub_name: {hub_name!r} is not in the hub cache of this machine, and nothing is downloaded; {way_out}"
+            f"model.hub_name: {hub_name!r} is not in this machine's hub cache, and nothing is downloaded; {way_out}"
         ) from error
 
 

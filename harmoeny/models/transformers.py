@@ -1,17 +1,15 @@
-"""Models of Transformers: any decoder whose experts use its experts interface, and Switch; saved, or drawn at random."""
+"""Models of Transformers: any decoder whose experts use its experts interface, and Switch; saved, or drawn."""
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, SwitchTransformersConfig
 
-from harmoeny.models.base import DTYPES, ModelConfig, MoEModel
+from harmoeny.models.base import DTYPES, ModelConfig, MoEModel, TokenizerFile
 from harmoeny.models.experts_interface import AdaptedExperts
 from harmoeny.models.loading import (
     build_module,
@@ -114,12 +112,24 @@ class Transformers(ModelConfig):
             raise ValueError(f"model: layers with {sorted(present)} experts, must be {resolved.num_experts} in all")
 
     @property
-    def tokenizer_path(self) -> Path | None:
-        """The model's own tokenizer, if it brings one."""
+    def tokenizer(self) -> TokenizerFile | None:
+        """The model's own tokenizer, if its folder has a ``tokenizer.json``.
+
+        Raises:
+            ValueError: the model's configuration does not say which token ends a document.
+        """
         if self._drawn:
             return None
         path = find_folder(self.hub_name, self.local_path) / "tokenizer.json"
-        return path if path.is_file() else None
+        if not path.is_file():
+            return None
+        end = self._config().get_text_config().eos_token_id
+        end_id = end[0] if isinstance(end, list) and end else end
+        if not isinstance(end_id, int):
+            raise ValueError(
+                f"model.local_path: {str(path.parent)!r} has a tokenizer, but no eos_token_id in config.json"
+            )
+        return TokenizerFile(path, end_id)
 
     def build(self, seed: int, device: str = "cpu") -> MoEModel:
         """Load the model, or draw its weights."""
