@@ -127,7 +127,7 @@ def _sparse_layers(module: nn.Module) -> list[SwitchTransformersLayerFF]:
 class AdaptedSwitch(AdaptedModule):
     """A Switch Transformer whose sparse layers are blocks."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         context, device = MoEContext(), device_of(module)
         self._layers = _sparse_layers(module)
         self._blocks: list[SwitchBlock] = []

@@ -89,7 +89,7 @@ class Transformers(ModelConfig):
             ValueError: the model isn't there, or another size was asked for.
         """
         config = self._config()
-        sizes = {
+        sizes: dict[str, Any] = {
             "num_experts": num_experts_of(config),
             "top_k": top_k_of(config),
             "vocab_size": int(config.get_text_config().vocab_size),
