@@ -37,7 +37,7 @@ PHASE_COLOURS = {
     "plan": "#F0E442",
     "dispatch": "#56B4E9",
     "compute": "#009E73",
-    "fetch wait": "#D55E00",
+    "wait for weights": "#D55E00",
     "idle": "#FFFFFF",
     "combine": "#0072B2",
 }

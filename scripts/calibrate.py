@@ -159,7 +159,8 @@ def _report(hardware: Hardware, samples: dict[str, Samples], expert_bytes: int, 
     assert cost is not None
     console.print(
         f"One fetch takes {cost.fetch_s * 1e3:.2f} ms, one token {cost.token_s * 1e6:.1f} us: "
-        f"HarMoEny's threshold for this expert is {cost.threshold_tokens()} tokens."
+        f"HarMoEny's threshold for this expert is {cost.threshold_tokens()} tokens.",
+        soft_wrap=True,
     )
 
 

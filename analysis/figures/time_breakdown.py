@@ -13,7 +13,7 @@ from analysis.style import PHASE_COLOURS, label
 
 NAME = "time_breakdown"
 #: Parts of a layer in the order of drawing; together they are the layer.
-PARTS = ("route", "metadata", "plan", "dispatch", "compute", "fetch wait", "idle", "combine")
+PARTS = ("route", "metadata", "plan", "dispatch", "compute", "wait for weights", "idle", "combine")
 
 
 def missing(data: FigureData) -> str | None:
@@ -26,11 +26,12 @@ def missing(data: FigureData) -> str | None:
 def table(data: FigureData) -> pd.DataFrame:
     """Return seconds per layer by system, rank and part: medians over rounds of means over layers."""
     layers = data.runs[0].layers
+    waits = layers["fetch_wait_s"] + layers["restore_wait_s"]
     parts = pd.DataFrame(
         {
             **{phase: layers[f"{phase}_s"] for phase in ("route", "metadata", "plan", "dispatch")},
-            "compute": layers["compute_s"] - layers["fetch_wait_s"],
-            "fetch wait": layers["fetch_wait_s"],
+            "compute": layers["compute_s"] - waits,
+            "wait for weights": waits,
             # A rank that is through with its own computation idles in combine, until the last rank joins it.
             "idle": layers[["idle_s", "combine_s"]].min(axis=1),
             "combine": (layers["combine_s"] - layers["idle_s"]).clip(lower=0),

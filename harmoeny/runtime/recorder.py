@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -10,7 +11,7 @@ import torch
 
 from harmoeny.plan import Plan
 from harmoeny.runtime.fetch.base import FetchStats
-from harmoeny.runtime.transfer import Mark, span_s
+from harmoeny.runtime.transfer import Mark, Span, span_s
 
 
 class Phase(IntEnum):
@@ -55,13 +56,17 @@ class LayerTimes:
         trace: the execution.
         boundary_s: ``[7]``, start of every phase of :data:`PHASES` and the end of the last.
         fetch_s: how long the fetches took, all together.
-        fetch_wait_s: how long computation stood still for weights.
+        fetch_wait_s: how long computation stood still for them.
+        restore_s: how long the restores took, all together.
+        restore_wait_s: how long computation stood still for those.
     """
 
     trace: LayerTrace
     boundary_s: list[float]
     fetch_s: float
     fetch_wait_s: float
+    restore_s: float
+    restore_wait_s: float
 
     def phase_s(self, phase: Phase) -> float:
         """Return the length of a phase in seconds."""
@@ -110,15 +115,20 @@ class Recorder:
             trace.plan, trace.num_assignments, trace.fetch = plan, num_assignments, fetch
 
     def collect(self) -> list[LayerTimes]:
-        """Return the layers since :meth:`begin_iteration`, in order of execution; waits for the device."""
+        """Return the layers since :meth:`begin_iteration`, in order of execution; waits for the device.
+
+        Restores that are still under way count as far as they are complete: finish the system's loads first.
+        """
         if self._cuda:
             torch.cuda.synchronize()
         return [
             LayerTimes(
                 trace=t,
                 boundary_s=[span_s((self._origin, mark)) for mark in t.marks],
-                fetch_s=sum(span_s(transfer.span) for transfer in t.fetch.transfers if transfer.span is not None),
-                fetch_wait_s=sum(span_s(wait) for wait in t.fetch.waits),
+                fetch_s=_total_s(transfer.span for transfer in t.fetch.fetches),
+                fetch_wait_s=_total_s(t.fetch.fetch_waits),
+                restore_s=_total_s(transfer.span for transfer in t.fetch.restores),
+                restore_wait_s=_total_s(t.fetch.restore_waits),
             )
             for t in self._traces
         ]
@@ -129,3 +139,7 @@ class Recorder:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+
+def _total_s(spans: Iterable[Span | None]) -> float:
+    return sum(span_s(span) for span in spans if span is not None)

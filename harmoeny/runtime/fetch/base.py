@@ -28,18 +28,20 @@ class FetchStats:
     Attributes:
         num_host_fetches: experts fetched from host memory.
         num_peer_fetches: experts fetched from another rank.
-        num_restores: residents loaded again because a fetch had taken their slot.
         fetch_bytes: size of the fetched experts.
-        transfers: the fetches.
-        waits: when computation stood still for weights.
+        fetches: the loads of fetched experts.
+        fetch_waits: when computation stood still for them.
+        restores: the loads of residents.
+        restore_waits: when computation stood still for those.
     """
 
     num_host_fetches: int = 0
     num_peer_fetches: int = 0
-    num_restores: int = 0
     fetch_bytes: int = 0
-    transfers: list[Transfer] = field(default_factory=list)
-    waits: list[Span] = field(default_factory=list)
+    fetches: list[Transfer] = field(default_factory=list)
+    fetch_waits: list[Span] = field(default_factory=list)
+    restores: list[Transfer] = field(default_factory=list)
+    restore_waits: list[Span] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -148,16 +150,15 @@ class FetchStrategy:
                 self._fetch(step)
             stalled = engine.wait(slot)
             if stalled is not None:
-                stats.waits.append(stalled)
+                (stats.fetch_waits if step.load else stats.restore_waits).append(stalled)
             execute(step.work, slot.weights)
             engine.used(slot)
             if self.ahead:
                 self._load_ahead(index)
         for expert_id, slot_index in self._schedule.restores:
-            self._load(self._layer, slots[slot_index], expert_id, urgent=not self.ahead)
-            stats.num_restores += 1
+            stats.restores.append(self._load(self._layer, slots[slot_index], expert_id, urgent=not self.ahead))
             if not self.ahead and (stalled := engine.wait(slots[slot_index])) is not None:
-                stats.waits.append(stalled)
+                stats.restore_waits.append(stalled)
         self._close_sources()
         return stats
 
@@ -197,7 +198,7 @@ class FetchStrategy:
     def _fetch(self, step: Step) -> None:
         expert_id = step.work.expert_id
         slot = self._slots[self._layer][step.slot]
-        self._stats.transfers.append(self._fetch_into(slot, expert_id))
+        self._stats.fetches.append(self._fetch_into(slot, expert_id))
         self._stats.fetch_bytes += slot.experts.expert_bytes
 
     def _fetch_into(self, slot: Slot, expert_id: int) -> Transfer:

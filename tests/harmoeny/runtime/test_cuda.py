@@ -1,0 +1,119 @@
+"""The CUDA path: the same exactness when streams run in another order than they were filled. Skips without a device."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from harmoeny.placement import Placement
+from harmoeny.policy import ExpertCost
+from harmoeny.runtime.comm import Communicator
+from harmoeny.runtime.engine import ExpertParallel
+from harmoeny.runtime.experts import ExpertStore
+from harmoeny.runtime.fetch.base import RankMemory
+from harmoeny.runtime.recorder import Recorder
+from harmoeny.runtime.slots import Slot, SlotPool
+from harmoeny.runtime.transfer import StreamEngine, span_s
+from tests.harmoeny.runtime.cases import RandomPlan, expected_output, random_experts, random_tokens
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; this PyTorch sees none"),
+]
+
+NUM_EXPERTS = 6
+#: Long enough for the other stream to overtake: about a millisecond.
+_CYCLES = 2_000_000
+
+
+class SlowStreams(StreamEngine):
+    """Puts pauses into the copy streams, before and between the copies of one expert."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        super().__init__(device)
+        self.random = random.Random(seed)
+
+    def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:
+        for name, buffer in slot.buffers.items():
+            torch.cuda._sleep(self.random.choice([0, 0, _CYCLES]))
+            buffer.copy_(source[name], non_blocking=True)
+        slot.refer(slot.buffers)
+
+
+class PartlyResident(RandomPlan):
+    """One rank that holds the first half of the experts."""
+
+    def place(self, layer: int, num_experts: int, world_size: int) -> Placement:  # noqa: ARG002
+        held = (np.arange(num_experts) < num_experts // 2)[:, None]
+        return Placement(np.zeros(num_experts, np.int64), held)
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3, NUM_EXPERTS])
+@pytest.mark.parametrize("fetch", ["sync", "async"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exact_whatever_the_order_of_streams(num_slots: int, fetch: str, dtype: torch.dtype) -> None:
+    device = torch.device("cuda")
+    layers = [random_experts(NUM_EXPERTS, seed, dtype=dtype) for seed in range(3)]
+    store = ExpertStore(layers, pin=True)
+    transfers = SlowStreams(device, seed=num_slots)
+    memory = RankMemory(store, SlotPool(store, device), transfers, Communicator(device), ExpertCost(1e-5, 1e-4))
+    engine = ExpertParallel(memory, Recorder(device))
+    rng = random.Random(num_slots)
+    with torch.inference_mode():
+        engine.use(engine.build_system("x", PartlyResident(0, fetch=fetch, num_slots=num_slots)))
+        outputs, wanted = [], []
+        for batch in range(3):
+            engine.recorder.begin_iteration()
+            for layer in range(len(layers)):
+                t = random_tokens(10 * batch + layer, 64, NUM_EXPERTS, 2, dtype=dtype)
+                torch.cuda._sleep(rng.choice([0, _CYCLES]))  # computation lags behind, loads must not run ahead of it
+                engine.recorder.begin_layer(layer)
+                outputs.append(engine.forward(layer, t.hidden.cuda(), t.ids.cuda(), t.weights.cuda()))
+                wanted.append(expected_output(layers[layer], t.hidden, t.ids, t.weights, t.ids >= 0))
+        engine.finish()
+        records = engine.recorder.collect()
+    for output, expected in zip(outputs, wanted, strict=True):
+        error = (output.cpu().double() - expected).abs().max() / expected.abs().max()
+        assert error <= (1e-3 if dtype == torch.float32 else 4e-2)  # TF32 is off by default, sums run in another order
+    assert all(r.boundary_s == sorted(r.boundary_s) for r in records)
+
+
+def test_loads_do_not_block_the_host_and_overlap_with_computation() -> None:
+    device = torch.device("cuda")
+    experts = random_experts(4, 0, hidden_size=4096)
+    store = ExpertStore([experts], pin=True)
+    engine = StreamEngine(device)
+    slots = [Slot(store.layers[0], device) for _ in range(4)]
+    for slot in slots:
+        engine.submit(slot, 0, store.layers[0].expert(0))
+        engine.wait(slot)
+    engine.drain()
+    torch.cuda.synchronize()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    torch.cuda._sleep(50 * _CYCLES)
+    transfers = [engine.submit(slot, e, store.layers[0].expert(e)) for e, slot in enumerate(slots)]
+    end.record()
+    assert not end.query(), "submitting waited for the device"
+    engine.drain()
+    torch.cuda.synchronize()
+    for transfer in transfers:
+        assert transfer.span is not None
+        assert span_s((begin, transfer.span[1])) < span_s((begin, end)), "the copy ran behind the computation"
+    for e, slot in enumerate(slots):
+        assert torch.equal(slot.weights["up"].cpu(), experts.weights["up"][e])
+
+
+def test_pinned_in_place() -> None:
+    experts = random_experts(4, 1)
+    before = experts.weights["up"].data_ptr()
+    store = ExpertStore([experts], pin=True)
+    assert store.layers[0].weights["up"].data_ptr() == before
+    assert store.layers[0].weights["up"].is_pinned()

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harmoeny.hardware import Hardware
+from scripts.calibrate import fit, write
+
+
+@given(st.floats(1e-6, 1e-2), st.floats(1e3, 1e12), st.floats(0.99, 1.01))
+def test_a_fit_finds_the_terms_that_made_the_samples(fixed: float, rate: float, noise: float) -> None:
+    # Sizes around the one where both terms weigh the same, so that both can be told.
+    sizes = [fixed * rate * times for times in (0.1, 1.0, 10.0)]
+    samples = [(size, (fixed + size / rate) * n) for size, n in zip(sizes, (1, noise, 1), strict=True)]
+    found_fixed, found_rate = fit(samples)
+    assert found_fixed == pytest.approx(fixed, rel=0.05)
+    assert found_rate == pytest.approx(rate, rel=0.05)
+
+
+def test_a_negative_fixed_time_is_refused_for_zero() -> None:
+    assert fit([(1.0, 0.5), (2.0, 2.0), (3.0, 3.5)])[0] == 0.0
+
+
+def test_times_that_do_not_grow_have_no_rate() -> None:
+    with pytest.raises(ValueError, match="do not grow"):
+        fit([(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)])
+
+
+def test_the_threshold_is_the_smallest_that_hides_a_fetch() -> None:
+    hardware = Hardware(host_link_bytes_per_s=8e9, host_link_latency_s=1e-5, expert_flops_per_s=10e12)
+    expert_bytes, flops_per_token = 2 * 768 * 3072 * 4, 2 * 2 * 768 * 3072
+    cost = hardware.expert_cost(expert_bytes=expert_bytes, flops_per_token=flops_per_token)
+    assert cost is not None
+    threshold = cost.threshold_tokens()
+    fetch_s = 1e-5 + expert_bytes / 8e9
+    assert (threshold - 1) * flops_per_token / 10e12 < fetch_s <= threshold * flops_per_token / 10e12
+    # The authors chose 1,024 to 1,512 tokens on a V100 with a link like this one; at 10 TFLOP/s it is 2,511.
+    assert 1_000 < threshold < 4_000
+
+
+def test_an_uncalibrated_machine_has_no_costs() -> None:
+    assert Hardware().expert_cost(expert_bytes=1, flops_per_token=1) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"host_link": "wires"}, "hardware.host_link: 'wires', must be one of memcpy, emulated"),
+        ({"host_link": "emulated"}, "hardware.host_link_bytes_per_s: null, must be set"),
+        ({"expert_flops_per_s": 0.0}, "hardware.expert_flops_per_s: 0.0, must be a number above 0"),
+        ({"host_link_latency_s": -1.0}, "hardware.host_link_latency_s: -1.0, must be a number of at least 0"),
+    ],
+)
+def test_impossible_hardware_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        Hardware(**changes).validate()  # type: ignore[arg-type]
+
+
+def test_what_is_written_is_a_choice_of_the_hardware_group(tmp_path: Path) -> None:
+    hardware = Hardware(name="here", host_link_bytes_per_s=9e9, expert_flops_per_s=3e10, expert_launch_s=1e-5)
+    write(hardware, tmp_path / "here.yaml", "measured\non a machine")
+    text = (tmp_path / "here.yaml").read_text()
+    assert text.startswith("# measured\n# on a machine\n")
+    content = yaml.safe_load(text)
+    assert content.pop("defaults") == ["measured"]
+    assert Hardware(**content) == hardware
+
+
+@pytest.mark.ranks
+def test_calibration_measures_writes_and_refuses_to_overwrite(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "scripts.calibrate", "--name", "tiny", "--hidden-size", "64", "--intermediate-size",
+        "256", "--out", str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    content = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    for rate in ("host_link_bytes_per_s", "expert_flops_per_s", "all_to_all_bytes_per_s"):
+        assert content[rate] > 1e6
+    assert "HarMoEny's threshold for this expert is" in done.stdout
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
