@@ -20,7 +20,7 @@ def summarise(run: Run) -> dict[str, Any]:
     """Compute a run's summary.
 
     The best baseline is the one with the highest median throughput among systems that are exact and not our own: a
-    dropping system computes something else, so it is shown and never compared with.
+    dropping system computes something else, and a bound is no system, so they are shown and never compared with.
     """
     values = per_iteration(run.layers, run.iterations)
     systems = {
@@ -30,7 +30,7 @@ def summarise(run: Run) -> dict[str, Any]:
     }
     best = best_baseline(run, systems)
     for name, entry in systems.items():
-        entry |= {"exact": run.systems[name]["exact"], "baseline": run.systems[name]["baseline"]}
+        entry |= {key: run.systems[name][key] for key in ("exact", "baseline", "bound")}
         if best is not None:
             throughput = "throughput_tokens_per_s"
             entry["throughput_ratio_to_best_baseline"] = asdict(
@@ -46,8 +46,9 @@ def summarise(run: Run) -> dict[str, Any]:
 
 
 def best_baseline(run: Run, systems: dict[str, Any]) -> str | None:
-    """Return the exact baseline with the highest median throughput, or None where there is none."""
-    candidates = [n for n in systems if run.systems[n]["exact"] and run.systems[n]["baseline"]]
+    """Return the exact baseline, no bound, with the highest median throughput, or None where there is none."""
+    kinds = {n: run.systems[n] for n in systems}
+    candidates = [n for n, kind in kinds.items() if kind["exact"] and kind["baseline"] and not kind["bound"]]
     return max(candidates, key=lambda n: systems[n]["throughput_tokens_per_s"]["median"], default=None)
 
 

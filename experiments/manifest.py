@@ -41,6 +41,7 @@ def new_manifest(point: Point) -> dict[str, Any]:
                 "description": policy.description,
                 "exact": policy.exact,
                 "baseline": policy.baseline,
+                "bound": policy.bound,
                 "options": options_of(point, name, policy),
             }
             for name, policy in point.systems.items()

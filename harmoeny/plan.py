@@ -132,3 +132,38 @@ def home_tokens(counts: IntArray, home: IntArray) -> IntArray:
 def even_load(total: int, world_size: int) -> int:
     """Return the least possible largest load: ``total`` assignments over ``world_size`` ranks, rounded up."""
     return -(-total // world_size)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def tokens_of_shares(counts: IntArray, shares: IntArray) -> IntArray:
+    """Decide which assignments make up the share of every rank, where policies care only for the loads.
+
+    Every rank fills its share with its own assignments first, so that nothing is sent that may stay.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        shares: int64 ``[num_experts, world_size(dst)]``, assignments that every rank is to execute; their sums per
+            expert are those of ``counts``.
+
+    Returns:
+        int64 ``[world_size(src), num_experts, world_size(dst)]``.
+    """
+    world_size, num_experts = counts.shape
+    tokens = np.zeros((world_size, num_experts, world_size), dtype=np.int64)
+    left = np.empty(world_size, dtype=np.int64)
+    for expert in range(num_experts):
+        for rank in range(world_size):
+            own = min(counts[rank, expert], shares[expert, rank])
+            tokens[rank, expert, rank] = own
+            left[rank] = shares[expert, rank] - own
+        dst = 0
+        for src in range(world_size):
+            rest = counts[src, expert] - tokens[src, expert, src]
+            while rest > 0 and dst < world_size:
+                n = min(rest, left[dst])
+                tokens[src, expert, dst] += n
+                left[dst] -= n
+                rest -= n
+                if left[dst] == 0:
+                    dst += 1
+    return tokens

@@ -72,6 +72,8 @@ class Policy(ABC):
     exact: ClassVar[bool] = True
     #: False for our own systems, which the others are compared with.
     baseline: ClassVar[bool] = True
+    #: True for a bound that no system reaches under the others' memory: drawn as a line, never ranked.
+    bound: ClassVar[bool] = False
     #: Batches whose routing :meth:`fitted` wants to see before the measured ones.
     calibration_batches: ClassVar[int] = 0
 

@@ -1,0 +1,277 @@
+"""Places experts such that few tokens change rank between layers: sweeps, an integer programme, halving of the ranks.
+
+No policy stands here; ExFlow uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linear_sum_assignment, milp
+from scipy.sparse import csr_array
+
+from harmoeny.placement import IntArray
+
+FloatArray = npt.NDArray[np.float64]
+
+#: Largest integer programme that is tried, in variables; above it the ranks are halved.
+_MAX_VARIABLES = 6000
+#: Layers that the greedy start is grown from.
+_MAX_STARTS = 4
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A placement of consecutive layers.
+
+    Attributes:
+        ranks: int64 ``[num_experts]`` per layer, every expert's rank.
+        crossings: pairs of assignments to consecutive layers that are on different ranks.
+        lower_bound: no placement has fewer crossings.
+    """
+
+    ranks: list[IntArray]
+    crossings: int
+    lower_bound: int
+
+
+def count_pairs(first: IntArray, second: IntArray, num_experts: int) -> IntArray:
+    """Count how often a token goes to one expert in a layer and to another in the next; every pair of a token counts.
+
+    Args:
+        first: int64 ``[num_tokens, top_k]``, experts in a layer; negative where a token has none.
+        second: int64 ``[num_tokens, top_k]``, in the next layer; row t is the same token.
+        num_experts: experts per layer.
+
+    Returns:
+        int64 ``[num_experts, num_experts]``.
+    """
+    before = np.repeat(first, second.shape[1], axis=1).ravel()
+    after = np.tile(second, (1, first.shape[1])).ravel()
+    known = (before >= 0) & (after >= 0)
+    counts = np.bincount(before[known] * num_experts + after[known], minlength=num_experts**2)
+    return counts.reshape(num_experts, num_experts).astype(np.int64)
+
+
+def count_crossings(pairs: Sequence[IntArray], ranks: Sequence[IntArray]) -> int:
+    """Count the pairs that a placement puts on different ranks."""
+    return sum(
+        int(p[before[:, None] != after[None, :]].sum())
+        for p, before, after in zip(pairs, ranks[:-1], ranks[1:], strict=True)
+    )
+
+
+def place_by_affinity(pairs: Sequence[IntArray], sizes: IntArray, time_limit_s: float) -> Solution:
+    """Look for the placement with the fewest crossings.
+
+    The sweeps give a first placement. Where it is small enough, an integer programme over all layers at once looks for
+    a better one and bounds the crossings from below; SciPy hands HiGHS no starting point, so the better of the two
+    counts. Where it is too large, the ranks are halved: first the experts are divided between two halves of the ranks,
+    then each half goes on by itself, and sweeps over all ranks end it.
+
+    Args:
+        pairs: int64 ``[n, n]`` per two consecutive layers, as :func:`count_pairs` gives them; with none there is one
+            layer.
+        sizes: int64 ``[num_ranks]``, experts that every rank holds in each layer; they sum to n.
+        time_limit_s: for all integer programmes together; a result that it cut short depends on the machine.
+    """
+    ranks = _sweeps(pairs, sizes)
+    found = Solution(ranks, count_crossings(pairs, ranks), 0)
+    if found.crossings == 0:
+        return found
+    if sum(np.count_nonzero(p) for p in pairs) * len(sizes) <= _MAX_VARIABLES:
+        return _better(_solve_at_once(pairs, sizes, time_limit_s), found)
+    if len(sizes) > 2:
+        return _better(_solve_by_halves(pairs, sizes, time_limit_s), found)
+    return found
+
+
+def _better(solution: Solution | None, other: Solution) -> Solution:
+    if solution is None:
+        return other
+    best = min(solution, other, key=lambda s: s.crossings)
+    return Solution(best.ranks, best.crossings, min(solution.lower_bound, best.crossings))
+
+
+def _assign(gain: IntArray, sizes: IntArray) -> IntArray:
+    """Return int64 ``[n]``, the ranks with the greatest sum of ``gain`` (``[n, num_ranks]``) under ``sizes``."""
+    _, seats = linear_sum_assignment(np.repeat(gain, sizes, axis=1), maximize=True)
+    ranks: IntArray = np.repeat(np.arange(len(sizes)), sizes)[seats]
+    return ranks
+
+
+def _sweeps(pairs: Sequence[IntArray], sizes: IntArray) -> list[IntArray]:
+    """Place one layer, then the others from it outwards, then improve; from several layers, and return the best."""
+    num_layers = len(pairs) + 1
+    contiguous: IntArray = np.repeat(np.arange(len(sizes)), sizes)
+    starts = [(0, contiguous)]
+    if pairs:
+        layers = np.unique(np.linspace(0, num_layers - 1, min(num_layers, _MAX_STARTS)).astype(np.int64))
+        starts += [(int(layer), _grow_groups(pairs, int(layer), sizes)) for layer in layers]
+    candidates = []
+    for start, grouping in starts:
+        placed = {start: grouping}
+        for layer in [*range(start + 1, num_layers), *range(start - 1, -1, -1)]:
+            placed[layer] = _assign(_gain(pairs, placed, layer, sizes), sizes)
+        candidates.append(_improve(pairs, [placed[layer] for layer in range(num_layers)], sizes))
+    return min(candidates, key=lambda ranks: count_crossings(pairs, ranks))
+
+
+def _improve(pairs: Sequence[IntArray], ranks: list[IntArray], sizes: IntArray) -> list[IntArray]:
+    """Place every layer anew, the best for its neighbours, again and again until nothing gets better."""
+    crossings = count_crossings(pairs, ranks)
+    while crossings:
+        placed = dict(enumerate(ranks))
+        for layer in placed:
+            placed[layer] = _assign(_gain(pairs, placed, layer, sizes), sizes)
+        fewer = count_crossings(pairs, list(placed.values()))
+        if fewer >= crossings:
+            break
+        ranks, crossings = list(placed.values()), fewer
+    return ranks
+
+
+def _gain(pairs: Sequence[IntArray], placed: Mapping[int, IntArray], layer: int, sizes: IntArray) -> IntArray:
+    """Return int64 ``[n, num_ranks]``, the pairs with placed neighbours that an expert of ``layer`` keeps there."""
+    gain = np.zeros((int(sizes.sum()), len(sizes)), dtype=np.int64)
+    for neighbour, counts in _neighbours(pairs, layer):
+        if neighbour in placed:
+            gain += counts @ (placed[neighbour][:, None] == np.arange(len(sizes))).astype(np.int64)
+    return gain
+
+
+def _neighbours(pairs: Sequence[IntArray], layer: int) -> Iterator[tuple[int, IntArray]]:
+    """Yield the layers next to ``layer`` with the pairs, ``[n, n]`` from an expert of ``layer`` to one of theirs."""
+    if layer > 0:
+        yield layer - 1, pairs[layer - 1].T
+    if layer < len(pairs):
+        yield layer + 1, pairs[layer]
+
+
+def _grow_groups(pairs: Sequence[IntArray], layer: int, sizes: IntArray) -> IntArray:
+    """Group the experts of one layer whose tokens come from and go to the same experts.
+
+    Every group starts with the most popular expert that is left and takes the most similar ones in turn.
+    """
+    features = np.hstack([counts for _, counts in _neighbours(pairs, layer)]).astype(np.float64)
+    popularity = features.sum(axis=1)
+    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    similarity = features @ features.T
+    ranks = np.full(len(features), -1, dtype=np.int64)
+    for rank, size in enumerate(sizes):
+        attraction = popularity
+        for _ in range(size):
+            free = np.flatnonzero(ranks < 0)
+            expert = free[np.argmax(attraction[free])]
+            ranks[expert] = rank
+            attraction = similarity[:, ranks == rank].sum(axis=1)
+    return ranks
+
+
+def _solve_at_once(pairs: Sequence[IntArray], sizes: IntArray, time_limit_s: float) -> Solution | None:
+    """Solve the integer programme over all layers; None where the time did not suffice for any placement."""
+    programme = _Programme(pairs, sizes)
+    result = programme.solve(time_limit_s)
+    if result.x is None:
+        return None
+    ranks = programme.ranks(result.x)
+    lower_bound = int(np.ceil(programme.total + result.mip_dual_bound - 1e-4))
+    return Solution(ranks, count_crossings(pairs, ranks), max(0, lower_bound))
+
+
+class _Programme:
+    """The integer programme over all layers at once, aggregated over pairs of experts.
+
+    ``x[l, e, r]`` (binary) puts an expert of a layer on a rank; ``z[l, e, f, r]`` (0 to 1) says that e of layer l and f
+    of layer l + 1 are both on r. The pairs kept, ``sum of pairs * z``, are maximised subject to: one rank per expert;
+    ``sizes`` experts per rank and layer; ``z <= x`` at both ends; and, to tighten the relaxation, no expert keeps more
+    neighbours on its rank than the rank holds. Ranks of one size are interchangeable, so where all are, expert e of the
+    first layer is on one of the ranks 0 to e.
+    """
+
+    def __init__(self, pairs: Sequence[IntArray], sizes: IntArray) -> None:
+        self.sizes = sizes
+        self.n, self.num_ranks, self.num_layers = int(sizes.sum()), len(sizes), len(pairs) + 1
+        self.total = sum(int(p.sum()) for p in pairs)
+        layers = [np.full(np.count_nonzero(p), i) for i, p in enumerate(pairs)]
+        self.layer = np.concatenate(layers)
+        self.before, self.after = (np.concatenate([np.nonzero(p)[side] for p in pairs]) for side in (0, 1))
+        self.weight = np.concatenate([p[np.nonzero(p)] for p in pairs])
+        self.num_x = self.num_layers * self.n * self.num_ranks
+
+    def solve(self, time_limit_s: float) -> OptimizeResult:
+        """Run HiGHS; its objective is minus the pairs kept."""
+        num_z = len(self.weight) * self.num_ranks
+        cost = np.concatenate([np.zeros(self.num_x), -np.repeat(self.weight, self.num_ranks)])
+        integrality = np.concatenate([np.ones(self.num_x), np.zeros(num_z)])
+        upper = np.ones(self.num_x + num_z)
+        if (self.sizes == self.sizes[0]).all():
+            expert, rank = np.nonzero(np.arange(self.num_ranks) > np.arange(self.n)[:, None])
+            upper[self._x(0, expert, rank)] = 0
+        return milp(
+            cost,
+            integrality=integrality,
+            bounds=Bounds(0, upper),
+            constraints=list(self._constraints()),
+            options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
+        )
+
+    def ranks(self, x: FloatArray) -> list[IntArray]:
+        """Read the placement from a solution."""
+        table = x[: self.num_x].reshape(self.num_layers, self.n, self.num_ranks)
+        return [np.argmax(layer, axis=1).astype(np.int64) for layer in table]
+
+    def _x(self, layer: IntArray | int, expert: IntArray, rank: IntArray) -> IntArray:
+        index: IntArray = (layer * self.n + expert) * self.num_ranks + rank
+        return index
+
+    def _constraints(self) -> Iterator[LinearConstraint]:
+        x = np.arange(self.num_x).reshape(self.num_layers * self.n, self.num_ranks)
+        yield self._sums(x, 1, 1)
+        by_rank = x.reshape(self.num_layers, self.n, self.num_ranks).swapaxes(1, 2).reshape(-1, self.n)
+        sizes = np.tile(self.sizes, self.num_layers)
+        yield self._sums(by_rank, sizes, sizes)
+
+        num_pairs = len(self.weight)
+        rank = np.tile(np.arange(self.num_ranks), num_pairs)
+        z = self.num_x + np.arange(num_pairs * self.num_ranks)
+        for layer, expert in ((self.layer, self.before), (self.layer + 1, self.after)):
+            end = self._x(np.repeat(layer, self.num_ranks), np.repeat(expert, self.num_ranks), rank)
+            rows = np.arange(len(z))
+            yield self._rows(len(z), np.r_[rows, rows], np.r_[z, end], np.r_[np.ones(len(z)), -np.ones(len(z))])
+            # Sum of z over an expert's neighbours on a rank <= size of the rank * x.
+            ends, row = np.unique(end, return_inverse=True)
+            values = np.r_[np.ones(len(z)), -self.sizes[ends % self.num_ranks]]
+            yield self._rows(len(ends), np.r_[row, np.arange(len(ends))], np.r_[z, ends], values)
+
+    def _rows(self, num_rows: int, row: IntArray, column: IntArray, value: FloatArray) -> LinearConstraint:
+        shape = (num_rows, self.num_x + len(self.weight) * self.num_ranks)
+        return LinearConstraint(csr_array((value, (row, column)), shape=shape), -np.inf, 0)
+
+    def _sums(self, columns: IntArray, lower: IntArray | int, upper: IntArray | int) -> LinearConstraint:
+        """Bound the sum of every row of variables; ``columns``: int64 ``[num_sums, variables per sum]``."""
+        row = np.repeat(np.arange(len(columns)), columns.shape[1])
+        shape = (len(columns), self.num_x + len(self.weight) * self.num_ranks)
+        matrix = csr_array((np.ones(columns.size), (row, columns.ravel())), shape=shape)
+        return LinearConstraint(matrix, lower, upper)
+
+
+def _solve_by_halves(pairs: Sequence[IntArray], sizes: IntArray, time_limit_s: float) -> Solution:
+    """Divide the experts between two halves of the ranks, then every half by itself, and improve the whole.
+
+    Crossings between the halves are crossings, so the first step's lower bound holds for the whole.
+    """
+    middle = len(sizes) // 2
+    parts = (sizes[:middle], sizes[middle:])
+    halves = place_by_affinity(pairs, np.array([part.sum() for part in parts]), time_limit_s / 2)
+    ranks = [np.empty(len(half), dtype=np.int64) for half in halves.ranks]
+    for side, part in enumerate(parts):
+        own = [np.flatnonzero(half == side) for half in halves.ranks]
+        inside = [p[np.ix_(a, b)] for p, a, b in zip(pairs, own[:-1], own[1:], strict=True)]
+        for layer, placed in enumerate(place_by_affinity(inside, part, time_limit_s / 4).ranks):
+            ranks[layer][own[layer]] = side * middle + placed
+    ranks = _improve(pairs, ranks, sizes)
+    return Solution(ranks, count_crossings(pairs, ranks), halves.lower_bound)

@@ -1,0 +1,275 @@
+"""EPLB: replicas of heavy experts, packed onto the ranks from the statistics of recent batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.plan import Plan, plan_from_tokens, tokens_of_shares
+from harmoeny.policy import Policy
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(kw_only=True)
+class EPLB(Policy):
+    """DeepSeek's expert-parallel load balancer (arXiv 2412.19437, section 3.4; README of deepseek-ai/EPLB).
+
+    Every rank has room for ``ceil(num_experts / world_size) + redundant_experts_per_rank`` experts, all of it used. The
+    first batch shows where the load is; after it, and then every ``interval`` batches, replicas are chosen and packed
+    anew. The assignments of an expert are shared evenly over its replicas.
+
+    Attributes:
+        redundant_experts_per_rank: room for replicas on every rank.
+        window: number of latest batches whose counts are added up as the expected load.
+        interval: batches between two re-placements.
+        num_nodes: with more than one, the hierarchical mode: experts stay on the node of their group.
+        num_groups: groups of consecutive experts for the hierarchical mode, a multiple of ``num_nodes``.
+    """
+
+    name: ClassVar[str] = "eplb"
+    description: ClassVar[str] = "replicas of heavy experts, re-placed every few batches from recent statistics"
+
+    redundant_experts_per_rank: int = 1
+    window: int = 4
+    interval: int = 4
+    num_nodes: int = 1
+    num_groups: int = 1
+
+    def validate(self) -> None:
+        """Check the configuration.
+
+        Raises:
+            ValueError: a number that is too small, or groups that the nodes do not divide.
+        """
+        super().validate()
+        for name, least in (
+            ("redundant_experts_per_rank", 0),
+            ("window", 1),
+            ("interval", 1),
+            ("num_nodes", 1),
+            ("num_groups", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)}, must be at least {least}")
+        if self.num_groups % self.num_nodes:
+            raise ValueError(
+                f"num_groups: {self.num_groups}, must be a multiple of num_nodes={self.num_nodes} "
+                "(num_nodes=1 gives the global mode)"
+            )
+
+    def place(self, layer: int, num_experts: int, world_size: int) -> Placement:
+        """Return the homes of ``placement``; free slots take one more replica of expert 0, 1, ... in turn.
+
+        Raises:
+            ValueError: nodes or groups that do not fit the layer, or too few slots.
+        """
+        placement = super().place(layer, num_experts, world_size)
+        if self.fetch == "none":
+            return placement
+        num_slots = self._room(num_experts, world_size)
+        resident = placement.resident.copy()
+        expert = 0
+        for rank in range(world_size):
+            while resident[:, rank].sum() < num_slots:
+                resident[expert, rank] = True
+                expert = (expert + 1) % num_experts
+        return Placement(home=placement.home, resident=resident)
+
+    def _room(self, num_experts: int, world_size: int) -> int:
+        """Return the experts that every rank holds; a rank never holds more than the experts of its node."""
+        if world_size % self.num_nodes:
+            raise ValueError(f"num_nodes: {self.num_nodes}, must divide world_size={world_size}")
+        if num_experts % self.num_groups:
+            raise ValueError(f"num_groups: {self.num_groups}, must divide num_experts={num_experts}")
+        room = min(-(-num_experts // world_size) + self.redundant_experts_per_rank, num_experts // self.num_nodes)
+        if self.num_slots is not None and self.num_slots < room:
+            raise ValueError(f"num_slots: {self.num_slots}, must be at least {room}, the experts that a rank holds")
+        return room
+
+    def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
+        """Re-place a layer after its first batch and then every ``interval`` batches.
+
+        Args:
+            layer: MoE layer in order of execution; layers are balanced independently.
+            history: int64 ``[world_size, num_experts]`` per earlier batch, oldest first.
+            placement: the present residency.
+
+        Returns:
+            The new residency, or None where it is not due or nothing would change.
+        """
+        if self.fetch == "none" or not history or (len(history) - 1) % self.interval:
+            return None
+        load = np.sum(history[-self.window :], axis=(0, 1))
+        num_slots = self._room(placement.num_experts, placement.world_size)
+        resident = balance(load, placement.resident, num_slots, self.num_nodes, self.num_groups)
+        if np.array_equal(resident, placement.resident):
+            return None
+        return Placement(home=resident.argmax(axis=1), resident=resident)
+
+    def plan(self, counts: IntArray, placement: Placement) -> Plan:
+        """Share ``counts`` (int64 ``[world_size, num_experts]``) evenly over the replicas, own ranks first."""
+        shares = even_shares(counts, placement.resident)
+        return plan_from_tokens(tokens_of_shares(counts, shares), placement)
+
+
+def balance(load: IntArray, present: BoolArray, num_slots: int, num_nodes: int, num_groups: int) -> BoolArray:
+    """Choose replicas and pack them: groups onto nodes, then inside every node replicas onto ranks.
+
+    The largest expected load of a rank is at most ``2 - 1 / ranks per node`` times the best possible on its node; see
+    :func:`pack`. With one node this is the global mode, and the factor is to the best placement of all.
+
+    Args:
+        load: int64 ``[num_experts]``, expected assignments.
+        present: bool ``[num_experts, world_size]``, the present residency; ranks and nodes are numbered such that much
+            of it stays.
+        num_slots: experts that every rank holds.
+        num_nodes: divides ``num_groups`` and the number of ranks.
+        num_groups: divides the number of experts; a group is a run of consecutive ones.
+
+    Returns:
+        bool ``[num_experts, world_size]``, ``num_slots`` true per rank.
+    """
+    num_experts, world_size = present.shape
+    group_size, ranks = num_experts // num_groups, world_size // num_nodes
+    group_load = load.reshape(num_groups, group_size).sum(axis=1)
+    on_node = pack(group_load, np.ones(num_groups, dtype=np.int64), num_nodes).repeat(group_size, axis=0)
+    present_nodes = np.logical_or.reduce(present.reshape(num_experts, num_nodes, ranks), axis=2).astype(np.bool_)
+    on_node = _renumber(on_node, present_nodes)
+    resident = np.zeros_like(present)
+    for node in range(num_nodes):
+        experts = np.flatnonzero(on_node[:, node])
+        own = slice(node * ranks, (node + 1) * ranks)
+        copies = replicate(load[experts], num_slots * ranks, ranks)
+        resident[experts, own] = _renumber(pack(load[experts], copies, ranks), present[experts, own])
+    return resident
+
+
+def _renumber(new: BoolArray, present: BoolArray) -> BoolArray:
+    """Reorder the columns of ``new`` such that as much as possible of ``present`` stays where it is."""
+    stays = new.astype(np.int64).T @ present.astype(np.int64)
+    columns, places = linear_sum_assignment(stays, maximize=True)
+    renumbered = np.empty_like(new)
+    renumbered[:, places] = new[:, columns]
+    return renumbered
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+def replicate(load: IntArray, num_replicas: int, max_copies: int) -> IntArray:
+    """Give every replica beyond the first to the expert whose replicas carry most; this minimises the largest of them.
+
+    Args:
+        load: int64 ``[num_experts]``.
+        num_replicas: replicas of all experts together, ``num_experts`` to ``num_experts * max_copies``.
+        max_copies: most replicas of one expert.
+
+    Returns:
+        int64 ``[num_experts]``, replicas of every expert, at least 1.
+    """
+    num_experts = load.shape[0]
+    copies = np.ones(num_experts, dtype=np.int64)
+    for _ in range(num_replicas - num_experts):
+        heaviest = -1
+        for expert in range(num_experts):
+            if copies[expert] < max_copies and (
+                heaviest < 0 or load[expert] * copies[heaviest] > load[heaviest] * copies[expert]
+            ):
+                heaviest = expert
+        copies[heaviest] += 1
+    return copies
+
+
+def pack(load: IntArray, copies: IntArray, num_ranks: int) -> BoolArray:
+    """Pack replicas onto ranks: as many on every rank, those of one expert on different ranks, loads balanced.
+
+    The replicas are dealt out heaviest first; then the most loaded rank swaps replicas with others as long as that
+    lowers the larger of the two loads. At the end no two replicas of the most and the least loaded rank can be swapped
+    with gain. As both hold equally many, these loads then differ by at most one replica's load, so the largest load is
+    at most ``2 - 1 / num_ranks`` times the best possible, which is neither below the mean nor below any replica's load.
+
+    Args:
+        load: int64 ``[num_experts]``, shared evenly by the replicas of an expert.
+        copies: int64 ``[num_experts]``, replicas of every expert, 1 to ``num_ranks``; ``num_ranks`` divides their sum.
+        num_ranks: number of ranks.
+
+    Returns:
+        bool ``[num_experts, num_ranks]``, true where a rank holds the expert.
+    """
+    weight = load / copies
+    heaviest_first = np.argsort(-weight, kind="stable")
+    # The replicas of one expert follow each other, so dealing in turn puts them on different ranks.
+    dealt = np.repeat(heaviest_first, copies[heaviest_first])
+    slots = dealt.reshape(-1, num_ranks).T.copy()
+    resident = np.zeros((len(load), num_ranks), dtype=np.bool_)
+    resident[slots, np.arange(num_ranks)[:, None]] = True
+    _swap(slots, resident, weight)
+    return resident
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _swap(slots: IntArray, resident: BoolArray, weight: FloatArray) -> None:
+    """Lower the largest load by the best swap of the most loaded rank, until none helps.
+
+    Args:
+        slots: int64 ``[num_ranks, num_slots]``, the expert in every slot; updated.
+        resident: bool ``[num_experts, num_ranks]``, the same; updated.
+        weight: float64 ``[num_experts]``, load of one replica.
+    """
+    num_ranks, num_slots = slots.shape
+    load = np.zeros(num_ranks)
+    for rank in range(num_ranks):
+        for expert in slots[rank]:
+            load[rank] += weight[expert]
+    least_gain = 1e-9 * load.max()
+    while True:
+        high = load.argmax()
+        largest, low, give, take = load[high] - least_gain, -1, -1, -1
+        for rank in range(num_ranks):
+            for i in range(num_slots):
+                for j in range(num_slots):
+                    x, y = slots[high, i], slots[rank, j]
+                    gain = weight[x] - weight[y]
+                    larger = max(load[high] - gain, load[rank] + gain)
+                    if larger < largest and not resident[x, rank] and not resident[y, high]:
+                        largest, low, give, take = larger, rank, i, j
+        if low < 0:
+            break
+        x, y = slots[high, give], slots[low, take]
+        resident[x, high] = resident[y, low] = False
+        resident[x, low] = resident[y, high] = True
+        slots[high, give], slots[low, take] = y, x
+        load[high] += weight[y] - weight[x]
+        load[low] += weight[x] - weight[y]
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def even_shares(counts: IntArray, resident: BoolArray) -> IntArray:
+    """Share every expert's assignments over its replicas; the shares differ by at most one.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+
+    Returns:
+        int64 ``[num_experts, world_size]``.
+    """
+    world_size, num_experts = counts.shape
+    shares = np.zeros((num_experts, world_size), dtype=np.int64)
+    first = 0  # replica that gets the first assignment left over: it moves on, so that no rank gets them all
+    for expert in range(num_experts):
+        copies = resident[expert].sum()
+        share, extra = divmod(counts[:, expert].sum(), copies)
+        replica = 0
+        for rank in range(world_size):
+            if resident[expert, rank]:
+                shares[expert, rank] = share + (1 if (replica - first) % copies < extra else 0)
+                replica += 1
+        first += extra
+    return shares

@@ -1,0 +1,174 @@
+"""ExFlow: static expert parallelism with experts placed by the affinity between consecutive layers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+
+from baselines.affinity import count_crossings, count_pairs, place_by_affinity
+from harmoeny.placement import IntArray, Placement
+from harmoeny.placement import place as place_evenly
+from harmoeny.plan import Plan, home_tokens, plan_from_tokens
+from harmoeny.policy import Policy, RoutingTrace
+
+
+@dataclass(frozen=True)
+class AffinityFit:
+    """A fitted placement, plain data.
+
+    Attributes:
+        num_experts: experts per layer.
+        world_size: number of ranks.
+        stacks: per MoE layer, the stack that it belongs to.
+        home: per MoE layer, every expert's rank.
+        num_pairs: pairs of assignments of one token to consecutive layers of a stack, in the calibration batches.
+        crossings: pairs among them on different ranks.
+        crossings_before: the same under the placement that :attr:`ExFlow.placement` names.
+        lower_bound: no placement has fewer.
+    """
+
+    num_experts: int
+    world_size: int
+    stacks: list[int]
+    home: list[list[int]]
+    num_pairs: int
+    crossings: int
+    crossings_before: int
+    lower_bound: int
+
+    @property
+    def gap(self) -> float:
+        """How much of the crossings might be avoidable: 0 is proven best, 1 is nothing proven."""
+        return (self.crossings - self.lower_bound) / self.crossings if self.crossings else 0.0
+
+
+@dataclass(kw_only=True)
+class ExFlow(Policy):
+    """Placement by inter-layer expert affinity (Yao et al., arXiv 2401.08383, section IV), then static parallelism.
+
+    :meth:`fitted` minimises, over the calibration batches, how often a token's experts in consecutive layers are on
+    different ranks, while every rank holds as many experts of each layer as without it. A result that the time limit
+    cut short depends on the machine, so it is not for every rank to find: one rank fits, and the others get the fitted
+    policy, which is plain data, by pickle.
+
+    Attributes:
+        time_limit_s: for the integer programmes; when it is up, the best placement so far is used.
+        placement_file: JSON file with a fitted placement: read if it exists, else written; null: fit in every run.
+    """
+
+    name: ClassVar[str] = "exflow"
+    description: ClassVar[str] = "static, experts placed by their affinity between consecutive layers"
+    calibration_batches: ClassVar[int] = 4
+
+    time_limit_s: float = 5.0
+    placement_file: str | None = None
+
+    def __post_init__(self) -> None:
+        #: What :meth:`fitted` found; no option.
+        self.fit: AffinityFit | None = None
+
+    def validate(self) -> None:
+        """Check the configuration.
+
+        Raises:
+            ValueError: a time limit that is not a positive, finite number.
+        """
+        super().validate()
+        if not 0 < self.time_limit_s < math.inf:
+            raise ValueError(f"time_limit_s: {self.time_limit_s}, must be a number above 0")
+
+    def fitted(self, trace: RoutingTrace, num_experts: int, world_size: int) -> Self:
+        """Return the policy with the placement from ``placement_file``, or from the trace.
+
+        Raises:
+            ValueError: a placement file that cannot be used.
+        """
+        fitted = replace(self)
+        path = None if self.placement_file is None else Path(self.placement_file)
+        if path is not None and path.exists():
+            fitted.fit = _read(path, num_experts, world_size, list(trace.stacks))
+            return fitted
+        fitted.fit = self._fit(trace, num_experts, world_size)
+        if path is not None:
+            _write(path, fitted.fit)
+        return fitted
+
+    def _fit(self, trace: RoutingTrace, num_experts: int, world_size: int) -> AffinityFit:
+        evenly = place_evenly(self.placement, num_experts, world_size).home
+        sizes = np.bincount(evenly, minlength=world_size).astype(np.int64)
+        stacks = sorted(set(trace.stacks))
+        home = [evenly] * len(trace.stacks)
+        num_pairs = crossings = crossings_before = lower_bound = 0
+        for stack in stacks:
+            layers = [i for i, own in enumerate(trace.stacks) if own == stack]
+            pairs = [
+                count_pairs(trace.expert_ids[first], trace.expert_ids[second], num_experts)
+                for first, second in pairwise(layers)
+            ]
+            solution = place_by_affinity(pairs, sizes, self.time_limit_s / len(stacks))
+            for layer, ranks in zip(layers, solution.ranks, strict=True):
+                home[layer] = ranks
+            num_pairs += sum(int(p.sum()) for p in pairs)
+            crossings += solution.crossings
+            crossings_before += count_crossings(pairs, [evenly] * len(layers))
+            lower_bound += solution.lower_bound
+        return AffinityFit(
+            num_experts=num_experts,
+            world_size=world_size,
+            stacks=list(trace.stacks),
+            home=[ranks.tolist() for ranks in home],
+            num_pairs=num_pairs,
+            crossings=crossings,
+            crossings_before=crossings_before,
+            lower_bound=lower_bound,
+        )
+
+    def place(self, layer: int, num_experts: int, world_size: int) -> Placement:
+        """Return the fitted placement of a layer; before :meth:`fitted`, that of ``placement``."""
+        placement = super().place(layer, num_experts, world_size)
+        if self.fit is None:
+            return placement
+        home = np.array(self.fit.home[layer], dtype=np.int64)
+        if self.fetch == "none":
+            return Placement(home=home, resident=placement.resident)
+        return Placement.from_home(home, world_size)
+
+    def plan(self, counts: IntArray, placement: Placement) -> Plan:
+        """Send all of ``counts`` (int64 ``[world_size, num_experts]``) to the home ranks."""
+        return plan_from_tokens(home_tokens(counts, placement.home), placement)
+
+
+def _write(path: Path, fit: AffinityFit) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(fit) | {"gap": fit.gap}) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _read(path: Path, num_experts: int, world_size: int, stacks: list[int]) -> AffinityFit:
+    wanted = {"num_experts": num_experts, "world_size": world_size, "stacks": stacks}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content.pop("gap")
+        fit = AffinityFit(**content)
+        homes = [Placement.from_home(np.array(home, dtype=np.int64), fit.world_size) for home in fit.home]
+        for placement in homes:
+            placement.validate()
+        if len(homes) != len(fit.stacks) or any(p.num_experts != fit.num_experts for p in homes):
+            raise ValueError("its homes are not one per layer and expert")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(f"placement_file: {str(path)!r}, must be a file that ExFlow wrote ({error})") from error
+    for name, value in wanted.items():
+        if getattr(fit, name) != value:
+            raise ValueError(
+                f"placement_file: {str(path)!r} is for {name}={getattr(fit, name)}, must be for {name}={value}; "
+                "name another file, or delete it to fit anew"
+            )
+    return fit
