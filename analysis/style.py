@@ -25,7 +25,7 @@ _LOOKS = {
     "fastermoe": Look("#44AA99", "X"),
     "exflow": Look("#332288", "<"),
     "eplb": Look("#882255", ">"),
-    "least_loaded_replicas": Look("#AA4499", "p"),
+    "eplb_lp": Look("#AA4499", "p"),
     "ideal": Look("#000000", "_"),
 }
 _OTHERS = (Look("#117733", "h"), Look("#88CCEE", "d"), Look("#DDCC77", "*"), Look("#661100", "8"))
@@ -54,8 +54,8 @@ _LABELS = {
     "fastermoe": "FasterMoE",
     "exflow": "ExFlow",
     "eplb": "EPLB",
-    "least_loaded_replicas": "Least-loaded replicas",
-    "ideal": "Ideal",
+    "eplb_lp": "EPLB + LP",
+    "ideal": "Ideal (bound)",
 }
 
 RC = {

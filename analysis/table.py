@@ -76,7 +76,7 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:
     """Lay a summary frame out as a table for a terminal."""
     table = Table(
         title=title,
-        caption=caption(frame) + "\n* drops tokens: not the model's output, never the baseline.\n"
+        caption=caption(frame) + "\n* drops tokens: not the model's output, never the baseline. A bound is no system.\n"
         "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval].",
         title_justify="left",
         caption_justify="left",

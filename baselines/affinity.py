@@ -76,11 +76,12 @@ def place_by_affinity(pairs: Sequence[IntArray], sizes: IntArray, time_limit_s: 
         pairs: int64 ``[n, n]`` per two consecutive layers, as :func:`count_pairs` gives them; with none there is one
             layer.
         sizes: int64 ``[num_ranks]``, experts that every rank holds in each layer; they sum to n.
-        time_limit_s: for all integer programmes together; a result that it cut short depends on the machine.
+        time_limit_s: for all integer programmes together; a result that it cut short depends on the machine. With 0
+            there are only the sweeps.
     """
     ranks = _sweeps(pairs, sizes)
     found = Solution(ranks, count_crossings(pairs, ranks), 0)
-    if found.crossings == 0:
+    if found.crossings == 0 or time_limit_s == 0:
         return found
     if sum(np.count_nonzero(p) for p in pairs) * len(sizes) <= _MAX_VARIABLES:
         return _better(_solve_at_once(pairs, sizes, time_limit_s), found)

@@ -59,7 +59,8 @@ class ExFlow(Policy):
     policy, which is plain data, by pickle.
 
     Attributes:
-        time_limit_s: for the integer programmes; when it is up, the best placement so far is used.
+        time_limit_s: for the integer programmes; when it is up, the best placement so far is used. 0: no integer
+            programme, only the greedy placement, which is the same on every machine.
         placement_file: JSON file with a fitted placement: read if it exists, else written; null: fit in every run.
     """
 
@@ -78,11 +79,11 @@ class ExFlow(Policy):
         """Check the configuration.
 
         Raises:
-            ValueError: a time limit that is not a positive, finite number.
+            ValueError: a negative or infinite time limit.
         """
         super().validate()
-        if not 0 < self.time_limit_s < math.inf:
-            raise ValueError(f"time_limit_s: {self.time_limit_s}, must be a number above 0")
+        if not 0 <= self.time_limit_s < math.inf:
+            raise ValueError(f"time_limit_s: {self.time_limit_s}, must be a number of at least 0")
 
     def fitted(self, trace: RoutingTrace, num_experts: int, world_size: int) -> Self:
         """Return the policy with the placement from ``placement_file``, or from the trace.

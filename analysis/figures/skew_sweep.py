@@ -36,7 +36,7 @@ def table(data: FigureData) -> pd.DataFrame:
 
 
 def plot(data: FigureData) -> Figure:
-    """Draw a group of bars per skew, a bar per system, with 95 % intervals."""
+    """Draw a group of bars per skew, a bar per system with its 95 % interval, and bounds as lines across the group."""
     figure = Figure(figsize=(8.4, 3.9))
     panels = figure.subplots(1, 2)
     for axes, (column, title, scale, direction) in zip(panels, _PANELS, strict=True):
@@ -55,7 +55,7 @@ def plot(data: FigureData) -> Figure:
 def _bars(axes: Axes, data: FigureData, column: str, scale: float) -> None:
     frame = data.summary
     skews = sorted(frame[_AXIS].unique())
-    systems = list(dict.fromkeys(frame["system"]))
+    systems = list(dict.fromkeys(frame.loc[~frame["bound"], "system"]))
     width = 0.8 / len(systems)
     for i, system in enumerate(systems):
         rows = frame[frame["system"] == system].set_index(_AXIS).reindex(skews)
@@ -72,4 +72,8 @@ def _bars(axes: Axes, data: FigureData, column: str, scale: float) -> None:
             hatch="" if exact else "////",
             error_kw={"elinewidth": 0.9, "capsize": 2, "ecolor": "#222222"},
         )
+    for bound in dict.fromkeys(frame.loc[frame["bound"], "system"]):
+        values = frame[frame["system"] == bound].set_index(_AXIS).reindex(skews)[column].to_numpy(dtype=float) * scale
+        left = np.arange(len(skews)) - 0.42
+        axes.hlines(values, left, left + 0.84, colors=look(bound).colour, linestyles="dashed", label=label(bound))
     axes.set_xticks(np.arange(len(skews)), [f"{skew:g}" for skew in skews])
