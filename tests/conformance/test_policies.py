@@ -21,6 +21,8 @@ SYSTEMS: dict[str, type[Policy]] = discover("system")[0]
 NUM_LAYERS = 3
 #: Every example plans at least once with each of the policy's own placements and once with a scattered one.
 EXAMPLES = 350
+#: Options that leave out what takes long and may depend on the machine.
+QUICK: dict[str, dict[str, Any]] = {"exflow": {"time_limit_s": 0.0}}
 
 every_policy = pytest.mark.parametrize("name", sorted(SYSTEMS))
 
@@ -28,7 +30,7 @@ every_policy = pytest.mark.parametrize("name", sorted(SYSTEMS))
 def build(name: str, counts: IntArray, threshold: int, **options: Any) -> Policy:
     """Make a policy ready to plan as a run does: configured, calibrated, fitted."""
     world_size, num_experts = counts.shape
-    policy = SYSTEMS[name](**options)
+    policy = SYSTEMS[name](**QUICK.get(name, {}), **options)
     policy.validate()
     policy = policy.calibrated(ExpertCost(token_s=1e-6, fetch_s=threshold * 1e-6))
     if not policy.calibration_batches:
