@@ -80,7 +80,8 @@ def test_as_good_as_exhaustive_search_on_three_ranks() -> None:
     [
         (8, 2, 4, 0.8, 20.0),
         (12, 3, 3, 0.8, 20.0),
-        (64, 8, 6, 0.8, 0.0),  # far too large for the integer programme: the greedy start has to find it
+        (64, 8, 6, 0.4, 0.0),  # far too large for the integer programme: the greedy start has to find it
+        (16, 2, 4, 0.3, 0.0),  # so weak that it takes a start from similar experts
         (32, 4, 3, 0.9, 2.0),  # too large at once: by halves
     ],
 )
@@ -100,7 +101,7 @@ def test_planted_groups_are_found(
     )
     assert fitted.fit.crossings == moving
     assert moving / fitted.fit.num_pairs == pytest.approx((1 - stay) * (1 - 1 / world_size), abs=0.02)
-    assert fitted.fit.crossings_before > 2 * fitted.fit.crossings
+    assert fitted.fit.crossings_before > 1.3 * fitted.fit.crossings
 
 
 def test_halving_finds_planted_groups_and_bounds_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,14 @@ def test_assignments_are_executed_at_home_or_where_they_are(batch: tuple[IntArra
         np.testing.assert_array_equal(plan.tokens[:, expert], where)
 
 
+def test_an_expert_that_all_ranks_hold_is_shadowed_for_nothing() -> None:
+    counts = np.array([[450, 50], [450, 50]], dtype=np.int64)
+    policy = FasterMoE(fetch="none").calibrated(ExpertCost(token_s=1e-9, fetch_s=1e3))
+    plan = policy.plan(counts, policy.place(0, 2, 2))
+    assert plan.load().max() < 900
+    assert not plan.fetch.any()
+
+
 def test_what_was_set_is_not_calibrated() -> None:
     policy = FasterMoE(shadow_s=0.5).calibrated(ExpertCost(token_s=1e-3, fetch_s=0.1))
     assert (policy.token_s, policy.shadow_s) == (1e-3, 0.5)
