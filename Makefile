@@ -1,0 +1,53 @@
+# Set-up and checks. `make help` says what there is.
+# The environment is .venv; what it holds follows pyproject.toml. Another PyTorch: make demo TORCH=2.9.1
+
+TORCH ?= 2.13.0
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+BIN := $(VENV)/bin
+# torch first and held fast, so that no other package brings its own choice of it.
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
+INSTALLED := $(VENV)/installed-torch-$(TORCH)
+DEEPSPEED := $(VENV)/installed-deepspeed
+BENCHES := $(filter-out __init__,$(basename $(notdir $(wildcard scripts/bench/*.py))))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: $(INSTALLED) ## install into .venv and run the main experiment: python run.py experiment=skew_sweep
+	$(BIN)/python run.py experiment=skew_sweep
+
+test: $(INSTALLED) $(DEEPSPEED) ## install into .venv, DeepSpeed too, and run linters, type checker and all tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: $(INSTALLED) ## measure the parts that have a time budget (scripts/bench)
+	set -e; for name in $(BENCHES); do $(BIN)/python -m scripts.bench.$$name; done
+
+clean: ## remove .venv and the caches of the tools; results stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, as python3.11 or python3, or PYTHON=/its/path"; exit 1; }
+	@echo "Installing PyTorch $(TORCH) and the project into $(VENV); the first time takes minutes"
+	$(PYTHON) -m venv $(VENV)
+	@echo "torch==$(TORCH)" > $(VENV)/constraints.txt
+	$(INSTALL) torch
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+# DeepSpeed's build asks for the installed torch, hence no isolated build; without DS_BUILD_OPS it would compile CUDA.
+$(DEEPSPEED): $(INSTALLED)
+	@echo "Installing DeepSpeed"
+	$(INSTALL) 'setuptools>=77' wheel ninja py-cpuinfo
+	DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation -e '.[dev,deepspeed]'
+	@touch $@
