@@ -57,11 +57,14 @@ def _by_round(values: pd.DataFrame, system: str) -> pd.DataFrame:
 
 
 def write_summary(run: Run) -> dict[str, Any]:
-    """Compute and store a run's summary in one step, and return it."""
+    """Compute a run's summary, store it in one step unless the same is there already, and return it."""
     summary = summarise(run)
-    temporary = run.folder / f".summary.{os.getpid()}.json"
-    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(run.folder / "summary.json")
+    text = json.dumps(summary, indent=2) + "\n"
+    target = run.folder / "summary.json"
+    if not target.exists() or target.read_text(encoding="utf-8") != text:
+        temporary = run.folder / f".summary.{os.getpid()}.json"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(target)
     return summary
 
 
