@@ -1,6 +1,7 @@
 """Entry point of the harness: compose a configuration with Hydra, check it, run it. See `python run.py --help`."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -8,16 +9,19 @@ ROOT = Path(__file__).resolve().parent
 if Path.cwd() != ROOT:
     sys.exit(f"error: run.py must be started in the repository's root: cd {ROOT} && python run.py ...")
 
-import hydra  # noqa: E402
-from hydra.errors import HydraException  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+from experiments.startup import quick_imports  # noqa: E402
 
-from experiments.errors import explain  # noqa: E402
-from experiments.job import fail, run_point  # noqa: E402
-from experiments.options import register_options  # noqa: E402
+with quick_imports():
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
 
-register_options()
+    from experiments.errors import explain
+    from experiments.job import fail, leave_interrupted, run_point
+    from experiments.options import register_options
+
+    register_options()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -35,3 +39,5 @@ if __name__ == "__main__":
         if wants_trace:
             raise
         fail(explain(error), 2)
+    except KeyboardInterrupt:
+        leave_interrupted(signal.SIGINT)

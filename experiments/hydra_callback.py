@@ -27,9 +27,7 @@ from experiments.datasets.tokens import prepare_tokens
 from experiments.errors import explain
 from experiments.job import fail, say
 from experiments.manifest import is_finished
-
-#: Tells the report, which runs when the sweep has ended, where the sweep was written down.
-SWEEP_DIR_VARIABLE = "HARMOENY_SWEEP_DIR"
+from experiments.sweep import SWEEP_DIR_VARIABLE
 
 
 class ValidateSweep(Callback):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
+import signal
 from pathlib import Path
+from typing import NoReturn
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -13,8 +14,10 @@ from experiments.check import CheckError
 from experiments.config import Point, is_main_rank, joined_world_size, load_point
 from experiments.datasets.tokens import prepare_tokens
 from experiments.launch.joined import run_joined
-from experiments.launch.local import RanksError, launch
+from experiments.launch.local import InterruptedRun, RanksError, launch
 from experiments.manifest import is_finished, new_manifest, now, write_manifest
+from experiments.progress import tidy_terminal
+from experiments.sweep import point_title
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -26,8 +29,8 @@ def run_point(config: DictConfig) -> str | None:
         The run's folder, or None on ranks other than 0.
 
     Raises:
-        SystemExit: the point failed (1), its configuration is wrong (2), or it was interrupted (130); nothing else of a
-            sweep runs then.
+        SystemExit: the point failed (1), its configuration is wrong (2), or a signal ended it (128 + its number);
+            nothing else of a sweep runs then.
     """
     try:
         point = load_point(config)
@@ -36,12 +39,11 @@ def run_point(config: DictConfig) -> str | None:
         fail(error, 2)
     except (RanksError, CheckError) as error:
         fail(error, 1)
-    except KeyboardInterrupt:
-        fail("interrupted: all ranks were stopped; start the same command again to resume", 130)
+    except InterruptedRun as error:
+        leave_interrupted(error.signal)
     if not done and is_main_rank():
-        say(
-            f"{point.run_id}: finished before, kept ({point.folder}); delete the folder or set tag= to measure it again"
-        )
+        title = point_title(point.run_id)
+        say(f"{title}: finished before, kept ({point.folder}); delete the folder or set tag= to measure it again")
     return str(point.folder) if is_main_rank() else None
 
 
@@ -56,9 +58,10 @@ def _run(point: Point) -> bool:
     _forget(point.folder)
     write_manifest(point.folder, new_manifest(point))
     try:
-        launch(point.values, tokens, point.folder)
-    except (RanksError, KeyboardInterrupt) as error:
-        _mark_failed(point.folder, str(error) or "interrupted")
+        launch(point, tokens, point.folder)
+    except (RanksError, InterruptedRun) as error:
+        tidy_terminal()
+        _mark_failed(point.folder, str(error))
         raise
     return True
 
@@ -67,6 +70,8 @@ def _forget(folder: Path) -> None:
     """Remove what an unfinished run left, so that its numbers never mix with the new ones."""
     for name in ("layers.parquet", "iterations.parquet", "summary.json"):
         (folder / name).unlink(missing_ok=True)
+    for temporary in folder.glob(".*"):
+        temporary.unlink()
 
 
 def _mark_failed(folder: Path, reason: str) -> None:
@@ -79,8 +84,13 @@ def say(text: str) -> None:
     _console.print(text, markup=False)
 
 
-def fail(error: object, status: int) -> None:
+def fail(error: object, status: int) -> NoReturn:
     """Print one clear error and end the process with ``status``."""
     say(f"error: {error}")
-    sys.stderr.flush()
     raise SystemExit(status)
+
+
+def leave_interrupted(number: signal.Signals) -> NoReturn:
+    """End the process because a signal asked for it, with the status that a shell gives to that."""
+    say("interrupted: all ranks were stopped; the same command again resumes")
+    raise SystemExit(128 + number)

@@ -5,27 +5,29 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.sweep import point_title
 
 
 class PointProgress:
     """Counts forward passes; silent on ranks other than 0."""
 
-    def __init__(self, label: str, total: int, *, enabled: bool) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, run_id: str, total: int, *, enabled: bool) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False)
         self._enabled = enabled
         self._bar: Progress | None = None
-        self._label = label
+        self._title = point_title(run_id)
         if enabled and self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
+                TextColumn(self._title.replace("{", "{{").replace("}", "}}"), markup=False),
+                BarColumn(bar_width=16),
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
                 TimeRemainingColumn(),
+                TextColumn("{task.description}", markup=False),
                 console=self._console,
             )
-            self._task = self._bar.add_task(label, total=total)
+            self._task = self._bar.add_task("", total=total)
 
     def __enter__(self) -> PointProgress:
         """Show the bar."""
@@ -43,11 +45,19 @@ class PointProgress:
     def step(self, text: str) -> None:
         """Name what happens now."""
         if self._bar is not None:
-            self._bar.update(self._task, description=f"{self._label}: {text}")
+            self._bar.update(self._task, description=text)
         elif self._enabled:
-            self._console.print(f"{self._label}: {text}", highlight=False)
+            self._console.print(f"{self._title}: {text}")
 
     def advance(self) -> None:
         """Count one forward pass."""
         if self._bar is not None:
             self._bar.advance(self._task)
+
+
+def tidy_terminal() -> None:
+    """Show the cursor again and begin a new line, after a rank was stopped with its bar on the screen."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        console.show_cursor()
+        console.line()

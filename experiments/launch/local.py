@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,67 +18,125 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from experiments.config import load_point
+from experiments.config import Point, load_point
 from experiments.datasets.tokens import TokenFile
 from experiments.worker import run_rank
+
+#: What torchelastic answers with an exception while ranks run.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class RanksError(RuntimeError):
     """A rank ended in error; the message is the first cause."""
 
 
-def launch(values: dict[str, Any], tokens: TokenFile, folder: Path) -> None:
+class InterruptedRun(Exception):  # noqa: N818  (no error: somebody wanted it)
+    """A signal stopped the run.
+
+    Attributes:
+        signal: which.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"interrupted by {number.name}")
+        self.signal = number
+
+
+def launch(point: Point, tokens: TokenFile, folder: Path) -> None:
     """Run a point on ``world_size`` new processes and wait for them.
 
     Rank 0 keeps this process's output, the others write to ``logs`` in the run's folder.
 
     Args:
-        values: the point's resolved configuration.
+        point: what to run.
         tokens: its text.
         folder: where rank 0 writes the results.
 
     Raises:
         RanksError: a rank failed; all others were stopped.
-        KeyboardInterrupt: this process was interrupted; all ranks were stopped.
+        InterruptedRun: this process was told to stop; all ranks were stopped.
     """
     # Ranks of one host need no other interface, and a host whose own name does not resolve would find none.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    quiet = dict.fromkeys(range(1, values["world_size"]), Std.ALL)
+    shutil.rmtree(folder / "logs", ignore_errors=True)
+    quiet = dict.fromkeys(range(1, point["world_size"]), Std.ALL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=values["world_size"],
-        run_id=folder.name,
+        nproc_per_node=point["world_size"],
+        run_id="ranks",
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
-        start_method="spawn",
+        start_method=_start_method(point),
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=quiet),
     )
     try:
-        elastic_launch(config, _entry)(values, tokens, str(folder))
+        with _signal_handlers_kept():
+            _silence_torchelastic()
+            elastic_launch(config, _entry)(point.values, tokens, str(folder))
     except ChildFailedError as error:
         raise RanksError(_first_cause(error, folder)) from error
     except SignalException as error:
-        raise KeyboardInterrupt from error
+        raise InterruptedRun(error.sigval) from error
+
+
+def _start_method(point: Point) -> str:
+    if point.device_type == "cuda":
+        return "spawn"  # CUDA must not be forked once it was touched, and an import may have done that
+    # Imports everything once for all ranks of all points; a spawned rank takes seconds of a core to do so again.
+    multiprocessing.set_forkserver_preload(["experiments.launch.preload"])
+    return "forkserver"
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Undo torchelastic's signal handlers, which would raise its own exception long after it has ended."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _silence_torchelastic() -> None:
+    # It logs the traceback of every failure at length; what the user needs of it is in our own error and in the logs.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic.", "torch.multiprocessing.")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @record
 def _entry(values: dict[str, Any], tokens: TokenFile, folder: str) -> None:
-    # Ctrl-C reaches the whole process group: a rank just goes, and the launcher does the talking.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    # Ctrl-C reaches the whole process group: a rank just goes, even from inside a collective, and the launcher talks.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     run_rank(load_point(values), tokens, Path(folder))
     sys.stdout.flush()
 
 
+def _end_with_launcher() -> None:
+    """Wait until the launcher is gone, however it went: nobody else would stop this rank."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None, "ranks are started by multiprocessing"
+    launcher.join()
+    os._exit(1)
+
+
 def _first_cause(error: ChildFailedError, folder: Path) -> str:
     rank, failure = error.get_first_failure()
+    message: Any = failure.message  # declared as text, but a dict where the rank wrote an error file
+    see = f"logs in {folder / 'logs'}"
     if failure.exitcode < 0:
         reason = f"was killed by {signal.Signals(-failure.exitcode).name}"
+    elif isinstance(message, dict):
+        reason = "failed: " + " ".join(message["message"].split())
+        trace = folder / "logs" / "traceback.txt"
+        trace.write_text(message["extraInfo"]["py_callstack"], encoding="utf-8")
+        see = f"see {trace}"
     else:
-        reason = f"failed with exit status {failure.exitcode}"
-        message: Any = failure.message  # declared as text, but a dict where the rank wrote an error file
-        reason += f": {message.get('message', '') if isinstance(message, dict) else message}"
-    return f"rank {rank} (pid {failure.pid}) {reason}; all ranks were stopped; logs in {folder / 'logs'}"
+        reason = f"ended with exit status {failure.exitcode}"
+    return f"rank {rank} (pid {failure.pid}) {reason}; all ranks were stopped; {see}"

@@ -1,0 +1,73 @@
+"""A sweep of two points, the second of which misbehaves on demand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from experiments.manifest import is_finished
+from tests.experiments.command import Command
+from tests.experiments.faulty import reached
+
+START_S = 90
+#: How soon all processes of a run have to be gone.
+STOP_S = 10
+_TABLES = ("layers.parquet", "iterations.parquet", "summary.json")
+
+
+class FaultySweep:
+    """The same command every time; what its second point does stands in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.results, self.switch = folder, folder / "results", folder / "second"
+
+    def start(self, behaviour: str | None) -> Command:
+        """Start the sweep; its second point will ``raise``, ``stall`` or behave (None)."""
+        reached(self.switch).unlink(missing_ok=True)
+        self.switch.unlink(missing_ok=True)
+        if behaviour is not None:
+            self.switch.write_text(behaviour)
+        return Command(
+            self.folder,
+            "run.py",
+            "experiment=smoke",
+            "system=[static_ep]",
+            "+systems.faulty={_target_:tests.experiments.faulty.Faulty}",
+            f"+systems.faulty.switch={self.folder / 'first'},{self.switch}",
+            "router.skew=0.9",
+            "wandb.mode=disabled",
+            f"results_dir={self.results}",
+        )
+
+    @contextmanager
+    def stalled(self) -> Iterator[tuple[Command, int]]:
+        """Start and wait until rank 1 of the second point sleeps in a round while rank 0 waits in a collective.
+
+        Yields:
+            The command and rank 1's process id.
+        """
+        marker = reached(self.switch)
+        with self.start("stall") as command:
+            command.wait_until(lambda: marker.exists() and marker.read_text() != "", START_S)
+            yield command, int(marker.read_text())
+
+    def finished(self) -> dict[Path, dict[str, int]]:
+        """Return the finished points, and when each of their files was changed last (ns)."""
+        return {
+            folder: {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+            for folder in self._folders()
+            if is_finished(folder)
+        }
+
+    def unfinished(self) -> dict[str, Any]:
+        """Return the manifest of the one unfinished point; nothing that looks like results lies beside it."""
+        (folder,) = (folder for folder in self._folders() if not is_finished(folder))
+        assert not [name for name in _TABLES if (folder / name).exists()]
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        return manifest
+
+    def _folders(self) -> list[Path]:
+        return sorted(path.parent for path in self.results.glob("*/*/manifest.json"))
