@@ -77,5 +77,8 @@ def look(system: str) -> Look:
 
 
 def label(system: str) -> str:
-    """Return a system's name for people."""
-    return _LABELS.get(system, system)
+    """Return a system's name for people; a variant, such as ``harmoeny_threshold_8``, is named after what it varies."""
+    known = max((name for name in _LABELS if f"{system}_".startswith(f"{name}_")), key=len, default=None)
+    if known is None:
+        return system
+    return ", ".join(part for part in (_LABELS[known], system[len(known) :].replace("_", " ").strip()) if part)
