@@ -19,7 +19,7 @@ FloatArray = npt.NDArray[np.float64]
 
 #: Largest integer programme that is tried, in variables; above it the ranks are halved.
 _MAX_VARIABLES = 6000
-#: Layers that the greedy start is grown from.
+#: Layers that the sweeps start from.
 _MAX_STARTS = 4
 
 
@@ -105,16 +105,12 @@ def _assign(gain: IntArray, sizes: IntArray) -> IntArray:
 
 
 def _sweeps(pairs: Sequence[IntArray], sizes: IntArray) -> list[IntArray]:
-    """Place one layer, then the others from it outwards, then improve; from several layers, and return the best."""
+    """Place one layer by number, then the others from it outwards, then improve; the best of several first layers."""
     num_layers = len(pairs) + 1
     contiguous: IntArray = np.repeat(np.arange(len(sizes)), sizes)
-    starts = [(0, contiguous)]
-    if pairs:
-        layers = np.unique(np.linspace(0, num_layers - 1, min(num_layers, _MAX_STARTS)).astype(np.int64))
-        starts += [(int(layer), _grow_groups(pairs, int(layer), sizes)) for layer in layers]
     candidates = []
-    for start, grouping in starts:
-        placed = {start: grouping}
+    for start in np.unique(np.linspace(0, num_layers - 1, min(num_layers, _MAX_STARTS)).astype(np.int64)):
+        placed = {int(start): contiguous}
         for layer in [*range(start + 1, num_layers), *range(start - 1, -1, -1)]:
             placed[layer] = _assign(_gain(pairs, placed, layer, sizes), sizes)
         candidates.append(_improve(pairs, [placed[layer] for layer in range(num_layers)], sizes))
@@ -150,26 +146,6 @@ def _neighbours(pairs: Sequence[IntArray], layer: int) -> Iterator[tuple[int, In
         yield layer - 1, pairs[layer - 1].T
     if layer < len(pairs):
         yield layer + 1, pairs[layer]
-
-
-def _grow_groups(pairs: Sequence[IntArray], layer: int, sizes: IntArray) -> IntArray:
-    """Group the experts of one layer whose tokens come from and go to the same experts.
-
-    Every group starts with the most popular expert that is left and takes the most similar ones in turn.
-    """
-    features = np.hstack([counts for _, counts in _neighbours(pairs, layer)]).astype(np.float64)
-    popularity = features.sum(axis=1)
-    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    similarity = features @ features.T
-    ranks = np.full(len(features), -1, dtype=np.int64)
-    for rank, size in enumerate(sizes):
-        attraction = popularity
-        for _ in range(size):
-            free = np.flatnonzero(ranks < 0)
-            expert = free[np.argmax(attraction[free])]
-            ranks[expert] = rank
-            attraction = similarity[:, ranks == rank].sum(axis=1)
-    return ranks
 
 
 def _solve_at_once(pairs: Sequence[IntArray], sizes: IntArray, time_limit_s: float) -> Solution | None:

@@ -51,7 +51,7 @@ class AffinityFit:
 
 @dataclass(kw_only=True)
 class ExFlow(Policy):
-    """Placement by inter-layer expert affinity (Yao et al., arXiv 2401.08383, section IV), then static parallelism.
+    """Placement by inter-layer expert affinity (Yao et al., arXiv 2401.08383), then static parallelism.
 
     :meth:`fitted` minimises, over the calibration batches, how often a token's experts in consecutive layers are on
     different ranks, while every rank holds as many experts of each layer as without it. A result that the time limit
