@@ -20,16 +20,21 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.datasets.base import Dataset
 from experiments.errors import explain
 from experiments.routers.base import Router
+from experiments.simulator.options import SimulatorOptions, load_options
+from experiments.simulator.topology import Topology
 from experiments.tokenizer import check_vocab_size
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
 
+BACKENDS = ("ranks", "simulator")
 DEVICES = ("auto", "cpu", "cuda")
 WANDB_MODES = ("offline", "online", "disabled")
 _PARTS: dict[str, type[Any]] = {"model": ModelConfig, "dataset": Dataset, "router": Router, "hardware": Hardware}
 #: Values that change where results go or what is done with them, but not the measurement.
 _NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s")
+#: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
+_SIMULATOR_ONLY = ("backend", "simulator")
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Options:
     tag: str = MISSING
     seed: int = MISSING
     world_size: int = MISSING
+    backend: str = MISSING
     device: str = MISSING
     results_dir: str = MISSING
     batch_size: int = MISSING
@@ -59,6 +65,7 @@ class Options:
     dataset: Any = MISSING
     router: Any = MISSING
     hardware: Any = MISSING
+    simulator: Any = MISSING
     systems: dict[str, Any] = field(default_factory=dict)
     wandb: WandbOptions = field(default_factory=WandbOptions)
 
@@ -73,6 +80,7 @@ class Point:
         dataset: gives the text.
         router: decides where tokens go.
         hardware: what is known of the machine.
+        simulator: what else a simulation needs.
         systems: policies by name, in the order of the configuration.
     """
 
@@ -81,6 +89,7 @@ class Point:
     dataset: Dataset
     router: Router
     hardware: Hardware
+    simulator: SimulatorOptions
     systems: dict[str, Policy]
 
     def __getitem__(self, name: str) -> Any:
@@ -102,9 +111,12 @@ class Point:
         """
         identity = {k: v for k, v in self.values.items() if k not in _NOT_IDENTITY}
         identity |= {"device": self.device_type, "dataset": [self.dataset.name, self.dataset.fingerprint()]}
+        if self["backend"] == "ranks":
+            identity = {k: v for k, v in identity.items() if k not in _SIMULATOR_ONLY}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         labels = [f"{k.removeprefix('router.')}={v}" for k, v in self.labels().items() if k != "router"]
-        parts = [self.router.name, *labels, self["tag"], digest]
+        simulated = [f"on-{self.hardware.name}"] if self["backend"] == "simulator" else []
+        parts = [*simulated, self.router.name, *labels, self["tag"], digest]
         return "-".join(str(part) for part in parts if part)
 
     @property
@@ -145,9 +157,10 @@ def load_point(config: DictConfig | Mapping[str, Any]) -> Point:
         parts = {name: _component(base, name, values[name]) for name, base in _PARTS.items()}
         parts["model"] = parts["model"].resolved()
         systems = {name: _component(Policy, f"systems.{name}", node) for name, node in values["systems"].items()}
+        simulator = load_options(values["simulator"])
     except OmegaConfBaseException as error:
         raise ValueError(explain(error)) from error
-    point = Point(values=values, systems=systems, **parts)
+    point = Point(values=values, systems=systems, simulator=simulator, **parts)
     _check(point)
     return point
 
@@ -189,11 +202,16 @@ def _check(point: Point) -> None:
             raise ValueError(f"{name}: {point[name]!r}, must hold only letters, digits, '-', '_' and, inside, '.'")
     if not point["experiment"]:
         raise ValueError("experiment: '', must name the results' subfolder")
-    _check_ranks(point)
-    point.model.validate()
-    if point.model.tokenizer is None:
-        check_vocab_size(point.model.vocab_size)
+    if point["backend"] not in BACKENDS:
+        raise ValueError(f"backend: {point['backend']!r}, must be one of {', '.join(BACKENDS)}")
     point.hardware.validate()
+    if point["backend"] == "simulator":
+        _check_simulation(point)
+    else:
+        _check_ranks(point)
+    point.model.validate()
+    if point.model.tokenizer is None and (point.router.from_model or point["backend"] == "ranks"):
+        check_vocab_size(point.model.vocab_size)
     point.router.validate(point.model.num_experts, point.model.top_k)
     if not point.systems:
         raise ValueError("system: [], must name at least one system")
@@ -221,6 +239,21 @@ def _check_ranks(point: Point) -> None:
         raise ValueError(
             f"world_size: {point['world_size']}, must be at most {torch.cuda.device_count()}, the CUDA devices here"
         )
+
+
+def _check_simulation(point: Point) -> None:
+    """Refuse hardware that is not described well enough, and options that nobody would read."""
+    if joined_world_size() is not None:
+        raise ValueError("backend: 'simulator', must be ranks where torchrun or SLURM started ranks")
+    for name in ("expert_flops_per_s", "host_link_bytes_per_s"):
+        if getattr(point.hardware, name) is None:
+            raise ValueError(
+                f"hardware.{name}: null, must be set for backend=simulator: choose a hardware= that has it, "
+                "or calibrate this machine (python -m scripts.calibrate)"
+            )
+    Topology(point.hardware, point["world_size"])
+    if point.router.from_model and point.simulator.batch_size:
+        raise ValueError("simulator.batch_size: must be empty with router=model, whose routing is of one batch size")
 
 
 def _check_writable(folder: Path) -> None:

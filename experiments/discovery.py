@@ -18,6 +18,7 @@ import harmoeny
 import harmoeny.models
 from experiments.datasets.base import Dataset
 from experiments.routers.base import Router
+from experiments.simulator.options import SimulatorOptions
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
@@ -108,3 +109,9 @@ def register_components() -> None:
                 name=name, group=group, node=_options(cls), package=description.package.format(name=name)
             )
     ConfigStore.instance().store(name="measured", group="hardware", node=_options(Hardware), package="hardware")
+    ConfigStore.instance().store(
+        name="runtime",
+        group="simulator",
+        node={f.name: {} for f in dataclasses.fields(SimulatorOptions)},
+        package="simulator",
+    )

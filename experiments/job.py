@@ -12,11 +12,13 @@ from rich.console import Console
 
 from experiments.check import CheckError
 from experiments.config import Point, is_main_rank, joined_world_size, load_point
-from experiments.datasets.tokens import prepare_tokens
+from experiments.datasets.tokens import TokenFile, prepare_tokens
 from experiments.launch.joined import run_joined
 from experiments.launch.local import InterruptedRun, RanksError, launch
 from experiments.manifest import is_finished, new_manifest, now, write_manifest
 from experiments.progress import tidy_terminal
+from experiments.simulator.backend import run_simulated
+from experiments.simulator.memory import OutOfMemoryError
 from experiments.sweep import point_title
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -37,7 +39,7 @@ def run_point(config: DictConfig) -> str | None:
         done = _run(point)
     except ValueError as error:
         fail(error, 2)
-    except (RanksError, CheckError) as error:
+    except (RanksError, CheckError, OutOfMemoryError) as error:
         fail(error, 1)
     except InterruptedRun as error:
         leave_interrupted(error.signal)
@@ -52,18 +54,34 @@ def _run(point: Point) -> bool:
         return run_joined(point, point.folder)
     if is_finished(point.folder):
         return False
-    tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
-    tokens.check(point["seq_len"])
+    simulated = point["backend"] == "simulator"
+    tokens = None
+    if point.router.from_model or not simulated:
+        tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
+        tokens.check(point["seq_len"])
     point.folder.mkdir(parents=True, exist_ok=True)
     _forget(point.folder)
     write_manifest(point.folder, new_manifest(point))
     try:
-        launch(point, tokens, point.folder)
-    except (RanksError, InterruptedRun) as error:
+        if simulated:
+            _simulate(point, tokens)
+        else:
+            assert tokens is not None, "real ranks read text"
+            launch(point, tokens, point.folder)
+    except (RanksError, InterruptedRun, OutOfMemoryError) as error:
         tidy_terminal()
         _mark_failed(point.folder, str(error))
         raise
     return True
+
+
+def _simulate(point: Point, tokens: TokenFile | None) -> None:
+    try:
+        out_of_memory = run_simulated(point, tokens, point.folder)
+    except KeyboardInterrupt as error:
+        raise InterruptedRun(signal.SIGINT) from error
+    for name, reason in out_of_memory.items():
+        say(f"{point_title(point.run_id)}: {name} does not fit: {reason}")
 
 
 def _forget(folder: Path) -> None:

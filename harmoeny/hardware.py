@@ -1,4 +1,4 @@
-"""What is known of the machine that ranks run on: measured by calibration, or given to emulate another one."""
+"""What is known of the machine that ranks run on: measured by calibration, or given to emulate or simulate another."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from harmoeny.policy import ExpertCost
 
 HOST_LINKS = ("memcpy", "emulated")
+_RATES = (
+    "host_link_bytes_per_s", "expert_flops_per_s", "all_to_all_bytes_per_s", "shared_host_link_bytes_per_s",
+    "host_memory_bytes_per_s", "device_memory_bytes", "device_memory_bytes_per_s", "dense_flops_per_s",
+    "network_bytes_per_s",
+)  # fmt: skip
+_TIMES = ("host_link_latency_s", "expert_launch_s", "all_to_all_latency_s", "operator_s", "network_latency_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,21 @@ class Hardware:
         expert_launch_s: time that an expert takes whatever its tokens.
         all_to_all_bytes_per_s: rate at which a rank sends in an all-to-all; null where it was not measured.
         all_to_all_latency_s: time of an all-to-all of no bytes.
+        source: where the values come from, and whether they were measured.
+        ranks_per_host_link: ranks that share what lies between them and host memory (a PCIe switch).
+        shared_host_link_bytes_per_s: what these ranks get together; null: no limit beside each rank's own link.
+        ranks_per_socket: ranks whose experts come from the same host memory; null: all of a node.
+        host_memory_bytes_per_s: what the ranks of a socket read from host memory together; null: no limit.
+        device_memory_bytes: memory of one device; null: no limit.
+        device_memory_bytes_per_s: its bandwidth; null: never a limit.
+        dense_flops_per_s: rate of the matrix products outside the experts; null: as in the experts.
+        operator_s: the least time that any operator outside the experts takes.
+        peer_bytes_per_s: ``[ranks per node][ranks per node]``, bandwidth of the link from one rank to another inside a
+            node; null: a switch, through which every rank sends at ``all_to_all_bytes_per_s``.
+        peer_efficiency: share of ``peer_bytes_per_s`` that an all-to-all gets.
+        ranks_per_node: ranks on one host; null: all.
+        network_bytes_per_s: rate at which a rank sends to other nodes; null: as inside its node.
+        network_latency_s: time that an all-to-all over several nodes takes beside that of its bytes.
     """
 
     name: str = "unnamed"
@@ -33,6 +54,20 @@ class Hardware:
     expert_launch_s: float = 0.0
     all_to_all_bytes_per_s: float | None = None
     all_to_all_latency_s: float = 0.0
+    source: str = ""
+    ranks_per_host_link: int = 1
+    shared_host_link_bytes_per_s: float | None = None
+    ranks_per_socket: int | None = None
+    host_memory_bytes_per_s: float | None = None
+    device_memory_bytes: float | None = None
+    device_memory_bytes_per_s: float | None = None
+    dense_flops_per_s: float | None = None
+    operator_s: float = 0.0
+    peer_bytes_per_s: list[list[float]] | None = None
+    peer_efficiency: float = 1.0
+    ranks_per_node: int | None = None
+    network_bytes_per_s: float | None = None
+    network_latency_s: float = 0.0
 
     def validate(self) -> None:
         """Check the values.
@@ -42,15 +77,36 @@ class Hardware:
         """
         if self.host_link not in HOST_LINKS:
             raise ValueError(f"hardware.host_link: {self.host_link!r}, must be one of {', '.join(HOST_LINKS)}")
-        for field in ("host_link_bytes_per_s", "expert_flops_per_s", "all_to_all_bytes_per_s"):
+        for field in _RATES:
             value = getattr(self, field)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"hardware.{field}: {value}, must be a number above 0, or null")
-        for field in ("host_link_latency_s", "expert_launch_s", "all_to_all_latency_s"):
+        for field in _TIMES:
             if not 0 <= getattr(self, field) < float("inf"):
                 raise ValueError(f"hardware.{field}: {getattr(self, field)}, must be a number of at least 0")
+        for field in ("ranks_per_host_link", "ranks_per_socket", "ranks_per_node"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"hardware.{field}: {value}, must be at least 1")
+        if not 0 < self.peer_efficiency <= 1:
+            raise ValueError(f"hardware.peer_efficiency: {self.peer_efficiency}, must be above 0 and at most 1")
+        self._validate_peers()
         if self.host_link == "emulated" and self.host_link_bytes_per_s is None:
             raise ValueError("hardware.host_link_bytes_per_s: null, must be set for hardware.host_link=emulated")
+
+    def _validate_peers(self) -> None:
+        links = self.peer_bytes_per_s
+        if links is None:
+            return
+        num_ranks = len(links)
+        if any(len(row) != num_ranks for row in links):
+            raise ValueError(f"hardware.peer_bytes_per_s: {links}, must be as many rows as columns")
+        if any(links[i][j] <= 0 for i in range(num_ranks) for j in range(num_ranks) if i != j):
+            raise ValueError(f"hardware.peer_bytes_per_s: {links}, must be above 0 off the diagonal")
+        if self.ranks_per_node is not None and self.ranks_per_node != num_ranks:
+            raise ValueError(
+                f"hardware.ranks_per_node: {self.ranks_per_node}, must be {num_ranks}, the size of peer_bytes_per_s"
+            )
 
     def host_link_s(self, num_bytes: float) -> float:
         """Return how long the host link takes for a transfer.

@@ -142,3 +142,12 @@ class Policy(ABC):
         Returns:
             A plan that keeps the invariants of :meth:`Plan.validate`.
         """
+
+    def executed(self, counts: IntArray, placement: Placement) -> IntArray | None:  # noqa: ARG002
+        """Return int64 ``[num_experts, world_size]``, what ``plan(counts, placement).executed()`` would be.
+
+        Only the simulator asks, where a whole plan has no room in memory: with a thousand ranks ``Plan.tokens`` takes
+        gigabytes. A policy may answer only if its ranks execute as many of their own assignments as its loads allow.
+        None, the default, says that nothing but the plan will do.
+        """
+        return None

@@ -67,6 +67,26 @@ class Router(ABC):
     def assign(self, request: RoutingRequest) -> IntArray:
         """Return int64 ``[num_tokens, top_k]``, different experts per token."""
 
+    def count(self, request: RoutingRequest) -> IntArray:
+        """Return int64 ``[num_experts]``, the assignments of :meth:`assign`; all that a simulation needs."""
+        return np.bincount(self.assign(request).ravel(), minlength=request.num_experts).astype(np.int64)
+
+
+class SharesRouter(Router):
+    """A router whose experts get exact shares of the assignments."""
+
+    @abstractmethod
+    def shares(self, request: RoutingRequest) -> FloatArray:
+        """Return float64 ``[num_experts]``, summing to 1."""
+
+    def assign(self, request: RoutingRequest) -> IntArray:
+        """Route with exact counts."""
+        return route_by_shares(self.shares(request), request)
+
+    def count(self, request: RoutingRequest) -> IntArray:
+        """Return the counts alone; the same, since the counts are drawn first."""
+        return exact_counts(self.shares(request), request.num_tokens, request.top_k, request.generator())
+
 
 def route_by_shares(shares: FloatArray, request: RoutingRequest) -> IntArray:
     """Route so that every expert gets its share of the assignments, exact up to rounding.

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from experiments.routers.base import Router, RoutingRequest, route_by_shares
+from experiments.routers.base import FloatArray, RoutingRequest, SharesRouter
 from experiments.routers.skew import check_hot, check_skew, hot_shares
-from harmoeny.placement import IntArray
 
 
 @dataclass(kw_only=True)
-class DynamicRouter(Router):
+class DynamicRouter(SharesRouter):
     """Skew and hot experts drawn anew for every batch, the same for all its layers and ranks.
 
     Attributes:
@@ -39,9 +38,9 @@ class DynamicRouter(Router):
         if self.min_skew > self.max_skew:
             raise ValueError(f"router.min_skew: {self.min_skew}, must be at most router.max_skew={self.max_skew}")
 
-    def assign(self, request: RoutingRequest) -> IntArray:
-        """Route with exact counts for the batch's own skew."""
+    def shares(self, request: RoutingRequest) -> FloatArray:
+        """Return the shares for the batch's own skew."""
         rng = request.batch_generator()
         skew = float(rng.uniform(self.min_skew, self.max_skew))
         hot = rng.choice(request.num_experts, size=self.num_hot, replace=False)
-        return route_by_shares(hot_shares(skew, hot, request.num_experts), request)
+        return hot_shares(skew, hot, request.num_experts)

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from experiments.routers.base import FloatArray, Router, RoutingRequest, route_by_shares
+from experiments.routers.base import FloatArray, RoutingRequest, SharesRouter
 from harmoeny.placement import IntArray
 
 
 @dataclass(kw_only=True)
-class SkewRouter(Router):
+class SkewRouter(SharesRouter):
     """Constant skew towards experts 0 to ``num_hot - 1``.
 
     Attributes:
@@ -36,9 +36,9 @@ class SkewRouter(Router):
         check_hot(self.num_hot, num_experts)
         check_skew("skew", self.skew, self.num_hot, top_k)
 
-    def assign(self, request: RoutingRequest) -> IntArray:
-        """Route with exact counts."""
-        return route_by_shares(hot_shares(self.skew, np.arange(self.num_hot), request.num_experts), request)
+    def shares(self, request: RoutingRequest) -> FloatArray:
+        """Return the shares."""
+        return hot_shares(self.skew, np.arange(self.num_hot), request.num_experts)
 
 
 def hot_shares(skew: float, hot: IntArray, num_experts: int) -> FloatArray:

@@ -7,17 +7,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from experiments.routers.base import Router, RoutingRequest, route_by_shares
-from harmoeny.placement import IntArray
+from experiments.routers.base import FloatArray, RoutingRequest, SharesRouter
 
 
 @dataclass(kw_only=True)
-class UniformRouter(Router):
+class UniformRouter(SharesRouter):
     """No skew at all."""
 
     name: ClassVar[str] = "uniform"
     description: ClassVar[str] = "every expert gets the same number of assignments"
 
-    def assign(self, request: RoutingRequest) -> IntArray:
-        """Route with counts that differ by at most one."""
-        return route_by_shares(np.full(request.num_experts, 1 / request.num_experts), request)
+    def shares(self, request: RoutingRequest) -> FloatArray:
+        """Return equal shares."""
+        return np.full(request.num_experts, 1 / request.num_experts)

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from experiments.routers.base import Router, RoutingRequest, route_by_shares
-from harmoeny.placement import IntArray
+from experiments.routers.base import FloatArray, RoutingRequest, SharesRouter
 
 
 @dataclass(kw_only=True)
-class ZipfRouter(Router):
+class ZipfRouter(SharesRouter):
     """Expert e gets a share in proportion to ``(e + 1) ** -exponent``.
 
     Attributes:
@@ -33,7 +32,8 @@ class ZipfRouter(Router):
         if not 0 <= self.exponent <= 10:
             raise ValueError(f"router.exponent: {self.exponent}, must be 0 to 10")
 
-    def assign(self, request: RoutingRequest) -> IntArray:
-        """Route with exact counts."""
-        weights = np.arange(1, request.num_experts + 1, dtype=np.float64) ** -self.exponent
-        return route_by_shares(weights / weights.sum(), request)
+    def shares(self, request: RoutingRequest) -> FloatArray:
+        """Return the shares."""
+        weights: FloatArray = np.arange(1, request.num_experts + 1, dtype=np.float64) ** -self.exponent
+        shares: FloatArray = weights / weights.sum()
+        return shares

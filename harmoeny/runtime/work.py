@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
+from harmoeny.placement import BoolArray
 from harmoeny.policy import ExpertCost
 
 #: Content of a slot that holds no expert.
@@ -17,6 +20,35 @@ EMPTY = -1
 
 #: Residents that are executed before the first fetched expert in the paper's order.
 _PAPER_LEAD = 2
+
+
+def home_slots(resident: BoolArray, num_slots: int | None = None) -> list[int]:
+    """Return what a rank's slots of a layer hold between batches: its first residents, ``EMPTY`` where there are none.
+
+    Args:
+        resident: bool ``[num_experts]``, the experts that the rank should hold.
+        num_slots: slots, at least 1; None: as many as there are residents, at least 1.
+    """
+    held = [int(e) for e in np.flatnonzero(resident)]
+    room = min(len(resident), num_slots if num_slots is not None else max(1, len(held)))
+    return held[:room] + [EMPTY] * (room - len(held))
+
+
+def replace_residents(home: list[int], resident: BoolArray) -> list[int]:
+    """Change ``home`` (see :func:`home_slots`) to other residents; those that stay keep their slots.
+
+    Returns:
+        The slots with an expert that has to be loaded.
+    """
+    wanted = [int(e) for e in np.flatnonzero(resident)][: len(home)]
+    new = deque(e for e in wanted if e not in home)
+    loads = []
+    for index, expert_id in enumerate(home):
+        if expert_id not in wanted:
+            home[index] = new.popleft() if new else EMPTY
+            if home[index] != EMPTY:
+                loads.append(index)
+    return loads
 
 
 @dataclass(frozen=True)

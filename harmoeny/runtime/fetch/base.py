@@ -15,7 +15,15 @@ from harmoeny.runtime.comm import Communicator
 from harmoeny.runtime.experts import ExpertStore
 from harmoeny.runtime.slots import Slot, SlotPool
 from harmoeny.runtime.transfer import Span, Transfer, TransferEngine
-from harmoeny.runtime.work import EMPTY, ExpertWork, Schedule, Step, make_schedule
+from harmoeny.runtime.work import (
+    EMPTY,
+    ExpertWork,
+    Schedule,
+    Step,
+    home_slots,
+    make_schedule,
+    replace_residents,
+)
 
 #: Executes one slice of the batch with the weights given.
 Execute = Callable[[ExpertWork, Mapping[str, Tensor]], None]
@@ -96,11 +104,8 @@ class FetchStrategy:
         self._slots: list[Sequence[Slot]] = []
         self._home: list[list[int]] = []
         for layer, held in enumerate(resident):
-            limit = memory.store.layers[layer].num_experts
-            room = min(limit, num_slots if num_slots is not None else max(1, int(held.sum())))
-            self._slots.append(memory.pool.reserve(layer, room))
-            experts = [e for e in range(limit) if held[e]][:room]
-            self._home.append(experts + [EMPTY] * (room - len(experts)))
+            self._home.append(home_slots(held, num_slots))
+            self._slots.append(memory.pool.reserve(layer, len(self._home[layer])))
         self._schedule = Schedule((), ())
         self._layer = 0
         self._next_load = 0
@@ -173,16 +178,11 @@ class FetchStrategy:
             layer: MoE layer in order of execution.
             resident: bool ``[num_experts]``.
         """
-        home = self._home[layer]
-        wanted = [e for e in range(len(resident)) if resident[e]][: len(home)]
-        new = [e for e in wanted if e not in home]
-        for index, slot in enumerate(self._slots[layer]):
-            if home[index] not in wanted:
-                home[index] = new.pop(0) if new else EMPTY
-                if home[index] != EMPTY:
-                    self._load(layer, slot, home[index])
-                    if not self.ahead:
-                        self.memory.engine.wait(slot)
+        for index in replace_residents(self._home[layer], resident):
+            slot = self._slots[layer][index]
+            self._load(layer, slot, self._home[layer][index])
+            if not self.ahead:
+                self.memory.engine.wait(slot)
 
     def _load_ahead(self, finished_step: int) -> None:
         """Start, in the order of their execution, the loads whose slots are free after ``finished_step``."""

@@ -1,0 +1,227 @@
+"""``backend=simulator``: runs a point without ranks and writes what ranks would have written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from experiments.cache import atomic_path
+from experiments.config import Point
+from experiments.datasets.tokens import TokenFile
+from experiments.manifest import new_manifest, now, write_manifest
+from experiments.measure import CALIBRATION_BATCH, make_batch
+from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, write_parquet
+from experiments.routers.base import RoutingRequest
+from experiments.simulator.cost import CostModel
+from experiments.simulator.engine import SimulatedSystem
+from experiments.simulator.memory import OutOfMemoryError
+from experiments.simulator.options import SoftwareCost
+from experiments.simulator.topology import Topology
+from experiments.simulator.work import ModelWork, trace_model
+from harmoeny.models.base import MoEModel
+from harmoeny.placement import IntArray
+from harmoeny.policy import Policy, RoutingTrace
+
+
+@dataclass
+class Simulation:
+    """What a simulated point gave.
+
+    Attributes:
+        iterations: as the ranks of a real run would have seen them.
+        work: the model, for the experiment's batch size.
+        notes: by system, what the manifest says of it.
+        out_of_memory: by system that does not fit, which rank lacks how much.
+    """
+
+    iterations: list[RankIteration]
+    work: ModelWork
+    notes: dict[str, dict[str, Any]]
+    out_of_memory: dict[str, str]
+
+
+class Routing:
+    """The routing of a point's batches, the same as ranks would get."""
+
+    def __init__(self, point: Point, tokens: TokenFile | None) -> None:
+        self._point, self._tokens = point, tokens
+        self._model: MoEModel | None = None
+        self._counts: dict[tuple[int, int], list[IntArray]] = {}
+        if point.router.from_model:
+            self._model = point.model.build(point["seed"])
+
+    def counts(self, work: ModelWork, index: int, batch_size: int) -> list[IntArray]:
+        """Return int64 ``[world_size, num_experts]`` per MoE layer of one batch."""
+        key = (index, batch_size)
+        if key not in self._counts:
+            self._counts[key] = self._count(work, index)
+        return self._counts[key]
+
+    def expert_ids(self, work: ModelWork, index: int) -> list[IntArray]:
+        """Return int64 ``[num_tokens of all ranks, top_k]`` per MoE layer of one batch."""
+        ranks = range(self._point["world_size"])
+        if self._model is not None:
+            batches = [self._recorded(index, rank) for rank in ranks]
+            return [np.concatenate([batch[layer] for batch in batches]) for layer in range(len(work.layer_tokens))]
+        return [
+            np.concatenate([self._point.router.assign(self._request(work, index, layer, rank)) for rank in ranks])
+            for layer in range(len(work.layer_tokens))
+        ]
+
+    def _count(self, work: ModelWork, index: int) -> list[IntArray]:
+        ranks, layers = range(self._point["world_size"]), range(len(work.layer_tokens))
+        if self._model is not None:
+            batches = [self._recorded(index, rank) for rank in ranks]
+            # Negative ids are assignments that the model itself leaves out.
+            width = work.num_experts + 1
+            return [
+                np.stack([np.bincount(b[layer].ravel() + 1, minlength=width)[1:] for b in batches]).astype(np.int64)
+                for layer in layers
+            ]
+        router = self._point.router
+        return [np.stack([router.count(self._request(work, index, layer, rank)) for rank in ranks]) for layer in layers]
+
+    def _request(self, work: ModelWork, index: int, layer: int, rank: int) -> RoutingRequest:
+        tokens = work.layer_tokens[layer]
+        return RoutingRequest(tokens, work.num_experts, work.top_k, index, layer, rank, self._point["seed"])
+
+    def _recorded(self, index: int, rank: int) -> list[IntArray]:
+        assert self._model is not None
+        assert self._tokens is not None, "router=model needs text"
+        with torch.inference_mode():
+            batch = make_batch(self._point, self._model, self._tokens, index, rank, torch.device("cpu"))
+        return [ids.numpy() for ids in batch.expert_ids]
+
+
+def run_simulated(point: Point, tokens: TokenFile | None, folder: Path) -> dict[str, str]:
+    """Simulate a point and write its result files; systems that do not fit in memory are in none but the manifest.
+
+    Args:
+        point: the point.
+        tokens: its text; only the model's own routing needs it.
+        folder: where the results go.
+
+    Returns:
+        By system that does not fit, which rank lacks how much.
+
+    Raises:
+        OutOfMemoryError: not one system fits.
+    """
+    manifest = new_manifest(point) | {
+        "backend": "simulator",
+        "device": point.hardware.name,
+        "hardware_source": point.hardware.source,
+        "dataset": {"name": point.dataset.name},
+    }
+    write_manifest(folder, manifest)
+    with atomic_path(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(point.values, sort_keys=False), encoding="utf-8")
+    simulation = simulate(point, tokens)
+    manifest["out_of_memory"] = simulation.out_of_memory
+    for name in simulation.out_of_memory:
+        del manifest["systems"][name]
+    for name, notes in simulation.notes.items():
+        manifest["systems"][name] |= notes
+    if not simulation.iterations:
+        raise OutOfMemoryError("; ".join(f"{name}: {text}" for name, text in simulation.out_of_memory.items()))
+    work = simulation.work
+    manifest |= {
+        "scope": work.scope,
+        "model": {
+            "name": point.model.name,
+            "num_moe_layers": len(work.layer_tokens),
+            "num_experts": work.num_experts,
+            "top_k": work.top_k,
+            "expert_bytes": work.expert_bytes,
+            "store_bytes": work.expert_bytes * work.num_experts * len(work.layer_tokens),
+        },
+    }
+    platform = Platform("simulator", point.hardware.name, "simulated")
+    write_parquet(layer_frame(simulation.iterations, platform), folder / "layers.parquet")
+    write_parquet(iteration_frame(simulation.iterations, platform, work.scope), folder / "iterations.parquet")
+    write_manifest(folder, manifest | {"status": "finished", "ended_at": now()})
+    return simulation.out_of_memory
+
+
+def simulate(point: Point, tokens: TokenFile | None = None) -> Simulation:
+    """Predict a point.
+
+    Args:
+        point: the point.
+        tokens: its text; only the model's own routing needs it.
+    """
+    options, routing = point.simulator, Routing(point, tokens)
+    topology = Topology(point.hardware, point["world_size"])
+    traced: dict[int, ModelWork] = {}
+    iterations: list[RankIteration] = []
+    notes: dict[str, dict[str, Any]] = {}
+    out_of_memory: dict[str, str] = {}
+    for name, policy in point.systems.items():
+        batch_size = options.batch_size.get(name, point["batch_size"])
+        if batch_size not in traced:
+            traced[batch_size] = trace_model(point.model, batch_size, point["seq_len"])
+        work = traced[batch_size]
+        cost = CostModel(point.hardware, topology, work, options.software.get(name, SoftwareCost()))
+        fitted = _fit(policy.calibrated(cost.expert), routing, work, point["world_size"])
+        try:
+            system = SimulatedSystem(fitted, cost, point.hardware.device_memory_bytes)
+            iterations += _run_rounds(point, name, system, routing, batch_size, len(iterations))
+            notes[name] = {
+                "device_expert_bytes": int(system.held_bytes[0]) - work.dense_bytes,
+                "threshold": getattr(fitted, "threshold", None),
+            }
+        except OutOfMemoryError as error:
+            out_of_memory[name] = str(error)
+    return Simulation(iterations, traced.get(point["batch_size"], work), notes, out_of_memory)
+
+
+def _fit(policy: Policy, routing: Routing, work: ModelWork, world_size: int) -> Policy:
+    """Show a policy the routing of its calibration batches, as the real runtime does."""
+    if policy.calibration_batches == 0:
+        return policy
+    batches = [routing.expert_ids(work, CALIBRATION_BATCH + i) for i in range(policy.calibration_batches)]
+    trace = RoutingTrace([np.concatenate(layer) for layer in zip(*batches, strict=True)], work.stacks)
+    return policy.fitted(trace, work.num_experts, world_size)
+
+
+def _run_rounds(
+    point: Point, name: str, system: SimulatedSystem, routing: Routing, batch_size: int, first_iteration: int
+) -> list[RankIteration]:
+    """Simulate all rounds of one system, those too that a real run executes without recording them."""
+    records: list[RankIteration] = []
+    world_size = point["world_size"]
+    for index in _rounds(point["rounds"], point["warmup_rounds"], places_anew=system.places_anew):
+        batch = system.run(routing.counts(system.cost.work, max(index, 0), batch_size))
+        if index < 0:
+            continue
+        rows = [layer.rows() for layer in batch.layers]
+        records += [
+            RankIteration(
+                system=name,
+                round=index,
+                iteration=first_iteration // world_size + index,
+                rank=rank,
+                start_s=0.0,
+                end_s=float(batch.end_s[rank]),
+                drain_s=float(batch.drain_s[rank]),
+                num_sequences=batch_size,
+                input_tokens=batch_size * point["seq_len"],
+                layers=[layer[rank] for layer in rows],
+            )
+            for rank in range(world_size)
+        ]
+    return records
+
+
+def _rounds(rounds: int, warmup_rounds: int, *, places_anew: bool) -> Sequence[int]:
+    """Return the rounds to simulate; those below 0 only matter to a system that learns from them.
+
+    A real run executes the first batch once for the check of outputs and then in every warm-up round.
+    """
+    return range(-1 - warmup_rounds, rounds) if places_anew else range(rounds)

@@ -1,0 +1,122 @@
+"""The cost model: how long every part of a layer takes on some hardware; docs/simulator.md has all formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from experiments.routers.base import FloatArray
+from experiments.simulator.options import SoftwareCost
+from experiments.simulator.topology import Topology
+from experiments.simulator.work import ModelWork
+from harmoeny.hardware import Hardware
+from harmoeny.placement import IntArray
+
+#: Size of one count in the exchange of counts.
+_COUNT_BYTES = 8
+
+
+class CostModel:
+    """Times of one system's work on one rank, or on all ranks at once.
+
+    Attributes:
+        work: what the model computes.
+        topology: the links.
+        software: what the implementation adds.
+        expert: costs of an expert as schedules and policies see them.
+    """
+
+    def __init__(self, hardware: Hardware, topology: Topology, work: ModelWork, software: SoftwareCost) -> None:
+        """Bring machine, model and software together.
+
+        Raises:
+            ValueError: the hardware lacks the rate of experts or of the host link.
+        """
+        expert = hardware.expert_cost(expert_bytes=work.expert_bytes, flops_per_token=work.flops_per_token)
+        if expert is None:
+            raise ValueError(
+                f"hardware: {hardware.name!r}, must have expert_flops_per_s and host_link_bytes_per_s to be simulated"
+            )
+        self.work, self.topology, self.software, self.expert = work, topology, software, expert
+        self._hardware = hardware
+        self._bytes_per_s = hardware.device_memory_bytes_per_s or np.inf
+        assert hardware.expert_flops_per_s is not None
+        self._expert_flops_per_s = hardware.expert_flops_per_s
+        self._dense_flops_per_s = hardware.dense_flops_per_s or hardware.expert_flops_per_s
+
+    @cached_property
+    def dense_s(self) -> list[float]:
+        """Per MoE layer the time of the model before it, and at the end that after the last."""
+        return [self._operators_s(table) for table in self.work.dense]
+
+    @cached_property
+    def route_s(self) -> list[float]:
+        """Per MoE layer the time of its router, and what the software takes for the layer."""
+        software = self.software
+        return [
+            self._operators_s(table) + software.layer_s + software.token_s * num_tokens
+            for table, num_tokens in zip(self.work.route, self.work.layer_tokens, strict=True)
+        ]
+
+    @cached_property
+    def metadata_s(self) -> float:
+        """Time of the exchange of counts once all ranks take part: every rank sends its own to all."""
+        world_size = self.topology.world_size
+        if world_size == 1:
+            return 0.0
+        sent = np.full((world_size, world_size), float(_COUNT_BYTES * self.work.num_experts))
+        return float(self.topology.exchange_s(sent).max())
+
+    def plan_s(self, measured_s: float, num_steps: int) -> float:
+        """Return the time of a plan of so many steps (see :class:`SoftwareCost`)."""
+        software = self.software
+        return (measured_s if software.plan_s is None else software.plan_s) + software.plan_step_s * num_steps
+
+    def experts_s(self, executed: IntArray) -> FloatArray:
+        """Return the time of every expert's slice; 0 where it has no tokens.
+
+        ``launch + max(tokens * flops / rate, weights / memory bandwidth)``
+
+        Args:
+            executed: int64, tokens per slice, any shape.
+        """
+        least_s = self.work.expert_bytes / self._bytes_per_s
+        busy_s = np.maximum(executed * (self.work.flops_per_token / self._expert_flops_per_s), least_s)
+        return np.where(executed > 0, self._hardware.expert_launch_s + busy_s, 0.0)
+
+    def exchange_s(self, rows: FloatArray) -> FloatArray:
+        """Return when every rank is through with an all-to-all; ``rows``: ``[world_size(src), world_size(dst)]``."""
+        return self.topology.exchange_s(rows * float(self.work.row_bytes))
+
+    def copy_s(self, rows: IntArray | FloatArray) -> FloatArray:
+        """Return the time per rank to reorder so many rows in device memory: all are read and written once."""
+        return rows.astype(np.float64) * (2.0 * self.work.row_bytes / self._bytes_per_s)
+
+    def gather_by_product_s(self, num_tokens: int, capacity: int) -> float:
+        """Return the time in which a padding system brings tokens to their places by a matrix product, or back.
+
+        ``2 * tokens * (experts * capacity) * hidden_size`` operations.
+        """
+        flops = 2.0 * num_tokens * self.work.num_experts * capacity * self.work.hidden_size
+        return flops / self._dense_flops_per_s
+
+    def weights_from_peers_s(self, sent: Mapping[tuple[int, int], int]) -> FloatArray:
+        """Return when every rank has its weights; ``sent``: number of experts by (src, dst)."""
+        matrix = np.zeros((self.topology.world_size,) * 2)
+        for (src, dst), number in sent.items():
+            matrix[src, dst] = float(number * self.work.expert_bytes)
+        return self.topology.exchange_s(matrix)
+
+    def weights_from_host_s(self, num_fetches: IntArray) -> FloatArray:
+        """Return the time of one fetch per rank; ``num_fetches``: int64 ``[world_size]``."""
+        return self.topology.host_fetch_s(self.work.expert_bytes, num_fetches)
+
+    def _operators_s(self, operators: Sequence[Sequence[float]] | FloatArray) -> float:
+        """Return ``sum over operators of max(operator_s, flops / rate, bytes / memory bandwidth)``."""
+        table = np.asarray(operators, dtype=np.float64)
+        if not len(table):
+            return 0.0
+        busy_s = np.maximum(table[:, 0] / self._dense_flops_per_s, table[:, 1] / self._bytes_per_s)
+        return float(np.maximum(busy_s, self._hardware.operator_s).sum())

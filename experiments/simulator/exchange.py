@@ -1,0 +1,70 @@
+"""What dispatch and combine take: rows are picked, sent, grouped by expert, and on the way back the same reversed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.routers.base import FloatArray
+from experiments.simulator.cost import CostModel
+from harmoeny.placement import Placement
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Times of one direction; all arrays are float64 ``[world_size]``.
+
+    Attributes:
+        rows: rows that a rank prepares, for itself too.
+        gather_s: picking them out of the tokens.
+        wire_s: the all-to-all.
+        group_s: ordering received rows by expert, and the results back.
+        add_s: putting results in their places and weighting them.
+    """
+
+    rows: FloatArray
+    gather_s: FloatArray
+    wire_s: FloatArray
+    group_s: FloatArray
+    add_s: FloatArray
+
+
+def plain_exchange(cost: CostModel, traffic: FloatArray) -> Exchange:
+    """Return the times of our dispatch: one all-to-all of exactly the assignments.
+
+    Args:
+        cost: the cost model.
+        traffic: float64 ``[world_size(src), world_size(dst)]``, assignments.
+    """
+    sent, received = traffic.sum(axis=1), traffic.sum(axis=0)
+    several_sources = (traffic > 0).sum(axis=0) > 1
+    return Exchange(
+        rows=sent,
+        gather_s=cost.copy_s(sent),
+        wire_s=cost.exchange_s(traffic),
+        group_s=np.where(several_sources, cost.copy_s(received), 0.0),
+        add_s=2 * cost.copy_s(sent),
+    )
+
+
+def padded_exchange(cost: CostModel, num_tokens: int, capacity: int, placement: Placement) -> Exchange:
+    """Return the times of a padding system: every rank sends ``capacity`` rows for every expert to its home rank.
+
+    Args:
+        cost: the cost model.
+        num_tokens: tokens of a rank.
+        capacity: rows per expert and rank.
+        placement: the homes.
+    """
+    world_size = placement.world_size
+    residents = np.bincount(placement.home, minlength=world_size)
+    traffic = np.tile(residents * float(capacity), (world_size, 1))
+    product_s = np.full(world_size, cost.gather_by_product_s(num_tokens, capacity))
+    return Exchange(
+        rows=traffic.sum(axis=1),
+        gather_s=product_s,
+        wire_s=cost.exchange_s(traffic),
+        group_s=np.zeros(world_size),
+        add_s=product_s,
+    )

@@ -1,0 +1,84 @@
+"""What of a plan costs time: what ranks execute, what they fetch, and how many assignments go from where to where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.routers.base import FloatArray
+from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.policy import Policy
+
+#: Plans whose ``tokens`` would be larger than this are never made, if the policy can do without.
+_LARGEST_PLAN_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Flows:
+    """A plan without its largest array.
+
+    Attributes:
+        executed: int64 ``[num_experts, world_size]``, assignments executed per expert and rank.
+        fetch: bool ``[num_experts, world_size]``, experts that a rank executes and does not hold.
+        traffic: float64 ``[world_size(src), world_size(dst)]``, assignments that go from rank to rank.
+        computed: int64 ``[num_experts, world_size]``, rows that are computed, padding too; None: those executed.
+    """
+
+    executed: IntArray
+    fetch: BoolArray
+    traffic: FloatArray
+    computed: IntArray | None = None
+
+
+def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
+    """Let a policy plan; a plan too large to be made is replaced by what :meth:`Policy.executed` says.
+
+    Args:
+        policy: the policy.
+        counts: int64 ``[world_size, num_experts]``.
+        placement: the present residency.
+    """
+    if counts.nbytes * counts.shape[0] > _LARGEST_PLAN_BYTES:
+        executed = policy.executed(counts, placement)
+        if executed is not None:
+            return flows_of_executed(counts, executed, placement)
+    plan = policy.plan(counts, placement)
+    return Flows(plan.executed(), plan.fetch, plan.tokens.sum(axis=1).astype(np.float64))
+
+
+def flows_of_executed(counts: IntArray, executed: IntArray, placement: Placement) -> Flows:
+    """Work out who sends what where, if ranks execute as many of their own assignments as they can.
+
+    What a rank has above that goes to the ranks that lack some, in proportion. What every rank sends and receives is
+    exact; the pairs are averages.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        executed: int64 ``[num_experts, world_size]``; every expert's sum is that of ``counts``.
+        placement: the present residency.
+    """
+    own = np.minimum(counts, executed.T)
+    surplus = (counts - own).astype(np.float64)
+    lacking = executed - own.T
+    share = lacking / np.maximum(lacking.sum(axis=1, keepdims=True), 1)
+    traffic: FloatArray = surplus @ share
+    traffic[np.diag_indices_from(traffic)] += own.sum(axis=1)
+    return Flows(executed, (executed > 0) & ~placement.resident, traffic)
+
+
+def capped(flows: Flows, counts: IntArray, capacity: int, placement: Placement) -> Flows:
+    """Leave out what of ``counts`` (int64 ``[world_size, num_experts]``) is above ``capacity`` per rank and expert."""
+    if counts.max() <= capacity:
+        return flows
+    kept = np.minimum(counts, capacity)
+    executed = np.where(np.arange(len(counts)) == placement.home[:, None], kept.sum(axis=0)[:, None], 0)
+    return flows_of_executed(kept, executed, placement)
+
+
+def num_plan_steps(flows: Flows, counts: IntArray, placement: Placement) -> int:
+    """Return the expert moves of a plan, and the ranks that drop assignments; see :class:`SoftwareCost`."""
+    at_home = np.bincount(placement.home, weights=counts.sum(axis=0), minlength=placement.world_size)
+    lost = int(counts.sum()) - int(flows.executed.sum())
+    drops = int((flows.executed.sum(axis=0) < at_home).sum()) if lost else 0
+    return int(flows.fetch.sum()) + drops

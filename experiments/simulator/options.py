@@ -1,0 +1,75 @@
+"""Options of the simulator: what the software under test costs beside the work that the hardware does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+
+@dataclass(kw_only=True)
+class SoftwareCost:
+    """What one system's implementation takes; the defaults are those of a runtime that costs nothing but planning.
+
+    Attributes:
+        layer_s: per MoE layer, whatever its tokens.
+        token_s: per MoE layer and token of the rank.
+        plan_s: per plan; null: the policy is timed on the machine that simulates.
+        plan_step_s: per plan, for every expert that a rank executes and does not hold and for every rank that drops.
+        padded: every expert is filled up to the largest number of assignments that any rank has for any expert, and
+            tokens get to their places by a product with a matrix of zeros and ones (DeepSpeed, GShard).
+        capacity_limit: with ``padded``, the largest number that is filled up to; what is above is not executed.
+    """
+
+    layer_s: float = 0.0
+    token_s: float = 0.0
+    plan_s: float | None = None
+    plan_step_s: float = 0.0
+    padded: bool = False
+    capacity_limit: int | None = None
+
+    def validate(self, name: str) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: a field, its value and what is allowed.
+        """
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if part.name.endswith("_s") and value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"simulator.software.{name}.{part.name}: {value}, must be a number of at least 0")
+        if self.capacity_limit is not None and self.capacity_limit < 1:
+            raise ValueError(
+                f"simulator.software.{name}.capacity_limit: {self.capacity_limit}, must be at least 1, or null"
+            )
+
+
+@dataclass(kw_only=True)
+class SimulatorOptions:
+    """What ``backend=simulator`` needs beside the hardware.
+
+    Attributes:
+        software: by system; a system that is not named costs what :class:`SoftwareCost` has by default.
+        batch_size: sequences per rank of single systems, in place of the experiment's own.
+    """
+
+    software: dict[str, SoftwareCost] = field(default_factory=dict)
+    batch_size: dict[str, int] = field(default_factory=dict)
+
+
+def load_options(values: Mapping[str, Any]) -> SimulatorOptions:
+    """Check the options of a configuration.
+
+    Raises:
+        ValueError: a field that is wrong, its value and what is allowed.
+    """
+    merged = OmegaConf.merge(OmegaConf.structured(SimulatorOptions), values)
+    options = cast(SimulatorOptions, OmegaConf.to_object(merged))
+    for name, cost in options.software.items():
+        cost.validate(name)
+    for name, size in options.batch_size.items():
+        if size < 1:
+            raise ValueError(f"simulator.batch_size.{name}: {size}, must be at least 1")
+    return options

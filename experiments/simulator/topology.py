@@ -1,0 +1,147 @@
+"""How long ranks take to exchange bytes: links inside a node, rails between nodes, and what is shared on the way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from experiments.routers.base import FloatArray
+from harmoeny.hardware import Hardware
+from harmoeny.placement import BoolArray, IntArray
+
+
+class Topology:
+    """The links of ``world_size`` ranks on some hardware; ranks fill one node after the other."""
+
+    def __init__(self, hardware: Hardware, world_size: int) -> None:
+        """Lay out the links.
+
+        Raises:
+            ValueError: a bandwidth that is needed is not known.
+        """
+        links = hardware.peer_bytes_per_s
+        self._hardware = hardware
+        self.world_size = world_size
+        self._ranks_per_node = len(links) if links is not None else hardware.ranks_per_node or world_size
+        if links is None and hardware.all_to_all_bytes_per_s is None and world_size > 1:
+            raise ValueError("hardware.all_to_all_bytes_per_s: null, must be set or measured to simulate an exchange")
+        self._links = None if links is None else np.array(links, dtype=np.float64)
+        self._routes = None if self._links is None else _routes(self._links)
+        self.node = np.arange(world_size) // self._ranks_per_node
+
+    def exchange_s(self, sent_bytes: FloatArray) -> FloatArray:
+        """Return when every rank has sent and received everything of an all-to-all that all begin at 0.
+
+        A transfer takes as long as the busiest thing on its way, carrying all that the exchange puts on it; a rank is
+        ready when the last of its transfers is.
+
+        Args:
+            sent_bytes: float64 ``[world_size(src), world_size(dst)]``; the diagonal does not count.
+
+        Returns:
+            float64 ``[world_size]``, in seconds.
+        """
+        if self.world_size == 1:
+            return np.zeros(1)
+        hardware = self._hardware
+        sent = sent_bytes.astype(np.float64)
+        np.fill_diagonal(sent, 0.0)
+        if self.node[-1] == 0:
+            return hardware.all_to_all_latency_s + self._inside_s(sent)
+        same_node = self.node[:, None] == self.node
+        inside_s = np.zeros(self.world_size)
+        for node in range(int(self.node[-1]) + 1):
+            own = np.flatnonzero(self.node == node)
+            inside_s[own] = self._inside_s(sent[np.ix_(own, own)])
+        # The two share nothing, so they run beside each other.
+        rate = hardware.network_bytes_per_s or hardware.all_to_all_bytes_per_s
+        assert rate is not None
+        outside_s = _switched_s(np.where(same_node, 0.0, sent), rate)
+        outside_s = np.where(outside_s > 0, outside_s + hardware.network_latency_s, 0.0)
+        return hardware.all_to_all_latency_s + np.maximum(inside_s, outside_s)
+
+    def host_fetch_s(self, expert_bytes: float, num_fetches: IntArray) -> FloatArray:
+        """Return how long one fetch takes on every rank while all that fetch in this layer do so at the same time.
+
+        ``latency + bytes / min(own link, shared link / ranks that use it, host memory / ranks that use it)``.
+
+        Args:
+            expert_bytes: size of an expert.
+            num_fetches: int64 ``[world_size]``, fetches of every rank.
+        """
+        hardware = self._hardware
+        assert hardware.host_link_bytes_per_s is not None
+        busy = num_fetches > 0
+        rate = np.full(self.world_size, hardware.host_link_bytes_per_s)
+        local_rank = np.arange(self.world_size) % self._ranks_per_node
+        for limit, group_size in (
+            (hardware.shared_host_link_bytes_per_s, hardware.ranks_per_host_link),
+            (hardware.host_memory_bytes_per_s, hardware.ranks_per_socket or self._ranks_per_node),
+        ):
+            if limit is not None:
+                group = self.node * self._ranks_per_node + local_rank // group_size
+                users = _per_group(busy, group)
+                rate = np.minimum(rate, limit / np.maximum(users, 1))
+        fetch_s: FloatArray = hardware.host_link_latency_s + expert_bytes / rate
+        return fetch_s
+
+    def _inside_s(self, sent: FloatArray) -> FloatArray:
+        """Return the time per rank of an exchange inside one node; float64 ``[ranks][ranks]`` of bytes."""
+        rate = self._hardware.all_to_all_bytes_per_s
+        if self._links is None or self._routes is None:
+            assert rate is not None
+            return _switched_s(sent, rate)
+        num_ranks = len(sent)
+        routes = self._routes if num_ranks == len(self._links) else _routes(self._links[:num_ranks, :num_ranks])
+        links = self._links[:num_ranks, :num_ranks].copy()
+        np.fill_diagonal(links, np.inf)
+        link_s = (routes * sent[:, :, None, None]).sum(axis=(0, 1)) / (links * self._hardware.peer_efficiency)
+        pair_s = np.where(routes > 0, link_s, 0.0).max(axis=(2, 3)) * (sent > 0)
+        slowest: FloatArray = np.maximum(pair_s.max(axis=0), pair_s.max(axis=1))
+        return slowest
+
+
+def _switched_s(sent: FloatArray, rate: float) -> FloatArray:
+    """Return the time per rank where only what a rank sends and what it receives limits it."""
+    out_s, in_s = sent.sum(axis=1) / rate, sent.sum(axis=0) / rate
+    used = sent > 0
+    slowest_sender = np.where(used, out_s[:, None], 0.0).max(axis=0)
+    slowest_receiver = np.where(used, in_s, 0.0).max(axis=1)
+    slowest: FloatArray = np.maximum(np.maximum(out_s, in_s), np.maximum(slowest_sender, slowest_receiver))
+    return slowest
+
+
+def _routes(links: FloatArray) -> FloatArray:
+    """Decide which links carry what between every two ranks.
+
+    Ranks whose own link is slower than a way over one other rank use all such ways, in proportion to the slower of the
+    two links of each, as NCCL does on machines without a switch.
+
+    Args:
+        links: float64 ``[ranks][ranks]``, bandwidths.
+
+    Returns:
+        float64 ``[src][dst][from][to]``, the share of a transfer that a link carries.
+    """
+    num_ranks = len(links)
+    routes = np.zeros((num_ranks,) * 4)
+    for src in range(num_ranks):
+        for dst in range(num_ranks):
+            if src == dst:
+                continue
+            through = np.minimum(links[src], links[:, dst])
+            through[[src, dst]] = 0.0
+            faster = np.where(through > links[src, dst], through, 0.0)
+            if not faster.any():
+                routes[src, dst, src, dst] = 1.0
+                continue
+            for middle, share in enumerate(faster / faster.sum()):
+                routes[src, dst, src, middle] += share
+                routes[src, dst, middle, dst] += share
+    return routes
+
+
+def _per_group(busy: BoolArray, group: IntArray) -> IntArray:
+    """Return, for every rank, how many ranks of its group are busy."""
+    _, index = np.unique(group, return_inverse=True)
+    users: IntArray = np.bincount(index, weights=busy).astype(np.int64)[index]
+    return users

@@ -1,0 +1,162 @@
+"""What a model computes outside its experts: every operator of one forward pass, traced without weights or data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from experiments.routers.base import FloatArray
+from harmoeny.models.base import ModelConfig, MoEModel
+
+_LOOKUPS = (torch.ops.aten.embedding, torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather)
+
+
+@dataclass(frozen=True)
+class ModelWork:
+    """One rank's work for one batch.
+
+    Attributes:
+        dense: per MoE layer the operators before it, and at the end those after the last layer; float64
+            ``[num_operators, 2]``: floating-point operations and bytes read and written, each operator on its own.
+        route: per MoE layer the operators of its router, likewise.
+        layer_tokens: tokens per MoE layer.
+        num_experts: experts per MoE layer.
+        top_k: experts per token.
+        hidden_size: width of a token.
+        intermediate_size: values that an expert keeps per token between its matrices.
+        element_bytes: size of one value.
+        expert_bytes: size of one expert.
+        flops_per_token: floating-point operations of one expert for one token.
+        dense_bytes: size of all weights outside the experts.
+        peak_bytes: most bytes that one operator outside the experts reads and writes.
+        stacks: per MoE layer, the stack that it belongs to.
+        scope: as in the records.
+    """
+
+    dense: Sequence[FloatArray]
+    route: Sequence[FloatArray]
+    layer_tokens: Sequence[int]
+    num_experts: int
+    top_k: int
+    hidden_size: int
+    intermediate_size: int
+    element_bytes: int
+    expert_bytes: int
+    flops_per_token: int
+    dense_bytes: int
+    peak_bytes: float
+    stacks: Sequence[int]
+    scope: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one token's hidden state."""
+        return self.hidden_size * self.element_bytes
+
+
+def trace_model(config: ModelConfig, batch_size: int, seq_len: int) -> ModelWork:
+    """Trace one forward pass of a model on PyTorch's ``meta`` device, where tensors have shapes only.
+
+    Operators are taken as eager PyTorch executes them: one after the other, each reading its inputs and writing its
+    output. Views cost nothing.
+
+    Args:
+        config: the model.
+        batch_size: sequences.
+        seq_len: tokens per sequence.
+    """
+    model = config.build(0, "meta")
+    counter = _Counter()
+    model.context.engine = _NoExperts(counter)  # type: ignore[assignment]
+    model.module.to("meta")
+    input_ids = torch.empty(batch_size, seq_len, dtype=torch.int64, device="meta")
+    with torch.no_grad(), counter:
+        model.forward(input_ids)
+    segments = [*counter.segments, counter.operators]
+    experts = model.experts[0]
+    sample = next(w for w in experts.weights.values() if w.ndim == 3)
+    table = [np.array(s, dtype=np.float64).reshape(-1, 2) for s in segments]
+    return ModelWork(
+        dense=table[0::2],
+        route=table[1::2],
+        layer_tokens=model.layer_tokens(batch_size, seq_len),
+        num_experts=model.num_experts,
+        top_k=model.top_k,
+        hidden_size=experts.hidden_size,
+        intermediate_size=sample[0].numel() // experts.hidden_size,
+        element_bytes=sample.element_size(),
+        expert_bytes=experts.expert_bytes,
+        flops_per_token=experts.flops_per_token,
+        dense_bytes=_dense_bytes(model),
+        peak_bytes=max((float(t[:, 1].max()) for t in table if len(t)), default=0.0),
+        stacks=model.stacks,
+        scope=model.scope,
+    )
+
+
+def _dense_bytes(model: MoEModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.module.parameters())
+
+
+class _NoExperts:
+    """Stands where the engine stands: notes where MoE layers begin and hands tokens back as they are."""
+
+    def __init__(self, counter: _Counter) -> None:
+        self.recorder = SimpleNamespace(begin_layer=lambda _: counter.cut())
+        self.comm = SimpleNamespace(device=torch.device("meta"))
+        self._counter = counter
+
+    def forward(self, layer: int, hidden_TH: Tensor, expert_ids_TK: Tensor, routing_weights_TK: Tensor) -> Tensor:  # noqa: ARG002, N803
+        self._counter.cut()
+        return hidden_TH
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes floating-point operations and bytes of every operator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operators: list[tuple[float, float]] = []
+        self.segments: list[list[tuple[float, float]]] = []
+
+    def cut(self) -> None:
+        """End a segment."""
+        self.segments.append(self.operators)
+        self.operators = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if _is_view(func):
+            return out
+        flops_of: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
+        flops = flops_of(*args, **(kwargs or {}), out_val=out) if flops_of is not None else 0
+        read = _bytes((args, kwargs or {}))
+        if func._overloadpacket in _LOOKUPS:
+            read += _bytes(out) - _bytes(args[0])  # of the table, only the rows that are asked for
+        self.operators.append((float(flops), float(read + _bytes(out))))
+        return out
+
+
+def _is_view(func: Any) -> bool:
+    aliases = [r.alias_info for r in func._schema.returns]
+    return any(a is not None and not a.is_write for a in aliases)
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(_bytes(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_bytes(v) for v in value)
+    return 0

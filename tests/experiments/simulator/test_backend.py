@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from analysis.load import Run, load_run
+from analysis.summary import summarise
+from experiments.config import Options, Point, load_point
+from experiments.datasets.tokens import prepare_tokens
+from experiments.discovery import register_components
+from experiments.launch.local import launch
+from experiments.manifest import new_manifest, write_manifest
+from experiments.simulator.backend import run_simulated, simulate
+from experiments.simulator.memory import OutOfMemoryError
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+SMALL = (
+    "experiment=smoke", "world_size=2", "rounds=2", "warmup_rounds=0", "model.num_experts=8", "hardware=emulated_pcie3",
+    "hardware.expert_flops_per_s=1e10", "hardware.all_to_all_bytes_per_s=1e9",
+)  # fmt: skip
+THRESHOLD = "systems.harmoeny.threshold=4"
+
+
+def make_point(results: Path, *overrides: str) -> Point:
+    ConfigStore.instance().store(name="schema", node=Options)
+    register_components()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return load_point(compose("config", [f"results_dir={results}", *overrides]))
+
+
+def run(point: Point) -> Run:
+    point.folder.mkdir(parents=True)
+    run_simulated(point, None, point.folder)
+    return load_run(point.folder)
+
+
+@pytest.mark.ranks
+def test_real_ranks_execute_send_and_fetch_the_same(tmp_path: Path) -> None:
+    overrides = (*SMALL, "system=[harmoeny,static_ep,even_split,drop]", THRESHOLD, "router.skew=0.6")
+    real = make_point(tmp_path, *overrides)
+    tokens = prepare_tokens(real.dataset, real.model.vocab_size)
+    real.folder.mkdir(parents=True)
+    write_manifest(real.folder, new_manifest(real))
+    launch(real, tokens, real.folder)
+    measured = load_run(real.folder)
+    simulated = run(make_point(tmp_path, *overrides, "backend=simulator"))
+    assert simulated.folder != measured.folder
+
+    assert set(simulated.layers) == set(measured.layers)
+    assert set(simulated.iterations) == set(measured.iterations)
+    keys = ["system", "round", "layer", "rank"]
+    columns = ["num_assignments", "executed_tokens", "sent_tokens", "dropped_tokens", "num_active_experts"]
+    columns += ["num_host_fetches", "num_peer_fetches", "fetch_bytes"]
+    for column in columns:
+        left, right = (r.layers.set_index(keys)[column].sort_index() for r in (measured, simulated))
+        assert left.equals(right.astype(left.dtype)), column
+    assert simulated.layers["num_host_fetches"].sum() > 0
+    assert simulated.layers["dropped_tokens"].sum() > 0
+    assert set(simulated.iterations["backend"]) == {"simulator"}
+    assert summarise(simulated)["backend"] == "simulator"
+
+
+def test_a_system_that_does_not_fit_has_no_rows_but_a_reason(tmp_path: Path) -> None:
+    # 8 experts of 16 KiB in 3 layers: all of them resident do not fit where half of them do.
+    point = make_point(
+        tmp_path, *SMALL, "backend=simulator", "system=[harmoeny,static_ep]", THRESHOLD, "systems.static_ep.fetch=none",
+        "hardware.device_memory_bytes=6.5e5",
+    )  # fmt: skip
+    result = run(point)
+    assert set(result.iterations["system"]) == {"harmoeny"}
+    manifest = json.loads((result.folder / "manifest.json").read_text())
+    assert "GiB" in manifest["out_of_memory"]["static_ep"]
+    assert set(summarise(result)["systems"]) == {"harmoeny"}
+    nothing = make_point(tmp_path, *SMALL, "backend=simulator", "hardware.device_memory_bytes=1e3", "tag=none")
+    with pytest.raises(OutOfMemoryError, match="harmoeny: rank 0 needs"):
+        run(nothing)
+
+
+def test_systems_may_have_batches_of_their_own(tmp_path: Path) -> None:
+    simulation = simulate(
+        make_point(tmp_path, *SMALL, "backend=simulator", "system=[drop,static_ep]", "+simulator.batch_size.drop=5")
+    )
+    sizes = {it.system: it.num_sequences for it in simulation.iterations}
+    assert sizes == {"drop": 5, "static_ep": 2}
+    assert all(
+        sum(layer["num_assignments"] for layer in it.layers[:1]) == it.num_sequences * 32
+        for it in simulation.iterations
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backend=real", "backend: 'real', must be one of ranks, simulator"),
+        ("hardware.expert_flops_per_s=null", "hardware.expert_flops_per_s: null, must be set for backend=simulator"),
+        ("hardware.all_to_all_bytes_per_s=null", "hardware.all_to_all_bytes_per_s: null"),
+        ("+simulator.batch_size.drop=0", "simulator.batch_size.drop: 0, must be at least 1"),
+        ("+simulator.software.drop.layer_s=-1", "simulator.software.drop.layer_s: -1"),
+        ("hardware.peer_efficiency=2", "hardware.peer_efficiency: 2"),
+        ("hardware.ranks_per_node=0", "hardware.ranks_per_node: 0"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_point(tmp_path, *SMALL, "backend=simulator", override)

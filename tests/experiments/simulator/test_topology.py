@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.simulator.topology import Topology
+from harmoeny.hardware import Hardware
+
+SWITCH = Hardware(all_to_all_bytes_per_s=10.0, host_link_bytes_per_s=4.0)
+# A square without diagonals: 0 - 1 - 3 - 2 - 0.
+SQUARE = Hardware(peer_bytes_per_s=[[0, 8, 4, 1], [8, 0, 1, 4], [4, 1, 0, 8], [1, 4, 8, 0]])
+
+
+def sent(world_size: int, **pairs: float) -> np.ndarray:
+    matrix = np.zeros((world_size, world_size))
+    for pair, number in pairs.items():
+        src, dst = pair[1:].split("_")
+        matrix[int(src), int(dst)] = number
+    return matrix
+
+
+def test_one_rank_exchanges_nothing() -> None:
+    assert Topology(Hardware(), 1).exchange_s(np.full((1, 1), 100.0)).tolist() == [0.0]
+
+
+def test_two_ranks_wait_for_the_larger_direction() -> None:
+    hardware = replace(SWITCH, all_to_all_latency_s=0.5)
+    assert Topology(hardware, 2).exchange_s(sent(2, s0_1=20.0, s1_0=50.0)).tolist() == [5.5, 5.5]
+
+
+def test_a_receiver_of_all_takes_as_long_as_its_own_link() -> None:
+    times = Topology(SWITCH, 4).exchange_s(sent(4, s1_0=20.0, s2_0=20.0, s3_0=20.0))
+    assert times.tolist() == [6.0] * 4
+
+
+def test_a_rank_that_exchanges_nothing_is_ready_at_once() -> None:
+    assert Topology(SWITCH, 3).exchange_s(sent(3, s0_1=20.0)).tolist() == [2.0, 2.0, 0.0]
+
+
+def test_a_slow_link_is_avoided_over_two_ranks_in_proportion() -> None:
+    # 0 -> 3 over 1 (slower link 4) and over 2 (slower link 4): half of 80 bytes over each link of 4 bytes/s.
+    assert Topology(SQUARE, 4).exchange_s(sent(4, s0_3=80.0)).tolist() == [10.0, 0.0, 0.0, 10.0]
+    # 0 -> 1 has the link 0-1 (8 bytes/s) for itself; 0 -> 3 puts another 40 bytes on it.
+    times = Topology(SQUARE, 4).exchange_s(sent(4, s0_1=80.0, s0_3=80.0))
+    assert times.tolist() == [15.0, 15.0, 0.0, 15.0]
+
+
+def test_fewer_ranks_than_a_node_use_only_their_own_links() -> None:
+    assert Topology(SQUARE, 2).exchange_s(sent(2, s0_1=80.0)).tolist() == [10.0, 10.0]
+
+
+def test_nodes_share_nothing_but_the_rails() -> None:
+    hardware = replace(SWITCH, ranks_per_node=2, network_bytes_per_s=2.0, network_latency_s=1.0)
+    times = Topology(hardware, 4).exchange_s(sent(4, s0_1=30.0, s1_2=10.0))
+    assert times.tolist() == [3.0, 6.0, 6.0, 0.0]
+
+
+def test_host_links_are_shared_by_those_that_fetch() -> None:
+    hardware = replace(
+        SWITCH, ranks_per_host_link=2, shared_host_link_bytes_per_s=6.0, host_memory_bytes_per_s=6.0, ranks_per_socket=4
+    )
+    topology = Topology(hardware, 4)
+    assert topology.host_fetch_s(12.0, np.array([1, 0, 0, 0]))[0] == 3.0  # its own link limits: 4
+    assert topology.host_fetch_s(12.0, np.array([1, 0, 3, 0]))[0] == 4.0  # host memory limits: 6 / 2
+    assert topology.host_fetch_s(12.0, np.array([1, 1, 1, 0]))[0] == 6.0  # host memory limits: 6 / 3
+    alone = replace(hardware, host_memory_bytes_per_s=None)
+    assert Topology(alone, 4).host_fetch_s(12.0, np.array([1, 1, 1, 0])).tolist() == [4.0, 4.0, 3.0, 3.0]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0, 1e6), min_size=16, max_size=16), st.floats(1.0, 4.0))
+def test_more_bandwidth_never_takes_longer(values: list[float], factor: float) -> None:
+    matrix = np.array(values).reshape(4, 4)
+    nodes = replace(SWITCH, ranks_per_node=2, network_bytes_per_s=2.0)
+    for slow, fast in (
+        (SWITCH, replace(SWITCH, all_to_all_bytes_per_s=10.0 * factor)),
+        (nodes, replace(nodes, network_bytes_per_s=2.0 * factor)),
+        (SQUARE, Hardware(peer_bytes_per_s=[[factor * b for b in row] for row in SQUARE.peer_bytes_per_s or []])),
+    ):
+        assert (Topology(fast, 4).exchange_s(matrix) <= Topology(slow, 4).exchange_s(matrix) * (1 + 1e-12)).all()
+
+
+def test_hardware_without_links_is_refused() -> None:
+    with pytest.raises(ValueError, match="all_to_all_bytes_per_s: null"):
+        Topology(Hardware(), 2)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from experiments.simulator.work import trace_model
+from harmoeny.models.moe_stack import MoEStack
+from harmoeny.models.switch import Switch
+
+
+def test_a_stack_computes_its_routers_and_nothing_else_outside_its_experts() -> None:
+    config = MoEStack(num_experts=8, top_k=2, hidden_size=16, intermediate_size=32, num_layers=3, gated=True)
+    work = trace_model(config, batch_size=2, seq_len=10)
+    assert [table[:, 0].sum() for table in work.route] == [2 * 20 * 16 * 8] * 3
+    assert [table[:, 0].sum() for table in work.dense] == [0.0] * 4
+    assert work.expert_bytes == 4 * 3 * 16 * 32
+    assert work.flops_per_token == 2 * 3 * 16 * 32
+    assert work.intermediate_size == 2 * 32
+    assert work.dense_bytes == 4 * (8192 * 16 + 3 * 16 * 8)
+    # The first thing read are the ids and their rows of the embedding, and hidden states are written.
+    assert work.dense[0][0, 1] == 8 * 20 + 2 * 4 * 20 * 16
+
+
+def test_a_switch_transformers_products_are_those_of_its_layers() -> None:
+    hidden, inner, tokens, batch, seq_len, vocab = 32, 2 * 16, 3 * 24, 3, 24, 1024
+    config = Switch(
+        num_experts=4, hidden_size=hidden, intermediate_size=64, num_layers=2, num_decoder_layers=1, num_heads=2,
+        head_size=16, sparse_step=1, vocab_size=vocab,
+    )  # fmt: skip
+    work = trace_model(config, batch, seq_len)
+    assert work.layer_tokens == [tokens, tokens, batch]
+    attention = 4 * 2 * tokens * hidden * inner + 2 * 2 * batch * seq_len * seq_len * inner
+    assert [work.dense[i][:, 0].sum() for i in (0, 1)] == [attention, attention]
+    own = 4 * 2 * batch * hidden * inner + 2 * 2 * batch * inner
+    cross = 2 * 2 * (batch + tokens) * hidden * inner + 2 * 2 * batch * seq_len * inner
+    assert work.dense[2][:, 0].sum() == own + cross
+    assert work.dense[3][:, 0].sum() == pytest.approx(2 * batch * hidden * vocab)
