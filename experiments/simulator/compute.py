@@ -125,7 +125,16 @@ class RankMemories:
             end_s[rank] = done.end_s
             for name, column in (times | numbers).items():
                 column[rank] = getattr(done, name)
-        return Computed(end_s, *(times[name] for name in _TIMES), *(numbers[name] for name in _NUMBERS))
+        return Computed(
+            end_s,
+            times["fetch_wait_s"],
+            times["restore_wait_s"],
+            times["fetch_s"],
+            times["restore_s"],
+            numbers["num_host_fetches"],
+            numbers["num_peer_fetches"],
+            numbers["num_restores"],
+        )
 
     def _replay(
         self,
