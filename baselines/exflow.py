@@ -60,7 +60,7 @@ class ExFlow(Policy):
 
     Attributes:
         time_limit_s: for the integer programmes; when it is up, the best placement so far is used. 0: no integer
-            programme, only the greedy placement, which is the same on every machine.
+            programme, only sweeps, whose result is the same on every machine.
         placement_file: JSON file with a fitted placement: read if it exists, else written; null: fit in every run.
     """
 

@@ -70,9 +70,9 @@ def test_as_good_as_exhaustive_search_on_three_ranks() -> None:
     solution = place_by_affinity(pairs, np.array([2, 2, 2]), time_limit_s=60)
     assert solution.crossings == solution.lower_bound == best
     # Without the integer programme it is close, and claims nothing.
-    greedy = place_by_affinity(pairs, np.array([2, 2, 2]), time_limit_s=0)
-    assert best <= greedy.crossings <= 1.15 * best
-    assert greedy.lower_bound == 0
+    swept = place_by_affinity(pairs, np.array([2, 2, 2]), time_limit_s=0)
+    assert best <= swept.crossings <= 1.15 * best
+    assert swept.lower_bound == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Systems that place experts or move weights, in the runtime on ranks that are threads, over batches that change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from baselines.eplb import EPLB
+from baselines.eplb_lp import EPLBWithLP
+from baselines.exflow import ExFlow
+from baselines.fastermoe import FasterMoE
+from baselines.ideal import Ideal
+from harmoeny.policy import Policy, RoutingTrace
+from harmoeny.runtime.engine import ExpertParallel
+from harmoeny.runtime.recorder import Recorder
+from tests.harmoeny.runtime.cases import CPU, Tokens, expected_output, random_experts, random_tokens, rank_memory
+from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
+
+WORLD_SIZE, NUM_EXPERTS, NUM_LAYERS, NUM_BATCHES = 4, 8, 2, 5
+
+
+def batch_tokens(batch: int, layer: int, rank: int) -> Tokens:
+    """Two thirds of the first choices are one expert, another one in every batch and layer."""
+    t = random_tokens(100 * batch + 10 * layer + rank, 24, NUM_EXPERTS, 2)
+    hot = (3 * batch + layer) % NUM_EXPERTS
+    ids = t.ids.clone()
+    ids[:16, 0] = hot
+    ids[:16, 1] = torch.where(ids[:16, 1] == hot, (hot + 1) % NUM_EXPERTS, ids[:16, 1])
+    return Tokens(t.hidden, ids, t.weights)
+
+
+def fitted_exflow() -> Policy:
+    ids = [
+        torch.cat([batch_tokens(9, layer, rank).ids for rank in range(WORLD_SIZE)]).numpy()
+        for layer in range(NUM_LAYERS)
+    ]
+    return ExFlow(time_limit_s=0.0).fitted(RoutingTrace(ids, [0] * NUM_LAYERS), NUM_EXPERTS, WORLD_SIZE)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        EPLB(interval=1, window=1),
+        EPLB(interval=1, window=2, fetch="sync"),
+        EPLB(interval=2, redundant_experts_per_rank=2, num_nodes=2, num_groups=4),
+        EPLBWithLP(interval=1, window=1),
+        FasterMoE(token_s=1.0, shadow_s=1.0),
+        FasterMoE(token_s=1.0, shadow_s=1.0, fetch="async", num_slots=3),
+        Ideal(),
+        fitted_exflow(),
+    ],
+    ids=lambda policy: f"{policy.name}-{policy.fetch}",
+)
+def test_output_is_the_dense_one_in_every_batch(policy: Policy) -> None:
+    layers = [random_experts(NUM_EXPERTS, seed=layer) for layer in range(NUM_LAYERS)]
+
+    def rank_main(comm: ThreadCommunicator) -> tuple[float, int]:
+        engine = ExpertParallel(rank_memory(layers, comm), Recorder(CPU))
+        system = engine.build_system("x", policy)
+        worst, changes = 0.0, 0
+        for batch in range(NUM_BATCHES):
+            before = [placement.resident.copy() for placement in system.placements]
+            engine.use(system)
+            engine.recorder.begin_iteration()
+            for layer, experts in enumerate(layers):
+                t = batch_tokens(batch, layer, comm.rank)
+                engine.recorder.begin_layer(layer)
+                output = engine.forward(layer, t.hidden, t.ids, t.weights)
+                expected = expected_output(
+                    experts, t.hidden, t.ids, t.weights, torch.ones_like(t.ids, dtype=torch.bool)
+                )
+                worst = max(worst, float((output.double() - expected).abs().max() / expected.abs().max()))
+            engine.finish()
+            changes += sum(
+                bool((new.resident != old).any()) for new, old in zip(system.placements, before, strict=True)
+            )
+        engine.memory.engine.close()
+        return worst, changes
+
+    results = run_threads(WORLD_SIZE, rank_main)
+    assert max(worst for worst, _ in results) <= 1e-5
+    least = NUM_LAYERS if isinstance(policy, EPLB) else 0
+    assert all(changes >= least for _, changes in results)
+    assert len({changes for _, changes in results}) == 1
