@@ -33,10 +33,11 @@ class Local(Dataset):
         """
         if not self.path:
             raise ValueError("dataset.path: '', must be a text file: dataset=local dataset.path=FILE")
-        if not Path(self.path).is_file():
-            found = "is a folder" if Path(self.path).is_dir() else "does not exist"
-            raise ValueError(f"dataset.path: {self.path!r} {found}, must be a text file")
+        path = Path(self.path)
         try:
+            if not path.is_file():
+                found = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+                raise ValueError(f"dataset.path: {self.path!r} {found}, must be a text file")
             empty = next(self.documents(), None) is None
         except OSError as error:
             raise ValueError(f"dataset.path: {self.path!r} cannot be read ({error.strerror})") from error

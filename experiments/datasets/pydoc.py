@@ -11,6 +11,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,10 +33,7 @@ class PyDoc(Dataset):
 
     def fingerprint(self) -> str:
         """Digest Python's version and the names and sizes of the sources."""
-        digest = hashlib.sha256(sys.version.encode())
-        for path in _sources():
-            digest.update(f"{path}:{path.stat().st_size}\n".encode())
-        return digest.hexdigest()[:16]
+        return _fingerprint()
 
     def documents(self) -> Iterator[str]:
         """Yield every text once, in the order of file names; collected once and then read from the cache.
@@ -54,6 +52,14 @@ class PyDoc(Dataset):
             with atomic_path(cached) as temporary:
                 temporary.write_text(json.dumps(texts), encoding="utf-8")
         yield from json.loads(cached.read_text(encoding="utf-8"))
+
+
+@cache
+def _fingerprint() -> str:
+    digest = hashlib.sha256(sys.version.encode())
+    for path in _sources():
+        digest.update(f"{path}:{path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _sources() -> list[Path]:

@@ -18,6 +18,9 @@ def run_joined(point: Point, folder: Path) -> bool:
 
     Returns:
         False where the point had been finished before.
+
+    Raises:
+        ValueError: the text is not usable, or shorter than a sequence.
     """
     join(point)
     if _agree(is_finished(folder), point):
@@ -26,7 +29,9 @@ def run_joined(point: Point, folder: Path) -> bool:
         prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
     if point["world_size"] > 1:
         dist.barrier()
-    run_rank(point, prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer), folder)
+    tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
+    tokens.check(point["seq_len"])
+    run_rank(point, tokens, folder)
     return True
 
 
