@@ -1,0 +1,53 @@
+"""Fixtures that several folders share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from experiments.config import Point, load_point
+from experiments.options import register_options
+
+ROOT = Path(__file__).resolve().parent.parent
+Compose = Callable[..., DictConfig]
+Load = Callable[..., Point]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One cache of texts and tokenizers for all tests, filled by the code under test and never by an earlier one."""
+    path = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARMOENY_CACHE", str(path))
+        yield path
+
+
+@pytest.fixture
+def compose() -> Iterator[Compose]:
+    """Compose the configuration of a run or of a multirun as run.py does, with its ``hydra`` node."""
+    register_options()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+
+        def composed(*overrides: str, multirun: bool = False) -> DictConfig:
+            loader = GlobalHydra.instance().hydra
+            assert loader is not None
+            mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+            return loader.compose_config("config", list(overrides), mode, with_log_configuration=False)
+
+        yield composed
+
+
+@pytest.fixture
+def load(compose: Compose, tmp_path: Path) -> Load:
+    """Load a point from overrides; its results would go to the test's own folder."""
+
+    def loaded(*overrides: str) -> Point:
+        return load_point(compose(f"results_dir={tmp_path / 'results'}", *overrides))
+
+    return loaded

@@ -1,0 +1,145 @@
+"""Result folders in the schema of docs/metrics.md with numbers that a test knows, made without the runtime."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+PHASES = ("route", "metadata", "plan", "dispatch", "compute", "combine")
+WORLD_SIZE, NUM_LAYERS, INPUT_TOKENS = 2, 3, 1000
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A run that was written, with the rows that went into its tables."""
+
+    folder: Path
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    iterations: list[dict[str, Any]] = field(default_factory=list)
+
+    def layer_rows(self, iteration: int) -> list[dict[str, Any]]:
+        return [row for row in self.layers if row["iteration"] == iteration]
+
+
+#: name: (exact, baseline)
+SYSTEMS = {
+    "harmoeny": (True, False),
+    "static_ep": (True, True),
+    "even_split": (True, True),
+    "drop": (False, True),
+}
+#: Latency in seconds by system and round: HarMoEny takes half of static EP's, drop is the fastest of all.
+LATENCY_S = {
+    "harmoeny": [0.5, 1.0, 1.5, 2.0, 4.0],
+    "static_ep": [1.0, 2.0, 3.0, 4.0, 8.0],
+    "even_split": [2.0, 2.5, 4.0, 5.0, 8.5],
+    "drop": [0.25, 0.25, 0.25, 0.25, 0.25],
+}
+
+
+def write_run(
+    folder: Path, *, latency_s: Mapping[str, Sequence[float]] | None = None, skew: float = 0.9, seed: int = 0
+) -> Synthetic:
+    """Write a finished run; all numbers but the latencies are drawn with ``seed``."""
+    latency_s = latency_s or LATENCY_S
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Synthetic(folder)
+    rng = random.Random(seed)
+    platform = {"backend": "gloo", "device": "CPU of tests", "host_link": "memcpy"}
+    for round_index in range(len(next(iter(latency_s.values())))):
+        for system in latency_s:
+            keys = {"system": system, "round": round_index, "iteration": len(run.iterations)}
+            for layer in range(NUM_LAYERS):
+                run.layers.extend(
+                    keys | platform | {"layer": layer, "rank": rank} | _layer(rng, exact=SYSTEMS[system][0])
+                    for rank in range(WORLD_SIZE)
+                )
+            latency = latency_s[system][round_index]
+            run.iterations.append(
+                keys
+                | platform
+                | {
+                    "scope": "model",
+                    "world_size": WORLD_SIZE,
+                    "num_sequences": 10,
+                    "input_tokens": INPUT_TOKENS,
+                    "latency_s": latency,
+                    "ttft_s": 0.75 * latency,
+                    "throughput_tokens_per_s": INPUT_TOKENS / latency,
+                    "drain_s": rng.random(),
+                }
+            )
+    pd.DataFrame(run.layers).to_parquet(folder / "layers.parquet", index=False)
+    pd.DataFrame(run.iterations).to_parquet(folder / "iterations.parquet", index=False)
+    config = {"router": {"_target_": "x.SkewRouter", "skew": skew, "num_hot": 1}, "wandb": {"project": "tests"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "manifest.json").write_text(json.dumps(_manifest(folder.name, list(latency_s), skew)))
+    return run
+
+
+def write_sweep(results: Path, skews: Sequence[float]) -> Path:
+    """Write a sweep over skews with a run each, and return the sweep's folder."""
+    run_ids = [f"skew={skew}" for skew in skews]
+    for run_id, skew in zip(run_ids, skews, strict=True):
+        slower = {name: [(1 + skew) * s for s in seconds] for name, seconds in LATENCY_S.items()}
+        write_run(results / run_id, latency_s=slower, skew=skew)
+    folder = results / "sweeps" / "0123abcd"
+    folder.mkdir(parents=True)
+    content = {
+        "sweep_id": folder.name,
+        "experiment": "skew_sweep",
+        "axes": ["router.skew"],
+        "run_ids": run_ids,
+        "values": [{"router.skew": skew} for skew in skews],
+    }
+    (folder / "sweep.json").write_text(json.dumps(content))
+    return folder
+
+
+def change_manifest(folder: Path, **changes: Any) -> None:
+    """Overwrite fields of a run's manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+def _layer(rng: random.Random, *, exact: bool) -> dict[str, Any]:
+    times = {f"{phase}_s": rng.random() for phase in PHASES}
+    fetch_s = rng.choice([0.0, rng.random()])
+    return times | {
+        "num_assignments": 500,
+        "executed_tokens": rng.randint(100, 900),
+        "sent_tokens": rng.randint(0, 500),
+        "dropped_tokens": 0 if exact else rng.randint(1, 400),
+        "num_active_experts": rng.randint(1, 8),
+        "num_host_fetches": rng.randint(0, 3),
+        "num_peer_fetches": rng.randint(0, 3),
+        "num_restores": rng.randint(0, 3),
+        "fetch_bytes": rng.randint(0, 1 << 20),
+        "fetch_s": fetch_s,
+        "fetch_wait_s": rng.random() * fetch_s,
+        "layer_s": sum(times.values()),
+        "idle_s": rng.random() * 0.1,
+    }
+
+
+def _manifest(run_id: str, systems: Sequence[str], skew: float) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "experiment": "skew_sweep",
+        "status": "finished",
+        "backend": "gloo",
+        "device": "CPU of tests",
+        "scope": "model",
+        "world_size": WORLD_SIZE,
+        "point": {"router": "skew", "router.skew": skew, "router.num_hot": 1},
+        "systems": {name: {"exact": SYSTEMS[name][0], "baseline": SYSTEMS[name][1]} for name in systems},
+        "model": {"name": "switch", "num_moe_layers": NUM_LAYERS, "num_experts": 8, "top_k": 1},
+        "dataset": {"name": "pydoc"},
+    }
