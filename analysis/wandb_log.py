@@ -74,10 +74,14 @@ def _log(run: Run, summary: dict[str, Any], *, mode: Literal["online", "offline"
                 {f"{row['system']}/{metric.name}": row[metric.name] for _, row in rows.iterrows() for metric in METRICS}
                 | {"round": round_index}
             )
-        for system, entry in summary["systems"].items():
-            for name, value in entry.items():
-                parts = value if isinstance(value, dict) else {"": value}
-                for part, number in parts.items():
-                    logged.summary[f"{system}/{name}/{part}".rstrip("/")] = number
-        logged.summary["best_baseline"] = summary["best_baseline"]
+        logged.summary.update(_flat(summary["systems"]) | {"best_baseline": summary["best_baseline"]})
         logged.log({"iterations": wandb.Table(dataframe=run.iterations)})
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the leaves of nested dicts by path, such as ``harmoeny/ttft_s/median``."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        below = _flat(value) if isinstance(value, dict) else {"": value}
+        leaves |= {f"{name}/{path}".rstrip("/"): leaf for path, leaf in below.items()}
+    return leaves

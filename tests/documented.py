@@ -18,3 +18,9 @@ def table(heading: str) -> list[list[str]]:
 def names(heading: str) -> list[str]:
     """Return the names in the first column of a table; a cell may hold several."""
     return [name for row in table(heading) for name in re.findall(r"`([^`]+)`", row[0])]
+
+
+def names_in(heading: str, first_cell: str) -> list[str]:
+    """Return the names that the definition in one row of a table mentions."""
+    (row,) = [row for row in table(heading) if row[0] == first_cell]
+    return re.findall(r"`([^`]+)`", row[-1])

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from experiments import tokenizer as module
 from experiments.tokenizer import END_ID, MIN_VOCAB_SIZE, SPECIAL_TOKENS, check_vocab_size, load_tokenizer
 
 TEXT = "The quick brown fox isn't 42 years old: caf\xe9, \u4f60\u597d, \U0001f600!\n\tdef f(x):  return x\r\n"
@@ -56,7 +55,7 @@ def test_trained_again_it_is_the_same(session_cache: Path, tmp_path: Path, monke
 
 def test_second_call_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_tokenizer(600)
-    monkeypatch.setattr(module.trainers, "BpeTrainer", lambda **_: pytest.fail("trained again"))
+    monkeypatch.setattr("experiments.tokenizer.trainers.BpeTrainer", lambda **_: pytest.fail("trained again"))
     assert load_tokenizer(600).to_str() == first.to_str()
 
 

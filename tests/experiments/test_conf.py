@@ -1,0 +1,197 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+
+from experiments.choices import CONF, choices
+from experiments.config import load_point
+from experiments.discovery import discover
+from experiments.errors import explain
+from experiments.hydra_callback import ValidateSweep, sweep_points
+from tests.conftest import ROOT, Compose, Load
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_is_valid_at_all_its_points(
+    path: Path, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose(f"experiment={path.stem}", f"results_dir={tmp_path}", multirun=True)
+    points, axes = sweep_points(config)
+    assert {point["experiment"] for point, _ in points} == {path.stem}  # else its results would go to another's folder
+    swept = dict(config.hydra.sweeper.params or {})
+    assert set(axes) <= set(swept)
+    for point, values in points:
+        assert set(values) == set(axes)
+        assert all(point.labels().get(axis, value) == value for axis, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [(path.parent.relative_to(CONF), path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+    + [(Path(group), name) for group in ("model", "router") for name in discover(group)[0]],
+    ids=str,
+)
+def test_every_choice_is_valid(group: Path, choice: str, load: Load) -> None:
+    if group.name == "experiment":
+        pytest.skip("tested with all its points")
+    load(f"{group}={choice}")
+
+
+class TestSweep:
+    def start(self, compose: Compose, *overrides: str) -> None:
+        ValidateSweep().on_multirun_start(compose(*overrides, multirun=True))
+
+    @pytest.fixture
+    def results(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("HARMOENY_SWEEP_DIR", "")  # so that it is taken back afterwards
+        return tmp_path / "results"
+
+    def test_writes_down_its_runs(self, compose: Compose, results: Path) -> None:
+        self.start(
+            compose, "experiment=smoke", "router.skew=0,0.5,0.5", "model.num_experts=4,8", f"results_dir={results}"
+        )
+        sweep_dir = Path(os.environ["HARMOENY_SWEEP_DIR"])
+        assert sweep_dir.parent == results / "smoke" / "sweeps"
+        sweep = json.loads((sweep_dir / "sweep.json").read_text())
+        assert sweep["axes"] == ["router.skew", "model.num_experts"]
+        assert sweep["values"] == [
+            {"router.skew": skew, "model.num_experts": n} for skew in (0, 0.5) for n in (4, 8)
+        ]  # fmt: skip
+        point = load_point(
+            compose("experiment=smoke", "router.skew=0.5", "model.num_experts=8", f"results_dir={results}")
+        )
+        assert sweep["run_ids"][-1] == point.run_id
+        assert len(set(sweep["run_ids"])) == 4
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("router.skew=0,1.5", r"error: router\.skew: 1\.5, must be 0 to 1"),
+            ("system=[harmoeny],[nonsense]", "error: system: 'nonsense', must be one of"),
+            ("router=uniform,nonsense", "error: router: 'nonsense', must be one of"),
+            ("seq_len=32,100000000", r"error: seq_len: 100000000, must be at most \d+, the tokens of the data set"),
+        ],
+    )
+    def test_one_bad_point_stops_it(
+        self, override: str, message: str, compose: Compose, results: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as caught:
+            self.start(compose, "model=switch_tiny", f"results_dir={results}", override)
+        assert caught.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.match(message, line), line
+        assert not list(results.rglob("*.json"))
+
+    def test_a_defect_in_the_check_stops_it_too(
+        self, compose: Compose, results: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("experiments.hydra_callback.load_point", lambda _: 1 / 0)
+        with pytest.raises(SystemExit) as caught:
+            self.start(compose, "experiment=smoke", f"results_dir={results}")
+        assert caught.value.code == 1
+
+
+COMMANDS = {
+    "help": ["--help"],
+    "system": ["system=[nonsense]"],
+    "dataset": ["dataset=local", "dataset.path=/nonexistent"],
+    "sweep": ["--multirun", "router.skew=0,1.5"],
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What run.py answers to every command; all at once, for most of the time goes into imports."""
+    results = tmp_path_factory.mktemp("results")
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "run.py", *arguments, f"results_dir={results}"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for name, arguments in COMMANDS.items()
+    }  # fmt: skip
+    done = {}
+    for name, process in running.items():
+        try:
+            output, errors = process.communicate(timeout=250)
+        finally:
+            process.kill()
+        done[name] = subprocess.CompletedProcess(COMMANDS[name], process.returncode, output, errors)
+    assert not list(results.rglob("*.json")), "something ran"
+    return done
+
+
+Answers = dict[str, "subprocess.CompletedProcess[str]"]
+
+
+@pytest.mark.timeout(300)
+class TestCommandLine:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("system", r"error: system: 'nonsense', must be one of .*drop.*harmoeny.*static_ep"),
+            ("dataset", r"error: dataset\.path: '/nonexistent' does not exist, must be a text file"),
+            ("sweep", r"error: router\.skew: 1\.5, must be 0 to 1"),
+        ],
+    )
+    def test_error_is_one_line(self, name: str, message: str, answers: Answers) -> None:
+        answer = answers[name]
+        assert answer.returncode == 2
+        (line,) = answer.stderr.splitlines()
+        assert re.match(message, line), line
+        assert answer.stdout == ""
+
+    def test_help_explains_every_choice(self, answers: Answers) -> None:
+        answer = answers["help"]
+        assert answer.returncode == 0
+        assert answer.stderr == ""
+        lines = [line.strip() for line in answer.stdout.splitlines()]
+        for group in ("system", "model", "router", "dataset"):
+            assert any(line.startswith(f"{group}: ") for line in lines)
+            for name, component in discover(group)[0].items():
+                assert f"{name:<16} {component.description}" in lines
+        for path in CONF.glob("*/*.yaml"):
+            assert any(line.split()[:1] == [path.stem] for line in lines), path
+        examples = [line for line in lines if line.startswith("python run.py ")]
+        assert len(examples) >= 4
+
+    def test_examples_in_the_help_work(self, answers: Answers, load: Load, tmp_path: Path) -> None:
+        (tmp_path / "FILE").write_text("text")
+        for line in answers["help"].stdout.splitlines():
+            if line.startswith("python run.py "):
+                overrides = re.split(r"\s{2,}", line)[0].split()[2:]
+                overrides = [o.replace("=FILE", f"={tmp_path / 'FILE'}") for o in overrides]
+                # One point of a sweep stands for all: the sweep itself is composed elsewhere.
+                load(*(re.sub(r"^(router\.skew=[^,]*),.*", r"\1", o) for o in overrides))
+
+
+def test_started_elsewhere_it_says_where_to_go(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, ROOT / "run.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert answer.returncode == 1
+    assert answer.stderr == f"error: run.py must be started in the repository's root: cd {ROOT} && python run.py ...\n"
+
+
+def test_choices_with_a_missing_dependency_are_named_with_the_reason(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.errors.unavailable", lambda _: {"deepspeed_moe": "No module named 'deepspeed'"})
+    for choice, message in {
+        "deepspeed_moe": r"^system: 'deepspeed_moe' is unavailable here \(No module named 'deepspeed'\), must be one ",
+        "nonsense": r"; unavailable here: deepspeed_moe \(No module named 'deepspeed'\)$",
+    }.items():
+        with pytest.raises(HydraException) as caught:
+            load(f"system=[{choice}]")
+        assert re.search(message, explain(caught.value))
+
+
+def test_choices_hold_components_and_presets(load: Load) -> None:
+    assert choices("model").keys() == {*discover("model")[0], *(path.stem for path in (CONF / "model").glob("*.yaml"))}
+    assert "measured" in choices("hardware")
+    assert choices("nonsense") == {}
