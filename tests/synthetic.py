@@ -28,26 +28,35 @@ class Synthetic:
         return [row for row in self.layers if row["iteration"] == iteration]
 
 
-#: name: (exact, baseline)
-SYSTEMS = {
-    "harmoeny": (True, False),
-    "static_ep": (True, True),
-    "even_split": (True, True),
-    "drop": (False, True),
+KINDS = {
+    "harmoeny": {"exact": True, "baseline": False, "bound": False},
+    "static_ep": {"exact": True, "baseline": True, "bound": False},
+    "even_split": {"exact": True, "baseline": True, "bound": False},
+    "drop": {"exact": False, "baseline": True, "bound": False},
+    "ideal": {"exact": True, "baseline": True, "bound": True},
 }
-#: Latency in seconds by system and round: HarMoEny takes half of static EP's, drop is the fastest of all.
+#: Latency in seconds by system and round: HarMoEny takes half of static EP's; drop is the fastest, then the bound.
 LATENCY_S = {
     "harmoeny": [0.5, 1.0, 1.5, 2.0, 4.0],
     "static_ep": [1.0, 2.0, 3.0, 4.0, 8.0],
     "even_split": [2.0, 2.5, 4.0, 5.0, 8.5],
     "drop": [0.25, 0.25, 0.25, 0.25, 0.25],
+    "ideal": [0.375, 0.5, 1.0, 1.25, 2.0],
 }
 
 
 def write_run(
-    folder: Path, *, latency_s: Mapping[str, Sequence[float]] | None = None, skew: float = 0.9, seed: int = 0
+    folder: Path,
+    *,
+    latency_s: Mapping[str, Sequence[float]] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    skew: float = 0.9,
+    seed: int = 0,
 ) -> Synthetic:
-    """Write a finished run; all numbers but the latencies are drawn with ``seed``."""
+    """Write a finished run; all numbers but the latencies are drawn with ``seed``.
+
+    A system's policy is the longest of :data:`KINDS` that its name begins with; ``options`` of the policies by system.
+    """
     latency_s = latency_s or LATENCY_S
     folder.mkdir(parents=True, exist_ok=True)
     run = Synthetic(folder)
@@ -58,7 +67,10 @@ def write_run(
             keys = {"system": system, "round": round_index, "iteration": len(run.iterations)}
             for layer in range(NUM_LAYERS):
                 run.layers.extend(
-                    keys | platform | {"layer": layer, "rank": rank} | _layer(rng, exact=SYSTEMS[system][0])
+                    keys
+                    | platform
+                    | {"layer": layer, "rank": rank}
+                    | _layer(rng, exact=KINDS[_policy(system)]["exact"])
                     for rank in range(WORLD_SIZE)
                 )
             latency = latency_s[system][round_index]
@@ -78,9 +90,13 @@ def write_run(
             )
     pd.DataFrame(run.layers).to_parquet(folder / "layers.parquet", index=False)
     pd.DataFrame(run.iterations).to_parquet(folder / "iterations.parquet", index=False)
-    config = {"router": {"_target_": "x.SkewRouter", "skew": skew, "num_hot": 1}, "wandb": {"project": "tests"}}
+    config = {
+        "router": {"_target_": "x.SkewRouter", "skew": skew, "num_hot": 1},
+        "systems": {name: {"_target_": "x", **(options or {}).get(name, {})} for name in latency_s},
+        "wandb": {"project": "tests"},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "manifest.json").write_text(json.dumps(_manifest(folder.name, list(latency_s), skew)))
+    (folder / "manifest.json").write_text(json.dumps(_manifest(folder.name, list(latency_s), skew, options or {})))
     return run
 
 
@@ -124,12 +140,20 @@ def _layer(rng: random.Random, *, exact: bool) -> dict[str, Any]:
         "fetch_bytes": rng.randint(0, 1 << 20),
         "fetch_s": fetch_s,
         "fetch_wait_s": rng.random() * fetch_s,
+        "restore_s": rng.random(),
+        "restore_wait_s": rng.random() * 0.1,
         "layer_s": sum(times.values()),
         "idle_s": rng.random() * 0.1,
     }
 
 
-def _manifest(run_id: str, systems: Sequence[str], skew: float) -> dict[str, Any]:
+def _policy(system: str) -> str:
+    return max((name for name in KINDS if system.startswith(name)), key=len)
+
+
+def _manifest(
+    run_id: str, systems: Sequence[str], skew: float, options: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "experiment": "skew_sweep",
@@ -139,7 +163,10 @@ def _manifest(run_id: str, systems: Sequence[str], skew: float) -> dict[str, Any
         "scope": "model",
         "world_size": WORLD_SIZE,
         "point": {"router": "skew", "router.skew": skew, "router.num_hot": 1},
-        "systems": {name: {"exact": SYSTEMS[name][0], "baseline": SYSTEMS[name][1]} for name in systems},
+        "systems": {
+            name: {"policy": _policy(name), "options": dict(options.get(name, {}))} | KINDS[_policy(name)]
+            for name in systems
+        },
         "model": {"name": "switch", "num_moe_layers": NUM_LAYERS, "num_experts": 8, "top_k": 1},
         "dataset": {"name": "pydoc"},
     }

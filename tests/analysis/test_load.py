@@ -19,7 +19,7 @@ def test_run_comes_back_as_written(tmp_path: Path) -> None:
     assert run.layers.to_dict("records") == written.layers
     assert run.iterations.to_dict("records") == written.iterations
     assert run.config["router"]["skew"] == 0.5
-    assert list(run.systems) == ["harmoeny", "static_ep", "even_split", "drop"]
+    assert list(run.systems) == ["harmoeny", "static_ep", "even_split", "drop", "ideal"]
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])

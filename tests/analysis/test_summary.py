@@ -51,14 +51,20 @@ def test_order_of_rows_does_not_matter(run: Run) -> None:
     )
 
 
-def test_fastest_system_is_no_baseline_if_it_drops_tokens_or_is_ours(run: Run) -> None:
+def test_fastest_system_is_no_baseline_if_it_drops_tokens_or_is_ours_or_a_bound(run: Run) -> None:
     summary = summarise(run)
     throughput = {name: e["throughput_tokens_per_s"]["median"] for name, e in summary["systems"].items()}
-    assert sorted(throughput, key=lambda name: -throughput[name]) == ["drop", "harmoeny", "static_ep", "even_split"]
+    assert sorted(throughput, key=lambda name: -throughput[name]) == [
+        "drop",
+        "ideal",
+        "harmoeny",
+        "static_ep",
+        "even_split",
+    ]
     assert summary["best_baseline"] == "static_ep"
 
 
-@pytest.mark.parametrize("names", [("harmoeny",), ("drop",), ("harmoeny", "drop")])
+@pytest.mark.parametrize("names", [("harmoeny",), ("drop",), ("harmoeny", "drop"), ("ideal", "harmoeny")])
 def test_without_an_exact_baseline_there_is_no_ratio(names: tuple[str, ...], tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "run", latency_s={name: LATENCY_S[name] for name in names}).folder)
     summary = summarise(run)

@@ -89,7 +89,7 @@ def test_offline_run_holds_the_numbers_of_the_summary(run: Run) -> None:
     rounds = {row["round"]: row for row in history if "round" in row}
     values = per_iteration(run.layers, run.iterations)
     assert len(rounds) == 5
-    assert len(values) == 20
+    assert len(values) == 25
     for row in values.to_dict("records"):
         for metric in METRICS:
             assert rounds[row["round"]][f"{row['system']}/{metric.name}"] == pytest.approx(row[metric.name])

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 
 from experiments.choices import CONF, choices
 from experiments.config import load_point
-from experiments.discovery import discover
+from experiments.discovery import GROUPS, discover
 from experiments.errors import explain
 from experiments.hydra_callback import ValidateSweep, sweep_points
 from tests.conftest import ROOT, Compose, Load
@@ -30,16 +30,22 @@ def test_every_experiment_is_valid_at_all_its_points(
         assert all(point.labels().get(axis, value) == value for axis, value in values.items())
 
 
-@pytest.mark.parametrize(
-    ("group", "choice"),
-    [(path.parent.relative_to(CONF), path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
-    + [(Path(group), name) for group in ("model", "router") for name in discover(group)[0]],
-    ids=str,
-)
-def test_every_choice_is_valid(group: Path, choice: str, load: Load) -> None:
-    if group.name == "experiment":
-        pytest.skip("tested with all its points")
-    load(f"{group}={choice}")
+PRESETS = [path for path in sorted(CONF.rglob("*/*.yaml")) if path.parent.name not in ("experiment", "local")]
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: str(path.relative_to(CONF).with_suffix("")))
+def test_every_preset_is_valid(path: Path, load: Load) -> None:
+    group = path.parent.relative_to(CONF)
+    load(f"system=[{path.stem}]" if str(group) == "system" else f"{group}={path.stem}")
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in discover(group)[0]])
+def test_every_component_is_valid_as_it_is_or_says_which_option_it_needs(group: str, name: str, load: Load) -> None:
+    try:
+        load(f"system=[{name}]" if group == "system" else f"{group}={name}")
+    except ValueError as error:
+        message = str(error)
+        assert re.match(rf"{group}\.\w+: (null|''), must be ", message), message
 
 
 class TestSweep:

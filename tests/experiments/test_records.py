@@ -9,7 +9,9 @@ from analysis.load import ITERATION_COLUMNS, LAYER_COLUMNS
 from experiments.manifest import new_manifest
 from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, layer_row, write_parquet
 from harmoeny.plan import Plan
+from harmoeny.runtime.fetch.base import FetchStats
 from harmoeny.runtime.recorder import LayerTimes, LayerTrace
+from harmoeny.runtime.transfer import Transfer
 from tests import documented
 from tests.conftest import Load
 
@@ -19,8 +21,9 @@ PLATFORM = Platform("gloo", "CPU of tests", "memcpy")
 def times(tokens: list[Any], *, num_assignments: int, boundary_s: list[float], layer: int = 0) -> LayerTimes:
     counts = np.array(tokens, dtype=np.int64)
     plan = Plan(tokens=counts, fetch=np.zeros((counts.shape[1], counts.shape[0]), dtype=np.bool_))
-    trace = LayerTrace(layer, plan=plan, num_assignments=num_assignments)
-    return LayerTimes(trace, boundary_s, fetch_s=0.5, fetch_wait_s=0.25)
+    moved = FetchStats(num_host_fetches=3, num_peer_fetches=2, fetch_bytes=640, restores=[Transfer()] * 4)
+    trace = LayerTrace(layer, plan=plan, num_assignments=num_assignments, fetch=moved)
+    return LayerTimes(trace, boundary_s, fetch_s=0.5, fetch_wait_s=0.25, restore_s=0.75, restore_wait_s=0.125)
 
 
 # tokens[src][expert][dst] of two ranks and three experts: rank 0 wants 12 and drops 2, rank 1 wants 8 and drops none.
@@ -38,12 +41,14 @@ def test_layer_row_by_hand() -> None:
         "sent_tokens": 6,
         "dropped_tokens": 2,
         "num_active_experts": 2,
-        "num_host_fetches": 0,
-        "num_peer_fetches": 0,
-        "num_restores": 0,
-        "fetch_bytes": 0,
+        "num_host_fetches": 3,
+        "num_peer_fetches": 2,
+        "num_restores": 4,
+        "fetch_bytes": 640,
         "fetch_s": 0.5,
         "fetch_wait_s": 0.25,
+        "restore_s": 0.75,
+        "restore_wait_s": 0.125,
         "route_s": 0.5,
         "metadata_s": 1.0,
         "plan_s": 0.25,
