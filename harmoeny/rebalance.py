@@ -8,11 +8,14 @@ from typing import ClassVar, Self
 import numba
 import numpy as np
 
-from harmoeny.placement import IntArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, home_tokens
 from harmoeny.policy import ExpertCost, Policy
 
 SENDER_ORDERS = ("local_first", "largest_first")
+STOP_RULES = ("covered", "paper")
+#: A covered move must shift this part of the even load: less is not worth the link, a slot and a restore.
+LEAST_PART = 512
 
 
 @dataclass(kw_only=True)
@@ -20,11 +23,16 @@ class HarMoEny(Policy):
     """HarMoEny's policy (arXiv 2506.12417, section 4.1, algorithm 1).
 
     While some rank has more than the average load, the most popular expert of the most loaded rank gives assignments to
-    the least loaded rank, until the one is down to the average or the other is up to it. It stops when the least loaded
-    rank cannot take ``threshold`` more, or the most popular expert has fewer than ``threshold`` on the overloaded rank.
+    the least loaded rank, until the one is down to the average or the other is up to it. The paper stops when the least
+    loaded rank cannot take ``threshold`` more, or the most popular expert has fewer than ``threshold`` there: the move
+    would not pay for its fetch. We go on as long as the next fetch costs nothing, see ``stop_rule``.
 
     Attributes:
         threshold: tokens that are worth a fetch (the authors' ``eq_tokens``); null derives it by calibration.
+        stop_rule: ``paper``, or ``covered``: a move that does not pay for its fetch is made all the same if the
+            receiver holds the weights, or if it has so much other work that all its fetches, one after another, end
+            before that does (``threshold`` tokens take as long as a fetch) and the move is worth the trouble
+            (``LEAST_PART``). So every move of the paper is made, and the largest load is at most the paper's.
         sender_order: whose tokens move. ``largest_first`` is the paper's order; ``local_first`` leaves as many as
             possible on the rank where they are, which gives the same loads with the least possible traffic.
     """
@@ -34,17 +42,20 @@ class HarMoEny(Policy):
     baseline: ClassVar[bool] = False
 
     threshold: int | None = None
+    stop_rule: str = "covered"
     sender_order: str = "local_first"
 
     def validate(self) -> None:
         """Check the configuration.
 
         Raises:
-            ValueError: a threshold below 1 or an unknown sender order.
+            ValueError: a threshold below 1, an unknown stop rule or sender order.
         """
         super().validate()
         if self.threshold is not None and self.threshold < 1:
             raise ValueError(f"threshold: {self.threshold}, must be at least 1, or null to calibrate it")
+        if self.stop_rule not in STOP_RULES:
+            raise ValueError(f"stop_rule: {self.stop_rule!r}, must be one of {', '.join(STOP_RULES)}")
         if self.sender_order not in SENDER_ORDERS:
             raise ValueError(f"sender_order: {self.sender_order!r}, must be one of {', '.join(SENDER_ORDERS)}")
 
@@ -61,7 +72,7 @@ class HarMoEny(Policy):
         if self.threshold is None:
             raise ValueError("threshold: null, must be calibrated before planning (HarMoEny.calibrated)")
         home = placement.home
-        moves = choose_moves(counts, home, self.threshold)
+        moves = choose_moves(counts, home, placement.resident, self.threshold, self.stop_rule == "covered")
         tokens = home_tokens(counts, home)
         move_tokens(tokens, moves, counts, home, self.sender_order == "local_first")
         fetch = np.zeros_like(placement.resident)
@@ -70,8 +81,8 @@ class HarMoEny(Policy):
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
-def choose_moves(counts: IntArray, home: IntArray, threshold: int) -> IntArray:
-    """Run the paper's loop; every move costs O(world_size + num_experts).
+def choose_moves(counts: IntArray, home: IntArray, resident: BoolArray, threshold: int, covered: bool) -> IntArray:
+    """Run the paper's loop under one of the stop rules; every move costs O(world_size + num_experts).
 
     A rank that starts above the average only gives and never falls below it, the others only receive and never exceed
     it. So whatever an overloaded rank executes is an expert of its own, and every move is the last of its giver, of its
@@ -80,7 +91,9 @@ def choose_moves(counts: IntArray, home: IntArray, threshold: int) -> IntArray:
     Args:
         counts: int64 ``[world_size, num_experts]``.
         home: int64 ``[num_experts]``.
+        resident: bool ``[num_experts, world_size]``; only the rule ``covered`` asks for it.
         threshold: tokens worth a fetch, at least 1.
+        covered: the stop rule is ``covered``, not ``paper``.
 
     Returns:
         int64 ``[num_moves, 3]``: expert, receiver and number of tokens, in order; an expert moves from its home rank,
@@ -95,21 +108,27 @@ def choose_moves(counts: IntArray, home: IntArray, threshold: int) -> IntArray:
 
     moves = np.empty((world_size + num_experts, 3), dtype=np.int64)
     num_moves = 0
+    num_fetches = np.zeros(world_size, dtype=np.int64)
     while True:
         over = load.argmax()
         under = load.argmin()
-        if load[over] <= target or target - load[under] < threshold:
+        if load[over] <= target:
             break
         popular = -1
         for expert in range(num_experts):
             if home[expert] == over and (popular < 0 or at_home[expert] > at_home[popular]):
                 popular = expert
-        if at_home[popular] < threshold:
-            break
         amount = min(load[over] - target, target - load[under], at_home[popular])
+        pays = target - load[under] >= threshold and at_home[popular] >= threshold
+        held = covered and resident[popular, under]
+        if not pays and not held:
+            hidden = (num_fetches[under] + 1) * threshold <= load[under]
+            if not (covered and hidden and amount * LEAST_PART >= target):
+                break
         at_home[popular] -= amount
         load[over] -= amount
         load[under] += amount
+        num_fetches[under] += not resident[popular, under]
         moves[num_moves] = (popular, under, amount)
         num_moves += 1
     return moves[:num_moves]

@@ -12,18 +12,20 @@ from baselines.static_ep import StaticEP
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.plan import Plan, even_load
 from harmoeny.policy import ExpertCost
-from harmoeny.rebalance import SENDER_ORDERS, HarMoEny
+from harmoeny.rebalance import LEAST_PART, SENDER_ORDERS, STOP_RULES, HarMoEny, choose_moves
 from tests.strategies import batches
 
 Batch = tuple[IntArray, Placement]
 small_batches = batches(max_world_size=6, max_experts=8, max_tokens=40)
 small_thresholds = st.integers(1, 60)
 orders = st.sampled_from(SENDER_ORDERS)
+stop_rules = st.sampled_from(STOP_RULES)
 
 
-def reference_tokens(counts: IntArray, home: IntArray, threshold: int) -> IntArray:
+def reference_tokens(counts: IntArray, placement: Placement, threshold: int, stop_rule: str) -> IntArray:
     """Redistribute as the paper says it, as slowly and plainly as possible; ties go to the lowest index."""
     num_ranks, num_experts = counts.shape
+    home, resident = placement.home, placement.resident
     ranks, experts = range(num_ranks), range(num_experts)
     tokens = [[[int(counts[s, e]) * (d == home[e]) for d in ranks] for e in experts] for s in ranks]
     average = even_load(int(counts.sum()), num_ranks)
@@ -32,8 +34,15 @@ def reference_tokens(counts: IntArray, home: IntArray, threshold: int) -> IntArr
         over, under = load.index(max(load)), load.index(min(load))
         popularity = [sum(tokens[s][e][over] for s in ranks) for e in experts]
         expert = popularity.index(max(popularity))
-        if load[over] <= average or average - load[under] < threshold or popularity[expert] < threshold:
+        if load[over] <= average:
             return np.array(tokens)
+        if average - load[under] < threshold or popularity[expert] < threshold:
+            fetched = [e for e in experts if not resident[e, under] and any(tokens[s][e][under] for s in ranks)]
+            its_fetches_end = threshold * (len(fetched) + 1)
+            amount = min(load[over] - average, average - load[under], popularity[expert])
+            free = resident[expert, under] or (its_fetches_end <= load[under] and amount >= average / LEAST_PART)
+            if stop_rule == "paper" or not free:
+                return np.array(tokens)
         while load[over] > average and load[under] < average and any(tokens[s][expert][over] for s in ranks):
             sender = max(ranks, key=lambda s: tokens[s][expert][over])
             amount = min(load[over] - average, average - load[under], tokens[sender][expert][over])
@@ -53,13 +62,13 @@ def home_load(batch: Batch) -> IntArray:
 
 
 @settings(deadline=None, max_examples=250)
-@given(batch=small_batches, threshold=small_thresholds)
-def test_same_plan_as_the_papers_algorithm(batch: Batch, threshold: int) -> None:
+@given(batch=small_batches, threshold=small_thresholds, stop_rule=stop_rules)
+def test_same_plan_as_the_algorithm(batch: Batch, threshold: int, stop_rule: str) -> None:
     counts, placement = batch
-    expected = reference_tokens(counts, placement.home, threshold)
-    paper = HarMoEny(threshold=threshold, sender_order="largest_first").plan(counts, placement)
+    expected = reference_tokens(counts, placement, threshold, stop_rule)
+    paper = HarMoEny(threshold=threshold, stop_rule=stop_rule, sender_order="largest_first").plan(counts, placement)
     np.testing.assert_array_equal(paper.tokens, expected)
-    ours = HarMoEny(threshold=threshold).plan(counts, placement)
+    ours = HarMoEny(threshold=threshold, stop_rule=stop_rule).plan(counts, placement)
     np.testing.assert_array_equal(ours.executed(), expected.sum(axis=0))
     np.testing.assert_array_equal(ours.fetch, paper.fetch)
 
@@ -79,18 +88,18 @@ def test_a_plan_by_hand() -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(batch=batches(), order=orders)
-def test_threshold_one_reaches_the_lower_bound(batch: Batch, order: str) -> None:
+@given(batch=batches(), order=orders, stop_rule=stop_rules)
+def test_threshold_one_reaches_the_lower_bound(batch: Batch, order: str, stop_rule: str) -> None:
     counts, placement = batch
-    plan = HarMoEny(threshold=1, sender_order=order).plan(counts, placement)
+    plan = HarMoEny(threshold=1, stop_rule=stop_rule, sender_order=order).plan(counts, placement)
     assert plan.load().max() == even_load(int(counts.sum()), plan.world_size)
 
 
 @settings(deadline=None, max_examples=300)
-@given(batch=batches(), threshold=st.integers(1, 10_000))
-def test_imbalance_that_the_stop_rules_leave(batch: Batch, threshold: int) -> None:
+@given(batch=batches(), threshold=st.integers(1, 10_000), stop_rule=stop_rules)
+def test_imbalance_that_the_stop_rules_leave(batch: Batch, threshold: int, stop_rule: str) -> None:
     counts, placement = batch
-    plan = HarMoEny(threshold=threshold).plan(counts, placement)
+    plan = HarMoEny(threshold=threshold, stop_rule=stop_rule).plan(counts, placement)
     load, average = plan.load(), even_load(int(counts.sum()), plan.world_size)
     over = int(load.argmax())
     least_room, most_popular = average - load.min(), plan.executed()[:, over].max()
@@ -103,10 +112,10 @@ def test_imbalance_that_the_stop_rules_leave(batch: Batch, threshold: int) -> No
 
 
 @settings(deadline=None, max_examples=300)
-@given(batch=batches(), threshold=st.integers(1, 10_000))
-def test_nobody_crosses_the_average(batch: Batch, threshold: int) -> None:
+@given(batch=batches(), threshold=st.integers(1, 10_000), stop_rule=stop_rules)
+def test_nobody_crosses_the_average(batch: Batch, threshold: int, stop_rule: str) -> None:
     counts, placement = batch
-    plan = HarMoEny(threshold=threshold).plan(counts, placement)
+    plan = HarMoEny(threshold=threshold, stop_rule=stop_rule).plan(counts, placement)
     before, after = home_load(batch), plan.load()
     average = even_load(int(counts.sum()), plan.world_size)
     gives = before > average
@@ -122,7 +131,7 @@ def test_nobody_crosses_the_average(batch: Batch, threshold: int) -> None:
 def test_no_more_fetches_than_the_excess_is_worth(batch: Batch, threshold: int) -> None:
     counts, placement = batch
     nothing_held_twice = Placement.from_home(placement.home, placement.world_size)
-    plan = HarMoEny(threshold=threshold).plan(counts, nothing_held_twice)
+    plan = HarMoEny(threshold=threshold, stop_rule="paper").plan(counts, nothing_held_twice)
     before, average = home_load(batch), even_load(int(counts.sum()), plan.world_size)
     gives = before > average
     excess = int((before - average)[gives].sum())
@@ -136,9 +145,58 @@ def test_no_more_fetches_than_the_excess_is_worth(batch: Batch, threshold: int) 
     assert all(n == 1 and plan.load()[giver] == average for giver, n in givers.items())
 
     # Weights that are there already are not fetched, and change nothing else.
-    held = HarMoEny(threshold=threshold).plan(counts, placement)
+    held = HarMoEny(threshold=threshold, stop_rule="paper").plan(counts, placement)
     np.testing.assert_array_equal(held.tokens, plan.tokens)
     np.testing.assert_array_equal(held.fetch, plan.fetch & ~placement.resident)
+
+
+@settings(deadline=None, max_examples=300)
+@given(batch=batches(), threshold=st.integers(1, 10_000))
+def test_covered_does_what_the_paper_does_and_then_more(batch: Batch, threshold: int) -> None:
+    counts, placement = batch
+    home, held = placement.home, placement.resident
+    paper = choose_moves(counts, home, held, threshold, False)
+    covered = choose_moves(counts, home, held, threshold, True)
+    np.testing.assert_array_equal(covered[: len(paper)], paper)
+    load = HarMoEny(threshold=threshold).plan(counts, placement).load()
+    assert load.max() <= HarMoEny(threshold=threshold, stop_rule="paper").plan(counts, placement).load().max()
+
+
+@settings(deadline=None, max_examples=300)
+@given(batch=batches(), hidden_share=st.floats(0.01, 1.0))
+def test_what_covered_moves_add_nobody_waits_for(batch: Batch, hidden_share: float) -> None:
+    counts, placement = batch
+    average = even_load(int(counts.sum()), placement.world_size)
+    # So large that the paper moves nothing: all moves are covered ones.
+    largest_room = int((average - home_load(batch)).max())
+    threshold = max(1, largest_room + 1, round(average * hidden_share))
+    paper = HarMoEny(threshold=threshold, stop_rule="paper").plan(counts, placement)
+    assert not paper.fetch.any()
+    plan = HarMoEny(threshold=threshold).plan(counts, placement)
+    assert plan.fetch.sum(axis=0).max() <= average // threshold
+
+    # Every rank works through what it holds while the fetches arrive one by one, each `threshold` tokens' time after
+    # the one before, and executes them in the order of the moves.
+    moves = choose_moves(counts, placement.home, placement.resident, threshold, True)
+    for rank in range(placement.world_size):
+        fetched = [int(expert) for expert, receiver, _ in moves if receiver == rank and plan.fetch[expert, rank]]
+        executed = plan.executed()[:, rank]
+        clock = int(executed.sum() - executed[fetched].sum())
+        for i, expert in enumerate(fetched):
+            clock = max(clock, threshold * (i + 1)) + int(executed[expert])
+        assert clock == plan.load()[rank]
+
+
+def test_weights_that_are_there_need_no_threshold() -> None:
+    counts = np.array([[10, 0], [0, 4]])
+    home = np.array([0, 1])
+    everywhere = Placement(home=home, resident=np.ones((2, 2), dtype=np.bool_))
+    assert HarMoEny(threshold=100).plan(counts, everywhere).load().tolist() == [7, 7]
+    assert HarMoEny(threshold=100).plan(counts, Placement.from_home(home, 2)).load().tolist() == [10, 4]
+    assert HarMoEny(threshold=100, stop_rule="paper").plan(counts, everywhere).load().tolist() == [10, 4]
+    # 3 tokens are less than a fetch is worth, but 4 others take as long as the fetch.
+    assert HarMoEny(threshold=4).plan(counts, Placement.from_home(home, 2)).load().tolist() == [7, 7]
+    assert HarMoEny(threshold=5).plan(counts, Placement.from_home(home, 2)).load().tolist() == [10, 4]
 
 
 @settings(deadline=None, max_examples=60)
@@ -188,6 +246,11 @@ def test_planning_needs_a_threshold() -> None:
 def test_threshold_below_one(threshold: int) -> None:
     with pytest.raises(ValueError, match=f"threshold: {threshold}, must be at least 1"):
         HarMoEny(threshold=threshold).validate()
+
+
+def test_unknown_stop_rule() -> None:
+    with pytest.raises(ValueError, match="stop_rule: 'never', must be one of covered, paper"):
+        HarMoEny(stop_rule="never").validate()
 
 
 def test_unknown_sender_order() -> None:
