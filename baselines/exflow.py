@@ -101,6 +101,13 @@ class ExFlow(Policy):
             _write(path, fitted.fit)
         return fitted
 
+    def fit_report(self) -> dict[str, float]:
+        """Return the crossings in the calibration batches, before and after, and what is proven of them."""
+        if self.fit is None:
+            return {}
+        names = ("num_pairs", "crossings", "crossings_before", "lower_bound", "gap")
+        return {name: float(getattr(self.fit, name)) for name in names}
+
     def _fit(self, trace: RoutingTrace, num_experts: int, world_size: int) -> AffinityFit:
         evenly = place_evenly(self.placement, num_experts, world_size).home
         sizes = np.bincount(evenly, minlength=world_size).astype(np.int64)

@@ -28,7 +28,7 @@ class FasterMoE(Policy):
     Attributes:
         token_s: seconds to execute one assignment; null: calibrated.
         shadow_s: seconds to bring one expert's weights to all ranks; null: calibrated.
-        exchange_tokens_per_s: assignments per second that a rank receives; null leaves the exchange out of the model.
+        exchange_tokens_per_s: assignments per second that a rank receives; null: as calibrated.
     """
 
     name: ClassVar[str] = "fastermoe"
@@ -53,10 +53,12 @@ class FasterMoE(Policy):
 
     def calibrated(self, cost: ExpertCost) -> Self:
         """Return the policy with the machine's costs, where they were not set."""
+        exchange = 1 / cost.exchange_token_s if cost.exchange_token_s > 0 else None
         return replace(
             self,
             token_s=cost.token_s if self.token_s is None else self.token_s,
             shadow_s=cost.fetch_s if self.shadow_s is None else self.shadow_s,
+            exchange_tokens_per_s=exchange if self.exchange_tokens_per_s is None else self.exchange_tokens_per_s,
         )
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:

@@ -218,6 +218,7 @@ def _check(point: Point) -> None:
     for name, policy in point.systems.items():
         try:
             policy.validate()
+            policy.place(0, point.model.num_experts, point["world_size"])
         except ValueError as error:
             raise ValueError(f"systems.{name}.{error}") from error
         if policy.num_slots is not None and policy.num_slots > point.model.num_experts:

@@ -108,6 +108,7 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
             manifest["systems"][system.name] |= {
                 "options": options_of(point, system.name, system.policy),
                 "device_expert_bytes": system.fetcher.device_bytes,
+                "fit": system.policy.fit_report(),
             }
 
         checks = {}
@@ -158,7 +159,11 @@ def build_model(point: Point, comm: Communicator) -> MoEModel:
 def _expert_cost(point: Point, store: ExpertStore, comm: Communicator, transfers: TransferEngine) -> ExpertCost:
     """Return what the hardware's calibration says of an expert, or measure it."""
     experts = store.layers[0]
-    known = point.hardware.expert_cost(expert_bytes=experts.expert_bytes, flops_per_token=experts.flops_per_token)
+    known = point.hardware.expert_cost(
+        expert_bytes=experts.expert_bytes,
+        flops_per_token=experts.flops_per_token,
+        token_bytes=experts.hidden_size * next(iter(experts.weights.values())).element_size(),
+    )
     return known or measure_expert_cost(experts, comm, transfers)
 
 
@@ -178,9 +183,14 @@ def _fit(policy: Policy, point: Point, model: MoEModel, tokens: TokenFile, comm:
     fitted: list[Any] = [None]
     if comm.rank == 0:
         trace = RoutingTrace([np.concatenate(layer) for layer in zip(*everyone, strict=True)], model.stacks)
-        fitted = [policy.fitted(trace, model.num_experts, comm.world_size)]
+        try:
+            fitted = [policy.fitted(trace, model.num_experts, comm.world_size)]
+        except (OSError, ValueError) as error:
+            fitted = [error]  # the other ranks wait for an answer
     if comm.world_size > 1:
         dist.broadcast_object_list(fitted)
+    if isinstance(fitted[0], Exception):
+        raise fitted[0]
     result: Policy = fitted[0]
     return result
 

@@ -118,13 +118,19 @@ class Hardware:
             raise ValueError("hardware.host_link_bytes_per_s: null, must be set or measured")
         return self.host_link_latency_s + num_bytes / self.host_link_bytes_per_s
 
-    def expert_cost(self, *, expert_bytes: int, flops_per_token: int) -> ExpertCost | None:
+    def expert_cost(self, *, expert_bytes: int, flops_per_token: int, token_bytes: int = 0) -> ExpertCost | None:
         """Return the costs of an expert, or None where this machine was not calibrated.
 
         Args:
             expert_bytes: size of its weights.
             flops_per_token: floating-point operations for one token.
+            token_bytes: size of a token in an all-to-all.
         """
         if self.expert_flops_per_s is None or self.host_link_bytes_per_s is None:
             return None
-        return ExpertCost(token_s=flops_per_token / self.expert_flops_per_s, fetch_s=self.host_link_s(expert_bytes))
+        exchange = self.all_to_all_bytes_per_s
+        return ExpertCost(
+            token_s=flops_per_token / self.expert_flops_per_s,
+            fetch_s=self.host_link_s(expert_bytes),
+            exchange_token_s=0.0 if exchange is None else token_bytes / exchange,
+        )

@@ -24,10 +24,12 @@ class ExpertCost:
     Attributes:
         token_s: seconds to execute one more token, in a slice of many.
         fetch_s: seconds to bring one expert's weights to a rank.
+        exchange_token_s: seconds that a rank needs to receive one more token in an all-to-all; 0 where it is not known.
     """
 
     token_s: float
     fetch_s: float
+    exchange_token_s: float = 0.0
 
     def threshold_tokens(self) -> int:
         """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""
@@ -106,6 +108,10 @@ class Policy(ABC):
     def fitted(self, trace: RoutingTrace, num_experts: int, world_size: int) -> Self:  # noqa: ARG002
         """Return the policy with what it derives from the routing of :attr:`calibration_batches` batches."""
         return self
+
+    def fit_report(self) -> dict[str, float]:
+        """Return what :meth:`fitted` came to, by name, for the manifest."""
+        return {}
 
     def place(self, layer: int, num_experts: int, world_size: int) -> Placement:  # noqa: ARG002
         """Return a MoE layer's residency before the first batch."""

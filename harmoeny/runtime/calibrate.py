@@ -1,4 +1,4 @@
-"""What an expert costs on this machine: time per token and time per fetch, measured on the real weights."""
+"""What an expert costs on this machine: time per token, per fetch and per token sent, measured on real weights."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, engine: Trans
     """
     comm.barrier()
     slot = Slot(experts, comm.device)
-    costs = torch.tensor(
-        [expert_s(experts, slot, engine, _TOKENS) / _TOKENS, fetch_s(experts, slot, engine)],
-        dtype=torch.float64,
-        device=comm.device,
-    )
+    measured = [expert_s(experts, slot, engine, _TOKENS) / _TOKENS, fetch_s(experts, slot, engine), 0.0]
+    if comm.world_size > 1:
+        dtype = next(iter(experts.weights.values())).dtype
+        rows = torch.zeros(_TOKENS * comm.world_size, experts.hidden_size, dtype=dtype, device=comm.device)
+        measured[2] = all_to_all_s(rows, comm) / (_TOKENS * (comm.world_size - 1))
+    costs = torch.tensor(measured, dtype=torch.float64, device=comm.device)
     if comm.world_size > 1:
         dist.all_reduce(costs)
-    token_s, load_s = (costs / comm.world_size).tolist()
-    return ExpertCost(token_s=token_s, fetch_s=load_s)
+    return ExpertCost(*(costs / comm.world_size).tolist())
 
 
 def expert_s(experts: LayerExperts, slot: Slot, engine: TransferEngine, num_tokens: int) -> float:

@@ -110,6 +110,7 @@ class FetchStrategy:
         self._layer = 0
         self._next_load = 0
         self._stats = FetchStats()
+        self._moved = FetchStats()  # by a new placement, since the last layer began
 
     @property
     def device_bytes(self) -> int:
@@ -137,7 +138,8 @@ class FetchStrategy:
             plan: the layer's plan.
             work: what this rank executes of it.
         """
-        self._layer, self._next_load, self._stats = layer, 0, FetchStats()
+        self._layer, self._next_load = layer, 0
+        self._stats, self._moved = self._moved, FetchStats()
         self._open_sources(layer, plan)
         self._schedule = make_schedule(work, self._home[layer], self.memory.cost, work_order=self._work_order)
         if self.ahead:
@@ -172,7 +174,7 @@ class FetchStrategy:
         self.memory.engine.drain()
 
     def place(self, layer: int, resident: BoolArray) -> None:
-        """Change a layer's residents; what is not held yet is loaded like a fetch.
+        """Change a layer's residents; what is not held yet is loaded and counted like a fetch of the next batch.
 
         Args:
             layer: MoE layer in order of execution.
@@ -180,9 +182,11 @@ class FetchStrategy:
         """
         for index in replace_residents(self._home[layer], resident):
             slot = self._slots[layer][index]
-            self._load(layer, slot, self._home[layer][index])
-            if not self.ahead:
-                self.memory.engine.wait(slot)
+            self._moved.fetches.append(self._load(layer, slot, self._home[layer][index]))
+            self._moved.num_host_fetches += 1
+            self._moved.fetch_bytes += slot.experts.expert_bytes
+            if not self.ahead and (stalled := self.memory.engine.wait(slot)) is not None:
+                self._moved.fetch_waits.append(stalled)
 
     def _load_ahead(self, finished_step: int) -> None:
         """Start, in the order of their execution, the loads whose slots are free after ``finished_step``."""

@@ -174,6 +174,11 @@ def test_a_new_placement_moves_weights(fetch: str) -> None:
     resident[[1, 4, 5]] = True
     strategy.place(0, resident)
     stats = one_layer(strategy, 0, [ExpertWork(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
+    assert (stats.num_host_fetches, len(stats.fetches)) == (2, 2), (
+        "the moves are counted in the batch that pays for them"
+    )
+    assert stats.fetch_bytes == 2 * strategy.memory.store.layers[0].expert_bytes
+    stats = one_layer(strategy, 0, [ExpertWork(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
     assert stats.num_host_fetches == 0
     strategy.finish()
     assert {slot.expert_id for slot in strategy.memory.pool.slots[0]} == {1, 4, 5}
