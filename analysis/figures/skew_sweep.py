@@ -7,6 +7,7 @@ from textwrap import fill
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from analysis.figures.base import FigureData
@@ -14,6 +15,8 @@ from analysis.style import label, look
 
 NAME = "skew_sweep"
 _AXIS = "router.skew"
+#: With more bars than these the panels stand one above the other, so that bars stay wide enough to be told apart.
+_BARS_SIDE_BY_SIDE = 30
 _PANELS = (
     ("throughput_tokens_per_s", "Throughput (1,000 tokens/s)", 1e-3, "higher is better"),
     ("ttft_s", "Time to first token (s)", 1.0, "lower is better"),
@@ -37,18 +40,22 @@ def table(data: FigureData) -> pd.DataFrame:
 
 def plot(data: FigureData) -> Figure:
     """Draw a group of bars per skew, a bar per system with its 95 % interval, and bounds as lines across the group."""
-    figure = Figure(figsize=(8.4, 3.9))
-    panels = figure.subplots(1, 2)
+    stacked = data.summary[_AXIS].nunique() * data.summary["system"].nunique() > _BARS_SIDE_BY_SIDE
+    figure = Figure(figsize=(8.4, 7.0 if stacked else 3.9))
+    panels = figure.subplots(*((2, 1) if stacked else (1, 2)))
     for axes, (column, title, scale, direction) in zip(panels, _PANELS, strict=True):
         _bars(axes, data, column, scale)
         axes.set_title(f"{title}, {direction}", fontsize=9, loc="left")
         axes.set_xlabel("Router skew (share of assignments to the hot experts)")
         axes.set_ylim(bottom=0)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 5), frameon=False)
-    rows = -(-len(labels) // 5)
-    figure.text(0.01, 0.012, fill(data.caption, 150), fontsize=6.5, color="#555555", va="bottom")
-    figure.tight_layout(rect=(0, 0.055, 1, 1 - 0.065 * rows))
+    entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    labels = [name for name in entries if not isinstance(entries[name], LineCollection)]
+    labels += [name for name in entries if name not in labels]  # bounds last
+    columns = len(labels) if len(labels) <= 5 else 4
+    figure.legend([entries[name] for name in labels], labels, loc="upper center", ncols=columns, frameon=False)
+    height, rows = figure.get_figheight(), -(-len(labels) // columns)
+    figure.text(0.01, 0.05 / height, fill(data.caption, 180), fontsize=6.5, color="#555555", va="bottom")
+    figure.tight_layout(rect=(0, 0.22 / height, 1, 1 - (0.1 + 0.19 * rows) / height))
     return figure
 
 
@@ -70,7 +77,7 @@ def _bars(axes: Axes, data: FigureData, column: str, scale: float) -> None:
             color=look(system).colour if exact else "white",
             edgecolor=look(system).colour,
             hatch="" if exact else "////",
-            error_kw={"elinewidth": 0.9, "capsize": 2, "ecolor": "#222222"},
+            error_kw={"elinewidth": 0.9, "capsize": min(2.0, 12 * width), "ecolor": "#222222"},
         )
     for bound in dict.fromkeys(frame.loc[frame["bound"], "system"]):
         values = frame[frame["system"] == bound].set_index(_AXIS).reindex(skews)[column].to_numpy(dtype=float) * scale

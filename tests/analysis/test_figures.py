@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,14 @@ class TestSkewSweep:
             False, True, False,
         ]  # fmt: skip
 
+    @pytest.mark.parametrize("repeats", [1, 4])
+    def test_legend_names_every_system_once_and_the_bound_last(self, repeats: int, sweep: FigureData) -> None:
+        """However many skews there are, and so however the panels stand."""
+        skew = sweep.summary["router.skew"]
+        frames = [sweep.summary.assign(**{"router.skew": skew + i}) for i in range(repeats)]
+        (legend,) = skew_sweep.plot(FigureData(pd.concat(frames), sweep.axes, sweep.caption, sweep.runs)).legends
+        assert [text.get_text() for text in legend.get_texts()] == [*BARS.values(), "Ideal (bound)"]
+
     def test_what_results_lack_is_said_with_the_command_that_gives_it(self, sweep: FigureData) -> None:
         frame = sweep.summary
         for other in (frame[frame["router.skew"] == 0.5], frame.drop(columns="router.skew")):
@@ -156,7 +165,7 @@ class TestTimeBreakdown:
         table = time_breakdown.table(single)
         assert len(table) == len(single.runs[0].systems) * WORLD_SIZE
         formulas: dict[str, Callable[[dict[str, Any]], float]] = {
-            **{f"{p}_s": (lambda row, p=p: row[f"{p}_s"]) for p in ("route", "metadata", "plan", "dispatch")},
+            **{f"{phase}_s": itemgetter(f"{phase}_s") for phase in ("route", "metadata", "plan", "dispatch")},
             "wait for weights_s": lambda row: row["fetch_wait_s"] + row["restore_wait_s"],
             "compute_s": lambda row: row["compute_s"] - row["fetch_wait_s"] - row["restore_wait_s"],
             "idle_s": lambda row: min(row["idle_s"], row["combine_s"]),
@@ -215,9 +224,8 @@ class TestOptionSweep:
             }
             assert metric in table
             (star,) = [drawn for drawn in axes.lines if drawn.get_marker() == "*"]
-            assert (star.get_xdata(), star.get_ydata()) == (
-                [values["harmoeny"]], [pytest.approx(summary["harmoeny"][metric]["median"])],
-            )  # fmt: skip
+            assert np.asarray(star.get_xdata()).tolist() == [values["harmoeny"]]
+            assert np.asarray(star.get_ydata()).tolist() == pytest.approx([summary["harmoeny"][metric]["median"]])
 
 
 @pytest.mark.parametrize(("module", "option"), [(threshold_sweep, "threshold"), (slots_sweep, "num_slots")])
