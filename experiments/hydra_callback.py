@@ -25,8 +25,9 @@ from experiments.cache import atomic_path
 from experiments.config import Point, is_main_rank, load_point
 from experiments.datasets.tokens import prepare_tokens
 from experiments.errors import explain
-from experiments.job import fail, say
+from experiments.job import fail
 from experiments.manifest import is_finished
+from experiments.progress import say
 from experiments.sweep import SWEEP_DIR_VARIABLE
 
 

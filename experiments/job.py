@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from experiments.check import CheckError
 from experiments.config import Point, is_main_rank, joined_world_size, load_point
@@ -16,12 +15,10 @@ from experiments.datasets.tokens import TokenFile, prepare_tokens
 from experiments.launch.joined import run_joined
 from experiments.launch.local import InterruptedRun, RanksError, launch
 from experiments.manifest import is_finished, new_manifest, now, write_manifest
-from experiments.progress import tidy_terminal
+from experiments.progress import say, tidy_terminal
 from experiments.simulator.backend import run_simulated
 from experiments.simulator.memory import OutOfMemoryError
 from experiments.sweep import point_title
-
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def run_point(config: DictConfig) -> str | None:
@@ -95,11 +92,6 @@ def _forget(folder: Path) -> None:
 def _mark_failed(folder: Path, reason: str) -> None:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     write_manifest(folder, manifest | {"status": "failed", "ended_at": now(), "error": reason})
-
-
-def say(text: str) -> None:
-    """Print one line of information on standard error."""
-    _console.print(text, markup=False)
 
 
 def fail(error: object, status: int) -> NoReturn:

@@ -10,6 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.sweep import point_title
 
 
+def say(text: str) -> None:
+    """Print one line of information on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
 class PointProgress:
     """Counts forward passes; silent on ranks other than 0."""
 

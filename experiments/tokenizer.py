@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from experiments.cache import atomic_path, cache_dir
 from experiments.datasets.pydoc import PyDoc
+from experiments.progress import say
 from harmoeny.models.base import TokenizerFile
 
 #: Their places are the ids that T5 and Switch expect.
@@ -47,6 +48,7 @@ def load_tokenizer(vocab_size: int, own: TokenizerFile | None = None) -> Tokeniz
     key = hashlib.sha256(f"{source.fingerprint()}:{tokenizers.__version__}".encode()).hexdigest()[:16]
     cached = cache_dir() / f"tokenizer-{vocab_size}-{key}.json"
     if not cached.exists():
+        say(f"training a tokenizer of {vocab_size} tokens; it is kept for later runs")
         # Ranks and test processes fork later; the library's own threads would warn about it.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         tokenizer = Tokenizer(models.BPE())

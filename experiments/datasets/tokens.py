@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from experiments.cache import atomic_path, cache_dir
 from experiments.datasets.base import Dataset
+from experiments.progress import say
 from experiments.tokenizer import END_ID, load_tokenizer
 from harmoeny.models.base import TokenizerFile
 from harmoeny.placement import IntArray
@@ -81,6 +82,7 @@ def prepare_tokens(dataset: Dataset, vocab_size: int, own: TokenizerFile | None 
     key = hashlib.sha256(f"{dataset.fingerprint()}{tokenizer.to_str()}{end_id}".encode()).hexdigest()[:16]
     path = cache_dir() / f"tokens-{dataset.name}-{key}.npy"
     if not path.exists():
+        say(f"tokenising the text of {dataset.name!r}; it is kept for later runs")
         ids = np.fromiter(_ids(dataset.documents(), tokenizer, end_id), dtype=np.int32)
         with atomic_path(path) as temporary:
             np.save(temporary, ids, allow_pickle=False)
