@@ -226,6 +226,10 @@ def _check(point: Point) -> None:
                 f"systems.{name}.num_slots: {policy.num_slots}, must be at most {point.model.num_experts} "
                 "(model.num_experts)"
             )
+        try:
+            policy.validate_ranks(point.model.num_experts, point["world_size"])
+        except ValueError as error:
+            raise ValueError(f"{error} (systems.{name})") from error
     point.dataset.validate()
     _check_writable(Path(point["results_dir"]))
 

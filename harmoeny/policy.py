@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
 from harmoeny.placement import PLACEMENTS, IntArray, Placement, place
 from harmoeny.plan import Plan
+
+if TYPE_CHECKING:
+    from harmoeny.runtime.engine import ExpertParallel, System
+    from harmoeny.runtime.executor import Executor
 
 #: How a rank gets at the weights of experts that it does not hold; one file each in harmoeny/runtime/fetch.
 FETCH_STRATEGIES = ("none", "sync", "async", "peer")
@@ -101,6 +105,13 @@ class Policy(ABC):
         if self.fetch == "none" and self.num_slots is not None:
             raise ValueError(f"num_slots: {self.num_slots}, must be null with fetch=none, where every expert has room")
 
+    def validate_ranks(self, num_experts: int, world_size: int) -> None:  # noqa: B027
+        """Check that the system can run a model on so many ranks, before any worker starts.
+
+        Raises:
+            ValueError: a field of the run's configuration, its value and what is allowed.
+        """
+
     def calibrated(self, cost: ExpertCost) -> Self:  # noqa: ARG002  (for policies that have a cost model)
         """Return the policy with what it left open filled in from the machine's costs."""
         return self
@@ -155,5 +166,17 @@ class Policy(ABC):
         Only the simulator asks, where a whole plan has no room in memory: with a thousand ranks ``Plan.tokens`` takes
         gigabytes. A policy may answer only if its ranks execute as many of their own assignments as its loads allow.
         None, the default, says that nothing but the plan will do.
+        """
+        return None
+
+    def make_executor(self, engine: ExpertParallel, system: System) -> Executor | None:  # noqa: ARG002
+        """Return what carries plans out on this rank, or None for the runtime's own way; all ranks do it together.
+
+        Args:
+            engine: the rank's collectives, expert memory and recorder.
+            system: the system, whose placements and fetcher are there already.
+
+        Raises:
+            ValueError: the system can't run on these ranks.
         """
         return None

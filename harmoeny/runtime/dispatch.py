@@ -110,13 +110,6 @@ def combine(results_RH: Tensor, routing_weights_TK: Tensor, dispatched: Dispatch
     return weighted.sum(dim=1)
 
 
-def kept_assignments(expert_ids_TK: Tensor, dispatched: Dispatched) -> Tensor:
-    """Return bool ``[T, K]``, true for the assignments that some rank executed."""
-    kept = torch.zeros(expert_ids_TK.numel(), dtype=torch.bool, device=expert_ids_TK.device)
-    kept[dispatched.assignment_S] = True
-    return kept.view_as(expert_ids_TK)
-
-
 def send_order(expert_ids_TK: Tensor, sent_EW: IntArray) -> Tensor:
     """Order this rank's assignments by (destination, expert).
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from harmoeny.placement import IntArray, Placement
+from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.dispatch import combine, count_assignments, dispatch, kept_assignments
+from harmoeny.runtime.executor import Executor, LayerInput, PlanExecutor
 from harmoeny.runtime.fetch import make_fetcher
 from harmoeny.runtime.fetch.base import FetchStrategy, RankMemory
 from harmoeny.runtime.recorder import Recorder
-from harmoeny.runtime.work import ExpertWork
 
 
 @dataclass
@@ -29,27 +26,35 @@ class System:
         placements: the present residency per MoE layer.
         fetcher: this rank's expert memory.
         history: int64 ``[world_size, num_experts]`` per MoE layer and earlier batch, for policies that place anew.
+        executor: carries the plans out.
     """
 
     name: str
     policy: Policy
     placements: list[Placement]
     fetcher: FetchStrategy
-    history: list[list[IntArray]] = field(default_factory=list)
+    history: list[list[IntArray]] = field(init=False)
+    executor: Executor = field(init=False)
 
     def __post_init__(self) -> None:
         self.history = [[] for _ in self.placements]
         self._places_anew = type(self.policy).update_placement is not Policy.update_placement
 
-    def placement(self, layer: int, counts: IntArray, rank: int) -> Placement:
-        """Return the residency to plan a batch with, after the policy had its chance to change it."""
+    def plan(self, layer: int, counts: IntArray, rank: int) -> Plan:
+        """Plan a batch, after the policy had its chance to place its experts anew.
+
+        Args:
+            layer: MoE layer in order of execution.
+            counts: int64 ``[world_size, num_experts]``.
+            rank: this rank.
+        """
         if self._places_anew:
             changed = self.policy.update_placement(layer, self.history[layer], self.placements[layer])
             self.history[layer].append(counts)
             if changed is not None:
                 self.placements[layer] = changed
                 self.fetcher.place(layer, changed.resident[:, rank])
-        return self.placements[layer]
+        return self.policy.plan(counts, self.placements[layer])
 
 
 class ExpertParallel:
@@ -71,14 +76,20 @@ class ExpertParallel:
         self._system: System | None = None
 
     def build_system(self, name: str, policy: Policy) -> System:
-        """Set up one system: its placement and this rank's expert memory; all ranks do it together."""
+        """Set up one system: its placement, this rank's expert memory, its executor; all ranks do it together.
+
+        Raises:
+            ValueError: the system can't run on these ranks.
+        """
         placements = [
             policy.place(layer, experts.num_experts, self.comm.world_size)
             for layer, experts in enumerate(self.memory.store.layers)
         ]
         for placement in placements:
             placement.validate()
-        return System(name, policy, placements, make_fetcher(policy, placements, self.memory))
+        system = System(name, policy, placements, make_fetcher(policy, placements, self.memory))
+        system.executor = policy.make_executor(self, system) or PlanExecutor(self, system)
+        return system
 
     def use(self, system: System) -> None:
         """Select the system that executes the layers from now on, and bring the slots to its residency."""
@@ -109,33 +120,5 @@ class ExpertParallel:
         """
         if self._system is None:
             raise RuntimeError("no system selected: call ExpertParallel.use first")
-        system, record, experts = self._system, self.recorder, self.memory.store.layers[layer]
-        record.mark()  # metadata
-        counts = self.comm.gather_counts(count_assignments(expert_ids_TK, experts.num_experts))
-        record.mark()  # plan
-        placement = system.placement(layer, counts, self.comm.rank)
-        plan = system.policy.plan(counts, placement)
-        system.fetcher.begin(layer, plan, work_of(plan.tokens[:, :, self.comm.rank].sum(axis=0)))
-        record.mark()  # dispatch
-        rows_RH, dispatched = dispatch(hidden_TH, expert_ids_TK, plan, self.comm)
-        record.mark()  # compute
-        results_RH = torch.empty_like(rows_RH)
-
-        def execute(item: ExpertWork, weights: Mapping[str, Tensor]) -> None:
-            part = slice(item.start, item.start + item.num_tokens)
-            experts.function(weights, rows_RH[part], results_RH[part])
-
-        fetch = system.fetcher.run(execute)
-        record.mark()  # combine
-        output_TH = combine(results_RH, routing_weights_TK, dispatched, self.comm)
-        record.mark()  # end
-        record.describe(plan, int(counts[self.comm.rank].sum()), fetch)
-        if self.keep_masks:
-            self.kept_TK.append(kept_assignments(expert_ids_TK, dispatched))
-        return output_TH
-
-
-def work_of(executed: IntArray) -> list[ExpertWork]:
-    """Return the slices of rows that are grouped by ascending expert; ``executed``: int64 ``[num_experts]``."""
-    starts = np.cumsum(executed) - executed
-    return [ExpertWork(int(e), int(starts[e]), int(executed[e])) for e in np.flatnonzero(executed)]
+        given = LayerInput(layer, hidden_TH, expert_ids_TK, routing_weights_TK)
+        return self._system.executor.forward(given)

@@ -38,6 +38,7 @@ class LayerTrace:
         plan: the plan that was executed.
         num_assignments: assignments of this rank's tokens.
         fetch: what moving weights cost.
+        padded_tokens: rows executed besides the plan's, to fill buffers of equal size.
         marks: start of every phase and the end, as the clock gave them.
     """
 
@@ -45,6 +46,7 @@ class LayerTrace:
     plan: Plan | None = None
     num_assignments: int = 0
     fetch: FetchStats = field(default_factory=FetchStats)
+    padded_tokens: int = 0
     marks: list[Mark] = field(default_factory=list)
 
 
@@ -108,11 +110,12 @@ class Recorder:
         if self.enabled:
             self._traces[-1].marks.append(self._now())
 
-    def describe(self, plan: Plan, num_assignments: int, fetch: FetchStats) -> None:
+    def describe(self, plan: Plan, num_assignments: int, fetch: FetchStats, padded_tokens: int = 0) -> None:
         """Attach what was executed to the open layer."""
         if self.enabled:
             trace = self._traces[-1]
             trace.plan, trace.num_assignments, trace.fetch = plan, num_assignments, fetch
+            trace.padded_tokens = padded_tokens
 
     def collect(self) -> list[LayerTimes]:
         """Return the layers since :meth:`begin_iteration`, in order of execution; waits for the device.

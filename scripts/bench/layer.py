@@ -33,7 +33,8 @@ from harmoeny.models.moe_stack import MoEStack
 from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.calibrate import measure_expert_cost
 from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.engine import ExpertParallel, work_of
+from harmoeny.runtime.engine import ExpertParallel
+from harmoeny.runtime.executor import work_of
 from harmoeny.runtime.experts import ExpertStore, LayerExperts
 from harmoeny.runtime.fetch.base import RankMemory
 from harmoeny.runtime.recorder import PHASES, Recorder

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmoeny.placement import place
-from harmoeny.runtime.dispatch import combine, count_assignments, dispatch, kept_assignments
+from harmoeny.runtime.dispatch import combine, count_assignments, dispatch
 from tests.harmoeny.runtime.cases import RandomPlan, random_tokens
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
@@ -44,7 +44,9 @@ def test_dispatch_then_combine_is_the_identity_on_what_the_plan_keeps(
                 assert (candidates == row).all(dim=1).any(), "a row at an expert that its token did not choose"
 
         output = combine(rows, t.weights, dispatched, comm)
-        kept = kept_assignments(t.ids, dispatched)
+        kept = torch.zeros(t.ids.numel(), dtype=torch.bool)
+        kept[dispatched.assignment_S] = True
+        kept = kept.view_as(t.ids)
         for expert in range(num_experts):
             sent = int(plan.tokens[comm.rank, expert].sum())
             assert int((kept & (t.ids == expert)).sum()) == sent
