@@ -12,7 +12,8 @@ import yaml
 
 LAYER_COLUMNS = (
     "system", "round", "iteration", "layer", "rank", "backend", "device", "host_link", "num_assignments",
-    "executed_tokens", "sent_tokens", "dropped_tokens", "num_active_experts", "num_host_fetches", "num_peer_fetches",
+    "executed_tokens", "sent_tokens", "dropped_tokens", "padded_tokens", "num_active_experts", "num_host_fetches",
+    "num_peer_fetches",
     "num_restores", "fetch_bytes", "fetch_s", "fetch_wait_s", "restore_s", "restore_wait_s", "route_s", "metadata_s",
     "plan_s", "dispatch_s", "compute_s", "combine_s", "layer_s", "idle_s",
 )  # fmt: skip

@@ -103,6 +103,10 @@ METRICS = (
         "dropped_share", "sum of dropped_tokens / sum of num_assignments, over layers and ranks", "", "lower",
         _share("dropped_tokens", "num_assignments"),
     ),
+    Metric(
+        "padding_factor", "1 + sum of padded_tokens / sum of executed_tokens, over layers and ranks", "", "lower",
+        lambda layers, iterations: 1 + _share("padded_tokens", "executed_tokens")(layers, iterations),
+    ),
     *(
         Metric(
             f"{phase}_s", f"mean over ranks of the sum over layers of {phase}_s", "s", "lower", _per_rank(f"{phase}_s")

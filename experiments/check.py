@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from experiments.memory import with_peak_bytes
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.engine import ExpertParallel, System
 
@@ -30,6 +31,7 @@ class Check:
         relative_error: their ratio.
         tolerance: what it may be.
         kept_share: executed assignments over all; below 1 for dropping systems only.
+        working_memory_bytes: the most memory that the pass needed on a rank beyond what it held before; None: unknown.
         passed: whether the system computes what it should.
     """
 
@@ -38,6 +40,7 @@ class Check:
     relative_error: float
     tolerance: float
     kept_share: float
+    working_memory_bytes: int | None
     passed: bool
 
 
@@ -72,6 +75,8 @@ def check_system(
     model.context.tape.pin(expert_ids)
     output = model.forward(input_ids)
     engine.keep_masks = False
+    # A second pass: the first one loads libraries and compiled code.
+    _, peak_bytes = with_peak_bytes(lambda: model.forward(input_ids), engine.comm.device)
 
     kept = [torch.where(mask, ids, -1) for mask, ids in zip(engine.kept_TK, expert_ids, strict=True)]
     model.context.tape.pin(kept)
@@ -82,18 +87,18 @@ def check_system(
     error = float((output.float() - reference.float()).abs().max()) if output.numel() else 0.0
     scale = float(reference.float().abs().max()) if output.numel() else 0.0
     finite = bool(torch.isfinite(output).all())
-    rows: list[Any] = [(error, scale, num_wanted, num_kept, finite)]
+    rows: list[Any] = [(error, scale, num_wanted, num_kept, finite, peak_bytes)]
     if engine.comm.world_size > 1:
         rows = [None] * engine.comm.world_size
-        dist.all_gather_object(rows, (error, scale, num_wanted, num_kept, finite))
+        dist.all_gather_object(rows, (error, scale, num_wanted, num_kept, finite, peak_bytes))
     check = _judge(rows, TOLERANCE[reference.dtype], exact=system.policy.exact)
     if not check.passed:
         raise CheckError(f"{system.name}: output differs from the dense model's: {asdict(check)}")
     return check
 
 
-def _judge(rows: list[tuple[float, float, int, int, bool]], tolerance: float, *, exact: bool) -> Check:
-    errors, scales, wanted, kept, finite = zip(*rows, strict=True)
+def _judge(rows: list[tuple[float, float, int, int, bool, int | None]], tolerance: float, *, exact: bool) -> Check:
+    errors, scales, wanted, kept, finite, peaks = zip(*rows, strict=True)
     scale = max(scales)
     relative = max(errors) / scale if scale else max(errors)
     kept_share = sum(kept) / sum(wanted) if sum(wanted) else 1.0
@@ -103,5 +108,6 @@ def _judge(rows: list[tuple[float, float, int, int, bool]], tolerance: float, *,
         relative_error=relative,
         tolerance=tolerance,
         kept_share=kept_share,
+        working_memory_bytes=None if None in peaks else max(peaks),
         passed=all(finite) and relative <= tolerance and (not exact or kept_share == 1.0),
     )

@@ -55,6 +55,7 @@ def layer_row(times: LayerTimes, rank: int, origin_s: float) -> dict[str, Any]:
         "executed_tokens": int(executed_by_expert.sum()),
         "sent_tokens": sent - int(tokens[rank, :, rank].sum()),
         "dropped_tokens": trace.num_assignments - sent,
+        "padded_tokens": trace.padded_tokens,
         "num_active_experts": int((executed_by_expert > 0).sum()),
         "num_host_fetches": trace.fetch.num_host_fetches,
         "num_peer_fetches": trace.fetch.num_peer_fetches,

@@ -222,6 +222,6 @@ def _run_rounds(
 def _rounds(rounds: int, warmup_rounds: int, *, places_anew: bool) -> Sequence[int]:
     """Return the rounds to simulate; those below 0 only matter to a system that learns from them.
 
-    A real run executes the first batch once for the check of outputs and then in every warm-up round.
+    A real run executes the first batch twice for the check of outputs and memory and then in every warm-up round.
     """
-    return range(-1 - warmup_rounds, rounds) if places_anew else range(rounds)
+    return range(-2 - warmup_rounds, rounds) if places_anew else range(rounds)

@@ -135,6 +135,8 @@ class SimulatedSystem:
             "executed_tokens": flows.executed.sum(axis=0),
             "sent_tokens": _whole(flows.traffic.sum(axis=1) - flows.traffic.diagonal()),
             "dropped_tokens": _whole(counts.sum(axis=1) - flows.traffic.sum(axis=1)),
+            "padded_tokens": (flows.executed if flows.computed is None else flows.computed).sum(axis=0)
+            - flows.executed.sum(axis=0),
             "num_active_experts": (flows.executed > 0).sum(axis=0),
             "num_host_fetches": done.num_host_fetches,
             "num_peer_fetches": done.num_peer_fetches,
