@@ -133,6 +133,7 @@ def _layer(rng: random.Random, *, exact: bool) -> dict[str, Any]:
         "executed_tokens": rng.randint(100, 900),
         "sent_tokens": rng.randint(0, 500),
         "dropped_tokens": 0 if exact else rng.randint(1, 400),
+        "padded_tokens": rng.choice([0, rng.randint(1, 900)]),
         "num_active_experts": rng.randint(1, 8),
         "num_host_fetches": rng.randint(0, 3),
         "num_peer_fetches": rng.randint(0, 3),

@@ -63,6 +63,10 @@ BY_HAND: dict[str, Callable[[list[Row], Row], float]] = {
     "fetch_hidden_share": hidden,
     "fetch_wait_share": share("fetch_wait_s", "layer_s"),
     "dropped_share": share("dropped_tokens", "num_assignments"),
+    "padding_factor": lambda layers, _: (
+        sum(row["executed_tokens"] + row["padded_tokens"] for row in layers)
+        / sum(row["executed_tokens"] for row in layers)
+    ),
 }
 BY_HAND |= {f"{phase}_s": per_rank(f"{phase}_s") for phase in PHASES}
 

@@ -22,7 +22,7 @@ def times(tokens: list[Any], *, num_assignments: int, boundary_s: list[float], l
     counts = np.array(tokens, dtype=np.int64)
     plan = Plan(tokens=counts, fetch=np.zeros((counts.shape[1], counts.shape[0]), dtype=np.bool_))
     moved = FetchStats(num_host_fetches=3, num_peer_fetches=2, fetch_bytes=640, restores=[Transfer()] * 4)
-    trace = LayerTrace(layer, plan=plan, num_assignments=num_assignments, fetch=moved)
+    trace = LayerTrace(layer, plan=plan, num_assignments=num_assignments, fetch=moved, padded_tokens=7)
     return LayerTimes(trace, boundary_s, fetch_s=0.5, fetch_wait_s=0.25, restore_s=0.75, restore_wait_s=0.125)
 
 
@@ -40,6 +40,7 @@ def test_layer_row_by_hand() -> None:
         "executed_tokens": 4 + 3 + 1,
         "sent_tokens": 6,
         "dropped_tokens": 2,
+        "padded_tokens": 7,
         "num_active_experts": 2,
         "num_host_fetches": 3,
         "num_peer_fetches": 2,
