@@ -49,18 +49,23 @@ def test_every_component_is_valid_as_it_is_or_says_which_option_it_needs(group: 
 
 
 class TestSweep:
-    def start(self, compose: Compose, *overrides: str) -> None:
-        ValidateSweep().on_multirun_start(compose(*overrides, multirun=True))
-
     @pytest.fixture
     def results(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("HARMOENY_SWEEP_DIR", "")  # so that it is taken back afterwards
         return tmp_path / "results"
 
-    def test_writes_down_its_runs(self, compose: Compose, results: Path) -> None:
-        self.start(
-            compose, "experiment=smoke", "router.skew=0,0.5,0.5", "model.num_experts=4,8", f"results_dir={results}"
-        )
+    @pytest.fixture
+    def small(self, results: Path) -> list[str]:
+        """A text and a vocabulary that are quickly prepared."""
+        text = results.parent / "text"
+        text.write_text("A short text. " * 500)
+        return [f"results_dir={results}", "model.vocab_size=512", "dataset=local", f"dataset.path={text}"]
+
+    def start(self, compose: Compose, *overrides: str) -> None:
+        ValidateSweep().on_multirun_start(compose(*overrides, multirun=True))
+
+    def test_writes_down_its_runs(self, compose: Compose, results: Path, small: list[str]) -> None:
+        self.start(compose, "experiment=smoke", "router.skew=0,0.5,0.5", "model.num_experts=4,8", *small)
         sweep_dir = Path(os.environ["HARMOENY_SWEEP_DIR"])
         assert sweep_dir.parent == results / "smoke" / "sweeps"
         sweep = json.loads((sweep_dir / "sweep.json").read_text())
@@ -68,9 +73,7 @@ class TestSweep:
         assert sweep["values"] == [
             {"router.skew": skew, "model.num_experts": n} for skew in (0, 0.5) for n in (4, 8)
         ]  # fmt: skip
-        point = load_point(
-            compose("experiment=smoke", "router.skew=0.5", "model.num_experts=8", f"results_dir={results}")
-        )
+        point = load_point(compose("experiment=smoke", "router.skew=0.5", "model.num_experts=8", *small))
         assert sweep["run_ids"][-1] == point.run_id
         assert len(set(sweep["run_ids"])) == 4
 
@@ -84,21 +87,27 @@ class TestSweep:
         ],
     )
     def test_one_bad_point_stops_it(
-        self, override: str, message: str, compose: Compose, results: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        override: str,
+        message: str,
+        compose: Compose,
+        results: Path,
+        small: list[str],
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         with pytest.raises(SystemExit) as caught:
-            self.start(compose, "model=switch_tiny", f"results_dir={results}", override)
+            self.start(compose, "model=switch_tiny", *small, override)
         assert caught.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert re.match(message, line), line
         assert not list(results.rglob("*.json"))
 
     def test_a_defect_in_the_check_stops_it_too(
-        self, compose: Compose, results: Path, monkeypatch: pytest.MonkeyPatch
+        self, compose: Compose, small: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("experiments.hydra_callback.load_point", lambda _: 1 / 0)
         with pytest.raises(SystemExit) as caught:
-            self.start(compose, "experiment=smoke", f"results_dir={results}")
+            self.start(compose, "experiment=smoke", *small)
         assert caught.value.code == 1
 
 

@@ -18,7 +18,7 @@ from experiments.datasets import pydoc
 from experiments.datasets.local import Local
 from experiments.datasets.pydoc import PyDoc
 from experiments.datasets.tokens import TokenFile, prepare_tokens
-from experiments.tokenizer import END_ID, load_tokenizer
+from experiments.tokenizer import END_ID, MIN_VOCAB_SIZE, load_tokenizer
 
 VOCAB_SIZE = 512
 # Modules that do something when they are imported, or that nothing here needs.
@@ -146,7 +146,7 @@ class TestTokens:
         written = first.path.stat().st_mtime_ns
         assert prepare_tokens(source, VOCAB_SIZE) == first
         assert first.path.stat().st_mtime_ns == written
-        assert prepare_tokens(source, VOCAB_SIZE + 64).path != first.path
+        assert prepare_tokens(source, MIN_VOCAB_SIZE).path != first.path
         _written(tmp_path, "some other text")
         assert prepare_tokens(source, VOCAB_SIZE).path != first.path
 
