@@ -117,4 +117,5 @@ def _write_sweep(points: Sequence[tuple[Point, dict[str, Any]]], axes: Sequence[
     with atomic_path(folder / "sweep.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     todo = sum(not is_finished(point.folder) for point, _ in points)
-    say(f"{experiment}: {len(points)} points, {todo} to run; results in {folder.parent.parent}")
+    number = "1 point" if len(points) == 1 else f"{len(points)} points"
+    say(f"{experiment}: {number}, {todo} to run; results in {folder.parent.parent}")

@@ -14,7 +14,7 @@ from experiments.config import Point, is_main_rank, joined_world_size, load_poin
 from experiments.datasets.tokens import TokenFile, prepare_tokens
 from experiments.launch.joined import run_joined
 from experiments.launch.local import InterruptedRun, RanksError, launch
-from experiments.manifest import is_finished, new_manifest, now, write_manifest
+from experiments.manifest import forget_unfinished, is_finished, new_manifest, now, write_manifest
 from experiments.progress import say, tidy_terminal
 from experiments.simulator.backend import run_simulated
 from experiments.simulator.memory import OutOfMemoryError
@@ -57,7 +57,7 @@ def _run(point: Point) -> bool:
         tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
         tokens.check(point["seq_len"])
     point.folder.mkdir(parents=True, exist_ok=True)
-    _forget(point.folder)
+    forget_unfinished(point.folder)
     write_manifest(point.folder, new_manifest(point))
     try:
         if simulated:
@@ -79,14 +79,6 @@ def _simulate(point: Point, tokens: TokenFile | None) -> None:
         raise InterruptedRun(signal.SIGINT) from error
     for name, reason in out_of_memory.items():
         say(f"{point_title(point.run_id)}: {name} does not fit: {reason}")
-
-
-def _forget(folder: Path) -> None:
-    """Remove what an unfinished run left, so that its numbers never mix with the new ones."""
-    for name in ("layers.parquet", "iterations.parquet", "summary.json"):
-        (folder / name).unlink(missing_ok=True)
-    for temporary in folder.glob(".*"):
-        temporary.unlink()
 
 
 def _mark_failed(folder: Path, reason: str) -> None:

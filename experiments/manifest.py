@@ -69,6 +69,14 @@ def is_finished(folder: Path) -> bool:
         return False
 
 
+def forget_unfinished(folder: Path) -> None:
+    """Remove what an unfinished run left, so that its numbers never mix with the new ones."""
+    for name in ("layers.parquet", "iterations.parquet", "summary.json"):
+        (folder / name).unlink(missing_ok=True)
+    for temporary in folder.glob(".*"):
+        temporary.unlink()
+
+
 def now() -> str:
     """Return the time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -19,18 +19,18 @@ class PointProgress:
     """Counts forward passes; silent on ranks other than 0."""
 
     def __init__(self, run_id: str, total: int, *, enabled: bool) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False)
+        console = Console(stderr=True)
         self._enabled = enabled
         self._bar: Progress | None = None
         self._title = point_title(run_id)
-        if enabled and self._console.is_terminal:
+        if enabled and console.is_terminal:
             self._bar = Progress(
                 TextColumn(self._title.replace("{", "{{").replace("}", "}}"), markup=False),
                 BarColumn(bar_width=16),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.description}", markup=False),
-                console=self._console,
+                console=console,
             )
             self._task = self._bar.add_task("", total=total)
 
@@ -52,7 +52,7 @@ class PointProgress:
         if self._bar is not None:
             self._bar.update(self._task, description=text)
         elif self._enabled:
-            self._console.print(f"{self._title}: {text}")
+            say(f"{self._title}: {text}")
 
     def advance(self) -> None:
         """Count one forward pass."""

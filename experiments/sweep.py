@@ -16,7 +16,7 @@ def point_title(run_id: str) -> str:
     if folder is None:
         return run_id
     sweep = json.loads(Path(folder, "sweep.json").read_text(encoding="utf-8"))
-    if run_id not in sweep["run_ids"]:
+    if run_id not in sweep["run_ids"] or len(sweep["run_ids"]) == 1:
         return run_id
     index = sweep["run_ids"].index(run_id)
     values = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in sweep["values"][index].items())

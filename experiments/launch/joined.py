@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import torch.distributed as dist
 
-from experiments.config import Point
+from experiments.config import Point, is_main_rank
 from experiments.datasets.tokens import prepare_tokens
-from experiments.manifest import is_finished
+from experiments.manifest import forget_unfinished, is_finished
 from experiments.worker import join, run_rank
 
 
@@ -22,14 +23,18 @@ def run_joined(point: Point, folder: Path) -> bool:
     Raises:
         ValueError: the text is not usable, or shorter than a sequence.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C has to end a rank that waits in a collective, too
     join(point)
     if _agree(is_finished(folder), point):
         return False
+    if is_main_rank():
+        forget_unfinished(folder)
+    arguments = (point.dataset, point.model.vocab_size, point.model.tokenizer)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
+        prepare_tokens(*arguments)
     if point["world_size"] > 1:
         dist.barrier()
-    tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
+    tokens = prepare_tokens(*arguments)
     tokens.check(point["seq_len"])
     run_rank(point, tokens, folder)
     return True

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cache import atomic_path
-from experiments.manifest import is_finished, write_manifest
+from experiments.manifest import forget_unfinished, is_finished, write_manifest
 from experiments.sweep import SWEEP_DIR_VARIABLE, point_title
 from tests.experiments.command import ROOT
 
@@ -34,7 +34,9 @@ def test_a_crash_while_writing_never_shows(tmp_path: Path, old: str | None) -> N
     assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == -signal.SIGKILL
     assert (target.read_text() if target.exists() else None) == old
     (left,) = (path for path in tmp_path.iterdir() if path != target)
-    assert left.name.startswith("."), "resuming removes what is hidden"
+    assert left.name.startswith(".")
+    forget_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == [], "resuming begins with a clean folder"
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
