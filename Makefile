@@ -14,7 +14,7 @@ DEEPSPEED := $(VENV)/installed-deepspeed
 BENCHES := $(filter-out __init__,$(basename $(notdir $(wildcard scripts/bench/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench clean
+.PHONY: help demo test bench validate clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -31,6 +31,9 @@ test: $(INSTALLED) $(DEEPSPEED) ## install into .venv, DeepSpeed too, and run li
 
 bench: $(INSTALLED) ## measure the parts that have a time budget (scripts/bench)
 	set -e; for name in $(BENCHES); do $(BIN)/python -m scripts.bench.$$name; done
+
+validate: $(INSTALLED) ## compare the simulator with the paper's published figures
+	$(BIN)/python -m scripts.validate paper
 
 clean: ## remove .venv and the caches of the tools; results stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

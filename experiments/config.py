@@ -257,6 +257,8 @@ def _check_simulation(point: Point) -> None:
                 "or calibrate this machine (python -m scripts.calibrate)"
             )
     Topology(point.hardware, point["world_size"])
+    for name in point.systems:
+        point.simulator.batch_size_of(name, point["batch_size"], getattr(point.router, "skew", None))
     if point.router.from_model and point.simulator.batch_size:
         raise ValueError("simulator.batch_size: must be empty with router=model, whose routing is of one batch size")
 

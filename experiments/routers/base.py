@@ -100,7 +100,20 @@ def route_by_shares(shares: FloatArray, request: RoutingRequest) -> IntArray:
         int64 ``[num_tokens, top_k]``, different experts per token, tokens in shuffled order.
     """
     rng = request.generator()
-    counts = exact_counts(shares, request.num_tokens, request.top_k, rng)
+    return route_by_counts(exact_counts(shares, request.num_tokens, request.top_k, rng), request, rng)
+
+
+def route_by_counts(counts: IntArray, request: RoutingRequest, rng: np.random.Generator) -> IntArray:
+    """Deal tokens out so that every expert gets so many assignments.
+
+    Args:
+        counts: int64 ``[num_experts]``, at most ``num_tokens`` each, summing to ``num_tokens * top_k``.
+        request: the tokens to route.
+        rng: shuffles them.
+
+    Returns:
+        int64 ``[num_tokens, top_k]``, different experts per token, tokens in shuffled order.
+    """
     # Column by column through the experts' blocks: a block is at most num_tokens long, so no row meets one twice.
     order = rng.permutation(request.num_experts)
     blocks = np.repeat(order, counts[order])

@@ -163,7 +163,7 @@ def simulate(point: Point, tokens: TokenFile | None = None) -> Simulation:
     notes: dict[str, dict[str, Any]] = {}
     out_of_memory: dict[str, str] = {}
     for name, policy in point.systems.items():
-        batch_size = options.batch_size.get(name, point["batch_size"])
+        batch_size = options.batch_size_of(name, point["batch_size"], getattr(point.router, "skew", None))
         if batch_size not in traced:
             traced[batch_size] = trace_model(point.model, batch_size, point["seq_len"])
         work = traced[batch_size]

@@ -63,21 +63,27 @@ class RankMemories:
         ]
         self._held = [_held(home, cost.work.num_experts) for home in self._home]
         self._slot_ready_s: dict[tuple[int, int], dict[int, float]] = {}
+        self._moved: dict[tuple[int, int], Replayed] = {}
         self.num_slots: IntArray = np.sum([[len(slots) for slots in layer] for layer in self._home], axis=0)
 
     def place(self, layer: int, placement: Placement, now_s: FloatArray, copies: Sequence[CopyEngine]) -> FloatArray:
-        """Start loading a layer's new residents; return when every rank can go on."""
+        """Start loading a layer's new residents, which count as fetches; return when every rank can go on."""
         loads = [replace_residents(slots, placement.resident[:, rank]) for rank, slots in enumerate(self._home[layer])]
         self._held[layer] = _held(self._home[layer], placement.num_experts)
         load_s = self._cost.weights_from_host_s(np.array([len(slots) for slots in loads]))
         ready_s = now_s.copy()
         for rank, slots in enumerate(loads):
+            moved = Replayed(end_s=float(now_s[rank]), num_host_fetches=len(slots))
             for slot in slots:
-                _, end_s = copies[rank].load(float(now_s[rank]), float(load_s[rank]))
+                begin_s, end_s = copies[rank].load(moved.end_s, float(load_s[rank]))
+                moved.fetch_s += end_s - begin_s
                 if self._ahead:
                     self._slot_ready_s.setdefault((layer, rank), {})[slot] = end_s
                 else:
-                    ready_s[rank] = end_s
+                    moved.fetch_wait_s += end_s - moved.end_s
+                    moved.end_s = ready_s[rank] = end_s
+            if slots:
+                self._moved[layer, rank] = moved
         return ready_s
 
     def run(
@@ -110,7 +116,7 @@ class RankMemories:
         world_size = len(end_s)
         times = {name: np.zeros(world_size) for name in _TIMES}
         numbers = {name: np.zeros(world_size, dtype=np.int64) for name in _NUMBERS}
-        waiting = {rank for held_layer, rank in self._slot_ready_s if held_layer == layer}
+        waiting = {rank for held_layer, rank in self._moved if held_layer == layer}
         for rank in sorted(waiting.union(np.flatnonzero(missing.any(axis=0)).tolist())):
             arrivals = dict.fromkeys(np.flatnonzero(from_peers[:, rank]).tolist(), float(arrival_s[rank]))
             done = self._replay(
@@ -123,8 +129,9 @@ class RankMemories:
                 (float(planned_s[rank]), float(start_s[rank])),
             )
             end_s[rank] = done.end_s
+            moved = self._moved.pop((layer, rank), Replayed(end_s=0.0))
             for name, column in (times | numbers).items():
-                column[rank] = getattr(done, name)
+                column[rank] = getattr(done, name) + getattr(moved, name)
         return Computed(
             end_s,
             times["fetch_wait_s"],

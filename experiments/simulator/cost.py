@@ -34,7 +34,9 @@ class CostModel:
         Raises:
             ValueError: the hardware lacks the rate of experts or of the host link.
         """
-        expert = hardware.expert_cost(expert_bytes=work.expert_bytes, flops_per_token=work.flops_per_token)
+        expert = hardware.expert_cost(
+            expert_bytes=work.expert_bytes, flops_per_token=work.flops_per_token, token_bytes=work.row_bytes
+        )
         if expert is None:
             raise ValueError(
                 f"hardware: {hardware.name!r}, must have expert_flops_per_s and host_link_bytes_per_s to be simulated"

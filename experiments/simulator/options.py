@@ -52,11 +52,33 @@ class SimulatorOptions:
 
     Attributes:
         software: by system; a system that is not named costs what :class:`SoftwareCost` has by default.
-        batch_size: sequences per rank of single systems, in place of the experiment's own.
+        batch_size: sequences per rank of single systems, in place of the experiment's own: a number, or one for every
+            ``router.skew``, as where published systems ran out of memory.
     """
 
     software: dict[str, SoftwareCost] = field(default_factory=dict)
-    batch_size: dict[str, int] = field(default_factory=dict)
+    batch_size: dict[str, Any] = field(default_factory=dict)
+
+    def batch_size_of(self, system: str, default: int, skew: float | None) -> int:
+        """Return a system's sequences per rank.
+
+        Args:
+            system: its name.
+            default: the experiment's own.
+            skew: the router's, None where it has none.
+
+        Raises:
+            ValueError: no size for this skew, or one below 1.
+        """
+        size = self.batch_size.get(system, default)
+        if isinstance(size, Mapping):
+            known = [value for key, value in size.items() if skew is not None and float(key) == skew]
+            if not known:
+                raise ValueError(f"simulator.batch_size.{system}: {dict(size)}, must have router.skew={skew}")
+            size = known[0]
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"simulator.batch_size.{system}: {size!r}, must be at least 1")
+        return size
 
 
 def load_options(values: Mapping[str, Any]) -> SimulatorOptions:
@@ -69,7 +91,4 @@ def load_options(values: Mapping[str, Any]) -> SimulatorOptions:
     options = cast(SimulatorOptions, OmegaConf.to_object(merged))
     for name, cost in options.software.items():
         cost.validate(name)
-    for name, size in options.batch_size.items():
-        if size < 1:
-            raise ValueError(f"simulator.batch_size.{name}: {size}, must be at least 1")
     return options

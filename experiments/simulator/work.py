@@ -75,8 +75,7 @@ def trace_model(config: ModelConfig, batch_size: int, seq_len: int) -> ModelWork
     """
     model = config.build(0, "meta")
     counter = _Counter()
-    model.context.engine = _NoExperts(counter)  # type: ignore[assignment]
-    model.module.to("meta")
+    model.attach(_NoExperts(counter))  # type: ignore[arg-type]
     input_ids = torch.empty(batch_size, seq_len, dtype=torch.int64, device="meta")
     with torch.no_grad(), counter:
         model.forward(input_ids)
@@ -135,6 +134,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            # Models ask whether all of a mask is plain, to leave it out; without data the answer is yes.
+            return args[0].dtype == torch.bool
         out = func(*args, **(kwargs or {}))
         if _is_view(func):
             return out
@@ -154,7 +156,8 @@ def _is_view(func: Any) -> bool:
 
 def _bytes(value: Any) -> int:
     if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
+        # An expanded tensor has fewer bytes than elements.
+        return min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
     if isinstance(value, dict):
         return sum(_bytes(v) for v in value.values())
     if isinstance(value, (list, tuple)):

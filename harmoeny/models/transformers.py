@@ -42,7 +42,8 @@ class TransformersModel(MoEModel):
         """
         super().attach(engine)
         self._adapted.device = engine.comm.device
-        self._adapted.check()
+        if engine.comm.device.type != "meta":  # tensors without values, as the simulator's, have none to compare
+            self._adapted.check()
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the first output token's logits, ``[batch_size, vocab_size]``."""

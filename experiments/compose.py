@@ -1,0 +1,25 @@
+"""Composes points outside Hydra's own entry point, for scripts and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from experiments.config import Options, Point, load_point
+from experiments.discovery import register_components
+
+_CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def compose_point(*overrides: str) -> Point:
+    """Return one point of the configuration, as ``python run.py OVERRIDES`` would run it.
+
+    Raises:
+        ValueError: the configuration is wrong.
+    """
+    ConfigStore.instance().store(name="schema", node=Options)
+    register_components()
+    with initialize_config_dir(str(_CONF), version_base="1.3"):
+        return load_point(compose("config", list(overrides)))

@@ -1,0 +1,69 @@
+"""Validate the simulator: `paper` against the published figures of arXiv 2506.12417, `ranks` against this machine.
+
+`paper` reads the authors' data from --reference and writes tables and a figure to results/validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.validation import draw_validation
+from experiments.compose import compose_point
+from experiments.simulator.published import throughputs
+from experiments.simulator.validation import (
+    PaperMachine,
+    compare_breakdowns,
+    compare_throughputs,
+    summarise_errors,
+    wrong_rankings,
+)
+
+REFERENCE = Path("../shared/reference/harmoeny-paper")
+OUT = Path("results/validation")
+_PERCENT = {"error": "{:+.1%}".format, "published": "{:.1f}".format, "predicted": "{:.1f}".format}
+
+
+def validate_paper(reference: Path, out: Path, num_batches: int) -> None:
+    """Compare with the published figures; print and write tables, and draw."""
+    machine = PaperMachine(compose_point("experiment=paper_gpus"))
+    breakdowns = compare_breakdowns(machine, reference)
+    compared = compare_throughputs(machine, reference, throughputs(reference), num_batches)
+    out.mkdir(parents=True, exist_ok=True)
+    breakdowns.to_csv(out / "paper_breakdowns.csv", index=False, float_format="%.4g")
+    compared.to_csv(out / "paper_throughputs.csv", index=False, float_format="%.5g")
+    _show("Time breakdowns, ms (calibration)", breakdowns)
+    _show("Throughput of Switch-128, sequences/s", compared)
+    errors = summarise_errors(compared)
+    print(
+        f"{errors['points']:.0f} points that nothing was fitted on: median error {errors['median']:.1%}, "
+        f"worst {errors['worst']:.1%}"
+    )
+    wrong = wrong_rankings(compared)
+    print(f"wrong order, where the published figures differ by more than 5 %: {'; '.join(wrong) or 'none'}")
+    print(draw_validation(compared, out, "paper", "Throughput (sequences/s)"))
+
+
+def _show(title: str, frame: pd.DataFrame) -> None:
+    formats = {name: form for name, form in _PERCENT.items() if name in frame}
+    print(f"\n{title}\n{frame.to_string(index=False, formatters=formats)}\n")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.validate", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    paper = commands.add_parser("paper", help="against the published figures")
+    paper.add_argument("--reference", type=Path, default=REFERENCE, help=f"the authors' data (default: {REFERENCE})")
+    paper.add_argument("--out", type=Path, default=OUT, help=f"where results go (default: {OUT})")
+    paper.add_argument("--batches", type=int, default=3, help="batches per point (default: 3)")
+    arguments = parser.parse_args()
+    if not arguments.reference.is_dir():
+        parser.error(f"--reference: {str(arguments.reference)!r}, must be the folder with the authors' CSV files")
+    validate_paper(arguments.reference, arguments.out, arguments.batches)
+
+
+if __name__ == "__main__":
+    main()
