@@ -42,7 +42,9 @@ _SWEEPS: dict[str, tuple[list[str], list[tuple[list[str], dict[str, Any]]]]] = {
 def predict(point: Point) -> pd.DataFrame:
     """Return one row per system, with the paper's units; a system that does not fit has a reason and no numbers."""
     simulation = simulate(point)
-    rows = [{"system": name, "out_of_memory": reason} for name, reason in simulation.out_of_memory.items()]
+    rows: list[dict[str, Any]] = [
+        {"system": name, "out_of_memory": reason} for name, reason in simulation.out_of_memory.items()
+    ]
     if simulation.iterations:
         platform = Platform("simulator", point.hardware.name, "simulated")
         iterations = iteration_frame(simulation.iterations, platform, simulation.work.scope)
@@ -55,7 +57,7 @@ def predict(point: Point) -> pd.DataFrame:
                     "batch_size": num_sequences // point["world_size"],
                     "throughput_sequences_per_s": num_sequences / latency_s,
                     "ttft_ms_per_sequence": latency_s / num_sequences * 1e3,
-                    "mean_idle_ms": idle_s[system] * 1e3,
+                    "mean_idle_ms": idle_s[str(system)] * 1e3,
                 }
             )
     order = {name: i for i, name in enumerate(point.systems)}
