@@ -48,8 +48,10 @@ def _total(*names: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
 
 def _hidden(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
     sums = layers.groupby("iteration")[["fetch_wait_s", "fetch_s"]].sum()
-    # Waking the computation up takes time too, which for tiny experts is more than the fetch.
-    return (1 - sums["fetch_wait_s"] / sums["fetch_s"]).clip(lower=0.0).fillna(1.0)
+    # Waking the computation up takes time too, which for tiny experts is more than the fetch; and weights that a new
+    # placement moves are waited for and are no fetches.
+    hidden = (1 - sums["fetch_wait_s"] / sums["fetch_s"]).clip(lower=0.0)
+    return hidden.where(sums["fetch_s"] > 0, 1.0)
 
 
 def _per_rank(name: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.datasets.base import Dataset
 from experiments.errors import explain
-from experiments.routers.base import Router
+from experiments.routers.base import RoutedRun, Router
 from experiments.simulator.options import SimulatorOptions, load_options
 from experiments.simulator.topology import Topology
 from experiments.tokenizer import check_vocab_size
+from experiments.traces.files import read_about
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
@@ -32,7 +33,7 @@ DEVICES = ("auto", "cpu", "cuda")
 WANDB_MODES = ("offline", "online", "disabled")
 _PARTS: dict[str, type[Any]] = {"model": ModelConfig, "dataset": Dataset, "router": Router, "hardware": Hardware}
 #: Values that change where results go or what is done with them, but not the measurement.
-_NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s")
+_NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace")
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
 _SIMULATOR_ONLY = ("backend", "simulator")
 
@@ -43,6 +44,14 @@ class WandbOptions:
 
     mode: str = "offline"
     project: str = "harmoeny"
+
+
+@dataclass
+class TraceOptions:
+    """Recording of the routing."""
+
+    record: str | None = None
+    token_paths: bool = False
 
 
 @dataclass
@@ -61,6 +70,7 @@ class Options:
     rounds: int = MISSING
     warmup_rounds: int = MISSING
     timeout_s: int = MISSING
+    trace: TraceOptions = field(default_factory=TraceOptions)
     model: Any = MISSING
     dataset: Any = MISSING
     router: Any = MISSING
@@ -103,6 +113,11 @@ class Point:
             return str(self["device"])
         return "cuda" if torch.cuda.is_available() else "cpu"
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether anybody asks for the data set's tokens: a simulation does only for the model's own routing."""
+        return self["backend"] == "ranks" or self.router.from_model
+
     @cached_property
     def run_id(self) -> str:
         """Name of the run's folder: readable labels and a digest of everything that the measurement depends on.
@@ -111,10 +126,16 @@ class Point:
         """
         identity = {k: v for k, v in self.values.items() if k not in _NOT_IDENTITY}
         identity |= {"device": self.device_type, "dataset": [self.dataset.name, self.dataset.fingerprint()]}
+        if routing := self.router.fingerprint():
+            identity["routing"] = routing
         if self["backend"] == "ranks":
             identity = {k: v for k, v in identity.items() if k not in _SIMULATOR_ONLY}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-        labels = [f"{k.removeprefix('router.')}={v}" for k, v in self.labels().items() if k != "router"]
+        labels = [
+            f"{k.removeprefix('router.')}={v}"
+            for k, v in self.labels().items()
+            if k not in ("router", "router.path", "router.optional") and v is not None and v is not False
+        ]
         simulated = [f"on-{self.hardware.name}"] if self["backend"] == "simulator" else []
         parts = [*simulated, self.router.name, *labels, self["tag"], digest]
         return "-".join(str(part) for part in parts if part)
@@ -210,7 +231,7 @@ def _check(point: Point) -> None:
     else:
         _check_ranks(point)
     point.model.validate()
-    if point.model.tokenizer is None and (point.router.from_model or point["backend"] == "ranks"):
+    if point.model.tokenizer is None and point.reads_text:
         check_vocab_size(point.model.vocab_size)
     point.router.validate(point.model.num_experts, point.model.top_k)
     if not point.systems:
@@ -230,8 +251,40 @@ def _check(point: Point) -> None:
             policy.validate_ranks(point.model.num_experts, point["world_size"])
         except ValueError as error:
             raise ValueError(f"{error} (systems.{name})") from error
+    if point.router.limited:
+        _check_routing(point)
+    _check_recording(point)
     point.dataset.validate()
     _check_writable(Path(point["results_dir"]))
+
+
+def _check_routing(point: Point) -> None:
+    learners = {n: p.calibration_batches for n, p in point.systems.items() if p.calibration_batches}
+    layer_tokens = _layer_tokens(json.dumps(point["model"]), point["batch_size"], point["seq_len"])
+    point.router.validate_run(RoutedRun(layer_tokens, point["world_size"], point["rounds"], learners))
+
+
+@lru_cache(maxsize=8)
+def _layer_tokens(model: str, batch_size: int, seq_len: int) -> list[int]:
+    """Return a model's tokens per MoE layer; drawing even the shapes of a large one takes seconds, so each once."""
+    config: ModelConfig = _component(ModelConfig, "model", json.loads(model)).resolved()
+    return config.build(0, "meta").layer_tokens(batch_size, seq_len)
+
+
+def _check_recording(point: Point) -> None:
+    """Refuse a trace that nobody would write, or that would overwrite another run's."""
+    record = point["trace"]["record"]
+    if record is None:
+        if point["trace"]["token_paths"]:
+            raise ValueError("trace.token_paths: true, must be false without trace.record=PATH")
+        return
+    path = Path(record)
+    if path.suffix != ".parquet":
+        raise ValueError(f"trace.record: {record!r}, must be a path that ends in .parquet")
+    if point["backend"] == "simulator":
+        raise ValueError(f"trace.record: {record!r}, must be null with backend=simulator")
+    if path.exists() and read_about(path).get("run_id") != point.run_id:
+        raise ValueError(f"trace.record: {record!r} holds another run's routing, must be a new file for every point")
 
 
 def _check_ranks(point: Point) -> None:

@@ -12,6 +12,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from experiments.choices import choices, unavailable
 
 
+class SkippedPoint(Exception):  # noqa: N818  (no error: the experiment says that it may be left out)
+    """A point lacks something that it may do without; the message is the reason."""
+
+
 def explain(error: BaseException) -> str:
     """Return one line that says what is wrong with a configuration."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error

@@ -24,9 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.cache import atomic_path
 from experiments.config import Point, is_main_rank, load_point
 from experiments.datasets.tokens import prepare_tokens
-from experiments.errors import explain
+from experiments.errors import SkippedPoint, explain
 from experiments.job import fail
-from experiments.manifest import is_finished
+from experiments.manifest import is_done
 from experiments.progress import say
 from experiments.sweep import SWEEP_DIR_VARIABLE
 
@@ -41,6 +41,9 @@ class ValidateSweep(Callback):
             if is_main_rank():
                 _check_texts([point for point, _ in points])
             _write_sweep(points, axes)
+        except SkippedPoint as reason:
+            say(f"skipped: {reason}")
+            raise SystemExit(0) from None
         except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
             fail(explain(error), 2)
         except Exception as error:  # Hydra would make it a warning and start the sweep unchecked
@@ -94,7 +97,7 @@ def _loader() -> ConfigLoader:
 def _check_texts(points: Sequence[Point]) -> None:
     """Refuse a point whose sequences are longer than its text, before an earlier point has run for hours."""
     for point in points:
-        if not is_finished(point.folder):
+        if point.reads_text and not is_done(point):
             prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer).check(point["seq_len"])
 
 
@@ -116,6 +119,6 @@ def _write_sweep(points: Sequence[tuple[Point, dict[str, Any]]], axes: Sequence[
     }
     with atomic_path(folder / "sweep.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    todo = sum(not is_finished(point.folder) for point, _ in points)
+    todo = sum(not is_done(point) for point, _ in points)
     number = "1 point" if len(points) == 1 else f"{len(points)} points"
     say(f"{experiment}: {number}, {todo} to run; results in {folder.parent.parent}")

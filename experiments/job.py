@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from experiments.check import CheckError
 from experiments.config import Point, is_main_rank, joined_world_size, load_point
 from experiments.datasets.tokens import TokenFile, prepare_tokens
+from experiments.errors import SkippedPoint
 from experiments.launch.joined import run_joined
 from experiments.launch.local import InterruptedRun, RanksError, launch
-from experiments.manifest import forget_unfinished, is_finished, new_manifest, now, write_manifest
+from experiments.manifest import forget_unfinished, is_done, new_manifest, now, write_manifest
 from experiments.progress import say, tidy_terminal
 from experiments.simulator.backend import run_simulated
 from experiments.simulator.memory import OutOfMemoryError
@@ -34,6 +35,9 @@ def run_point(config: DictConfig) -> str | None:
     try:
         point = load_point(config)
         done = _run(point)
+    except SkippedPoint as reason:
+        say(f"skipped: {reason}")
+        return None
     except ValueError as error:
         fail(error, 2)
     except (RanksError, CheckError, OutOfMemoryError) as error:
@@ -49,11 +53,11 @@ def run_point(config: DictConfig) -> str | None:
 def _run(point: Point) -> bool:
     if joined_world_size() is not None:
         return run_joined(point, point.folder)
-    if is_finished(point.folder):
+    if is_done(point):
         return False
     simulated = point["backend"] == "simulator"
     tokens = None
-    if point.router.from_model or not simulated:
+    if point.reads_text:
         tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
         tokens.check(point["seq_len"])
     point.folder.mkdir(parents=True, exist_ok=True)

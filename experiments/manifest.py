@@ -77,6 +77,12 @@ def forget_unfinished(folder: Path) -> None:
         temporary.unlink()
 
 
+def is_done(point: Point) -> bool:
+    """Tell whether nothing of a point is left to do: its run is finished and the trace that it records is there."""
+    record = point["trace"]["record"]
+    return is_finished(point.folder) and (record is None or Path(record).exists())
+
+
 def now() -> str:
     """Return the time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

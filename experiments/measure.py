@@ -19,9 +19,6 @@ from experiments.routers.base import RoutingRequest
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.engine import ExpertParallel, System
 
-#: Batch indices from here on are for calibration, far from all measured ones.
-CALIBRATION_BATCH = 1_000_000
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -46,7 +43,9 @@ def make_batch(point: Point, model: MoEModel, tokens: TokenFile, index: int, ran
         dense_forward(model, input_ids)
         return Batch(input_ids, model.context.tape.recorded)
     requests = [
-        RoutingRequest(num_tokens, model.num_experts, model.top_k, index, layer, rank, point["seed"])
+        RoutingRequest(
+            num_tokens, model.num_experts, model.top_k, index, layer, rank, point["seed"], point["world_size"]
+        )
         for layer, num_tokens in enumerate(model.layer_tokens(batch_size, seq_len))
     ]
     return Batch(input_ids, [torch.from_numpy(point.router.assign(r)).to(device) for r in requests])

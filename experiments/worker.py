@@ -18,10 +18,13 @@ from experiments.check import check_system
 from experiments.clock import clock_offset_s
 from experiments.config import Point
 from experiments.datasets.tokens import TokenFile
+from experiments.gather import on_rank_0
 from experiments.manifest import device_name, new_manifest, now, options_of, write_manifest
-from experiments.measure import CALIBRATION_BATCH, make_batch, run_rounds
+from experiments.measure import make_batch, run_rounds
 from experiments.progress import PointProgress
-from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, write_parquet
+from experiments.records import Platform, iteration_frame, layer_frame, write_parquet
+from experiments.routers.base import CALIBRATION_BATCH
+from experiments.traces.record import record_routing
 from harmoeny.models.base import MoEModel
 from harmoeny.policy import ExpertCost, Policy, RoutingTrace
 from harmoeny.runtime.calibrate import measure_expert_cost
@@ -138,7 +141,9 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
         "calibration": vars(cost),
         "checks": checks,
     }
-    everyone = _gather(iterations, comm)
+    if point["trace"]["record"] is not None:
+        record_routing(point, model, [batch.expert_ids for batch in batches], comm)
+    everyone = [it for rank in on_rank_0(iterations, comm) for it in rank]
     if comm.rank == 0:
         platform = Platform(manifest["backend"], manifest["device"], transfers.link)
         write_parquet(layer_frame(everyone, platform), folder / "layers.parquet")
@@ -210,11 +215,3 @@ def _environment(point: Point, comm: Communicator, tokens: TokenFile) -> dict[st
             "repeats_text": fresh < point["rounds"],
         },
     }
-
-
-def _gather(iterations: list[RankIteration], comm: Communicator) -> list[RankIteration]:
-    if comm.world_size == 1:
-        return iterations
-    gathered: list[list[RankIteration]] | None = [[] for _ in range(comm.world_size)] if comm.rank == 0 else None
-    dist.gather_object(iterations, gathered)
-    return [it for rank in gathered or [] for it in rank]

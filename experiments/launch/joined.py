@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from experiments.config import Point, is_main_rank
 from experiments.datasets.tokens import prepare_tokens
-from experiments.manifest import forget_unfinished, is_finished
+from experiments.manifest import forget_unfinished, is_done
 from experiments.worker import join, run_rank
 
 
@@ -25,7 +25,7 @@ def run_joined(point: Point, folder: Path) -> bool:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C has to end a rank that waits in a collective, too
     join(point)
-    if _agree(is_finished(folder), point):
+    if _agree(is_done(point), point):
         return False
     if is_main_rank():
         forget_unfinished(folder)

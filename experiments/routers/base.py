@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,9 @@ import numpy.typing as npt
 from harmoeny.placement import IntArray
 
 FloatArray = npt.NDArray[np.float64]
+
+#: Batch indices from here on are for calibration, far from all measured ones.
+CALIBRATION_BATCH = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class RoutingRequest:
         layer: MoE layer in order of execution.
         rank: the rank that the tokens belong to.
         seed: seed of the run.
+        world_size: ranks of the run.
     """
 
     num_tokens: int
@@ -35,6 +40,7 @@ class RoutingRequest:
     layer: int
     rank: int
     seed: int
+    world_size: int = 1
 
     def generator(self) -> np.random.Generator:
         """Return the generator of these tokens: the same for the same request, independent of all others."""
@@ -46,6 +52,23 @@ class RoutingRequest:
         return np.random.default_rng([self.seed, self.batch])
 
 
+@dataclass(frozen=True)
+class RoutedRun:
+    """What a run will ask its router for.
+
+    Attributes:
+        layer_tokens: tokens of a rank per MoE layer.
+        world_size: ranks.
+        num_batches: measured batches.
+        learners: systems that learn from the routing of batches before those, and of how many.
+    """
+
+    layer_tokens: Sequence[int]
+    world_size: int
+    num_batches: int
+    learners: Mapping[str, int]
+
+
 @dataclass(kw_only=True)
 class Router(ABC):
     """A source of routing decisions; a keyword-only dataclass whose fields are the options ``router.<field>``."""
@@ -54,6 +77,8 @@ class Router(ABC):
     description: ClassVar[str]
     #: True where the decisions are recorded from the model's own routers and `assign` is never called.
     from_model: ClassVar[bool] = False
+    #: True where `validate_run` has something to check.
+    limited: ClassVar[bool] = False
 
     def validate(self, num_experts: int, top_k: int) -> None:  # noqa: ARG002  (for routers with limits)
         """Check the configuration before any worker starts.
@@ -63,13 +88,26 @@ class Router(ABC):
         """
         return
 
+    def validate_run(self, run: RoutedRun) -> None:  # noqa: ARG002  (for routers that are `limited`)
+        """Check that the router can route all of a run, before any worker starts.
+
+        Raises:
+            ValueError: what it lacks.
+        """
+        return
+
+    def fingerprint(self) -> str:
+        """Return a digest of what the routing depends on beside the options; empty: nothing."""
+        return ""
+
     @abstractmethod
     def assign(self, request: RoutingRequest) -> IntArray:
-        """Return int64 ``[num_tokens, top_k]``, different experts per token."""
+        """Return int64 ``[num_tokens, top_k]``, different experts per token; -1 leaves an assignment out."""
 
     def count(self, request: RoutingRequest) -> IntArray:
         """Return int64 ``[num_experts]``, the assignments of :meth:`assign`; all that a simulation needs."""
-        return np.bincount(self.assign(request).ravel(), minlength=request.num_experts).astype(np.int64)
+        ids = self.assign(request)
+        return np.bincount(ids[ids >= 0], minlength=request.num_experts).astype(np.int64)
 
 
 class SharesRouter(Router):
@@ -107,16 +145,18 @@ def route_by_counts(counts: IntArray, request: RoutingRequest, rng: np.random.Ge
     """Deal tokens out so that every expert gets so many assignments.
 
     Args:
-        counts: int64 ``[num_experts]``, at most ``num_tokens`` each, summing to ``num_tokens * top_k``.
+        counts: int64 ``[num_experts]``, at most ``num_tokens`` each; below ``num_tokens * top_k`` in all, some are left
+            out.
         request: the tokens to route.
         rng: shuffles them.
 
     Returns:
-        int64 ``[num_tokens, top_k]``, different experts per token, tokens in shuffled order.
+        int64 ``[num_tokens, top_k]``, different experts per token, -1 for none, tokens in shuffled order.
     """
     # Column by column through the experts' blocks: a block is at most num_tokens long, so no row meets one twice.
     order = rng.permutation(request.num_experts)
-    blocks = np.repeat(order, counts[order])
+    blocks = np.full(request.num_tokens * request.top_k, -1, dtype=np.int64)
+    blocks[: counts.sum()] = np.repeat(order, counts[order])
     table = blocks.reshape(request.top_k, request.num_tokens).T
     shuffled: IntArray = rng.permuted(table[rng.permutation(request.num_tokens)], axis=1).astype(np.int64)
     return shuffled

@@ -15,9 +15,9 @@ from experiments.cache import atomic_path
 from experiments.config import Point
 from experiments.datasets.tokens import TokenFile
 from experiments.manifest import new_manifest, now, write_manifest
-from experiments.measure import CALIBRATION_BATCH, make_batch
+from experiments.measure import make_batch
 from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, write_parquet
-from experiments.routers.base import RoutingRequest
+from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
 from experiments.simulator.cost import CostModel
 from experiments.simulator.engine import SimulatedSystem
 from experiments.simulator.memory import OutOfMemoryError
@@ -88,8 +88,10 @@ class Routing:
         return [np.stack([router.count(self._request(work, index, layer, rank)) for rank in ranks]) for layer in layers]
 
     def _request(self, work: ModelWork, index: int, layer: int, rank: int) -> RoutingRequest:
-        tokens = work.layer_tokens[layer]
-        return RoutingRequest(tokens, work.num_experts, work.top_k, index, layer, rank, self._point["seed"])
+        tokens, point = work.layer_tokens[layer], self._point
+        return RoutingRequest(
+            tokens, work.num_experts, work.top_k, index, layer, rank, point["seed"], point["world_size"]
+        )
 
     def _recorded(self, index: int, rank: int) -> list[IntArray]:
         assert self._model is not None

@@ -19,7 +19,7 @@ BAD = {
     "system=[harmoeny,nonsense]": r"system: 'nonsense', must be one of ",
     "model=nonsense": r"model: 'nonsense', must be one of moe_stack, .*switch_tiny",
     "dataset=nonsense": r"dataset: 'nonsense', must be one of local, pydoc",
-    "router=nonsense": r"router: 'nonsense', must be one of dynamic, model, paper_skew, skew, uniform, zipf",
+    "router=nonsense": r"router: 'nonsense', must be one of dynamic, model, .*skew, trace, uniform, zipf",
     "experiment=nonsense": r"experiment: 'nonsense', must be one of .*skew_sweep.*, smoke",
     "hardware=nonsense": r"hardware: 'nonsense', must be one of .*measured",
     "nonsense=1": r"nonsense: no such field, must be one of experiment, tag, seed",
@@ -143,7 +143,8 @@ class TestRunId:
             if dataclasses.replace(point, values=_changed(point.values, path)).run_id != point.run_id
         }
         assert {".".join(path) for path in leaves} - changing == {
-            "experiment", "results_dir", "timeout_s", "wandb.mode", "wandb.project",
+            "experiment", "results_dir", "timeout_s", "trace.record", "trace.token_paths",
+            "wandb.mode", "wandb.project",
         }  # fmt: skip
 
     def test_systems_count(self, load: Load) -> None:

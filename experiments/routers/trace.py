@@ -1,0 +1,152 @@
+"""Replays recorded routing: that of an earlier run, or the one that the paper's authors published."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from experiments.errors import SkippedPoint
+from experiments.routers.base import (
+    CALIBRATION_BATCH,
+    FloatArray,
+    RoutedRun,
+    Router,
+    RoutingRequest,
+    exact_counts,
+    route_by_counts,
+)
+from experiments.traces.files import read_trace
+from experiments.traces.published import read_published
+from experiments.traces.trace import Trace
+from harmoeny.placement import IntArray
+
+
+@dataclass(kw_only=True)
+class TraceRouter(Router):
+    """Recorded routing, batch by batch: the recorded token paths, or, where there are only counts, tokens in any order.
+
+    Attributes:
+        path: a trace that ``trace.record=PATH`` wrote (Parquet), or one of the authors' ``expert_freq_*.csv``.
+        case: the series of a published file: a data set or a skew.
+        scale: give every expert its recorded share where a run's number of tokens is another than the recorded one.
+        optional: leave the point out, with the reason, where the file is not there.
+    """
+
+    name: ClassVar[str] = "trace"
+    description: ClassVar[str] = "recorded routing: router=trace router.path=FILE"
+    limited: ClassVar[bool] = True
+
+    path: str = ""
+    case: str | None = None
+    scale: bool = False
+    optional: bool = False
+
+    def validate(self, num_experts: int, top_k: int) -> None:
+        """Read the trace and check that it fits the model.
+
+        Raises:
+            ValueError: no such file, a damaged one, or one of another number of experts or of choices per token.
+            SkippedPoint: there is no such file, and it is optional.
+        """
+        if not self.path:
+            raise ValueError("router.path: '', must be a recorded routing: router=trace router.path=FILE")
+        if not Path(self.path).is_file():
+            if self.optional:
+                raise SkippedPoint(f"router.path: {self.path!r} does not exist, so there is nothing to replay")
+            raise ValueError(f"router.path: {self.path!r} does not exist, must be a recorded routing")
+        trace = self._trace()
+        for name, found, wanted in (
+            ("num_experts", trace.num_experts, num_experts),
+            ("top_k", trace.top_k, top_k),
+        ):
+            if found != wanted:
+                raise ValueError(f"router.path: {self.path!r} has {name}={found}, must be model.{name}={wanted}")
+
+    def validate_run(self, run: RoutedRun) -> None:
+        """Check that the trace has the layers, batches and tokens that the run will ask for.
+
+        Raises:
+            ValueError: it has not.
+        """
+        trace = self._trace()
+        if trace.num_layers != len(run.layer_tokens):
+            raise ValueError(
+                f"router.path: {self.path!r} has {trace.num_layers} MoE layers, must be {len(run.layer_tokens)}, "
+                "as the model has"
+            )
+        num_batches = run.num_batches + max(run.learners.values(), default=0)
+        if num_batches > trace.num_batches:
+            raise ValueError(
+                f"rounds: {run.num_batches}, must be at most {trace.num_batches - num_batches + run.num_batches}: "
+                f"{self.path!r} has {trace.num_batches} batches, and none is used twice"
+            )
+        if run.learners and not trace.paths:
+            raise ValueError(
+                f"systems.{next(iter(run.learners))}: learns from the paths of tokens, which {self.path!r} does not "
+                "have: leave it out, or record a run with trace.token_paths=true"
+            )
+        if not self.scale:
+            self._check_tokens(trace, run)
+
+    def fingerprint(self) -> str:
+        """Digest the file."""
+        with Path(self.path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+    def assign(self, request: RoutingRequest) -> IntArray:
+        """Route as recorded."""
+        trace, batch = self._trace(), self._batch(request)
+        if trace.paths and self._fits(trace, batch, request):
+            return trace.path_of(batch, request.layer, request.rank, request.world_size)
+        return route_by_counts(self.count(request), request, request.generator())
+
+    def count(self, request: RoutingRequest) -> IntArray:
+        """Return the recorded counts, or counts of the same shares."""
+        trace, batch = self._trace(), self._batch(request)
+        counts: IntArray = trace.spread_counts(batch, request.layer, request.world_size)[request.rank]
+        if self._fits(trace, batch, request):
+            return counts
+        assert self.scale, "checked before anything runs"
+        total = trace.counts[batch, request.layer].sum(axis=0)
+        shares: FloatArray = total / max(1, total.sum()) if total.any() else np.full(len(total), 1 / len(total))
+        return exact_counts(shares, request.num_tokens, request.top_k, request.generator())
+
+    def _trace(self) -> Trace:
+        path = Path(self.path)
+        status = path.stat()
+        return _read(path, self.case, (status.st_mtime_ns, status.st_size))
+
+    def _batch(self, request: RoutingRequest) -> int:
+        """Measured batches are the first ones of the trace, those for calibration the last ones."""
+        if request.batch < CALIBRATION_BATCH:
+            return request.batch
+        return self._trace().num_batches - 1 - (request.batch - CALIBRATION_BATCH)
+
+    def _fits(self, trace: Trace, batch: int, request: RoutingRequest) -> bool:
+        tokens = trace.spread_tokens(batch, request.layer, request.world_size)[request.rank]
+        return bool(tokens == request.num_tokens)
+
+    def _check_tokens(self, trace: Trace, run: RoutedRun) -> None:
+        for batch in range(run.num_batches):
+            for layer, wanted in enumerate(run.layer_tokens):
+                found = trace.spread_tokens(batch, layer, run.world_size)
+                if (found != wanted).any():
+                    raise ValueError(
+                        f"router.path: {self.path!r} has {found.tolist()} tokens on the ranks in batch {batch}, layer "
+                        f"{layer}, must be {wanted}: choose batch_size, seq_len and world_size like that, or "
+                        "router.scale=true"
+                    )
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, case: str | None, _: tuple[int, int]) -> Trace:
+    if path.suffix == ".csv":
+        return read_published(path, case)
+    if case is not None:
+        raise ValueError(f"router.case: {case!r}, must be null: {str(path)!r} holds one series")
+    return read_trace(path)

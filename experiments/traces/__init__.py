@@ -1,0 +1,1 @@
+"""Recorded routing: written by runs, read back, and the one that the paper's authors published."""
