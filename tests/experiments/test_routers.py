@@ -60,7 +60,7 @@ def assert_within_one(counts: IntArray, wanted: list[float]) -> None:
 
 
 def test_every_router_is_covered() -> None:
-    assert set(discover("router")[0]) == {"uniform", "skew", "dynamic", "zipf", "model", "trace"}
+    assert set(discover("router")[0]) == {"uniform", "skew", "paper_skew", "dynamic", "zipf", "model", "trace"}
 
 
 @settings(deadline=None, max_examples=300)
