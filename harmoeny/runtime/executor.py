@@ -81,7 +81,7 @@ class Executor(ABC):
         counts = self.comm.gather_counts(count_assignments(ids_TK, self.memory.store.layers[given.layer].num_experts))
         record.mark()  # plan
         plan = self._system.plan(given.layer, counts, self.comm.rank)
-        result = self.execute(given, plan)
+        result = self.execute(given, counts, plan)
         record.mark()  # end
         record.describe(plan, int(counts[self.comm.rank].sum()), result.fetch, result.padded_tokens)
         if self._engine.keep_masks:
@@ -91,13 +91,14 @@ class Executor(ABC):
         return result.output_TH
 
     @abstractmethod
-    def execute(self, given: LayerInput, plan: Plan) -> LayerResult:
+    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
         """Carry out the plan.
 
         It is called in the phase ``plan`` and marks the beginning of ``dispatch``, ``compute`` and ``combine``.
 
         Args:
             given: this rank's tokens.
+            counts: int64 ``[world_size, num_experts]``, what was planned.
             plan: the same on all ranks.
         """
 
@@ -105,7 +106,7 @@ class Executor(ABC):
 class PlanExecutor(Executor):
     """The standard: all tokens are dispatched, then all experts executed, then all results combined."""
 
-    def execute(self, given: LayerInput, plan: Plan) -> LayerResult:
+    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:  # noqa: ARG002
         """Carry out any plan, with the system's fetch strategy."""
         function, fetcher = self.memory.store.layers[given.layer].function, self._system.fetcher
         fetcher.begin(given.layer, plan, work_of(plan.tokens[:, :, self.comm.rank].sum(axis=0)))

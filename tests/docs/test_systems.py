@@ -30,5 +30,6 @@ def test_every_system_has_a_section_that_names_its_options(name: str) -> None:
 
 
 def test_no_section_describes_a_system_that_is_gone() -> None:
-    unavailable = discover("system")[1]
-    assert set(SECTIONS) - {"Options of all systems"} - set(unavailable) <= set(SYSTEMS)
+    unavailable = tuple(discover("system")[1])  # modules, each with systems that are called after it
+    sections = {name for name in SECTIONS if not (unavailable and name.startswith(unavailable))}
+    assert sections - {"Options of all systems"} <= set(SYSTEMS)

@@ -169,6 +169,13 @@ class FetchStrategy:
         self._close_sources()
         return stats
 
+    def residents(self, layer: int) -> dict[int, Slot]:
+        """Return the slots of a layer's residents by expert; :meth:`prepare` fills them.
+
+        Whoever executes from them instead of :meth:`run` tells the engine that they are used.
+        """
+        return {e: slot for e, slot in zip(self._home[layer], self._slots[layer], strict=True) if e != EMPTY}
+
     def finish(self) -> None:
         """Block until all loads are complete."""
         self.memory.engine.drain()

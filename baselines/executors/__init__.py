@@ -1,0 +1,1 @@
+"""What executes the layers of baselines that are more than a plan for the runtime."""

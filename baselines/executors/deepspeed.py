@@ -1,0 +1,142 @@
+"""DeepSpeed's MoE layer as an executor; imports the library, which takes seconds.
+
+Shape letters: T tokens of this rank, K top_k, S executed assignments of this rank, E experts, H hidden size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.moe.layer import MoE
+from torch import Tensor, nn
+
+from harmoeny.placement import IntArray
+from harmoeny.plan import Plan
+from harmoeny.runtime.dispatch import send_order
+from harmoeny.runtime.engine import ExpertParallel, System
+from harmoeny.runtime.executor import Executor, LayerInput, LayerResult
+from harmoeny.runtime.experts import ExpertFunction
+from harmoeny.runtime.fetch.base import FetchStats
+from harmoeny.runtime.slots import Slot
+
+
+class _Expert(nn.Module):
+    """One of our experts. It has no parameters of its own: it reads the slot that all systems share."""
+
+    slot: Slot
+
+    def __init__(self, function: ExpertFunction) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Apply the expert to ``[..., H]``."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        out = torch.empty_like(flat)
+        self.function(self.slot.weights, flat, out)
+        return out.view(rows.shape)
+
+
+class _Gate(nn.Module):
+    """Gives DeepSpeed's layer the routes of the batch, where its own gate would choose them."""
+
+    #: Loss, capacity, number of experts, then per assignment ``[K, T]`` expert, place and weight, then counts.
+    routes: tuple[Tensor, int, int, Tensor, Tensor, Tensor, Tensor]
+
+    def forward(self, *_: Any) -> tuple[Tensor, int, int, Tensor, Tensor, Tensor, Tensor]:
+        """Return the routes, whatever the tokens."""
+        return self.routes
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """DeepSpeed's module for one MoE layer.
+
+    Attributes:
+        module: the module.
+        gate: its gate.
+        slots: this rank's experts.
+        order_E: int64 ``[E]``, our expert at every place of DeepSpeed's order, which is by rank.
+    """
+
+    module: MoE
+    gate: _Gate
+    slots: list[Slot]
+    order_E: IntArray
+
+
+class DeepSpeedExecutor(Executor):
+    """Dispatches, executes and combines with DeepSpeed's own code."""
+
+    def __init__(self, engine: ExpertParallel, system: System, capacity: Callable[[IntArray], int]) -> None:
+        """Build DeepSpeed's layers; all ranks do it together.
+
+        Args:
+            engine: the rank's collectives, expert memory and recorder.
+            system: the system, whose placements hold equally many experts per rank.
+            capacity: from counts (int64 ``[world_size, num_experts]``) to the rows that a rank sends an expert.
+        """
+        super().__init__(engine, system)
+        self._capacity = capacity
+        if self.comm.world_size > 1:
+            # Else it compiles kernels for all-reduces on a CPU, which a MoE layer has none of.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            deepspeed.comm.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+        self._layers = [self._build(layer, system) for layer in range(len(system.placements))]
+
+    def _build(self, layer: int, system: System) -> _Layer:
+        experts, world_size = self.memory.store.layers[layer], self.comm.world_size
+        order_E = np.argsort(system.placements[layer].home, kind="stable").astype(np.int64)
+        own = order_E.reshape(world_size, -1)[self.comm.rank]
+        slots = system.fetcher.residents(layer)
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports every process group
+            module = MoE(experts.hidden_size, _Expert(experts.function), experts.num_experts, world_size)
+            if world_size > 1:
+                module.set_deepspeed_parallelism()
+        inner = module.deepspeed_moe
+        inner.gate = _Gate()
+        for expert_id, expert in zip(own.tolist(), inner.experts.deepspeed_experts, strict=True):
+            expert.slot = slots[expert_id]
+        inner.experts.register_forward_pre_hook(lambda *_: self.recorder.mark())  # compute
+        inner.experts.register_forward_hook(lambda *_: self.recorder.mark())  # combine
+        return _Layer(module, inner.gate, [slots[e] for e in own.tolist()], order_E)
+
+    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
+        """Carry out a plan that sends every expert's assignments home, as many as the capacity lets through."""
+        layer, num_experts = self._layers[given.layer], plan.num_experts
+        capacity = self._capacity(counts)
+        sent_EW = plan.tokens[self.comm.rank]
+        assignment_S = send_order(given.expert_ids_TK, sent_EW)
+        sent_E = sent_EW.sum(axis=1)[layer.order_E]
+        expert_S = np.repeat(np.arange(num_experts), sent_E)
+        place_S = np.arange(len(expert_S)) - np.repeat(np.cumsum(sent_E) - sent_E, sent_E)
+        layer.gate.routes = (
+            given.hidden_TH.new_zeros(()),
+            capacity,
+            num_experts,
+            _by_assignment(given.expert_ids_TK, assignment_S, expert_S),
+            _by_assignment(given.expert_ids_TK, assignment_S, place_S),
+            given.routing_weights_TK.t().float(),
+            torch.from_numpy(sent_E),
+        )
+        self.recorder.mark()  # dispatch
+        output_TH, _, _ = layer.module(given.hidden_TH)
+        for slot in layer.slots:
+            self.memory.engine.used(slot)
+        padded = capacity * num_experts - int(plan.tokens[:, :, self.comm.rank].sum())
+        return LayerResult(output_TH, assignment_S, FetchStats(), padded)
+
+
+def _by_assignment(expert_ids_TK: Tensor, assignment_S: Tensor, values_S: IntArray) -> Tensor:
+    """Return int64 ``[K, T]``, the value of every executed assignment, and -1 for the others."""
+    values = torch.full((expert_ids_TK.numel(),), -1, device=expert_ids_TK.device)
+    values[assignment_S] = torch.from_numpy(values_S).to(values.device)
+    return values.view_as(expert_ids_TK).t().contiguous()
