@@ -42,12 +42,16 @@ class Session:
 
     def __init__(self, adapted: AdaptedModule, policy: Policy, transfers: TransferEngine | None = None) -> None:
         """Use :func:`attach` or :func:`load`."""
+        try:
+            adapted.check()
+        except ValueError:
+            adapted.release()
+            raise
         comm = Communicator(adapted.device)
         self.model: Any = adapted.module
         self._adapted = adapted
         self._owns_transfers = transfers is None
         self._transfers = transfers or make_engine(comm.device, Hardware())
-        adapted.check()
         store = ExpertStore(adapted.experts, pin=comm.device.type == "cuda")
         self._cost: ExpertCost = measure_expert_cost(store.layers[0], comm, self._transfers)
         memory = RankMemory(store, SlotPool(store, comm.device), self._transfers, comm, self._cost)

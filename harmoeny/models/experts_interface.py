@@ -178,11 +178,11 @@ def check_function(experts: nn.Module, layer: LayerExperts, device: torch.device
 class ExpertsBlock:
     """One layer's experts, computed by the engine or, as the reference, by the model's own code."""
 
-    def __init__(self, experts: Any, layer: int, context: MoEContext) -> None:
+    def __init__(self, experts: Any, described: LayerExperts, layer: int, context: MoEContext) -> None:
         self.module: nn.Module = experts
         self.layer = layer
         self.context = context
-        self.experts = layer_experts(experts)
+        self.experts = described
         self._opened = False
         before: str | None = getattr(experts.config, "_experts_implementation", None)
         self._implementation = "eager" if before == IMPLEMENTATION else before
@@ -248,7 +248,11 @@ class AdaptedExperts(AdaptedModule):
                 "docs/models.md lists the models that do"
             )
         context, device = MoEContext(), device_of(module)
-        self.blocks = [ExpertsBlock(experts, layer, context) for layer, experts in enumerate(found.values())]
+        described = [layer_experts(experts) for experts in found.values()]  # all, before any is changed
+        self.blocks = [
+            ExpertsBlock(experts, layer, index, context)
+            for index, (experts, layer) in enumerate(zip(found.values(), described, strict=True))
+        ]
         super().__init__(module, [block.experts for block in self.blocks], context, device)
         self._hooks = []
         for path, block in zip(found, self.blocks, strict=True):

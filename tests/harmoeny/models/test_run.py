@@ -1,0 +1,50 @@
+"""A saved model and a text file through run.py, on two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harmoeny.models.saved import save
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.ranks
+def test_saved_model_runs_on_a_local_text(tmp_path: Path) -> None:
+    folder = save("qwen2_moe", tmp_path, vocab_size=300)
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Paragraph {i} says that {i * i} is a square.\n\n" for i in range(200)))
+    overrides = [
+        *("model=transformers", f"model.local_path={folder}", "dataset=local", f"dataset.path={text}"),
+        *("router=model", "system=[harmoeny,static_ep]", "systems.harmoeny.threshold=4", "world_size=2"),
+        *("batch_size=2", "seq_len=16", "rounds=1", "warmup_rounds=0", f"results_dir={tmp_path}/results"),
+        *("device=cpu", "wandb.mode=disabled"),
+    ]
+    answer = subprocess.run(
+        [sys.executable, "run.py", *overrides],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert answer.returncode == 0, answer.stderr
+    (manifest_path,) = (tmp_path / "results").glob("single/*/manifest.json")
+    manifest = json.loads(manifest_path.read_text())
+    assert manifest["status"] == "finished"
+    assert (
+        manifest["model"] | {"name": "transformers", "num_moe_layers": 2, "num_experts": 6, "top_k": 2}
+        == (manifest["model"])
+    )
+    for system in ("harmoeny", "static_ep"):
+        check = manifest["checks"][system]
+        assert check["passed"]
+        assert check["relative_error"] <= 1e-4
+        assert check["kept_share"] == 1.0
+    assert manifest["dataset"]["num_tokens"] > 200
