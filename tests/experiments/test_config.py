@@ -17,7 +17,7 @@ BAD = {
     # Names that do not exist.
     "system=[nonsense]": r"system: 'nonsense', must be one of .*drop.*static_ep",
     "system=[harmoeny,nonsense]": r"system: 'nonsense', must be one of ",
-    "model=nonsense": r"model: 'nonsense', must be one of moe_stack, .*switch_tiny",
+    "model=nonsense": r"model: 'nonsense', must be one of .*moe_stack, .*switch_tiny",
     "dataset=nonsense": r"dataset: 'nonsense', must be one of local, pydoc",
     "router=nonsense": r"router: 'nonsense', must be one of dynamic, model, .*skew, trace, uniform, zipf",
     "experiment=nonsense": r"experiment: 'nonsense', must be one of .*skew_sweep.*, smoke",
