@@ -21,7 +21,7 @@ DECODERS = ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "gpt_os
 PROMISED = ("switch_transformers", *DECODERS)
 
 
-def save(name: str, folder: Path, **options: Any) -> Path:
+def save(name: str, folder: Path) -> Path:
     """Build a family's tiny model and save it; returns where."""
     if name == "switch_transformers":
         sizes = {"vocab_size": 96, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_experts": 6}
@@ -35,8 +35,6 @@ def save(name: str, folder: Path, **options: Any) -> Path:
         module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
         cls = next(c for n, c in vars(module).items() if n.endswith("ForCausalLM"))
         config = tiny_config(cls.config_class)
-        for option, value in options.items():
-            setattr(config, option, value)
         model = randomised(cls(config))
     model.save_pretrained(folder / name)
     return folder / name

@@ -1,4 +1,4 @@
-"""A saved model and a text file through run.py, on two ranks."""
+"""A saved model with its tokenizer, and a text file, through run.py on two ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.harmoeny.models.saved import save
 
@@ -17,9 +18,13 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.ranks
 def test_saved_model_runs_on_a_local_text(tmp_path: Path) -> None:
-    folder = save("qwen2_moe", tmp_path, vocab_size=300)
+    folder = save("qwen2_moe", tmp_path)
+    words = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "expert", "token", "rank", "plan", "batch"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
     text = tmp_path / "text.txt"
-    text.write_text("".join(f"Paragraph {i} says that {i * i} is a square.\n\n" for i in range(200)))
+    text.write_text("expert token rank\n\nplan batch batch expert\n\n" * 100)
     overrides = [
         *("model=transformers", f"model.local_path={folder}", "dataset=local", f"dataset.path={text}"),
         *("router=model", "system=[harmoeny,static_ep]", "systems.harmoeny.threshold=4", "world_size=2"),
@@ -47,4 +52,4 @@ def test_saved_model_runs_on_a_local_text(tmp_path: Path) -> None:
         assert check["passed"]
         assert check["relative_error"] <= 1e-4
         assert check["kept_share"] == 1.0
-    assert manifest["dataset"]["num_tokens"] > 200
+    assert manifest["dataset"]["num_tokens"] == 100 * (3 + 1 + 4 + 1), "every paragraph ends with </s>"
