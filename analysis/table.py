@@ -81,11 +81,13 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        collapse_padding=True,  # to fit into 80 columns
+        pad_edge=False,
     )
     for axis in axes:
-        table.add_column(axis.rsplit(".", 1)[-1], justify="right")
-    table.add_column("system")
-    for name in ("tokens/s", "TTFT s", "idle", "imbal.", "dropped", "ratio to best baseline"):
+        table.add_column(axis.rsplit(".", 1)[-1], justify="right", no_wrap=True)
+    table.add_column("system", no_wrap=True)
+    for name in ("tokens/s", "TTFT s", "idle", "imbal.", "dropped", "ratio to best"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in frame.to_dict("records"):
