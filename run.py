@@ -19,8 +19,10 @@ with quick_imports():
 
     from experiments.errors import explain
     from experiments.job import fail, leave_interrupted, run_point
+    from experiments.launch.environment import adopt_slurm_step
     from experiments.options import register_options
 
+    adopt_slurm_step()
     register_options()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-from pathlib import Path
 from typing import NoReturn
 
 from omegaconf import DictConfig
@@ -15,7 +13,7 @@ from experiments.datasets.tokens import TokenFile, prepare_tokens
 from experiments.errors import SkippedPoint
 from experiments.launch.joined import run_joined
 from experiments.launch.local import InterruptedRun, RanksError, launch
-from experiments.manifest import forget_unfinished, is_done, new_manifest, now, write_manifest
+from experiments.manifest import forget_unfinished, is_done, mark_failed, new_manifest, write_manifest
 from experiments.progress import say, tidy_terminal
 from experiments.simulator.backend import run_simulated
 from experiments.simulator.memory import OutOfMemoryError
@@ -71,7 +69,7 @@ def _run(point: Point) -> bool:
             launch(point, tokens, point.folder)
     except (RanksError, InterruptedRun, OutOfMemoryError) as error:
         tidy_terminal()
-        _mark_failed(point.folder, str(error))
+        mark_failed(point.folder, str(error))
         raise
     return True
 
@@ -83,11 +81,6 @@ def _simulate(point: Point, tokens: TokenFile | None) -> None:
         raise InterruptedRun(signal.SIGINT) from error
     for name, reason in out_of_memory.items():
         say(f"{point_title(point.run_id)}: {name} does not fit: {reason}")
-
-
-def _mark_failed(folder: Path, reason: str) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    write_manifest(folder, manifest | {"status": "failed", "ended_at": now(), "error": reason})
 
 
 def fail(error: object, status: int) -> NoReturn:

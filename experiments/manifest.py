@@ -60,13 +60,25 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def is_finished(folder: Path) -> bool:
-    """Tell whether a folder holds a run that came to its end; a damaged manifest counts as unfinished."""
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a run's manifest; empty where there is none or it is damaged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return bool(manifest["status"] == "finished")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def mark_failed(folder: Path, reason: str) -> None:
+    """Say in the manifest why the run failed; a run that has none yet, or has ended, is left as it is."""
+    manifest = read_manifest(folder)
+    if manifest.get("status") == "running":
+        write_manifest(folder, manifest | {"status": "failed", "ended_at": now(), "error": reason})
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether a folder holds a run that came to its end; a damaged manifest counts as unfinished."""
+    return bool(read_manifest(folder).get("status") == "finished")
 
 
 def forget_unfinished(folder: Path) -> None:

@@ -19,6 +19,7 @@ from experiments.clock import clock_offset_s
 from experiments.config import Point
 from experiments.datasets.tokens import TokenFile
 from experiments.gather import on_rank_0
+from experiments.launch.environment import num_threads
 from experiments.manifest import device_name, new_manifest, now, options_of, write_manifest
 from experiments.measure import make_batch, run_rounds
 from experiments.progress import PointProgress
@@ -46,11 +47,12 @@ def join(point: Point) -> torch.device:
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", point["world_size"]))
     if point.device_type == "cuda":
-        device = torch.device("cuda", local_rank)
+        # SLURM may show every rank its own device only (--gpus-per-task), as number 0.
+        device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+        torch.set_num_threads(num_threads(local_world_size))
     if point["world_size"] > 1 and not dist.is_initialized():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -72,12 +74,15 @@ def run_rank(point: Point, tokens: TokenFile, folder: Path) -> None:
         with torch.inference_mode():
             _run(point, tokens, folder, device)
     except (dist.DistError, RuntimeError) as error:
-        if point["world_size"] > 1 and _is_peer_lost(error):
+        if point["world_size"] > 1 and is_peer_lost(error):
             time.sleep(_PEER_LOST_DELAY_S)
         raise
 
 
-def _is_peer_lost(error: BaseException) -> bool:
+def is_peer_lost(error: BaseException) -> bool:
+    """Tell whether an error says that another rank is gone or cannot be reached, rather than that this one failed."""
+    if isinstance(error, dist.DistError):
+        return True
     text = str(error).lower()
     return any(sign in text for sign in ("connection closed by peer", "connection reset", "gloo", "nccl"))
 

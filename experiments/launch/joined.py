@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import torch.distributed as dist
 
 from experiments.config import Point, is_main_rank
 from experiments.datasets.tokens import prepare_tokens
-from experiments.manifest import forget_unfinished, is_done
-from experiments.worker import join, run_rank
+from experiments.launch.environment import choose_gloo_interface
+from experiments.launch.local import RanksError
+from experiments.manifest import forget_unfinished, is_done, mark_failed
+from experiments.worker import is_peer_lost, join, run_rank
 
 
 def run_joined(point: Point, folder: Path) -> bool:
@@ -21,9 +24,23 @@ def run_joined(point: Point, folder: Path) -> bool:
         False where the point had been finished before.
 
     Raises:
+        RanksError: another rank is gone or out of reach.
         ValueError: the text is not usable, or shorter than a sequence.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C has to end a rank that waits in a collective, too
+    choose_gloo_interface()
+    try:
+        return _run(point, folder)
+    except RuntimeError as error:
+        if point["world_size"] == 1 or not is_peer_lost(error):
+            raise
+        reason = _reason(error, point)
+        if is_main_rank():
+            mark_failed(folder, reason)
+        raise RanksError(reason) from error
+
+
+def _run(point: Point, folder: Path) -> bool:
     join(point)
     if _agree(is_done(point), point):
         return False
@@ -47,3 +64,11 @@ def _agree(answer: bool, point: Point) -> bool:
     answers = [answer]
     dist.broadcast_object_list(answers, src=0)
     return answers[0]
+
+
+def _reason(error: RuntimeError, point: Point) -> str:
+    first_line = str(error).strip().partition("\n")[0]
+    return (
+        f"rank {os.environ['RANK']} on {socket.gethostname()} (pid {os.getpid()}) lost another rank, "
+        f"which failed or cannot be reached (timeout_s is {point['timeout_s']}): {first_line}"
+    )

@@ -106,7 +106,9 @@ def _share(places: Mapping[str, Sequence[_Place]], comm: Communicator, local_ran
     if [name for name, _, _ in layout] != list(places):
         raise RuntimeError(f"ranks hold different weights: {sorted({name for name, _, _ in layout} ^ set(places))}")
     offsets, total = _offsets(layout)
-    candidates = [Path(folder, f"harmoeny-{token}") for folder in ("/dev/shm", tempfile.gettempdir())]  # noqa: S108
+    # By host too: containers that stand for several hosts may see the same folders.
+    file_name = f"harmoeny-{token}-{socket.gethostname()}"
+    candidates = [Path(folder, file_name) for folder in ("/dev/shm", tempfile.gettempdir())]  # noqa: S108
     path = candidates[0]
     try:
         if local_rank == 0:

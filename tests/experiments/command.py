@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,17 +16,26 @@ _MARK = "HARMOENY_TEST_COMMAND"
 
 
 class Command:
-    """A command that runs in the repository's root; as a context manager it leaves no process behind."""
+    """A command that runs in the repository's root; as a context manager it leaves no process behind.
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    Args:
+        folder: for its output.
+        arguments: of Python.
+        prefix: a command that starts Python.
+        variables: of its environment.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, prefix: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
         self.mark = uuid.uuid4().hex
         self._log = folder / f"{self.mark}.log"
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*prefix, sys.executable, *arguments],
                 cwd=ROOT,
-                env=environment | {_MARK: self.mark, "COLUMNS": "200"},
+                env=environment | {_MARK: self.mark, "COLUMNS": "200"} | dict(variables or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

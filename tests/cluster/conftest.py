@@ -1,0 +1,22 @@
+"""What both kinds of clusters need."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from experiments.config import load_point
+from experiments.datasets.tokens import prepare_tokens
+from experiments.options import register_options
+from tests.experiments.command import ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _text_prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The first run of all trains the tokenizer, for longer than ranks with a short timeout wait for each other."""
+    register_options()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        point = load_point(compose("config", ["experiment=smoke", f"results_dir={tmp_path_factory.mktemp('text')}"]))
+    prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
