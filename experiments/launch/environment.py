@@ -20,8 +20,8 @@ _ANYWHERE = "192.0.2.1"
 def adopt_slurm_step() -> None:
     """Set the variables that torchrun sets, where ``srun`` started several ranks; call it before anything reads them.
 
-    A single task is no rank: it starts ranks of its own, as anywhere. Nothing changes under a torchrun that srun started,
-    and ``MASTER_ADDR`` and ``MASTER_PORT`` are kept where they are set.
+    A single task is no rank: it starts ranks of its own, as anywhere. Nothing changes under a torchrun that srun
+    started, and ``MASTER_ADDR`` and ``MASTER_PORT`` are kept where they are set.
     """
     if not is_slurm_rank() or os.environ.get("RANK"):
         return

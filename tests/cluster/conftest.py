@@ -12,8 +12,8 @@ from experiments.options import register_options
 from tests.experiments.command import ROOT
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _text_prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="session")
+def text_prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The first run of all trains the tokenizer, for longer than ranks with a short timeout wait for each other."""
     register_options()
     GlobalHydra.instance().clear()

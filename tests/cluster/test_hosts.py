@@ -14,7 +14,7 @@ from experiments.manifest import is_finished
 from tests.cluster.hosts import ADDRESSES, TwoHosts, two_hosts
 from tests.experiments.command import Command
 
-pytestmark = [pytest.mark.ranks, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(240), pytest.mark.usefixtures("text_prepared")]
 
 TIMEOUT_S = 20
 #: Of the second point: more than will ever be run.
