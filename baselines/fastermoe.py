@@ -1,40 +1,53 @@
-"""FasterMoE's dynamic shadowing: the hottest experts are brought to all ranks where a cost model says that it pays."""
+"""FasterMoE: the hottest experts are brought to all ranks where a cost model says that it pays; pairwise exchange."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numba
 import numpy as np
 
 from harmoeny.placement import BoolArray, IntArray, Placement
-from harmoeny.plan import Plan
+from harmoeny.plan import Plan, home_tokens, plan_from_tokens
 from harmoeny.policy import ExpertCost, Policy
+
+if TYPE_CHECKING:
+    from harmoeny.runtime.engine import ExpertParallel, System
+    from harmoeny.runtime.executor import Executor
 
 
 @dataclass(kw_only=True)
 class FasterMoE(Policy):
-    """Dynamic shadowing of FasterMoE (He et al., PPoPP 2022, doi 10.1145/3503221.3508418), for inference.
+    """Two parts of FasterMoE (He et al., PPoPP 2022, doi 10.1145/3503221.3508418), for inference; each can be off.
 
-    A shadowed expert's weights go to all ranks, which execute their own assignments of it; the other experts are
-    executed at home. In every batch the most popular experts are shadowed, as many as give the least time by the model
+    Dynamic shadowing. A shadowed expert's weights go to all ranks, which execute their own assignments of it; the other
+    experts are executed at home. In every batch the most popular experts are shadowed, as many as give the least time
+    by the model
 
         ``token_s * max load + 2 * max received / exchange_tokens_per_s + shadow_s * number of shadows``
 
     where the maxima are over ranks: the load is all assignments executed, received are those from other ranks, twice
     because results go back.
 
+    Smart scheduling. The exchange is split into steps between groups of ranks, and rows are executed as they arrive.
+
     Attributes:
+        shadowing: whether experts are shadowed; without, all are executed at home.
+        smart_scheduling: whether exchange and computation overlap; without, they follow each other.
+        group_size: ranks that a step of the exchange sends to and receives from.
         token_s: seconds to execute one assignment; null: calibrated.
         shadow_s: seconds to bring one expert's weights to all ranks; null: calibrated.
         exchange_tokens_per_s: assignments per second that a rank receives; null: as calibrated.
     """
 
     name: ClassVar[str] = "fastermoe"
-    description: ClassVar[str] = "shadows the hottest experts on all ranks where a cost model says that it pays"
+    description: ClassVar[str] = "shadows the hottest experts where a cost model says that it pays; overlaps exchange"
 
     fetch: str = "peer"
+    shadowing: bool = True
+    smart_scheduling: bool = True
+    group_size: int = 1
     token_s: float | None = None
     shadow_s: float | None = None
     exchange_tokens_per_s: float | None = None
@@ -43,16 +56,24 @@ class FasterMoE(Policy):
         """Check the configuration.
 
         Raises:
-            ValueError: a cost that is not positive.
+            ValueError: a cost that is not positive, or an option of a part that is off.
         """
         super().validate()
+        if self.group_size < 1:
+            raise ValueError(f"group_size: {self.group_size}, must be at least 1")
+        if self.group_size > 1 and not self.smart_scheduling:
+            raise ValueError(f"group_size: {self.group_size}, must be 1, the default, with smart_scheduling=false")
         for name in ("token_s", "shadow_s", "exchange_tokens_per_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: {value}, must be above 0, or null")
+            if value is not None and not self.shadowing:
+                raise ValueError(f"{name}: {value}, must be null with shadowing=false")
 
     def calibrated(self, cost: ExpertCost) -> Self:
         """Return the policy with the machine's costs, where they were not set."""
+        if not self.shadowing:
+            return self
         exchange = 1 / cost.exchange_token_s if cost.exchange_token_s > 0 else None
         return replace(
             self,
@@ -67,6 +88,8 @@ class FasterMoE(Policy):
         Raises:
             ValueError: the costs were neither set nor calibrated.
         """
+        if not self.shadowing:
+            return plan_from_tokens(home_tokens(counts, placement.home), placement)
         if self.token_s is None or self.shadow_s is None:
             name = "token_s" if self.token_s is None else "shadow_s"
             raise ValueError(f"{name}: null, must be calibrated before planning (FasterMoE.calibrated)")
@@ -74,6 +97,14 @@ class FasterMoE(Policy):
         shadowed = choose_shadows(counts, placement.home, placement.resident, self.token_s, self.shadow_s, exchange_s)
         tokens, fetch = _execute(counts, placement.home, placement.resident, shadowed)
         return Plan(tokens=tokens, fetch=fetch)
+
+    def make_executor(self, engine: ExpertParallel, system: System) -> Executor | None:
+        """Return smart scheduling, unless it is off."""
+        if not self.smart_scheduling:
+            return None
+        from baselines.executors.pairwise import PairwiseExecutor
+
+        return PairwiseExecutor(engine, system, self.group_size)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types

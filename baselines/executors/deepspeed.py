@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
-from harmoeny.runtime.dispatch import send_order
+from harmoeny.runtime.dispatch import ranges, send_order
 from harmoeny.runtime.engine import ExpertParallel, System
 from harmoeny.runtime.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.experts import ExpertFunction
@@ -117,7 +117,7 @@ class DeepSpeedExecutor(Executor):
         assignment_S = send_order(given.expert_ids_TK, sent_EW)
         sent_E = sent_EW.sum(axis=1)[layer.order_E]
         expert_S = np.repeat(np.arange(num_experts), sent_E)
-        place_S = np.arange(len(expert_S)) - np.repeat(np.cumsum(sent_E) - sent_E, sent_E)
+        place_S = ranges(np.zeros_like(sent_E), sent_E)
         layer.gate.routes = (
             given.hidden_TH.new_zeros(()),
             capacity,

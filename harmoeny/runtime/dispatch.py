@@ -73,9 +73,7 @@ def dispatch(hidden_TH: Tensor, expert_ids_TK: Tensor, plan: Plan, comm: Communi
 
     grouping_R = None
     if sum(n > 0 for n in recv_splits) > 1:
-        # Rows arrive by (source, expert); reading the blocks by (expert, source) groups them.
-        starts_WE = _exclusive_cumsum(received_WE.reshape(-1)).reshape(received_WE.shape)
-        grouping_R = torch.from_numpy(_ranges(starts_WE.T.reshape(-1), received_WE.T.reshape(-1))).to(rows.device)
+        grouping_R = by_expert(received_WE).to(rows.device)
         rows = rows.index_select(0, grouping_R)
     return rows, Dispatched(assignment_S, send_splits, recv_splits, grouping_R, received_WE.sum(axis=0))
 
@@ -92,22 +90,48 @@ def combine(results_RH: Tensor, routing_weights_TK: Tensor, dispatched: Dispatch
     Returns:
         ``[T, H]``; assignments that nobody executed contribute nothing.
     """
-    num_tokens, top_k = routing_weights_TK.shape
     rows = results_RH
     if dispatched.grouping_R is not None:
         rows = torch.empty_like(results_RH).index_copy_(0, dispatched.grouping_R, results_RH)
-    rows = comm.exchange_rows(rows, dispatched.recv_splits, dispatched.send_splits)
+    rows_SH = comm.exchange_rows(rows, dispatched.recv_splits, dispatched.send_splits)
+    return weighted_sum(rows_SH, routing_weights_TK, dispatched.assignment_S)
 
-    complete = rows.shape[0] == num_tokens * top_k
-    shape = (num_tokens * top_k, results_RH.shape[1])
-    by_assignment = rows.new_empty(shape) if complete else rows.new_zeros(shape)
-    by_assignment.index_copy_(0, dispatched.assignment_S, rows)
+
+def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, assignment_S: Tensor) -> Tensor:
+    """Add up the results of every token, weighted by the router.
+
+    Args:
+        rows_SH: ``[S, H]``, results.
+        routing_weights_TK: ``[T, K]``.
+        assignment_S: int64 ``[S]``, the assignment behind every row; those that are not there contribute nothing.
+
+    Returns:
+        ``[T, H]``.
+    """
+    (num_tokens, top_k), hidden_size = routing_weights_TK.shape, rows_SH.shape[1]
+    complete = rows_SH.shape[0] == num_tokens * top_k
+    shape = (num_tokens * top_k, hidden_size)
+    by_assignment = rows_SH.new_empty(shape) if complete else rows_SH.new_zeros(shape)
+    by_assignment.index_copy_(0, assignment_S, rows_SH)
     if top_k == 1:
-        return by_assignment.mul_(routing_weights_TK.to(rows.dtype))
-    weighted = by_assignment.view(num_tokens, top_k, results_RH.shape[1]).mul_(
-        routing_weights_TK.to(rows.dtype).unsqueeze(-1)
+        return by_assignment.mul_(routing_weights_TK.to(rows_SH.dtype))
+    weighted = by_assignment.view(num_tokens, top_k, hidden_size).mul_(
+        routing_weights_TK.to(rows_SH.dtype).unsqueeze(-1)
     )
     return weighted.sum(dim=1)
+
+
+def by_expert(received_WE: IntArray) -> Tensor:
+    """Order rows by expert that arrived by (source, expert).
+
+    Args:
+        received_WE: int64 ``[W, E]``, rows of every source and expert.
+
+    Returns:
+        int64 ``[R]`` on the host, the row at every place of the new order, which is by (expert, source).
+    """
+    starts_WE = _exclusive_cumsum(received_WE.reshape(-1)).reshape(received_WE.shape)
+    return torch.from_numpy(ranges(starts_WE.T.reshape(-1), received_WE.T.reshape(-1)))
 
 
 def send_order(expert_ids_TK: Tensor, sent_EW: IntArray) -> Tensor:
@@ -124,13 +148,13 @@ def send_order(expert_ids_TK: Tensor, sent_EW: IntArray) -> Tensor:
         int64 ``[S]``, assignments.
     """
     ids = expert_ids_TK.reshape(-1)
-    by_expert = torch.argsort(ids, stable=True)
+    grouped = torch.argsort(ids, stable=True)
     # The masked ids, being negative, come first; what the plan drops of an expert stays between its blocks.
     counts_E = np.bincount(ids.cpu().numpy() + 1, minlength=sent_EW.shape[0] + 1)
     starts_E = np.cumsum(counts_E)[:-1]
     starts_EW = starts_E[:, None] + _exclusive_cumsum(sent_EW, axis=1)
-    picks = _ranges(starts_EW.T.reshape(-1), sent_EW.T.reshape(-1))
-    return by_expert.index_select(0, torch.from_numpy(picks).to(ids.device))
+    picks = ranges(starts_EW.T.reshape(-1), sent_EW.T.reshape(-1))
+    return grouped.index_select(0, torch.from_numpy(picks).to(ids.device))
 
 
 def _exclusive_cumsum(values: IntArray, axis: int = 0) -> IntArray:
@@ -138,7 +162,7 @@ def _exclusive_cumsum(values: IntArray, axis: int = 0) -> IntArray:
     return total - values
 
 
-def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
+def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
     """Concatenate ``range(start, start + length)`` of every block, both int64 ``[num_blocks]``."""
     offsets = starts - _exclusive_cumsum(lengths)
     return np.repeat(offsets, lengths) + np.arange(lengths.sum())

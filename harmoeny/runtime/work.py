@@ -109,7 +109,12 @@ class _Slots:
 
 
 def make_schedule(
-    work: Sequence[ExpertWork], home: Sequence[int], cost: ExpertCost, *, work_order: str = "covered"
+    work: Sequence[ExpertWork],
+    home: Sequence[int],
+    cost: ExpertCost,
+    *,
+    work_order: str = "covered",
+    keep_order: bool = False,
 ) -> Schedule:
     """Order a rank's work so that loads hide behind computation.
 
@@ -120,18 +125,19 @@ def make_schedule(
     fetched expert is predicted to be there, so that small residents are no reason to stall.
 
     Args:
-        work: the slices, in any order; an expert may have several.
+        work: the slices; an expert may have several.
         home: expert in every slot before and after the layer, ``EMPTY`` where there is none; at least one slot.
         cost: predicts when loads and steps end.
         work_order: ``covered`` or ``paper``.
+        keep_order: execute residents in the order of ``work``, and fetched experts too, instead of the largest first.
 
     Returns:
         The schedule; every slice is executed once, and a load never touches a slot that a step before it still needs.
     """
     slots = _Slots(home)
-    largest_first = sorted(work, key=lambda w: (-w.num_tokens, w.expert_id, w.start))
-    hits = deque(w for w in largest_first if w.expert_id in slots.content)
-    misses = deque(w for w in largest_first if w.expert_id not in slots.content)
+    ordered = work if keep_order else sorted(work, key=lambda w: (-w.num_tokens, w.expert_id, w.start))
+    hits = deque(w for w in ordered if w.expert_id in slots.content)
+    misses = deque(w for w in ordered if w.expert_id not in slots.content)
     needed = Counter(w.expert_id for w in hits)
     steps: list[Step] = []
     compute_s = link_s = 0.0

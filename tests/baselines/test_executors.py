@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from baselines.fastermoe import FasterMoE
 from harmoeny.placement import place
 from harmoeny.policy import Policy
 from harmoeny.runtime.comm import Communicator
@@ -29,9 +29,6 @@ from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
 WORLD_SIZE, NUM_EXPERTS = 2, 6
-needs_deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason="DeepSpeed is not installed: make test does"
-)
 
 
 @dataclass(frozen=True)
@@ -106,54 +103,79 @@ def check_phases(outcome: Outcome) -> None:
     assert outcome.boundaries_s == sorted(outcome.boundaries_s)
 
 
-def check_exact(cases: list[Case], by_rank: list[list[list[Outcome]]]) -> None:
-    for rank, of_cases in enumerate(by_rank):
-        for case, outcomes in zip(cases, of_cases, strict=True):
-            for batch, outcome in enumerate(outcomes):
-                assert outcome.error <= TOLERANCE[case.dtype], case
-                np.testing.assert_array_equal(outcome.kept, case.tokens(batch, rank).ids.numpy() >= 0)
-                home = place(case.policy.placement, NUM_EXPERTS, WORLD_SIZE).home == rank
-                assert outcome.executed_tokens == counts_of(case, batch)[:, home].sum()
-                check_phases(outcome)
-
-
-@needs_deepspeed
-def test_deepspeed_is_exact_pads_to_the_largest_count_and_drops_what_exceeds_a_capacity(tmp_path: Path) -> None:
+EXACT = [
+    Case(FasterMoE(shadowing=False), num_tokens=((20, 3), (0, 7))),
+    Case(FasterMoE(shadowing=False, group_size=2), top_k=3, masked=0.3, experts={"gated": True, "bias": True}),
+    Case(FasterMoE(token_s=1.0, shadow_s=1.0), num_tokens=((30, 9), (0, 0))),
+    Case(FasterMoE(token_s=1.0, shadow_s=1.0, fetch="async", num_slots=2), dtype=torch.bfloat16),
+    Case(FasterMoE(token_s=1.0, shadow_s=1.0, smart_scheduling=False)),
+]
+#: With capacities by hand: ceil(most assignments of a rank / 6 experts * factor), at least 4.
+DROPPING: list[tuple[Case, tuple[int, int]]] = []
+if find_spec("deepspeed") is not None:
     from baselines.deepspeed_moe import DeepSpeedMoE, DeepSpeedMoEDrop
 
-    exact = [
+    EXACT += [
         Case(DeepSpeedMoE(), top_k=1),
         Case(DeepSpeedMoE(placement="round_robin"), experts={"gated": True, "bias": True}),
         Case(DeepSpeedMoE(), top_k=3, masked=0.3, num_tokens=((17, 8), (0, 5))),
         Case(DeepSpeedMoE(), num_tokens=((0, 0), (4, 4))),
         Case(DeepSpeedMoE(), dtype=torch.bfloat16, experts={"bias": True}),
     ]
-    # Capacities by hand: ceil(most assignments of a rank / 6 experts * factor), at least 4.
-    dropping = [
+    DROPPING = [
         (Case(DeepSpeedMoEDrop(), num_tokens=((30, 30), (40, 12))), (10, 14)),
-        (
-            Case(DeepSpeedMoEDrop(capacity_factor=0.5), top_k=1, num_tokens=((30, 30), (0, 64)), masked=0.0),
-            (4, 6),
-        ),
+        (Case(DeepSpeedMoEDrop(capacity_factor=0.5), top_k=1, num_tokens=((30, 30), (0, 64))), (4, 6)),
     ]
-    cases = exact + [case for case, _ in dropping]
-    by_rank = run_ranks(WORLD_SIZE, run_cases, tmp_path, cases)
+needs_deepspeed = pytest.mark.skipif(not DROPPING, reason="DeepSpeed is not installed: make test does")
 
-    check_exact(exact, [of_cases[: len(exact)] for of_cases in by_rank])
-    for rank, of_cases in enumerate(by_rank):
-        for case, outcomes in zip(exact, of_cases, strict=False):
-            for batch, outcome in enumerate(outcomes):
-                counts = counts_of(case, batch)
-                # Both ranks send all 3 experts of this rank as many rows as the most that a rank has for an expert.
-                rows = WORLD_SIZE * (NUM_EXPERTS // WORLD_SIZE) * counts.max()
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[list[list[Outcome]]]:
+    """What every rank saw of every batch of every case, the dropping ones last."""
+    cases = EXACT + [case for case, _ in DROPPING]
+    return run_ranks(WORLD_SIZE, run_cases, tmp_path_factory.mktemp("ranks"), cases)
+
+
+@pytest.mark.parametrize("number", range(len(EXACT)), ids=[f"{c.policy.name}-{i}" for i, c in enumerate(EXACT)])
+def test_exact(number: int, outcomes: list[list[list[Outcome]]]) -> None:
+    case = EXACT[number]
+    home = place(case.policy.placement, NUM_EXPERTS, WORLD_SIZE).home
+    for batch in range(len(case.num_tokens)):
+        counts = counts_of(case, batch)
+        by_rank = [of_cases[number][batch] for of_cases in outcomes]
+        for rank, outcome in enumerate(by_rank):
+            assert outcome.error <= TOLERANCE[case.dtype]
+            np.testing.assert_array_equal(outcome.kept, case.tokens(batch, rank).ids.numpy() >= 0)
+            assert len(outcome.boundaries_s) == len(Phase)
+            assert outcome.boundaries_s == sorted(outcome.boundaries_s)
+            if not getattr(case.policy, "shadowing", False):
+                assert outcome.executed_tokens == counts[:, home == rank].sum()
+        assert sum(outcome.executed_tokens for outcome in by_rank) == counts.sum()
+
+
+@needs_deepspeed
+def test_padding_is_up_to_the_largest_count_with_deepspeed_and_none_elsewhere(
+    outcomes: list[list[list[Outcome]]],
+) -> None:
+    for of_cases in outcomes:
+        for case, by_batch in zip(EXACT, of_cases, strict=False):
+            for batch, outcome in enumerate(by_batch):
+                rows = outcome.executed_tokens
+                if isinstance(case.policy, DeepSpeedMoE):
+                    # Both ranks send 3 experts of this rank as many rows as the most that a rank has for any expert.
+                    rows = WORLD_SIZE * (NUM_EXPERTS // WORLD_SIZE) * counts_of(case, batch).max()
                 assert outcome.padded_tokens == rows - outcome.executed_tokens
-        for (case, capacities), outcomes in zip(dropping, of_cases[len(exact) :], strict=True):
-            for batch, (outcome, capacity) in enumerate(zip(outcomes, capacities, strict=True)):
+
+
+@needs_deepspeed
+def test_a_capacity_keeps_the_first_assignments_of_every_rank_and_expert(outcomes: list[list[list[Outcome]]]) -> None:
+    for rank, of_cases in enumerate(outcomes):
+        for (case, capacities), by_batch in zip(DROPPING, of_cases[len(EXACT) :], strict=True):
+            for batch, (outcome, capacity) in enumerate(zip(by_batch, capacities, strict=True)):
                 assert outcome.error <= TOLERANCE[case.dtype]
                 assert outcome.executed_tokens + outcome.padded_tokens == NUM_EXPERTS * capacity
-                ids = case.tokens(batch, rank).ids.numpy()
+                ids = case.tokens(batch, rank).ids.numpy().reshape(-1)
                 for expert in range(NUM_EXPERTS):
-                    wanted = np.flatnonzero(ids.reshape(-1) == expert)
-                    kept = np.flatnonzero(outcome.kept.reshape(-1) & (ids.reshape(-1) == expert))
-                    np.testing.assert_array_equal(kept, wanted[:capacity])
-        assert any(not outcome.kept.all() for outcomes in of_cases[len(exact) :] for outcome in outcomes)
+                    kept = np.flatnonzero(outcome.kept.reshape(-1) & (ids == expert))
+                    np.testing.assert_array_equal(kept, np.flatnonzero(ids == expert)[:capacity])
+        assert not all(outcome.kept.all() for by_batch in of_cases[len(EXACT) :] for outcome in by_batch)

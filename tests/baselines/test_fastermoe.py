@@ -7,9 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baselines.executors.pairwise import PairwiseExecutor
 from baselines.fastermoe import FasterMoE, choose_shadows
 from harmoeny.placement import BoolArray, IntArray, Placement, place
 from harmoeny.policy import ExpertCost
+from harmoeny.runtime.comm import Communicator
+from harmoeny.runtime.engine import ExpertParallel
+from harmoeny.runtime.executor import PlanExecutor
+from harmoeny.runtime.recorder import Recorder
+from tests.harmoeny.runtime.cases import CPU, random_experts, rank_memory
 from tests.strategies import batches
 
 COSTS = st.tuples(st.floats(1e-6, 1e-3), st.floats(1e-6, 1e-1), st.floats(0, 1e-3))
@@ -119,3 +125,30 @@ def test_costs_must_be_positive(name: str) -> None:
     for value in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match=f"{name}: .*, must be above 0, or null"):
             FasterMoE(**{name: value}).validate()  # type: ignore[arg-type]
+
+
+def test_without_shadowing_everything_goes_home_and_without_smart_scheduling_nothing_is_special() -> None:
+    counts = np.array([[450, 50], [450, 50]], dtype=np.int64)
+    policy = FasterMoE(shadowing=False, smart_scheduling=False)
+    policy.validate()
+    policy = policy.calibrated(ExpertCost(token_s=1e-3, fetch_s=1e-9))
+    assert policy.plan(counts, place("contiguous", 2, 2)).load().tolist() == [900, 100]
+    memory = rank_memory([random_experts(2, 0)], Communicator(CPU))
+    engine = ExpertParallel(memory, Recorder(CPU, enabled=False))
+    assert type(engine.build_system("x", policy).executor) is PlanExecutor
+    assert type(engine.build_system("x", FasterMoE(shadowing=False)).executor) is PairwiseExecutor
+    memory.engine.close()
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (FasterMoE(group_size=0), "group_size: 0, must be at least 1"),
+        (FasterMoE(group_size=2, smart_scheduling=False), "group_size: 2, must be 1, .* with smart_scheduling=false"),
+        (FasterMoE(token_s=1.0, shadowing=False), "token_s: 1.0, must be null with shadowing=false"),
+        (FasterMoE(exchange_tokens_per_s=1.0, shadowing=False), "exchange_tokens_per_s: 1.0, must be null"),
+    ],
+)
+def test_options_of_a_part_that_is_off_are_refused(policy: FasterMoE, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        policy.validate()

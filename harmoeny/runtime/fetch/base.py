@@ -130,18 +130,21 @@ class FetchStrategy:
             for slot in slots:
                 self.memory.engine.wait(slot)
 
-    def begin(self, layer: int, plan: Plan, work: Sequence[ExpertWork]) -> None:
+    def begin(self, layer: int, plan: Plan, work: Sequence[ExpertWork], *, keep_order: bool = False) -> None:
         """Order the layer's work and start the loads whose slots are free already.
 
         Args:
             layer: MoE layer in order of execution.
             plan: the layer's plan.
             work: what this rank executes of it.
+            keep_order: as :func:`harmoeny.runtime.work.make_schedule` explains it.
         """
         self._layer, self._next_load = layer, 0
         self._stats, self._moved = self._moved, FetchStats()
         self._open_sources(layer, plan)
-        self._schedule = make_schedule(work, self._home[layer], self.memory.cost, work_order=self._work_order)
+        self._schedule = make_schedule(
+            work, self._home[layer], self.memory.cost, work_order=self._work_order, keep_order=keep_order
+        )
         if self.ahead:
             self._load_ahead(-1)
 

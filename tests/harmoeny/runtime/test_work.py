@@ -102,3 +102,16 @@ def test_an_expert_is_fetched_twice_where_one_slot_is_all_there_is() -> None:
 @pytest.mark.parametrize("work_order", ["covered", "paper"])
 def test_nothing_to_do(work_order: str) -> None:
     assert make_schedule([], [0, 1], COST, work_order=work_order) == Schedule((), ())
+
+
+@settings(deadline=None, max_examples=200)
+@given(layers())
+def test_residents_and_fetched_experts_keep_their_order_if_asked(
+    case: tuple[list[ExpertWork], list[int], ExpertCost, str],
+) -> None:
+    items, home, cost, work_order = case
+    steps = make_schedule(items, home, cost, work_order=work_order, keep_order=True).steps
+    for kind in (True, False):
+        assert [s.work for s in steps if (s.work.expert_id in home) == kind] == [
+            w for w in items if (w.expert_id in home) == kind
+        ]

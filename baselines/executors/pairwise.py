@@ -1,0 +1,210 @@
+"""FasterMoE's smart scheduling: the exchange in steps between groups of ranks, each step's rows executed on arrival.
+
+Shape letters: S rows sent, R rows received, K top_k, W ranks, E experts, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harmoeny.placement import IntArray
+from harmoeny.plan import Plan
+from harmoeny.runtime.comm import Communicator, PeerCopies
+from harmoeny.runtime.dispatch import by_expert, send_order, weighted_sum
+from harmoeny.runtime.engine import ExpertParallel, System
+from harmoeny.runtime.executor import Executor, LayerInput, LayerResult, work_of
+from harmoeny.runtime.work import ExpertWork
+
+
+@dataclass
+class _Step:
+    """What is exchanged at once.
+
+    Attributes:
+        targets: ranks that this rank sends rows, and gets results from.
+        sources: ranks that it gets rows from, and sends results.
+        rows: where the rows stand among all that this rank executes, by source on arrival, then by expert.
+        grouping: int64 on the device, the arrived row at every place of the order by expert; None: they arrive in it.
+        work: what is to be executed of it.
+        unfinished: slices of it that were not executed yet.
+        arriving: its rows on their way; None once they were waited for.
+    """
+
+    targets: list[int]
+    sources: list[int]
+    rows: slice
+    grouping: Tensor | None
+    work: list[ExpertWork]
+    unfinished: int
+    arriving: PeerCopies | None = None
+
+
+class PairwiseExecutor(Executor):
+    """Exchanges tokens with one group of ranks after another and executes each group's as soon as they are there.
+
+    Step i sends to the i-th group after this rank's own and receives from the i-th group before it. All rows are on
+    their way from the start, in the order of the steps; a rank's own rows, which are first, need no exchange. Results
+    of a step go back when all of it was executed, while the next step's rows are computed.
+
+    Source: He et al., PPoPP 2022, doi 10.1145/3503221.3508418, section 5.
+    """
+
+    def __init__(self, engine: ExpertParallel, system: System, group_size: int) -> None:
+        """Form the groups.
+
+        Args:
+            engine: the rank's collectives, expert memory and recorder.
+            system: the system, whose fetcher is there already.
+            group_size: ranks in a group; the last group may have less.
+        """
+        super().__init__(engine, system)
+        self._fetcher = system.fetcher
+        everyone = list(range(self.comm.world_size))
+        self._groups = [everyone[i : i + group_size] for i in range(0, len(everyone), group_size)]
+        self._own_group = self.comm.rank // group_size
+
+    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:  # noqa: ARG002
+        """Carry out any plan, with the system's fetch strategy."""
+        function = self.memory.store.layers[given.layer].function
+        steps = self._make_steps(plan.tokens[:, :, self.comm.rank])
+        self._fetcher.begin(given.layer, plan, [item for step in steps for item in step.work], keep_order=True)
+        self.recorder.mark()  # dispatch
+        assignment_S = send_order(given.expert_ids_TK, plan.tokens[self.comm.rank])
+        sent_SH = given.hidden_TH.index_select(0, assignment_S // given.expert_ids_TK.shape[1])
+        exchange = _Exchange(self.comm, plan, sent_SH, steps)
+        self.recorder.mark()  # compute
+        step_of = {item.start: step for step in steps for item in step.work}
+
+        def execute(item: ExpertWork, weights: Mapping[str, Tensor]) -> None:
+            step, part = step_of[item.start], slice(item.start, item.start + item.num_tokens)
+            exchange.await_rows(step)
+            function(weights, exchange.rows_RH[part], exchange.results_RH[part])
+            step.unfinished -= 1
+            exchange.return_finished()
+
+        fetch = self._fetcher.run(execute)
+        self.recorder.mark()  # combine
+        returned_SH = exchange.await_results()
+        output_TH = weighted_sum(returned_SH, given.routing_weights_TK, assignment_S)
+        return LayerResult(output_TH, assignment_S, fetch)
+
+    def _make_steps(self, received_WE: IntArray) -> list[_Step]:
+        """Return the steps in order, this rank's own rows first; ``received_WE``: int64 ``[W, E]``."""
+        rank, num_groups = self.comm.rank, len(self._groups)
+        partners = [([rank], [rank])]
+        for i in range(num_groups):
+            targets, sources = (self._groups[(self._own_group + d) % num_groups] for d in (i, -i))
+            partners.append(([r for r in targets if r != rank], [r for r in sources if r != rank]))
+        steps, start = [], 0
+        for targets, sources in partners:
+            blocks = received_WE[sources]
+            work = [ExpertWork(w.expert_id, start + w.start, w.num_tokens) for w in work_of(blocks.sum(axis=0))]
+            several = np.count_nonzero(blocks.sum(axis=1)) > 1
+            grouping = by_expert(blocks).to(self.comm.device) if several else None
+            rows = slice(start, start + int(blocks.sum()))
+            steps.append(_Step(targets, sources, rows, grouping, work, len(work)))
+            start = rows.stop
+        return steps
+
+
+@dataclass
+class _Exchange:
+    """The rows of one layer on their way to where they are executed and back.
+
+    Attributes:
+        comm: the ranks.
+        plan: what goes where.
+        sent_SH: ``[S, H]``, this rank's rows by destination and expert.
+        steps: the exchanges in order.
+        rows_RH: ``[R, H]``, rows to execute, those of a step once they were waited for.
+        results_RH: ``[R, H]``, to be filled with their results.
+    """
+
+    comm: Communicator
+    plan: Plan
+    sent_SH: Tensor
+    steps: list[_Step]
+    rows_RH: Tensor = field(init=False)
+    results_RH: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start to send and to receive all rows."""
+        rank, hidden_size = self.comm.rank, self.sent_SH.shape[1]
+        self._sent = _slices(range(self.comm.world_size), self.plan.tokens[rank].sum(axis=0))
+        self.rows_RH = self.sent_SH.new_empty((self.steps[-1].rows.stop, hidden_size))
+        self.results_RH = torch.empty_like(self.rows_RH)
+        self._returned_SH = torch.empty_like(self.sent_SH)
+        self._sending: list[PeerCopies] = []
+        self._returning: list[PeerCopies] = []
+        own, *others = self.steps
+        self.rows_RH[own.rows] = self.sent_SH[self._sent[rank]]
+        for step in others:
+            step.arriving = self.comm.copy_between_peers(
+                _parts(self.sent_SH, self._sent, step.targets),
+                _parts(self.rows_RH[step.rows], self._received(step), step.sources),
+            )
+            self._sending.append(step.arriving)
+
+    def await_rows(self, step: _Step) -> None:
+        """Wait until the step's rows are there, and group them by expert."""
+        if step.arriving is None:
+            return
+        _await(step.arriving.receiving)
+        step.arriving = None
+        if step.grouping is not None:
+            self.rows_RH[step.rows] = self.rows_RH[step.rows].index_select(0, step.grouping)
+
+    def return_finished(self) -> None:
+        """Start to send back the results of the steps that are finished, in the order of the steps.
+
+        NCCL demands the same order on all ranks.
+        """
+        while len(self._returning) < len(self.steps) - 1:
+            step = self.steps[len(self._returning) + 1]
+            if step.unfinished:
+                return
+            results = self.results_RH[step.rows]
+            if step.grouping is not None:
+                results = torch.empty_like(results).index_copy_(0, step.grouping, results)
+            self._returning.append(
+                self.comm.copy_between_peers(
+                    _parts(results, self._received(step), step.sources),
+                    _parts(self._returned_SH, self._sent, step.targets),
+                )
+            )
+
+    def await_results(self) -> Tensor:
+        """Return ``[S, H]``, the results of :attr:`sent_SH`; all steps must be finished."""
+        self.return_finished()
+        self._returned_SH[self._sent[self.comm.rank]] = self.results_RH[self.steps[0].rows]
+        _await(works for copies in self._returning for works in copies.receiving)
+        # What was sent may be overwritten from here on.
+        _await(copies.sending for copies in (*self._sending, *self._returning))
+        return self._returned_SH
+
+    def _received(self, step: _Step) -> dict[int, slice]:
+        """Return where every source's rows stand among the step's."""
+        return _slices(step.sources, self.plan.tokens[step.sources, :, self.comm.rank].sum(axis=1))
+
+
+def _slices(ranks: Iterable[int], lengths: IntArray) -> dict[int, slice]:
+    """Return, by rank, consecutive slices of these lengths."""
+    ends = np.cumsum(lengths)
+    return {r: slice(int(e - n), int(e)) for r, n, e in zip(ranks, lengths, ends, strict=True)}
+
+
+def _parts(rows: Tensor, places: Mapping[int, slice], ranks: Iterable[int]) -> list[tuple[Tensor, int]]:
+    """Return the rows for or from each rank; two ranks with nothing between them exchange nothing."""
+    return [(rows[places[r]], r) for r in ranks if places[r].start < places[r].stop]
+
+
+def _await(groups: Iterable[Iterable[Any]]) -> None:
+    """Wait once for each of these; NCCL hands out the same one for several tensors."""
+    for work in {id(work): work for group in groups for work in group}.values():
+        work.wait()

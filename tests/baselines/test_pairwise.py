@@ -1,0 +1,110 @@
+"""Smart scheduling on ranks that are threads: exact for any plan, and it really overlaps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from baselines.executors.pairwise import PairwiseExecutor
+from baselines.fastermoe import FasterMoE
+from harmoeny.policy import FETCH_STRATEGIES
+from harmoeny.runtime.comm import PeerCopies
+from harmoeny.runtime.engine import ExpertParallel, System
+from harmoeny.runtime.executor import Executor
+from harmoeny.runtime.recorder import Recorder
+from tests.harmoeny.runtime.cases import CPU, RandomPlan, random_experts, random_tokens, rank_memory
+from tests.harmoeny.runtime.test_engine import run_layers
+from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
+
+
+class ScheduledRandomPlan(RandomPlan):
+    def __init__(self, seed: int, group_size: int, **options: Any) -> None:
+        super().__init__(seed, **options)
+        self.group_size = group_size
+
+    def make_executor(self, engine: ExpertParallel, system: System) -> Executor:
+        return PairwiseExecutor(engine, system, self.group_size)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_plan_is_exact(data: st.DataObject) -> None:
+    world_size = data.draw(st.integers(1, 6))
+    num_experts = data.draw(st.integers(1, 7))
+    fetch = data.draw(st.sampled_from(FETCH_STRATEGIES))
+    slots = None if fetch == "none" else data.draw(st.none() | st.integers(1, num_experts))
+    seed, top_k = data.draw(st.integers(0, 10**6)), data.draw(st.integers(1, min(3, num_experts)))
+    counts = [[data.draw(st.sampled_from([0, 1, 5, 16])) for _ in range(world_size)] for _ in range(2)]
+    tokens = [
+        [random_tokens(seed + 17 * i + 100 * j, n, num_experts, top_k, masked=0.1) for i, n in enumerate(c)]
+        for j, c in enumerate(counts)
+    ]
+    policy = ScheduledRandomPlan(
+        seed, data.draw(st.integers(1, 7)), drop=data.draw(st.booleans()), fetch=fetch, num_slots=slots
+    )
+    run_layers(world_size, policy, tokens, num_experts=num_experts, batches=2)
+
+
+class GatedCommunicator(ThreadCommunicator):
+    """Rank 1 sends rank 0 nothing before ``gate`` opens; it says when rank 0 starts to send results back."""
+
+    gate: threading.Event
+    opens_on_call: int | None = None
+
+    def copy_between_peers(
+        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
+    ) -> PeerCopies:
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.rank == 0 and self.calls == self.opens_on_call:
+            self.gate.set()
+        if self.rank == 1 and any(dst == 0 for _, dst in sends):
+            assert self.gate.wait(10), "rank 0 waits for all tokens before it does anything with the first"
+        return super().copy_between_peers(sends, receives)
+
+
+@pytest.mark.parametrize("opened_by", ["its own tokens", "results of the first step"])
+def test_tokens_that_are_there_are_executed_and_returned_while_others_are_on_their_way(opened_by: str) -> None:
+    world_size, num_experts = 3, 3
+    layer = random_experts(num_experts, 0)
+    gate = threading.Event()
+    executed_before_the_gate: list[int] = []
+
+    def rank_main(comm: ThreadCommunicator) -> None:
+        gated = GatedCommunicator(comm.world, comm.rank)
+        gated.gate = gate
+        if opened_by == "results of the first step":
+            # The exchanges: in the own group (nothing), from rank 2, from rank 1; then results in the same order.
+            gated.opens_on_call = 5
+
+        def function(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
+            if comm.rank == 0 and not gate.is_set():
+                executed_before_the_gate.append(len(rows))
+                if opened_by == "its own tokens":
+                    gate.set()
+            layer.function(weights, rows, out)
+
+        memory = rank_memory([replace(layer, function=function)], gated)
+        engine = ExpertParallel(memory, Recorder(CPU, enabled=False))
+        engine.use(engine.build_system("x", FasterMoE(shadowing=False, fetch="async")))
+        ids = torch.arange(num_experts).repeat(4)[:, None]  # every rank has 4 tokens for every expert
+        hidden = torch.randn(len(ids), 8, generator=torch.Generator().manual_seed(comm.rank))
+        output = engine.forward(0, hidden, ids, torch.ones_like(ids, dtype=torch.float32))
+        expected = torch.empty_like(hidden)
+        for expert in range(num_experts):
+            rows = hidden[ids[:, 0] == expert]
+            out = torch.empty_like(rows)
+            layer.function(layer.expert(expert), rows, out)
+            expected[ids[:, 0] == expert] = out
+        torch.testing.assert_close(output, expected)
+        memory.engine.close()
+
+    run_threads(world_size, rank_main)
+    assert executed_before_the_gate == ([4] if opened_by == "its own tokens" else [4, 4])
