@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
-from experiments.discovery import GROUPS, discover
+from experiments.discovery import ALL_SYSTEMS, GROUPS, discover
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _ABOUT = {
@@ -49,6 +49,8 @@ def help_text() -> str:
 
 
 def _description(group: str, name: str) -> str:
+    if (group, name) == ("system", f"{ALL_SYSTEMS}.yaml"):
+        return "every system that this installation has"
     component = discover(group)[0].get(name.removesuffix(".yaml")) if group in GROUPS else None
     return component.description if component is not None else ""
 

@@ -51,6 +51,10 @@ GROUPS = {
 }
 
 
+#: The choice of all systems that this installation has.
+ALL_SYSTEMS = "all"
+
+
 def discover(group: str) -> tuple[dict[str, type[Any]], dict[str, str]]:
     """Import every module of a group's packages and collect its concrete classes.
 
@@ -104,6 +108,12 @@ def _options(cls: type[Any]) -> type[Any]:
     )
 
 
+def _order(item: tuple[str, type[Any]]) -> tuple[bool, bool, bool, str]:
+    """Order systems: ours, then exact baselines, then those that drop tokens, then bounds."""
+    name, policy = item
+    return policy.bound, not policy.exact, policy.baseline, name
+
+
 def register_components() -> None:
     """Store every component's fields, with their types and defaults, as a choice of its Hydra group."""
     for group, description in GROUPS.items():
@@ -111,6 +121,12 @@ def register_components() -> None:
             ConfigStore.instance().store(
                 name=name, group=group, node=_options(cls), package=description.package.format(name=name)
             )
+    ConfigStore.instance().store(
+        name=ALL_SYSTEMS,
+        group="system",
+        node={name: _options(cls) for name, cls in sorted(discover("system")[0].items(), key=_order)},
+        package="systems",
+    )
     ConfigStore.instance().store(name="measured", group="hardware", node=_options(Hardware), package="hardware")
     ConfigStore.instance().store(
         name="runtime",

@@ -41,6 +41,7 @@ class ValidateSweep(Callback):
             if is_main_rank():
                 _check_texts([point for point, _ in points])
             _write_sweep(points, axes)
+            _name_unavailable(points[0][0])
         except SkippedPoint as reason:
             say(f"skipped: {reason}")
             raise SystemExit(0) from None
@@ -92,6 +93,14 @@ def _loader() -> ConfigLoader:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None, "callbacks run inside Hydra"
     return hydra.config_loader
+
+
+def _name_unavailable(point: Point) -> None:
+    """Where all systems are compared, name those that this installation lacks."""
+    found, unavailable = discover("system")
+    if is_main_rank() and set(found) <= set(point.systems):
+        for name, reason in unavailable.items():
+            say(f"not compared: {name} ({reason})")
 
 
 def _check_texts(points: Sequence[Point]) -> None:
