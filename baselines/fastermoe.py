@@ -75,10 +75,11 @@ class FasterMoE(Policy):
         if not self.shadowing:
             return self
         exchange = 1 / cost.exchange_token_s if cost.exchange_token_s > 0 else None
+        shadow_s = cost.peer_fetch_s if self.fetch == "peer" and cost.peer_fetch_s > 0 else cost.fetch_s
         return replace(
             self,
             token_s=cost.token_s if self.token_s is None else self.token_s,
-            shadow_s=cost.fetch_s if self.shadow_s is None else self.shadow_s,
+            shadow_s=shadow_s if self.shadow_s is None else self.shadow_s,
             exchange_tokens_per_s=exchange if self.exchange_tokens_per_s is None else self.exchange_tokens_per_s,
         )
 

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.cache import atomic_path
 from experiments.config import Point, is_main_rank, load_point
 from experiments.datasets.tokens import prepare_tokens
+from experiments.discovery import discover
 from experiments.errors import SkippedPoint, explain
 from experiments.job import fail
 from experiments.manifest import is_done

@@ -133,4 +133,5 @@ class Hardware:
             token_s=flops_per_token / self.expert_flops_per_s,
             fetch_s=self.host_link_s(expert_bytes),
             exchange_token_s=0.0 if exchange is None else token_bytes / exchange,
+            peer_fetch_s=0.0 if exchange is None else self.all_to_all_latency_s + expert_bytes / exchange,
         )

@@ -33,11 +33,12 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, engine: Trans
     """
     comm.barrier()
     slot = Slot(experts, comm.device)
-    measured = [expert_s(experts, slot, engine, _TOKENS) / _TOKENS, fetch_s(experts, slot, engine), 0.0]
+    measured = [expert_s(experts, slot, engine, _TOKENS) / _TOKENS, fetch_s(experts, slot, engine), 0.0, 0.0]
     if comm.world_size > 1:
         dtype = next(iter(experts.weights.values())).dtype
         rows = torch.zeros(_TOKENS * comm.world_size, experts.hidden_size, dtype=dtype, device=comm.device)
         measured[2] = all_to_all_s(rows, comm) / (_TOKENS * (comm.world_size - 1))
+        measured[3] = measured[2] * experts.expert_bytes / rows[0].nbytes
     costs = torch.tensor(measured, dtype=torch.float64, device=comm.device)
     if comm.world_size > 1:
         dist.all_reduce(costs)

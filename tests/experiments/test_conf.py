@@ -201,10 +201,10 @@ def test_started_elsewhere_it_says_where_to_go(tmp_path: Path) -> None:
 def test_choices_with_a_missing_dependency_are_named_with_the_reason(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.errors.unavailable", lambda _: {"deepspeed_moe": "No module named 'deepspeed'"})
+    monkeypatch.setattr("experiments.errors.unavailable", lambda _: {"absent_moe": "No module named 'absent'"})
     for choice, message in {
-        "deepspeed_moe": r"^system: 'deepspeed_moe' is unavailable here \(No module named 'deepspeed'\), must be one ",
-        "nonsense": r"; unavailable here: deepspeed_moe \(No module named 'deepspeed'\)$",
+        "absent_moe": r"^system: 'absent_moe' is unavailable here \(No module named 'absent'\), must be one ",
+        "nonsense": r"; unavailable here: absent_moe \(No module named 'absent'\)$",
     }.items():
         with pytest.raises(HydraException) as caught:
             load(f"system=[{choice}]")
