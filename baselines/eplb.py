@@ -119,6 +119,11 @@ class EPLB(Policy):
         shares = even_shares(counts, placement.resident)
         return plan_from_tokens(tokens_of_shares(counts, shares), placement)
 
+    def executed(self, counts: IntArray, placement: Placement) -> IntArray:
+        """Return int64 ``[num_experts, world_size]``: even shares of the replicas."""
+        shares: IntArray = even_shares(counts, placement.resident)
+        return shares
+
 
 def balance(load: IntArray, present: BoolArray, num_slots: int, num_nodes: int, num_groups: int) -> BoolArray:
     """Choose replicas and pack them: groups onto nodes, then inside every node replicas onto ranks.
@@ -154,7 +159,7 @@ def balance(load: IntArray, present: BoolArray, num_slots: int, num_nodes: int, 
 
 def _renumber(new: BoolArray, present: BoolArray) -> BoolArray:
     """Reorder the columns of ``new`` such that as much as possible of ``present`` stays where it is."""
-    stays = new.astype(np.int64).T @ present.astype(np.int64)
+    stays = new.astype(np.float32).T @ present.astype(np.float32)  # whole numbers, and much faster than with integers
     columns, places = linear_sum_assignment(stays, maximize=True)
     renumbered = np.empty_like(new)
     renumbered[:, places] = new[:, columns]

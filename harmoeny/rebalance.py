@@ -69,15 +69,30 @@ class HarMoEny(Policy):
         Raises:
             ValueError: the threshold was neither set nor calibrated.
         """
-        if self.threshold is None:
-            raise ValueError("threshold: null, must be calibrated before planning (HarMoEny.calibrated)")
         home = placement.home
-        moves = choose_moves(counts, home, placement.resident, self.threshold, self.stop_rule == "covered")
+        moves = self._moves(counts, placement)
         tokens = home_tokens(counts, home)
         move_tokens(tokens, moves, counts, home, self.sender_order == "local_first")
         fetch = np.zeros_like(placement.resident)
         fetch[moves[:, 0], moves[:, 1]] = True
         return Plan(tokens=tokens, fetch=fetch & ~placement.resident)
+
+    def executed(self, counts: IntArray, placement: Placement) -> IntArray | None:
+        """Return int64 ``[num_experts, world_size]`` of the plan, if tokens stay where they are as far as possible."""
+        if self.sender_order != "local_first":
+            return None
+        executed = np.zeros((placement.num_experts, placement.world_size), dtype=np.int64)
+        executed[np.arange(placement.num_experts), placement.home] = counts.sum(axis=0)
+        experts, receivers, amounts = self._moves(counts, placement).T
+        np.subtract.at(executed, (experts, placement.home[experts]), amounts)
+        np.add.at(executed, (experts, receivers), amounts)
+        return executed
+
+    def _moves(self, counts: IntArray, placement: Placement) -> IntArray:
+        if self.threshold is None:
+            raise ValueError("threshold: null, must be calibrated before planning (HarMoEny.calibrated)")
+        covered = self.stop_rule == "covered"
+        return choose_moves(counts, placement.home, placement.resident, self.threshold, covered)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types

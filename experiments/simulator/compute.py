@@ -110,6 +110,7 @@ class RankMemories:
         experts_s = cost.experts_s(computed)
         missing = (computed > 0) & ~self._held[layer]
         from_peers = missing & self._sent_by_peers(placement)
+        any_peer = bool(from_peers.any())
         arrival_s = planned_s + self._peers_s(from_peers, placement)
         host_s = cost.weights_from_host_s((missing & ~from_peers).sum(axis=0))
         end_s = start_s + experts_s.sum(axis=0)
@@ -117,13 +118,16 @@ class RankMemories:
         times = {name: np.zeros(world_size) for name in _TIMES}
         numbers = {name: np.zeros(world_size, dtype=np.int64) for name in _NUMBERS}
         waiting = {rank for held_layer, rank in self._moved if held_layer == layer}
+        computed_by_rank, expert_s_by_rank = np.ascontiguousarray(computed.T), np.ascontiguousarray(experts_s.T)
         for rank in sorted(waiting.union(np.flatnonzero(missing.any(axis=0)).tolist())):
-            arrivals = dict.fromkeys(np.flatnonzero(from_peers[:, rank]).tolist(), float(arrival_s[rank]))
+            arrivals = (
+                dict.fromkeys(np.flatnonzero(from_peers[:, rank]).tolist(), float(arrival_s[rank])) if any_peer else {}
+            )
             done = self._replay(
                 layer,
                 rank,
-                computed[:, rank],
-                experts_s[:, rank],
+                computed_by_rank[rank],
+                expert_s_by_rank[rank],
                 Sources(float(host_s[rank]), arrivals),
                 copies[rank],
                 (float(planned_s[rank]), float(start_s[rank])),

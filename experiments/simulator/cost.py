@@ -72,7 +72,7 @@ class CostModel:
         return float(self.topology.exchange_s(sent).max())
 
     def plan_s(self, measured_s: float, num_steps: int) -> float:
-        """Return the time of a plan of so many steps (see :class:`SoftwareCost`)."""
+        """Return the time of a plan of so many steps (see :class:`SoftwareCost`); ``measured_s`` is on this machine."""
         software = self.software
         return (measured_s if software.plan_s is None else software.plan_s) + software.plan_step_s * num_steps
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 
 from experiments.routers.base import FloatArray
@@ -189,9 +190,13 @@ def _whole(values: FloatArray) -> IntArray:
     return np.rint(values).astype(np.int64)
 
 
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
 def _last_partner(ready_s: FloatArray, traffic: FloatArray) -> FloatArray:
     """Return, for every rank, when the last of those that it exchanges rows with is ready, itself included."""
-    partners = (traffic > 0) | (traffic.T > 0)
-    np.fill_diagonal(partners, val=True)
-    last: FloatArray = np.where(partners, ready_s, 0.0).max(axis=1)
+    last = ready_s.copy()
+    for src in range(len(ready_s)):
+        for dst in range(len(ready_s)):
+            if traffic[src, dst] > 0:
+                last[src] = max(last[src], ready_s[dst])
+                last[dst] = max(last[dst], ready_s[src])
     return last

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from experiments.routers.base import FloatArray
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.policy import Policy
 
 #: Plans whose ``tokens`` would be larger than this are never made, if the policy can do without.
-_LARGEST_PLAN_BYTES = 256 * 2**20
+_LARGEST_PLAN_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def flows_of_executed(counts: IntArray, executed: IntArray, placement: Placement
     surplus = (counts - own).astype(np.float64)
     lacking = executed - own.T
     share = lacking / np.maximum(lacking.sum(axis=1, keepdims=True), 1)
-    traffic: FloatArray = surplus @ share
+    # Few ranks execute an expert, so most shares are 0.
+    traffic: FloatArray = np.ascontiguousarray((csr_array(share.T) @ surplus.T).T)
     traffic[np.diag_indices_from(traffic)] += own.sum(axis=1)
     return Flows(executed, (executed > 0) & ~placement.resident, traffic)
 

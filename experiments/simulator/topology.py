@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from experiments.routers.base import FloatArray
@@ -43,19 +44,23 @@ class Topology:
         if self.world_size == 1:
             return np.zeros(1)
         hardware = self._hardware
-        sent = sent_bytes.astype(np.float64)
-        np.fill_diagonal(sent, 0.0)
+        sent = np.ascontiguousarray(sent_bytes, dtype=np.float64)
+        rate = hardware.all_to_all_bytes_per_s
+        if self._links is None:
+            assert rate is not None
+            inside_s = _switched_s(sent, self.node, rate, inside=True)
+        else:
+            inside_s = np.zeros(self.world_size)
+            for node in range(int(self.node[-1]) + 1):
+                own = np.flatnonzero(self.node == node)
+                inside_s[own] = self._linked_s(sent[np.ix_(own, own)])
         if self.node[-1] == 0:
-            return hardware.all_to_all_latency_s + self._inside_s(sent)
-        same_node = self.node[:, None] == self.node
-        inside_s = np.zeros(self.world_size)
-        for node in range(int(self.node[-1]) + 1):
-            own = np.flatnonzero(self.node == node)
-            inside_s[own] = self._inside_s(sent[np.ix_(own, own)])
+            return hardware.all_to_all_latency_s + inside_s
         # The two share nothing, so they run beside each other.
-        rate = hardware.network_bytes_per_s or hardware.all_to_all_bytes_per_s
-        assert rate is not None
-        outside_s = _switched_s(np.where(same_node, 0.0, sent), rate)
+        network_rate = hardware.network_bytes_per_s or rate
+        if network_rate is None:
+            raise ValueError("hardware.network_bytes_per_s: null, must be set for several nodes")
+        outside_s = _switched_s(sent, self.node, network_rate, inside=False)
         outside_s = np.where(outside_s > 0, outside_s + hardware.network_latency_s, 0.0)
         return hardware.all_to_all_latency_s + np.maximum(inside_s, outside_s)
 
@@ -84,12 +89,12 @@ class Topology:
         fetch_s: FloatArray = hardware.host_link_latency_s + expert_bytes / rate
         return fetch_s
 
-    def _inside_s(self, sent: FloatArray) -> FloatArray:
-        """Return the time per rank of an exchange inside one node; float64 ``[ranks][ranks]`` of bytes."""
-        rate = self._hardware.all_to_all_bytes_per_s
-        if self._links is None or self._routes is None:
-            assert rate is not None
-            return _switched_s(sent, rate)
+    def _linked_s(self, sent: FloatArray) -> FloatArray:
+        """Return the time per rank of an exchange over the links of one node; float64 ``[ranks][ranks]`` of bytes."""
+        assert self._links is not None
+        assert self._routes is not None
+        sent = sent.copy()
+        np.fill_diagonal(sent, 0.0)
         num_ranks = len(sent)
         routes = self._routes if num_ranks == len(self._links) else _routes(self._links[:num_ranks, :num_ranks])
         links = self._links[:num_ranks, :num_ranks].copy()
@@ -100,13 +105,29 @@ class Topology:
         return slowest
 
 
-def _switched_s(sent: FloatArray, rate: float) -> FloatArray:
-    """Return the time per rank where only what a rank sends and what it receives limits it."""
-    out_s, in_s = sent.sum(axis=1) / rate, sent.sum(axis=0) / rate
-    used = sent > 0
-    slowest_sender = np.where(used, out_s[:, None], 0.0).max(axis=0)
-    slowest_receiver = np.where(used, in_s, 0.0).max(axis=1)
-    slowest: FloatArray = np.maximum(np.maximum(out_s, in_s), np.maximum(slowest_sender, slowest_receiver))
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+def _switched_s(sent: FloatArray, node: IntArray, rate: float, inside: bool) -> FloatArray:
+    """Return the time per rank where only what a rank sends and what it receives limits it.
+
+    Args:
+        sent: float64 ``[world_size(src), world_size(dst)]``, bytes.
+        node: int64 ``[world_size]``.
+        rate: bytes per second of every rank, each way.
+        inside: count what stays inside a node, else what leaves it.
+    """
+    world_size = sent.shape[0]
+    out_s, in_s = np.zeros(world_size), np.zeros(world_size)
+    for src in range(world_size):
+        for dst in range(world_size):
+            if src != dst and (node[src] == node[dst]) == inside:
+                out_s[src] += sent[src, dst] / rate
+                in_s[dst] += sent[src, dst] / rate
+    slowest = np.maximum(out_s, in_s)
+    for src in range(world_size):
+        for dst in range(world_size):
+            if src != dst and sent[src, dst] > 0 and (node[src] == node[dst]) == inside:
+                slowest[src] = max(slowest[src], in_s[dst])
+                slowest[dst] = max(slowest[dst], out_s[src])
     return slowest
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.drop import Drop
+from baselines.eplb import EPLB
 from baselines.even_split import EvenSplit
 from baselines.static_ep import StaticEP
 from experiments.simulator.cost import CostModel
@@ -19,7 +20,7 @@ from experiments.simulator.options import SoftwareCost
 from experiments.simulator.topology import Topology
 from experiments.simulator.work import ModelWork
 from harmoeny.hardware import Hardware
-from harmoeny.placement import IntArray, place
+from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
 
@@ -190,10 +191,13 @@ def test_a_faster_machine_is_never_slower(counts: list[list[int]], factor: float
 @given(COUNTS)
 def test_flows_without_a_plan_agree_with_the_plan(counts: list[list[int]]) -> None:
     array = np.array(counts, dtype=np.int64)
-    placement = place("contiguous", array.shape[1], array.shape[0])
-    for policy in (StaticEP(), HarMoEny(threshold=3)):
+    for policy in (StaticEP(), HarMoEny(threshold=3), HarMoEny(threshold=3, stop_rule="paper"), EPLB()):
+        placement = policy.place(0, array.shape[1], array.shape[0])
         planned = plan_flows(policy, array, placement)
-        flows = flows_of_executed(array, planned.executed, placement)
+        executed = policy.executed(array, placement)
+        assert executed is not None
+        np.testing.assert_array_equal(executed, planned.executed)
+        flows = flows_of_executed(array, executed, placement)
         np.testing.assert_array_equal(flows.fetch, planned.fetch)
         np.testing.assert_allclose(flows.traffic.sum(axis=0), planned.traffic.sum(axis=0))
         np.testing.assert_allclose(flows.traffic.sum(axis=1), planned.traffic.sum(axis=1))
