@@ -162,6 +162,16 @@ class Policy(ABC):
             A plan that keeps the invariants of :meth:`Plan.validate`.
         """
 
+    def capacity(self, counts: IntArray) -> int | None:  # noqa: ARG002
+        """Return how many rows every rank sends every expert, where a system fills its buffers to equal size.
+
+        None, the default: exactly the assignments are sent.
+
+        Args:
+            counts: int64 ``[world_size, num_experts]``.
+        """
+        return None
+
     def executed(self, counts: IntArray, placement: Placement) -> IntArray | None:  # noqa: ARG002
         """Return int64 ``[num_experts, world_size]``, what ``plan(counts, placement).executed()`` would be.
 

@@ -92,7 +92,8 @@ class HarMoEny(Policy):
         if self.threshold is None:
             raise ValueError("threshold: null, must be calibrated before planning (HarMoEny.calibrated)")
         covered = self.stop_rule == "covered"
-        return choose_moves(counts, placement.home, placement.resident, self.threshold, covered)
+        moves: IntArray = choose_moves(counts, placement.home, placement.resident, self.threshold, covered)
+        return moves
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types

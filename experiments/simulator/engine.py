@@ -171,8 +171,9 @@ class SimulatedSystem:
         flows = plan_flows(self.policy, counts, placement)
         measured_s = time.perf_counter() - begin
         num_tokens = cost.work.layer_tokens[layer]
-        if cost.software.padded:
-            capacity = min(int(counts.max()), cost.software.capacity_limit or int(counts.max()))
+        capacity = int(counts.max()) if cost.software.padded else self.policy.capacity(counts)
+        if capacity is not None:
+            capacity = min(capacity, cost.software.capacity_limit or capacity)
             flows = capped(flows, counts, capacity, placement)
             exchange = padded_exchange(cost, num_tokens, capacity, placement)
             executed = np.where(placement.resident, capacity * len(counts), 0)

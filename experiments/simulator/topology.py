@@ -55,14 +55,14 @@ class Topology:
                 own = np.flatnonzero(self.node == node)
                 inside_s[own] = self._linked_s(sent[np.ix_(own, own)])
         if self.node[-1] == 0:
-            return hardware.all_to_all_latency_s + inside_s
+            return self._with_latency(inside_s)
         # The two share nothing, so they run beside each other.
         network_rate = hardware.network_bytes_per_s or rate
         if network_rate is None:
             raise ValueError("hardware.network_bytes_per_s: null, must be set for several nodes")
         outside_s = _switched_s(sent, self.node, network_rate, inside=False)
         outside_s = np.where(outside_s > 0, outside_s + hardware.network_latency_s, 0.0)
-        return hardware.all_to_all_latency_s + np.maximum(inside_s, outside_s)
+        return self._with_latency(np.maximum(inside_s, outside_s))
 
     def host_fetch_s(self, expert_bytes: float, num_fetches: IntArray) -> FloatArray:
         """Return how long one fetch takes on every rank while all that fetch in this layer do so at the same time.
@@ -88,6 +88,10 @@ class Topology:
                 rate = np.minimum(rate, limit / np.maximum(users, 1))
         fetch_s: FloatArray = hardware.host_link_latency_s + expert_bytes / rate
         return fetch_s
+
+    def _with_latency(self, exchange_s: FloatArray) -> FloatArray:
+        total_s: FloatArray = self._hardware.all_to_all_latency_s + exchange_s
+        return total_s
 
     def _linked_s(self, sent: FloatArray) -> FloatArray:
         """Return the time per rank of an exchange over the links of one node; float64 ``[ranks][ranks]`` of bytes."""

@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 
 from analysis.figures import __main__ as command
-from analysis.figures import skew_sweep, slots_sweep, threshold_sweep, time_breakdown
+from analysis.figures import scale_out, skew_sweep, slots_sweep, threshold_sweep, time_breakdown
 from analysis.figures.base import FigureData, FigureModule, discover, draw_all
 from analysis.load import load_run, load_sweep
 from analysis.style import _LOOKS, _OTHERS, PHASE_COLOURS, label, look
@@ -65,11 +65,36 @@ def single(written: Synthetic) -> FigureData:
     return data_of([load_run(written.folder)], [{}])
 
 
-def test_each_figure_is_drawn_from_the_results_that_it_is_for(sweep: FigureData, single: FigureData) -> None:
+@pytest.fixture(scope="module")
+def scaled(sweep: FigureData) -> FigureData:
+    """The sweep as if its runs differed in their number of ranks."""
+    ranks = sweep.summary["router.skew"].map(dict(zip(SKEWS, (2, 4, 8), strict=True)))
+    frame = sweep.summary.drop(columns="router.skew").assign(world_size=ranks)
+    return FigureData(frame, ["world_size"], sweep.caption, sweep.runs)
+
+
+def test_each_figure_is_drawn_from_the_results_that_it_is_for(
+    sweep: FigureData, single: FigureData, scaled: FigureData
+) -> None:
     for_sweeps = {module.NAME for module in discover() if module.missing(sweep) is None}
     for_runs = {module.NAME for module in discover() if module.missing(single) is None}
-    assert for_sweeps | for_runs == {module.NAME for module in discover()}
+    for_scale = {module.NAME for module in discover() if module.missing(scaled) is None}
+    assert for_sweeps | for_runs | for_scale == {module.NAME for module in discover()}
     assert for_sweeps == {"skew_sweep"}
+    assert "scale_out" in for_scale
+
+
+def test_scale_out_draws_both_metrics_against_the_ranks(scaled: FigureData) -> None:
+    throughput, idle = scale_out.plot(scaled).axes
+    for axes, column, scale in ((throughput, "throughput_tokens_per_s", 1e-3), (idle, "idle_share", 100.0)):
+        lines = {str(line.get_label()): line for line in axes.lines}
+        for system, rows in scaled.summary.groupby("system"):
+            line = lines[label(str(system))]
+            assert list(line.get_xdata()) == [2, 4, 8]
+            np.testing.assert_allclose(line.get_ydata(), rows.sort_values("world_size")[column] * scale)
+    perfect = next(line for line in throughput.lines if line.get_label() == "Perfect")
+    start, end = perfect.get_ydata()
+    assert end / start == pytest.approx(4)
 
 
 @pytest.mark.parametrize("kind", ["sweep", "single"])

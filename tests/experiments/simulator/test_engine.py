@@ -126,6 +126,16 @@ def test_padding_fills_every_expert_to_the_largest_count() -> None:
     assert column(layer, "executed_tokens") == [3, 8]
 
 
+def test_a_policy_that_pads_says_to_what() -> None:
+    class Padding(StaticEP):
+        def capacity(self, counts: IntArray) -> int:
+            return int(counts.max())
+
+    layer = simulate(Padding(), [[1, 5], [2, 3]], layer_tokens=[6])
+    assert column(layer, "compute_s") == [10.0, 10.0]
+    assert column(layer, "padded_tokens") == [7, 2]
+
+
 def test_a_capacity_limit_drops_what_is_above() -> None:
     software = SoftwareCost(plan_s=0.0, padded=True, capacity_limit=4)
     layer = simulate(StaticEP(), [[1, 5], [2, 3]], software=software, layer_tokens=[6])
