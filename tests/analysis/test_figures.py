@@ -93,7 +93,7 @@ def test_scale_out_draws_both_metrics_against_the_ranks(scaled: FigureData) -> N
             assert list(line.get_xdata()) == [2, 4, 8]
             np.testing.assert_allclose(line.get_ydata(), rows.sort_values("world_size")[column] * scale)
     perfect = next(line for line in throughput.lines if line.get_label() == "Perfect")
-    start, end = perfect.get_ydata()
+    start, end = np.asarray(perfect.get_ydata(), dtype=np.float64)
     assert end / start == pytest.approx(4)
 
 
