@@ -1,6 +1,7 @@
 """Validate the simulator: `paper` against the published figures of arXiv 2506.12417, `ranks` against this machine.
 
-`paper` reads the authors' data from --reference and writes tables and a figure to results/validation.
+`paper` reads the authors' data from --reference; `ranks` reads finished runs on real ranks of this machine and simulates
+them on its profile (python -m scripts.calibrate writes one). Both write tables and a figure to results/validation.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from experiments.simulator.published import throughputs
 from experiments.simulator.validation import (
     PaperMachine,
     compare_breakdowns,
+    compare_ranks,
     compare_throughputs,
     summarise_errors,
     wrong_rankings,
@@ -46,6 +48,17 @@ def validate_paper(reference: Path, out: Path, num_batches: int) -> None:
     print(draw_validation(compared, out, "paper", "Throughput (sequences/s)"))
 
 
+def validate_ranks(folder: Path, hardware: str, out: Path) -> None:
+    """Compare with real runs of this machine; print and write a table, and draw."""
+    compared = compare_ranks(folder, hardware)
+    out.mkdir(parents=True, exist_ok=True)
+    compared.to_csv(out / "ranks.csv", index=False, float_format="%.4g")
+    _show("Latency of a MoE layer, ms (published: measured here)", compared)
+    errors = summarise_errors(compared)
+    print(f"{errors['points']:.0f} points: median error {errors['median']:.1%}, worst {errors['worst']:.1%}")
+    print(draw_validation(compared, out, "ranks", "Latency of a MoE layer (ms)"))
+
+
 def _show(title: str, frame: pd.DataFrame) -> None:
     formats = {name: form for name, form in _PERCENT.items() if name in frame}
     print(f"\n{title}\n{frame.to_string(index=False, formatters=formats)}\n")
@@ -59,7 +72,17 @@ def main() -> None:
     paper.add_argument("--reference", type=Path, default=REFERENCE, help=f"the authors' data (default: {REFERENCE})")
     paper.add_argument("--out", type=Path, default=OUT, help=f"where results go (default: {OUT})")
     paper.add_argument("--batches", type=int, default=3, help="batches per point (default: 3)")
+    ranks = commands.add_parser("ranks", help="against runs on real ranks of this machine")
+    ranks.add_argument("folder", type=Path, help="finished runs: python run.py experiment=skew_sweep hardware=NAME")
+    ranks.add_argument("--hardware", required=True, help="this machine's profile in conf/hardware")
+    ranks.add_argument("--out", type=Path, default=OUT, help=f"where results go (default: {OUT})")
     arguments = parser.parse_args()
+    if arguments.command == "ranks":
+        try:
+            validate_ranks(arguments.folder, arguments.hardware, arguments.out)
+        except ValueError as error:
+            parser.error(str(error))
+        return
     if not arguments.reference.is_dir():
         parser.error(f"--reference: {str(arguments.reference)!r}, must be the folder with the authors' CSV files")
     validate_paper(arguments.reference, arguments.out, arguments.batches)

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from experiments.config import Point
+from experiments.compose import compose_point
+from experiments.config import Point, load_point
+from experiments.records import Platform, layer_frame
+from experiments.simulator.backend import simulate
 from experiments.simulator.cost import CostModel
 from experiments.simulator.engine import SimulatedBatch, SimulatedSystem
 from experiments.simulator.options import SoftwareCost
@@ -132,6 +136,52 @@ def compare_breakdowns(machine: PaperMachine, reference: Path) -> pd.DataFrame:
                 for phase in predicted
             ]
     return pd.DataFrame(rows)
+
+
+def compare_ranks(folder: Path, hardware: str) -> pd.DataFrame:
+    """Predict the layer latency of real runs: median over rounds of the mean over layers of the slowest rank's.
+
+    Args:
+        folder: finished runs on real ranks, with any router but the model's own.
+        hardware: name of this machine's profile.
+
+    Returns:
+        One row per run and system: system, case, calibration, published (measured here) and predicted in ms, error.
+
+    Raises:
+        ValueError: there is no such run.
+    """
+    described = compose_point(f"hardware={hardware}").values["hardware"]
+    rows = []
+    for path in sorted(folder.rglob("layers.parquet")):
+        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        if config["backend"] != "ranks":
+            continue
+        measured = _layer_ms(pd.read_parquet(path))
+        point = load_point(config | {"backend": "simulator", "hardware": described})
+        platform = Platform("simulator", point.hardware.name, "simulated")
+        predicted = _layer_ms(layer_frame(simulate(point).iterations, platform))
+        rows += [
+            {
+                "system": system,
+                "case": f"skew {config['router']['skew']:g}" if "skew" in config["router"] else point.router.name,
+                "calibration": False,
+                "published": measured[system],
+                "predicted": predicted[system],
+                "error": predicted[system] / measured[system] - 1,
+            }
+            for system in predicted.index
+            if system in measured.index
+        ]
+    if not rows:
+        raise ValueError(f"{folder}: no run on real ranks; python run.py experiment=skew_sweep hardware={hardware}")
+    return pd.DataFrame(rows)
+
+
+def _layer_ms(layers: pd.DataFrame) -> pd.Series:
+    """Return the latency of a layer in ms by system."""
+    slowest = layers.groupby(["system", "round", "layer"])["layer_s"].max()
+    return slowest.groupby(["system", "round"]).mean().groupby("system").median() * 1e3
 
 
 def summarise_errors(frame: pd.DataFrame) -> dict[str, float]:

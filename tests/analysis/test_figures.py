@@ -90,8 +90,10 @@ def test_scale_out_draws_both_metrics_against_the_ranks(scaled: FigureData) -> N
         lines = {str(line.get_label()): line for line in axes.lines}
         for system, rows in scaled.summary.groupby("system"):
             line = lines[label(str(system))]
-            assert list(line.get_xdata()) == [2, 4, 8]
-            np.testing.assert_allclose(line.get_ydata(), rows.sort_values("world_size")[column] * scale)
+            assert np.asarray(line.get_xdata(), dtype=np.int64).tolist() == [2, 4, 8]
+            np.testing.assert_allclose(
+                np.asarray(line.get_ydata(), dtype=np.float64), rows.sort_values("world_size")[column] * scale
+            )
     perfect = next(line for line in throughput.lines if line.get_label() == "Perfect")
     start, end = np.asarray(perfect.get_ydata(), dtype=np.float64)
     assert end / start == pytest.approx(4)
