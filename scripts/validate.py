@@ -1,7 +1,8 @@
 """Validate the simulator: `paper` against the published figures of arXiv 2506.12417, `ranks` against this machine.
 
-`paper` reads the authors' data from --reference; `ranks` reads finished runs on real ranks of this machine and simulates
-them on its profile (python -m scripts.calibrate writes one). Both write tables and a figure to results/validation.
+`paper` reads the authors' data from --reference; `ranks` reads finished runs on real ranks of this machine and
+simulates them on its profile (python -m scripts.calibrate writes one). Both write tables and a figure to
+results/validation.
 """
 
 from __future__ import annotations
