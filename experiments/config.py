@@ -118,6 +118,13 @@ class Point:
         """Whether anybody asks for the data set's tokens: a simulation does only for the model's own routing."""
         return self["backend"] == "ranks" or self.router.from_model
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all ranks read: those of the measured batches, then those of batches to learn from."""
+        learned = max((policy.calibration_batches for policy in self.systems.values()), default=0)
+        batches = int(self["rounds"]) + learned
+        return batches * int(self["world_size"]) * int(self["batch_size"]) * int(self["seq_len"])
+
     @cached_property
     def run_id(self) -> str:
         """Name of the run's folder: readable labels and a digest of everything that the measurement depends on.

@@ -23,13 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cache import atomic_path
 from experiments.config import Point, is_main_rank, load_point
-from experiments.datasets.tokens import prepare_tokens
 from experiments.discovery import discover
 from experiments.errors import SkippedPoint, explain
 from experiments.job import fail
 from experiments.manifest import is_done
 from experiments.progress import say
 from experiments.sweep import SWEEP_DIR_VARIABLE
+from experiments.texts import prepare_point
 
 
 class ValidateSweep(Callback):
@@ -108,7 +108,7 @@ def _check_texts(points: Sequence[Point]) -> None:
     """Refuse a point whose sequences are longer than its text, before an earlier point has run for hours."""
     for point in points:
         if point.reads_text and not is_done(point):
-            prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer).check(point["seq_len"])
+            prepare_point(point).check(point["seq_len"])
 
 
 def _write_sweep(points: Sequence[tuple[Point, dict[str, Any]]], axes: Sequence[str]) -> None:

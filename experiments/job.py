@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from experiments.check import CheckError
 from experiments.config import Point, is_main_rank, joined_world_size, load_point
-from experiments.datasets.tokens import TokenFile, prepare_tokens
+from experiments.datasets.tokens import TokenFile
 from experiments.errors import SkippedPoint
 from experiments.launch.joined import run_joined
 from experiments.launch.local import InterruptedRun, RanksError, launch
@@ -18,6 +18,7 @@ from experiments.progress import say, tidy_terminal
 from experiments.simulator.backend import run_simulated
 from experiments.simulator.memory import OutOfMemoryError
 from experiments.sweep import point_title
+from experiments.texts import prepare_point
 
 
 def run_point(config: DictConfig) -> str | None:
@@ -56,7 +57,7 @@ def _run(point: Point) -> bool:
     simulated = point["backend"] == "simulator"
     tokens = None
     if point.reads_text:
-        tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
+        tokens = prepare_point(point)
         tokens.check(point["seq_len"])
     point.folder.mkdir(parents=True, exist_ok=True)
     forget_unfinished(point.folder)

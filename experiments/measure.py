@@ -15,7 +15,7 @@ from experiments.config import Point
 from experiments.datasets.tokens import TokenFile
 from experiments.progress import PointProgress
 from experiments.records import RankIteration, layer_row
-from experiments.routers.base import RoutingRequest
+from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.engine import ExpertParallel, System
 
@@ -36,7 +36,10 @@ class Batch:
 def make_batch(point: Point, model: MoEModel, tokens: TokenFile, index: int, rank: int, device: torch.device) -> Batch:
     """Read a batch and decide its routing, so that every system gets the same of both."""
     batch_size, seq_len = point["batch_size"], point["seq_len"]
-    ids = tokens.batch(index=index, rank=rank, world_size=point["world_size"], batch_size=batch_size, seq_len=seq_len)
+    text_index = index if index < CALIBRATION_BATCH else point["rounds"] + index - CALIBRATION_BATCH
+    ids = tokens.batch(
+        index=text_index, rank=rank, world_size=point["world_size"], batch_size=batch_size, seq_len=seq_len
+    )
     input_ids = torch.from_numpy(ids).to(device)
     if point.router.from_model:
         model.context.tape.pin(None)

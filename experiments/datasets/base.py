@@ -15,6 +15,11 @@ class Dataset(ABC):
     name: ClassVar[str]
     description: ClassVar[str]
 
+    @property
+    def partial(self) -> bool:
+        """Whether only as much is prepared as a run needs, because there is too much of it."""
+        return False
+
     def validate(self) -> None:
         """Check the configuration and that the source is there, before any worker starts.
 

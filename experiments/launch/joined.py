@@ -10,10 +10,10 @@ from pathlib import Path
 import torch.distributed as dist
 
 from experiments.config import Point, is_main_rank
-from experiments.datasets.tokens import prepare_tokens
 from experiments.launch.environment import choose_gloo_interface
 from experiments.launch.local import RanksError
 from experiments.manifest import forget_unfinished, is_done, mark_failed
+from experiments.texts import prepare_point
 from experiments.worker import is_peer_lost, join, run_rank
 
 
@@ -46,12 +46,11 @@ def _run(point: Point, folder: Path) -> bool:
         return False
     if is_main_rank():
         forget_unfinished(folder)
-    arguments = (point.dataset, point.model.vocab_size, point.model.tokenizer)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        prepare_tokens(*arguments)
+        prepare_point(point)
     if point["world_size"] > 1:
         dist.barrier()
-    tokens = prepare_tokens(*arguments)
+    tokens = prepare_point(point)
     tokens.check(point["seq_len"])
     run_rank(point, tokens, folder)
     return True

@@ -155,7 +155,7 @@ class TestCommandLine:
         ("name", "message"),
         [
             ("system", r"error: system: 'nonsense', must be one of .*drop.*harmoeny.*static_ep"),
-            ("dataset", r"error: dataset\.path: '/nonexistent' does not exist, must be a text file"),
+            ("dataset", r"error: dataset\.path: '/nonexistent' does not exist, must be a file or a folder"),
             ("sweep", r"error: router\.skew: 1\.5, must be 0 to 1"),
         ],
     )

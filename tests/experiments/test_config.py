@@ -18,7 +18,7 @@ BAD = {
     "system=[nonsense]": r"system: 'nonsense', must be one of .*drop.*static_ep",
     "system=[harmoeny,nonsense]": r"system: 'nonsense', must be one of ",
     "model=nonsense": r"model: 'nonsense', must be one of .*moe_stack, .*switch_tiny",
-    "dataset=nonsense": r"dataset: 'nonsense', must be one of local, pydoc",
+    "dataset=nonsense": r"dataset: 'nonsense', must be one of arxiver, bookcorpus, .*local, pydoc",
     "router=nonsense": r"router: 'nonsense', must be one of dynamic, model, .*skew, trace, uniform, zipf",
     "experiment=nonsense": r"experiment: 'nonsense', must be one of .*skew_sweep.*, smoke",
     "hardware=nonsense": r"hardware: 'nonsense', must be one of .*measured",
@@ -76,9 +76,9 @@ BAD = {
     "systems.static_ep.placement=x": r"systems\.static_ep\.placement: 'x', must be one of contiguous, round_robin",
     "systems.drop.capacity_factor=0": r"systems\.drop\.capacity_factor: 0(\.0)?, must be a number above 0",
     # Files and folders.
-    "dataset=local": r"dataset\.path: '', must be a text file: dataset=local dataset\.path=FILE",
-    "dataset=local dataset.path=/no/file": r"dataset\.path: '/no/file' does not exist, must be a text file",
-    "dataset=local dataset.path=/dev/null": r"dataset\.path: '/dev/null' is no file, must be a text file",
+    "dataset=local": r"dataset\.path: '', must be a file or a folder .*: dataset=local dataset\.path=FILE",
+    "dataset=local dataset.path=/no/file": r"dataset\.path: '/no/file' does not exist, must be a file or a folder",
+    "dataset=local dataset.path=/dev/null": r"dataset\.path: '/dev/null' is no file, must be a file or a folder",
     "results_dir=/dev/null/below": r"results_dir: '/dev/null/below' cannot be written \(Not a directory\), must be",
 }  # fmt: skip
 

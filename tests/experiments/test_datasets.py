@@ -95,10 +95,10 @@ class TestLocal:
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda _: "", r"^dataset\.path: '', must be a text file"),
-            (lambda p: str(p / "no"), r"^dataset\.path: '.*no' does not exist, must be a text file$"),
-            (str, r"^dataset\.path: '.*' is a folder, must be a text file$"),
-            (lambda _: "/dev/null", r"^dataset\.path: '/dev/null' is no file, must be a text file$"),
+            (lambda _: "", r"^dataset\.path: '', must be a file or a folder with text"),
+            (lambda p: str(p / "no"), r"^dataset\.path: '.*no' does not exist, must be a file or a folder"),
+            (str, r"^dataset\.path: '.*' has no files, must be a file or a folder"),
+            (lambda _: "/dev/null", r"^dataset\.path: '/dev/null' is no file, must be a file or a folder"),
             (lambda p: _written(p, ""), r"^dataset\.path: '.*' is empty, must hold text$"),
             (lambda p: _written(p, " \n\t\n"), r"^dataset\.path: '.*' is empty, must hold text$"),
             # A file that root cannot read either.

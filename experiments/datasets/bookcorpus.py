@@ -1,0 +1,18 @@
+"""BookCorpus: sentences of novels (Zhu et al. 2015)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from experiments.datasets.hub import Hub
+
+
+@dataclass(kw_only=True)
+class BookCorpus(Hub):
+    """BookCorpus: sentences of novels (Zhu et al. 2015)."""
+
+    name: ClassVar[str] = "bookcorpus"
+    description: ClassVar[str] = "books that nobody sells (hub)"
+
+    hub_name: str = "bookcorpus/bookcorpus"
