@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from textwrap import fill
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from analysis.figures.bars import bars_legend, grouped_bars
 from analysis.figures.base import FigureData
-from analysis.style import label, look
 
 NAME = "skew_sweep"
 _AXIS = "router.skew"
@@ -44,43 +41,13 @@ def plot(data: FigureData) -> Figure:
     figure = Figure(figsize=(8.4, 7.0 if stacked else 3.9))
     panels = figure.subplots(*((2, 1) if stacked else (1, 2)))
     for axes, (column, title, scale, direction) in zip(panels, _PANELS, strict=True):
-        _bars(axes, data, column, scale)
+        skews = sorted(data.summary[_AXIS].unique())
+        grouped_bars(axes, data.summary, _AXIS, skews, column, scale)
+        axes.set_xticks(range(len(skews)), [f"{skew:g}" for skew in skews])
         axes.set_title(f"{title}, {direction}", fontsize=9, loc="left")
         axes.set_xlabel("Router skew (share of assignments to the hot experts)")
         axes.set_ylim(bottom=0)
-    entries = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
-    labels = [name for name in entries if not isinstance(entries[name], LineCollection)]
-    labels += [name for name in entries if name not in labels]  # bounds last
-    columns = len(labels) if len(labels) <= 5 else 4
-    figure.legend([entries[name] for name in labels], labels, loc="upper center", ncols=columns, frameon=False)
-    height, rows = figure.get_figheight(), -(-len(labels) // columns)
+    rows, height = bars_legend(figure, panels[0]), figure.get_figheight()
     figure.text(0.01, 0.05 / height, fill(data.caption, 180), fontsize=6.5, color="#555555", va="bottom")
     figure.tight_layout(rect=(0, 0.22 / height, 1, 1 - (0.1 + 0.19 * rows) / height))
     return figure
-
-
-def _bars(axes: Axes, data: FigureData, column: str, scale: float) -> None:
-    frame = data.summary
-    skews = sorted(frame[_AXIS].unique())
-    systems = list(dict.fromkeys(frame.loc[~frame["bound"], "system"]))
-    width = 0.8 / len(systems)
-    for i, system in enumerate(systems):
-        rows = frame[frame["system"] == system].set_index(_AXIS).reindex(skews)
-        exact = bool(rows["exact"].dropna().iloc[0])
-        middle, low, high = (rows[f"{column}{end}"].to_numpy(dtype=float) * scale for end in ("", "_low", "_high"))
-        axes.bar(
-            np.arange(len(skews)) + (i - (len(systems) - 1) / 2) * width,
-            middle,
-            width * 0.92,
-            yerr=np.maximum([middle - low, high - middle], 0),
-            label=label(system) + ("" if exact else " (drops tokens)"),
-            color=look(system).colour if exact else "white",
-            edgecolor=look(system).colour,
-            hatch="" if exact else "////",
-            error_kw={"elinewidth": 0.9, "capsize": min(2.0, 12 * width), "ecolor": "#222222"},
-        )
-    for bound in dict.fromkeys(frame.loc[frame["bound"], "system"]):
-        values = frame[frame["system"] == bound].set_index(_AXIS).reindex(skews)[column].to_numpy(dtype=float) * scale
-        left = np.arange(len(skews)) - 0.42
-        axes.hlines(values, left, left + 0.84, colors=look(bound).colour, linestyles="dashed", label=label(bound))
-    axes.set_xticks(np.arange(len(skews)), [f"{skew:g}" for skew in skews])

@@ -14,7 +14,11 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 
 from analysis.figures import __main__ as command
+<<<<<<< HEAD
 from analysis.figures import scale_out, skew_sweep, slots_sweep, threshold_sweep, time_breakdown
+=======
+from analysis.figures import dataset_sweep, skew_sweep, slots_sweep, threshold_sweep, time_breakdown
+>>>>>>> 90c84d8 (dataset_sweep: systems on several data sets and models, with imbalance per layer)
 from analysis.figures.base import FigureData, FigureModule, discover, draw_all
 from analysis.load import load_run, load_sweep
 from analysis.style import _LOOKS, _OTHERS, PHASE_COLOURS, label, look
@@ -66,6 +70,7 @@ def single(written: Synthetic) -> FigureData:
 
 
 @pytest.fixture(scope="module")
+<<<<<<< HEAD
 def scaled(sweep: FigureData) -> FigureData:
     """The sweep as if its runs differed in their number of ranks."""
     ranks = sweep.summary["router.skew"].map(dict(zip(SKEWS, (2, 4, 8), strict=True)))
@@ -97,13 +102,32 @@ def test_scale_out_draws_both_metrics_against_the_ranks(scaled: FigureData) -> N
     perfect = next(line for line in throughput.lines if line.get_label() == "Perfect")
     start, end = np.asarray(perfect.get_ydata(), dtype=np.float64)
     assert end / start == pytest.approx(4)
+=======
+def texts(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """Two models on two data sets, one of which is slower."""
+    folder = tmp_path_factory.mktemp("results")
+    points = [{"model": model, "dataset": dataset} for model in ("small", "large") for dataset in ("novels", "random")]
+    for i, point in enumerate(points):
+        latency_s = {name: [(1 + i) * s for s in seconds] for name, seconds in LATENCY_S.items()}
+        write_run(folder / "-".join(point.values()), latency_s=latency_s, seed=i)
+    return data_of([load_run(folder / "-".join(point.values())) for point in points], points)
 
 
-@pytest.mark.parametrize("kind", ["sweep", "single"])
-def test_figures_are_written_as_png_pdf_and_csv(
-    kind: str, sweep: FigureData, single: FigureData, tmp_path: Path
+def test_each_figure_is_drawn_from_the_results_that_it_is_for(
+    sweep: FigureData, single: FigureData, texts: FigureData
 ) -> None:
-    data = sweep if kind == "sweep" else single
+    for_sweeps = {module.NAME for module in discover() if module.missing(sweep) is None}
+    for_runs = {module.NAME for module in discover() if module.missing(single) is None}
+    for_texts = {module.NAME for module in discover() if module.missing(texts) is None}
+    assert for_sweeps | for_runs | for_texts == {module.NAME for module in discover()}
+    assert for_sweeps == {"skew_sweep"}
+    assert for_texts == {"dataset_sweep"}
+>>>>>>> 90c84d8 (dataset_sweep: systems on several data sets and models, with imbalance per layer)
+
+
+@pytest.mark.parametrize("kind", ["sweep", "single", "texts"])
+def test_figures_are_written_as_png_pdf_and_csv(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    data: FigureData = request.getfixturevalue(kind)
     drawn, lacking = draw_all(data, tmp_path / "figures")
     assert {path.stem for path in drawn} == {module.NAME for module in discover()} - set(lacking)
     for path in drawn:
@@ -185,6 +209,51 @@ class TestSkewSweep:
 
 def bars_of(axes: Axes) -> dict[str, BarContainer]:
     return {str(c.get_label()): c for c in axes.containers if isinstance(c, BarContainer)}
+
+
+class TestDatasetSweep:
+    def test_bars_have_the_heights_of_the_summaries(self, texts: FigureData) -> None:
+        figure = dataset_sweep.plot(texts)
+        summaries = [summarise(run)["systems"] for run in texts.runs]
+        for title, runs, metric, scale in (
+            ("small: Throughput", summaries[:2], "throughput_tokens_per_s", 1e-3),
+            ("large: Time to first token", summaries[2:], "ttft_s", 1.0),
+        ):
+            (axes,) = [a for a in figure.axes if a.get_title(loc="left").startswith(title)]
+            assert [text.get_text() for text in axes.get_xticklabels()] == ["novels", "random"]
+            for name, shown in BARS.items():
+                heights = [patch.get_height() for patch in bars_of(axes)[shown]]
+                assert heights == pytest.approx([scale * s[name][metric]["median"] for s in runs])
+
+    def test_imbalance_of_every_layer_by_hand(self, texts: FigureData) -> None:
+        table = dataset_sweep.table(texts).set_index(["model", "dataset", "system", "metric", "layer"])["value"]
+        layers = texts.runs[2].layers
+        figure = dataset_sweep.plot(texts)
+        (axes,) = [a for a in figure.axes if a.get_title(loc="left") == "large, novels"]
+        for system, line in zip(dict.fromkeys(layers["system"]), axes.lines, strict=True):
+            expected = []
+            for layer in range(NUM_LAYERS):
+                rows = layers[(layers["system"] == system) & (layers["layer"] == layer)]
+                loads = [list(rows.loc[rows["round"] == r, "executed_tokens"]) for r in rows["round"].unique()]
+                expected.append(sorted(WORLD_SIZE * max(load) / sum(load) for load in loads)[len(loads) // 2])
+            assert [
+                table["large", "novels", system, "imbalance", layer] for layer in range(NUM_LAYERS)
+            ] == pytest.approx(expected)
+            assert list(np.asarray(line.get_ydata())) == pytest.approx(expected)
+
+    def test_one_model_needs_no_axis_of_its_own(self, texts: FigureData) -> None:
+        data = data_of(list(texts.runs[:2]), [{"dataset": "novels"}, {"dataset": "random"}])
+        assert dataset_sweep.missing(data) is None
+        assert set(dataset_sweep.table(data)["model"]) == set(data.summary["model_name"])
+
+    def test_what_results_lack_is_said(self, texts: FigureData, sweep: FigureData) -> None:
+        wanted = "needs several data sets: python run.py experiment=dataset_sweep"
+        assert dataset_sweep.missing(sweep) == wanted
+        assert dataset_sweep.missing(data_of(list(texts.runs[:1]), [{"dataset": "novels"}])) == wanted
+        points = [{"dataset": "novels", "seed": 1}, {"dataset": "random", "seed": 1}]
+        assert dataset_sweep.missing(data_of(list(texts.runs[:2]), points)) == (
+            "needs a sweep over dataset and model only; this one has dataset, seed"
+        )
 
 
 class TestTimeBreakdown:
