@@ -21,6 +21,14 @@ ITERATION_COLUMNS = (
     "system", "round", "iteration", "scope", "backend", "device", "host_link", "world_size", "num_sequences",
     "input_tokens", "latency_s", "ttft_s", "throughput_tokens_per_s", "drain_s",
 )  # fmt: skip
+REQUEST_COLUMNS = (
+    "system", "round", "batch", "request", "rank", "input_tokens", "arrival_s", "start_s", "first_token_s", "loop",
+    "queue_s", "ttft_s", "backend", "device", "host_link",
+)  # fmt: skip
+DECODE_COLUMNS = (
+    "system", "round", "backend", "device", "host_link", "world_size", "num_sequences", "output_tokens", "decode_s",
+    "tpot_s", "output_tokens_per_s",
+)  # fmt: skip
 #: What the analysis reads of a manifest; docs/metrics.md says what stands there.
 MANIFEST_FIELDS = (
     "run_id", "experiment", "status", "backend", "device", "scope", "world_size", "point", "systems", "model",
@@ -38,6 +46,8 @@ class Run:
         config: the resolved configuration.
         layers: rows as docs/metrics.md defines them.
         iterations: likewise.
+        requests: likewise; None: not recorded, as by the simulator.
+        decode: likewise; None: no decode phase was measured.
     """
 
     folder: Path
@@ -45,6 +55,8 @@ class Run:
     config: dict[str, Any]
     layers: pd.DataFrame
     iterations: pd.DataFrame
+    requests: pd.DataFrame | None = None
+    decode: pd.DataFrame | None = None
 
     @property
     def systems(self) -> dict[str, dict[str, Any]]:
@@ -100,11 +112,15 @@ def load_run(folder: Path) -> Run:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         layers = pd.read_parquet(folder / "layers.parquet")
         iterations = pd.read_parquet(folder / "iterations.parquet")
+        requests, decode = (
+            pd.read_parquet(path) if (path := folder / name).exists() else None
+            for name in ("requests.parquet", "decode.parquet")
+        )
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{folder}: cannot be read ({error}); delete the folder and run it again") from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder}/config.yaml: holds no configuration; delete the folder and run it again")
-    run = Run(folder, manifest, config, layers, iterations)
+    run = Run(folder, manifest, config, layers, iterations, requests, decode)
     _check_complete(run)
     return run
 
@@ -114,8 +130,10 @@ def _check_complete(run: Run) -> None:
         ("manifest.json: field", run.manifest, MANIFEST_FIELDS),
         ("layers.parquet: column", run.layers, LAYER_COLUMNS),
         ("iterations.parquet: column", run.iterations, ITERATION_COLUMNS),
+        ("requests.parquet: column", run.requests, REQUEST_COLUMNS),
+        ("decode.parquet: column", run.decode, DECODE_COLUMNS),
     ):
-        missing = [key for key in wanted if key not in there]
+        missing = [] if there is None else [key for key in wanted if key not in there]
         if missing:
             raise ValueError(f"{run.folder}/{name} {missing[0]!r} is missing")
     num_rounds = run.iterations["round"].nunique()

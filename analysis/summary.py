@@ -15,6 +15,8 @@ from analysis.load import Run, load_run
 from analysis.metrics import METRICS, per_iteration
 from analysis.stats import median_interval, paired_ratio
 
+PERCENTILES = (50, 90, 99)
+
 
 def summarise(run: Run) -> dict[str, Any]:
     """Compute a run's summary.
@@ -28,6 +30,8 @@ def summarise(run: Run) -> dict[str, Any]:
         for name in run.systems
         if not (rows := values[values["system"] == name]).empty
     }
+    for name, entry in systems.items():
+        entry |= serving(run, name)
     best = best_baseline(run, systems)
     for name, entry in systems.items():
         entry |= {key: run.systems[name][key] for key in ("exact", "baseline", "bound")}
@@ -43,6 +47,28 @@ def summarise(run: Run) -> dict[str, Any]:
         "best_baseline": best,
         "systems": systems,
     }
+
+
+def serving(run: Run, system: str) -> dict[str, Any]:
+    """Return percentiles of the time to first token over requests, and figures of the decode phase, where measured.
+
+    A percentile is taken over the requests of a round; the estimate is the median of the rounds' percentiles.
+    """
+    found: dict[str, Any] = {}
+    if run.requests is not None:
+        for loop, rows in run.requests[run.requests["system"] == system].groupby("loop"):
+            prefix = "" if loop == "closed" else f"{loop}_loop_"
+            by_round = rows.groupby("round")
+            for percent in PERCENTILES:
+                found[f"{prefix}ttft_p{percent}_s"] = asdict(
+                    median_interval(by_round["ttft_s"].quantile(percent / 100))
+                )
+            if loop == "open":
+                found["open_loop_queue_s"] = asdict(median_interval(by_round["queue_s"].mean()))
+    if run.decode is not None:
+        rows = run.decode[run.decode["system"] == system]
+        found |= {name: asdict(median_interval(rows[name])) for name in ("tpot_s", "output_tokens_per_s")}
+    return found
 
 
 def best_baseline(run: Run, systems: dict[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.arrivals import RequestOptions
 from experiments.datasets.base import Dataset
 from experiments.errors import explain
 from experiments.routers.base import RoutedRun, Router
@@ -70,6 +71,8 @@ class Options:
     rounds: int = MISSING
     warmup_rounds: int = MISSING
     timeout_s: int = MISSING
+    requests: RequestOptions = field(default_factory=RequestOptions)
+    decode_tokens: int = MISSING
     trace: TraceOptions = field(default_factory=TraceOptions)
     model: Any = MISSING
     dataset: Any = MISSING
@@ -112,6 +115,11 @@ class Point:
         if self["device"] != "auto":
             return str(self["device"])
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def requests(self) -> RequestOptions:
+        """How requests come in."""
+        return RequestOptions(**self["requests"])
 
     @property
     def reads_text(self) -> bool:
@@ -218,7 +226,7 @@ def _check(point: Point) -> None:
     for name in ("world_size", "batch_size", "seq_len", "rounds", "timeout_s"):
         if point[name] < 1:
             raise ValueError(f"{name}: {point[name]}, must be at least 1")
-    for name in ("warmup_rounds", "seed"):
+    for name in ("warmup_rounds", "seed", "decode_tokens"):
         if point[name] < 0:
             raise ValueError(f"{name}: {point[name]}, must be at least 0")
     if point["device"] not in DEVICES:
@@ -261,21 +269,43 @@ def _check(point: Point) -> None:
     if point.router.limited:
         _check_routing(point)
     _check_recording(point)
+    _check_phases(point)
     point.dataset.validate()
     _check_writable(Path(point["results_dir"]))
 
 
 def _check_routing(point: Point) -> None:
     learners = {n: p.calibration_batches for n, p in point.systems.items() if p.calibration_batches}
-    layer_tokens = _layer_tokens(json.dumps(point["model"]), point["batch_size"], point["seq_len"])
+    layer_tokens, _ = _shape(json.dumps(point["model"]), point["batch_size"], point["seq_len"])
     point.router.validate_run(RoutedRun(layer_tokens, point["world_size"], point["rounds"], learners))
 
 
 @lru_cache(maxsize=8)
-def _layer_tokens(model: str, batch_size: int, seq_len: int) -> list[int]:
-    """Return a model's tokens per MoE layer; drawing even the shapes of a large one takes seconds, so each once."""
+def _shape(model: str, batch_size: int, seq_len: int) -> tuple[list[int], bool]:
+    """Return a model's tokens per MoE layer and whether it decodes.
+
+    Drawing even the shapes of a large model takes seconds, so each is drawn once.
+    """
     config: ModelConfig = _component(ModelConfig, "model", json.loads(model)).resolved()
-    return config.build(0, "meta").layer_tokens(batch_size, seq_len)
+    drawn = config.build(0, "meta")
+    return drawn.layer_tokens(batch_size, seq_len), drawn.decodes
+
+
+def _check_phases(point: Point) -> None:
+    """Check what is measured beside the closed loop."""
+    point.requests.validate()
+    if point["backend"] == "simulator":
+        for name, asked in (("requests.arrivals", point.requests.open_loop), ("decode_tokens", point["decode_tokens"])):
+            if asked:
+                raise ValueError(f"{name}: must be as in conf/config.yaml with backend=simulator")
+    if point["decode_tokens"]:
+        if not _shape(json.dumps(point["model"]), point["batch_size"], point["seq_len"])[1]:
+            raise ValueError(
+                f"decode_tokens: {point['decode_tokens']}, must be 0: model={point.model.name} is no decoder that "
+                "keeps keys and values"
+            )
+        if point.router.limited:
+            raise ValueError(f"decode_tokens: {point['decode_tokens']}, must be 0 with router={point.router.name}")
 
 
 def _check_recording(point: Point) -> None:

@@ -90,7 +90,7 @@ def run_rounds(
             model.context.tape.pin(batch.expert_ids)
             gc.collect()
             gc.disable()
-            start_s, end_s = _timed_forward(model, engine, batch)
+            start_s, end_s = timed_forward(model, engine, batch)
             engine.finish()
             drained_s = time.perf_counter()
             gc.enable()
@@ -115,7 +115,8 @@ def run_rounds(
     return records
 
 
-def _timed_forward(model: MoEModel, engine: ExpertParallel, batch: Batch) -> tuple[float, float]:
+def timed_forward(model: MoEModel, engine: ExpertParallel, batch: Batch) -> tuple[float, float]:
+    """Run the model on a batch whose routing is pinned; return when this rank left the barrier and when it was done."""
     engine.comm.barrier()
     engine.recorder.begin_iteration()
     start = time.perf_counter()

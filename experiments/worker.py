@@ -22,8 +22,10 @@ from experiments.gather import on_rank_0
 from experiments.launch.environment import num_threads
 from experiments.manifest import device_name, new_manifest, now, options_of, write_manifest
 from experiments.measure import make_batch, run_rounds
+from experiments.phases import measure_phases, num_steps
 from experiments.progress import PointProgress
 from experiments.records import Platform, iteration_frame, layer_frame, write_parquet
+from experiments.request_records import decode_frame, request_frame
 from experiments.routers.base import CALIBRATION_BATCH
 from experiments.traces.record import record_routing
 from harmoeny.models.base import MoEModel
@@ -95,7 +97,7 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
         with atomic_path(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(point.values, sort_keys=False), encoding="utf-8")
 
-    total = len(point.systems) * (point["rounds"] + point["warmup_rounds"] + 1)
+    total = len(point.systems) * (point["rounds"] + point["warmup_rounds"] + 1) + num_steps(point)
     with PointProgress(point.run_id, total, enabled=comm.rank == 0) as progress:
         progress.step("building the model")
         model = build_model(point, comm)
@@ -124,15 +126,19 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
             progress.step(f"checking {system.name} against the dense model")
             checks[system.name] = vars(check_system(model, engine, system, batches[0].input_ids, batches[0].expert_ids))
             progress.advance()
+        offset_s = clock_offset_s(comm)
         iterations = run_rounds(
             model,
             engine,
             systems,
             batches,
             warmup_rounds=point["warmup_rounds"],
-            clock_offset_s=clock_offset_s(comm),
+            clock_offset_s=offset_s,
             progress=progress,
         )
+        extra = measure_phases(point, model, engine, systems, batches, offset_s, progress)
+        for name, more in extra.checks.items():
+            checks[name] = checks[name] | more
     manifest |= {
         "scope": model.scope,
         "model": {
@@ -149,10 +155,15 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
     if point["trace"]["record"] is not None:
         record_routing(point, model, [batch.expert_ids for batch in batches], comm)
     everyone = [it for rank in on_rank_0(iterations, comm) for it in rank]
+    served = [request for rank in on_rank_0(extra.served, comm) for request in rank]
+    decoded = [batch for rank in on_rank_0(extra.decoded, comm) for batch in rank]
     if comm.rank == 0:
         platform = Platform(manifest["backend"], manifest["device"], transfers.link)
         write_parquet(layer_frame(everyone, platform), folder / "layers.parquet")
         write_parquet(iteration_frame(everyone, platform, model.scope), folder / "iterations.parquet")
+        write_parquet(request_frame(everyone, served, platform), folder / "requests.parquet")
+        if decoded:
+            write_parquet(decode_frame(decoded, platform), folder / "decode.parquet")
         write_manifest(folder, manifest | {"status": "finished", "ended_at": now()})
     transfers.close()
     comm.barrier()

@@ -100,6 +100,35 @@ def write_run(
     return run
 
 
+def write_serving(folder: Path, systems: Sequence[str], num_rounds: int) -> None:
+    """Add the open loop and the decode phase to a run.
+
+    In round r the k-th of 11 requests has a TTFT of ``r + 1 + k / 10`` s in the closed loop, and twice that in the open
+    one, of which it waits half.
+    """
+    platform = {"backend": "gloo", "device": "CPU of tests", "host_link": "memcpy"}
+    requests = [
+        platform
+        | {"system": system, "round": r, "batch": 0, "request": k, "rank": 0, "input_tokens": 8, "loop": loop}
+        | {"arrival_s": 0.0, "start_s": wait * ttft_s, "first_token_s": factor * ttft_s}
+        | {"queue_s": wait * ttft_s, "ttft_s": factor * ttft_s}
+        for system in systems
+        for loop, factor, wait in (("closed", 1.0, 0.0), ("open", 2.0, 1.0))
+        for r in range(num_rounds)
+        for k in range(11)
+        for ttft_s in [r + 1 + k / 10]
+    ]
+    decode = [
+        platform
+        | {"system": system, "round": r, "world_size": WORLD_SIZE, "num_sequences": 10, "output_tokens": 50}
+        | {"decode_s": 5.0 * (r + 1), "tpot_s": 1.0 * (r + 1), "output_tokens_per_s": 10 / (r + 1)}
+        for system in systems
+        for r in range(num_rounds)
+    ]
+    pd.DataFrame(requests).to_parquet(folder / "requests.parquet", index=False)
+    pd.DataFrame(decode).to_parquet(folder / "decode.parquet", index=False)
+
+
 def write_sweep(results: Path, skews: Sequence[float]) -> Path:
     """Write a sweep over skews with a run each, and return the sweep's folder."""
     run_ids = [f"skew={skew}" for skew in skews]

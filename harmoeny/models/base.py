@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,8 @@ class MoEModel(ABC):
     """
 
     scope: ClassVar[str] = "model"
+    #: Whether :meth:`prefill` and :meth:`decode` work.
+    decodes: ClassVar[bool] = False
 
     def __init__(self, module: nn.Module, context: MoEContext, experts: Sequence[LayerExperts], top_k: int) -> None:
         self.module = module
@@ -167,6 +169,26 @@ class MoEModel(ABC):
         Returns:
             ``[batch_size, vocab_size]``, or ``[batch_size, seq_len, hidden_size]`` for ``scope`` ``layer``.
         """
+
+    def prefill(self, input_ids: Tensor) -> tuple[Tensor, Any]:
+        """Compute the first output token's logits, and keep what :meth:`decode` needs of the prompt.
+
+        Args:
+            input_ids: int64 ``[batch_size, seq_len]``.
+
+        Returns:
+            Logits ``[batch_size, vocab_size]``, and the keys and values of the prompt.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decode phase")
+
+    def decode(self, tokens: Tensor, cache: Any) -> Tensor:
+        """Compute the next token's logits, ``[batch_size, vocab_size]``.
+
+        Args:
+            tokens: int64 ``[batch_size]``, the present token of every sequence.
+            cache: keys and values of all tokens before; updated.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decode phase")
 
     @abstractmethod
     def layer_tokens(self, batch_size: int, seq_len: int) -> list[int]:

@@ -30,12 +30,16 @@ from harmoeny.runtime.engine import ExpertParallel
 class TransformersModel(MoEModel):
     """A decoder with expert-parallel MoE layers; a forward pass is a prefill, as far as the first token's logits."""
 
+    decodes: ClassVar[bool] = True
+
     def __init__(self, module: Any, top_k: int) -> None:
         self._adapted = AdaptedExperts(module)
         super().__init__(module, self._adapted.context, self._adapted.experts, top_k)
         # Logits of the whole prompt would be a large matrix product that no prefill needs.
         one_token = "logits_to_keep" in inspect.signature(module.forward).parameters
-        self._options = {"use_cache": False, **({"logits_to_keep": 1} if one_token else {})}
+        self._options = {"logits_to_keep": 1} if one_token else {}
+        # Newer releases of Transformers call it `cache`, and warn of the older name.
+        self._cache = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
     def attach(self, engine: ExpertParallel) -> None:
         """Let ``engine`` execute the MoE layers and move everything but the experts to its device.
@@ -50,7 +54,18 @@ class TransformersModel(MoEModel):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the first output token's logits, ``[batch_size, vocab_size]``."""
-        logits: Tensor = self.module(input_ids=input_ids, **self._options).logits
+        logits: Tensor = self.module(input_ids=input_ids, use_cache=False, **self._options).logits
+        return logits[:, -1]
+
+    def prefill(self, input_ids: Tensor) -> tuple[Tensor, Any]:
+        """Compute the first output token's logits and keep keys and values."""
+        output = self.module(input_ids=input_ids, use_cache=True, **self._options)
+        return output.logits[:, -1], output[self._cache]
+
+    def decode(self, tokens: Tensor, cache: Any) -> Tensor:
+        """Compute the next token's logits with the keys and values of all before."""
+        output = self.module(input_ids=tokens[:, None], use_cache=True, **{self._cache: cache}, **self._options)
+        logits: Tensor = output.logits
         return logits[:, -1]
 
     def layer_tokens(self, batch_size: int, seq_len: int) -> list[int]:

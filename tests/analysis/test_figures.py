@@ -14,11 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 
 from analysis.figures import __main__ as command
-<<<<<<< HEAD
-from analysis.figures import scale_out, skew_sweep, slots_sweep, threshold_sweep, time_breakdown
-=======
-from analysis.figures import dataset_sweep, skew_sweep, slots_sweep, threshold_sweep, time_breakdown
->>>>>>> 90c84d8 (dataset_sweep: systems on several data sets and models, with imbalance per layer)
+from analysis.figures import dataset_sweep, scale_out, skew_sweep, slots_sweep, threshold_sweep, time_breakdown
 from analysis.figures.base import FigureData, FigureModule, discover, draw_all
 from analysis.load import load_run, load_sweep
 from analysis.style import _LOOKS, _OTHERS, PHASE_COLOURS, label, look
@@ -70,7 +66,6 @@ def single(written: Synthetic) -> FigureData:
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
 def scaled(sweep: FigureData) -> FigureData:
     """The sweep as if its runs differed in their number of ranks."""
     ranks = sweep.summary["router.skew"].map(dict(zip(SKEWS, (2, 4, 8), strict=True)))
@@ -78,14 +73,27 @@ def scaled(sweep: FigureData) -> FigureData:
     return FigureData(frame, ["world_size"], sweep.caption, sweep.runs)
 
 
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """Two models on two data sets, one of which is slower."""
+    folder = tmp_path_factory.mktemp("results")
+    points = [{"model": model, "dataset": dataset} for model in ("small", "large") for dataset in ("novels", "random")]
+    for i, point in enumerate(points):
+        latency_s = {name: [(1 + i) * s for s in seconds] for name, seconds in LATENCY_S.items()}
+        write_run(folder / "-".join(point.values()), latency_s=latency_s, seed=i)
+    return data_of([load_run(folder / "-".join(point.values())) for point in points], points)
+
+
 def test_each_figure_is_drawn_from_the_results_that_it_is_for(
-    sweep: FigureData, single: FigureData, scaled: FigureData
+    sweep: FigureData, single: FigureData, scaled: FigureData, texts: FigureData
 ) -> None:
-    for_sweeps = {module.NAME for module in discover() if module.missing(sweep) is None}
-    for_runs = {module.NAME for module in discover() if module.missing(single) is None}
-    for_scale = {module.NAME for module in discover() if module.missing(scaled) is None}
-    assert for_sweeps | for_runs | for_scale == {module.NAME for module in discover()}
+    for_sweeps, for_runs, for_scale, for_texts = (
+        {module.NAME for module in discover() if module.missing(data) is None}
+        for data in (sweep, single, scaled, texts)
+    )
+    assert for_sweeps | for_runs | for_scale | for_texts == {module.NAME for module in discover()}
     assert for_sweeps == {"skew_sweep"}
+    assert for_texts == {"dataset_sweep"}
     assert "scale_out" in for_scale
 
 
@@ -102,27 +110,6 @@ def test_scale_out_draws_both_metrics_against_the_ranks(scaled: FigureData) -> N
     perfect = next(line for line in throughput.lines if line.get_label() == "Perfect")
     start, end = np.asarray(perfect.get_ydata(), dtype=np.float64)
     assert end / start == pytest.approx(4)
-=======
-def texts(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
-    """Two models on two data sets, one of which is slower."""
-    folder = tmp_path_factory.mktemp("results")
-    points = [{"model": model, "dataset": dataset} for model in ("small", "large") for dataset in ("novels", "random")]
-    for i, point in enumerate(points):
-        latency_s = {name: [(1 + i) * s for s in seconds] for name, seconds in LATENCY_S.items()}
-        write_run(folder / "-".join(point.values()), latency_s=latency_s, seed=i)
-    return data_of([load_run(folder / "-".join(point.values())) for point in points], points)
-
-
-def test_each_figure_is_drawn_from_the_results_that_it_is_for(
-    sweep: FigureData, single: FigureData, texts: FigureData
-) -> None:
-    for_sweeps = {module.NAME for module in discover() if module.missing(sweep) is None}
-    for_runs = {module.NAME for module in discover() if module.missing(single) is None}
-    for_texts = {module.NAME for module in discover() if module.missing(texts) is None}
-    assert for_sweeps | for_runs | for_texts == {module.NAME for module in discover()}
-    assert for_sweeps == {"skew_sweep"}
-    assert for_texts == {"dataset_sweep"}
->>>>>>> 90c84d8 (dataset_sweep: systems on several data sets and models, with imbalance per layer)
 
 
 @pytest.mark.parametrize("kind", ["sweep", "single", "texts"])

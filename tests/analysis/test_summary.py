@@ -9,7 +9,7 @@ from analysis.load import Run, load_run
 from analysis.metrics import METRICS
 from analysis.summary import best_baseline, summarise, write_summary
 from tests import documented
-from tests.synthetic import LATENCY_S, change_manifest, write_run
+from tests.synthetic import LATENCY_S, change_manifest, write_run, write_serving
 
 
 @pytest.fixture
@@ -86,8 +86,23 @@ def test_file_holds_what_was_returned_and_is_replaced_in_one_step(run: Run) -> N
     assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
 
 
+def test_percentiles_and_decode_by_hand(run: Run) -> None:
+    write_serving(run.folder, list(LATENCY_S), 5)
+    entry = summarise(load_run(run.folder))["systems"]["even_split"]
+    # Eleven requests, evenly spread over a second: percentile p lies at p / 100 s; the median round is the third.
+    for percent in (50, 90, 99):
+        assert entry[f"ttft_p{percent}_s"]["median"] == pytest.approx(3 + percent / 100)
+        assert entry[f"open_loop_ttft_p{percent}_s"]["median"] == pytest.approx(2 * (3 + percent / 100))
+    assert entry["open_loop_queue_s"]["median"] == pytest.approx(3.5)
+    assert entry["tpot_s"]["median"] == 3.0
+    assert entry["output_tokens_per_s"]["median"] == pytest.approx(10 / 3)
+    assert entry["ttft_p50_s"]["n"] == 5
+    assert not any("p50" in name or "tpot" in name for name in summarise(run)["systems"]["even_split"])
+
+
 def test_documentation_has_the_same_fields(run: Run) -> None:
-    summary = json.loads(json.dumps(summarise(run)))
+    write_serving(run.folder, list(LATENCY_S), 5)
+    summary = json.loads(json.dumps(summarise(load_run(run.folder))))
     written = set(documented.names("`summary.json`"))
     top = {name for name in written if not name.startswith("systems.")}
     assert set(summary) == top | {"systems"}

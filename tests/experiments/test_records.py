@@ -5,9 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.load import ITERATION_COLUMNS, LAYER_COLUMNS
+from analysis.load import DECODE_COLUMNS, ITERATION_COLUMNS, LAYER_COLUMNS, REQUEST_COLUMNS
+from experiments.decode import Decoded
 from experiments.manifest import new_manifest
 from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, layer_row, write_parquet
+from experiments.request_records import decode_frame, request_frame
+from experiments.serving import Served
 from harmoeny.plan import Plan
 from harmoeny.runtime.fetch.base import FetchStats
 from harmoeny.runtime.recorder import LayerTimes, LayerTrace
@@ -117,6 +120,40 @@ def test_idle_is_until_the_last_rank_ends_in_the_same_layer_and_iteration() -> N
     }
 
 
+def test_requests_of_the_closed_loop_by_hand() -> None:
+    frame = request_frame(ITERATIONS, [], PLATFORM)
+    # Iteration 0 begins at 10.25 s, when the last rank has left the barrier, and iteration 1 at 20 s.
+    expected = {(0, 0): 12.0 - 10.25, (0, 1): 11.25 - 10.25, (1, 0): 21.0 - 20.0, (1, 1): 24.0 - 20.0}
+    for (round_index, rank), ttft_s in expected.items():
+        rows = frame[(frame["round"] == round_index) & (frame["rank"] == rank)]
+        (seen,) = [it for it in ITERATIONS if (it.iteration, it.rank) == (round_index, rank)]
+        assert len(rows) == seen.num_sequences
+        assert set(rows["ttft_s"]) == {ttft_s}
+        assert set(rows["queue_s"]) == {0.0}
+    assert set(frame["loop"]) == {"closed"}
+
+
+def test_open_loop_by_hand() -> None:
+    served = [Served("x", 0, 1, 1, 0, 8, arrival_s=0.5, start_s=2.0, first_token_s=3.0),
+              Served("x", 0, 0, 0, 1, 8, arrival_s=0.25, start_s=0.5, first_token_s=2.0)]  # fmt: skip
+    frame = request_frame([], served, PLATFORM)
+    assert frame["request"].tolist() == [0, 1]
+    assert frame["queue_s"].tolist() == [0.25, 1.5]
+    assert frame["ttft_s"].tolist() == [1.75, 2.5]
+
+
+def test_decode_by_hand() -> None:
+    ranks = [
+        Decoded("x", 0, rank=0, num_sequences=3, num_steps=4, first_token_s=10.0, last_token_s=12.0),
+        Decoded("x", 0, rank=1, num_sequences=1, num_steps=4, first_token_s=10.5, last_token_s=13.0),
+    ]
+    (row,) = decode_frame(ranks, PLATFORM).to_dict("records")
+    assert row["output_tokens"] == 16
+    assert row["decode_s"] == 2.5
+    assert row["output_tokens_per_s"] == 16 / 2.5
+    assert row["tpot_s"] == (3 * 2.0 / 4 + 2.5 / 4) / 4
+
+
 def test_iterations_by_hand() -> None:
     first, second = iteration_frame(ITERATIONS, PLATFORM, "model").to_dict("records")
     assert first == {
@@ -144,6 +181,8 @@ def test_iterations_by_hand() -> None:
     [
         ("`layers.parquet`", LAYER_COLUMNS, layer_frame(ITERATIONS, PLATFORM)),
         ("`iterations.parquet`", ITERATION_COLUMNS, iteration_frame(ITERATIONS, PLATFORM, "model")),
+        ("`requests.parquet`", REQUEST_COLUMNS, request_frame(ITERATIONS, [], PLATFORM)),
+        ("`decode.parquet`", DECODE_COLUMNS, decode_frame([Decoded("x", 0, 0, 1, 1, 0.0, 1.0)], PLATFORM)),
     ],
 )
 def test_documentation_analysis_and_records_have_the_same_columns(
