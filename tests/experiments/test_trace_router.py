@@ -11,12 +11,14 @@ import torch
 
 from experiments.datasets.tokens import prepare_tokens
 from experiments.errors import SkippedPoint
+from experiments.hydra_callback import ValidateSweep
+from experiments.job import run_point
 from experiments.manifest import is_done
 from experiments.routers.base import CALIBRATION_BATCH, RoutedRun, RoutingRequest
 from experiments.routers.trace import TraceRouter
 from experiments.traces.files import read_trace, write_trace
 from experiments.worker import run_rank
-from tests.conftest import Load
+from tests.conftest import Compose, Load
 from tests.experiments.traces.test_published import HEADER, ROWS, written
 from tests.experiments.traces.test_trace import random_trace
 
@@ -163,3 +165,17 @@ def test_recording_is_checked_before_anything_runs(path: Path, load: Load) -> No
     }.items():
         with pytest.raises(ValueError, match=f"^{message}"):
             load("model=switch_tiny", *options)
+
+
+def test_without_the_authors_files_the_experiment_is_skipped_with_the_reason(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose("experiment=trace_replay", "router.path=/no/file.csv", f"results_dir={tmp_path}", multirun=True)
+    with pytest.raises(SystemExit) as caught:
+        ValidateSweep().on_multirun_start(config)
+    assert caught.value.code == 0
+    assert capsys.readouterr().err == (
+        "skipped: router.path: '/no/file.csv' does not exist, so there is nothing to replay\n"
+    )
+    assert run_point(compose("experiment=trace_replay", "router.path=/no/file.csv", f"results_dir={tmp_path}")) is None
+    assert not list(tmp_path.rglob("*.json"))
