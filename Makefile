@@ -45,12 +45,12 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo "torch==$(TORCH)" > $(VENV)/constraints.txt
 	$(INSTALL) torch
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) -e '.[dev,slurm]'
 	@touch $@
 
 # DeepSpeed's build asks for the installed torch, hence no isolated build; without DS_BUILD_OPS it would compile CUDA.
 $(DEEPSPEED): $(INSTALLED)
 	@echo "Installing DeepSpeed"
 	$(INSTALL) 'setuptools>=77' wheel ninja py-cpuinfo
-	DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation -e '.[dev,deepspeed]'
+	DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation -e '.[dev,deepspeed,slurm]'
 	@touch $@

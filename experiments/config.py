@@ -178,8 +178,12 @@ def is_main_rank() -> bool:
     return joined_world_size() is None or os.environ["RANK"] == "0"
 
 
-def load_point(config: DictConfig | Mapping[str, Any]) -> Point:
+def load_point(config: DictConfig | Mapping[str, Any], *, here: bool = True) -> Point:
     """Check a configuration completely, before any worker starts.
+
+    Args:
+        config: the configuration.
+        here: whether this host, and the ranks that were started on it, will run it; another may have other devices.
 
     Raises:
         ValueError: the first field that is wrong, its value and what is allowed.
@@ -198,6 +202,8 @@ def load_point(config: DictConfig | Mapping[str, Any]) -> Point:
         raise ValueError(explain(error)) from error
     point = Point(values=values, systems=systems, simulator=simulator, **parts)
     _check(point)
+    if here and point["backend"] == "ranks":
+        _check_ranks(point)
     return point
 
 
@@ -243,8 +249,6 @@ def _check(point: Point) -> None:
     point.hardware.validate()
     if point["backend"] == "simulator":
         _check_simulation(point)
-    else:
-        _check_ranks(point)
     point.model.validate()
     if point.model.tokenizer is None and point.reads_text:
         check_vocab_size(point.model.vocab_size)

@@ -39,6 +39,8 @@ def explain(error: BaseException) -> str:
 
 def _unknown_choice(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if choice == "submitit_slurm":
+        return "hydra/launcher: 'slurm' is unavailable here without hydra-submitit-launcher: pip install '.[slurm]'"
     known = list(choices(group)) or list(error.options or ())
     if not known:
         return _one_line(str(error).partition("Config search path")[0])

@@ -22,10 +22,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cache import atomic_path
-from experiments.config import Point, is_main_rank, load_point
+from experiments.config import Point, is_main_rank
 from experiments.discovery import discover
 from experiments.errors import SkippedPoint, explain
 from experiments.job import fail
+from experiments.launch.submitted import is_submitted, load_swept_point
 from experiments.manifest import is_done
 from experiments.progress import say
 from experiments.sweep import SWEEP_DIR_VARIABLE
@@ -34,6 +35,11 @@ from experiments.texts import prepare_point
 
 class ValidateSweep(Callback):
     """Composes all points of a multirun as Hydra will, and stops with one clear error if any is wrong."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a launcher that a single run does not use."""
+        if is_submitted(config):
+            fail("hydra/launcher: 'slurm', must be basic without a sweep; --multirun makes one of a single point", 2)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check all points and write ``sweeps/<sweep_id>/sweep.json``."""
@@ -75,7 +81,7 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
     axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
     points: dict[str, tuple[Point, dict[str, Any]]] = {}
     for job in chain.from_iterable(BasicSweeper.split_arguments(parsed, None)):
-        point = load_point(_compose(config, list(job)))
+        point = load_swept_point(_compose(config, list(job)))
         swept = {o.get_key_element(): o.value() for o in _parse(list(job))}
         values = {axis: v if isinstance(v := swept[axis], int | float | str | None) else str(v) for axis in axes}
         points.setdefault(point.run_id, (point, values))

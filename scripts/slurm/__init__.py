@@ -1,0 +1,1 @@
+"""Batch files for SLURM, and what they call."""

@@ -1,0 +1,32 @@
+"""Report every sweep in a folder of results, as far as its points are finished: tables and figures.
+
+python -m scripts.slurm.collect results/skew_sweep
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from analysis.load import load_sweep
+from analysis.report import report_sweep
+
+
+def main() -> None:
+    """Report, and name what is missing."""
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m scripts.slurm.collect", description=about)
+    parser.add_argument("folder", type=Path, help="holds the results of one experiment or of several")
+    folder: Path = parser.parse_args().folder
+    sweeps = sorted(path.parent for path in folder.rglob("sweep.json"))
+    if not sweeps:
+        parser.error(f"{folder}: no sweep in it, must be a folder of results such as results/skew_sweep")
+    try:
+        for sweep in sweeps:
+            report_sweep(load_sweep(sweep))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
