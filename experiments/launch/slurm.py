@@ -92,8 +92,9 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
         )
         for job in jobs:
             job.point.folder.mkdir(parents=True, exist_ok=True)
-            forget_unfinished(job.point.folder)
-            (job.point.folder / "manifest.json").unlink(missing_ok=True)
+            if not is_done(job.point):  # else the task has only the summary to write
+                forget_unfinished(job.point.folder)
+                (job.point.folder / "manifest.json").unlink(missing_ok=True)
         try:
             executor.update_parameters(**parameters)
             tasks = executor.map_array(

@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from experiments.config import load_point
-from experiments.datasets.tokens import prepare_tokens
 from experiments.options import register_options
+from experiments.texts import prepare_point
 from tests.experiments.command import ROOT
 
 
@@ -19,4 +19,4 @@ def text_prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         point = load_point(compose("config", ["experiment=smoke", f"results_dir={tmp_path_factory.mktemp('text')}"]))
-    prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
+    prepare_point(point)

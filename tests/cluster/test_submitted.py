@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
+from hydra.errors import MissingConfigException
 
+from experiments.errors import explain
 from experiments.launch.submitted import is_submitted, load_swept_point
 from tests.conftest import Compose
 
@@ -45,3 +48,13 @@ def test_ranks_do_not_submit(compose: Compose, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, "2")
     with pytest.raises(ValueError, match=r"hydra/launcher: 'slurm', must be basic where torchrun or SLURM"):
         load_swept_point(compose(SLURM, multirun=True))
+
+
+def test_what_is_missing_is_named(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    compose()  # Hydra has looked for its plugins now
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "submitit_slurm.yaml")
+    with pytest.raises(MissingConfigException) as error:
+        compose(SLURM)
+    assert explain(error.value) == (
+        "hydra/launcher: 'slurm' is unavailable here without hydra-submitit-launcher: pip install '.[slurm]'"
+    )
