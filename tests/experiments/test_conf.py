@@ -110,7 +110,7 @@ class TestSweep:
     def test_a_defect_in_the_check_stops_it_too(
         self, compose: Compose, small: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("experiments.hydra_callback.load_point", lambda _: 1 / 0)
+        monkeypatch.setattr("experiments.hydra_callback.load_swept_point", lambda *_: 1 / 0)
         with pytest.raises(SystemExit) as caught:
             self.start(compose, "experiment=smoke", *small)
         assert caught.value.code == 1
