@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from packaging.version import Version
 
+from baselines.drop import check_capacity_factor
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
 from harmoeny.policy import Policy
@@ -115,8 +116,7 @@ class DeepSpeedMoEDrop(DeepSpeedMoE):
             ValueError: a capacity factor that is not a positive, finite number.
         """
         super().validate()
-        if not (0 < self.capacity_factor < math.inf):
-            raise ValueError(f"capacity_factor: {self.capacity_factor}, must be a number above 0")
+        check_capacity_factor(self.capacity_factor)
 
     def capacity(self, counts: IntArray) -> int:
         """Return the capacity for ``counts`` (int64 ``[world_size, num_experts]``): of the rank with most assignments.

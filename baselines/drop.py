@@ -35,8 +35,7 @@ class Drop(Policy):
             ValueError: a capacity factor that is not a positive, finite number.
         """
         super().validate()
-        if not (0 < self.capacity_factor < math.inf):
-            raise ValueError(f"capacity_factor: {self.capacity_factor}, must be a number above 0")
+        check_capacity_factor(self.capacity_factor)
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Keep what fits of ``counts`` (int64 ``[world_size, num_experts]``), in proportion over ranks and experts."""
@@ -44,6 +43,16 @@ class Drop(Policy):
         # Rounded, since 100 * 1.1 is a little more than 110.
         capacity = math.ceil(round(int(counts.sum()) * self.capacity_factor / world_size, 6))
         return plan_from_tokens(home_tokens(_keep(counts, placement.home, capacity), placement.home), placement)
+
+
+def check_capacity_factor(capacity_factor: float) -> None:
+    """Refuse a multiple of the average load that nothing can be kept to.
+
+    Raises:
+        ValueError: it is not a positive, finite number.
+    """
+    if not (0 < capacity_factor < math.inf):
+        raise ValueError(f"capacity_factor: {capacity_factor}, must be a number above 0")
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harmoeny.placement import Placement
-from harmoeny.policy import Policy
+from harmoeny.policy import FETCH_STRATEGIES, Policy
 from harmoeny.runtime.fetch.base import FetchStrategy, RankMemory
 from harmoeny.runtime.fetch.none import NoFetch
 from harmoeny.runtime.fetch.overlapped import AsyncFetch
@@ -32,4 +32,4 @@ def make_fetcher(policy: Policy, placements: Sequence[Placement], memory: RankMe
     for strategy in (NoFetch, SyncFetch, AsyncFetch):
         if policy.fetch == strategy.name:
             return strategy(memory, resident, num_slots=slots, work_order=order)
-    raise ValueError(f"fetch: {policy.fetch!r}, must be one of none, sync, async, peer")
+    raise ValueError(f"fetch: {policy.fetch!r}, must be one of {', '.join(FETCH_STRATEGIES)}")
