@@ -16,6 +16,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.figures", description=__doc__)
     parser.add_argument("folder", type=Path, help="a sweep's folder (with sweep.json), or a folder of runs")
     parser.add_argument("--out", type=Path, help="where to put them (default: figures in the folder)")
+    parser.add_argument(
+        "--published",
+        action=argparse.BooleanOptionalAction,
+        help="draw what the paper published as open markers: on the same axes where model, machine and conditions are "
+        "the paper's (done by itself), else in a relative panel",
+    )
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     try:
@@ -30,7 +36,7 @@ def main() -> None:
     if not runs:
         parser.error(f"{folder}: no finished run; python run.py experiment=skew_sweep makes some")
     frame = summary_frame(runs, [summarise(run) for run in runs], points)
-    data = FigureData(frame, list(points[0]), figure_caption(frame), runs)
+    data = FigureData(frame, list(points[0]), figure_caption(frame), runs, arguments.published)
     drawn, lacking = draw_all(data, arguments.out or folder / "figures")
     for path in drawn:
         print(path)

@@ -27,12 +27,15 @@ class FigureData:
         axes: swept options.
         caption: what the numbers were measured on.
         runs: the runs themselves, in the order of the summary.
+        published: draw the values that the paper published as open markers: None, where model, machine and conditions
+            are the paper's; True, elsewhere too, in a relative panel; False, never.
     """
 
     summary: pd.DataFrame
     axes: list[str]
     caption: str
     runs: Sequence[Run]
+    published: bool | None = None
 
 
 class FigureModule(Protocol):
