@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from analysis.load import load_run, load_sweep
-from analysis.report import report_runs, report_sweep
+from analysis.report import report_runs, report_sweep, save_tables
 from analysis.summary import write_summary
 from analysis.table import skew_points
-from analysis.wandb_log import log_run
+from analysis.wandb_log import is_logged, log_run, log_sweep, sweep_group
+from analysis.wandb_upload import upload
 
 
 class Report(Callback):
@@ -29,24 +30,34 @@ class Report(Callback):
         self._failed = False
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Summarise and log the run that just ended; report it if it is no part of a sweep."""
+        """Summarise, report and log the run that just ended; a run of a sweep is not printed."""
         if job_return.status != JobStatus.COMPLETED or job_return.return_value is None:
             return
         sweep_dir = os.environ.get("HARMOENY_SWEEP_DIR")
         with self._errors_printed():
             run = load_run(Path(job_return.return_value))
             summary = write_summary(run)
-            group = Path(sweep_dir).name if sweep_dir else config.experiment
-            log_run(run, summary, mode=config.wandb.mode, group=group)
-            if job_return.hydra_cfg is None or job_return.hydra_cfg.hydra.mode == RunMode.RUN:
-                report_runs([run], skew_points([run]), run.folder.name, run.folder)
+            is_single = job_return.hydra_cfg is None or job_return.hydra_cfg.hydra.mode == RunMode.RUN
+            is_new = config.wandb.mode != "disabled" and not is_logged(run)
+            if is_single or is_new:
+                report = report_runs if is_single else save_tables
+                saved = report([run], skew_points([run]), run.folder.name, run.folder)
+            if is_new:
+                group = sweep_group(Path(sweep_dir)) if sweep_dir else config.experiment
+                log_run(run, summary, saved.files, group=group)
+            if is_single:
+                _upload(config, [run.folder])
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Report the sweep."""
+        """Report and log the sweep."""
         sweep_dir = os.environ.get("HARMOENY_SWEEP_DIR")
         if sweep_dir is not None and os.environ.get("RANK", "0") == "0":
             with self._errors_printed():
-                report_sweep(load_sweep(Path(sweep_dir)))
+                sweep = load_sweep(Path(sweep_dir))
+                saved = report_sweep(sweep)
+                if saved is not None and not sweep.missing and config.wandb.mode != "disabled":
+                    log_sweep(sweep, saved.frame, saved.files)
+                _upload(config, [sweep.folder, *(run.folder for run in sweep.runs)])
         self.on_run_end(config)
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ARG002
@@ -65,3 +76,8 @@ class Report(Callback):
         except Exception:  # noqa: BLE001
             traceback.print_exc()
             self._failed = True
+
+
+def _upload(config: DictConfig, folders: Sequence[Path]) -> None:
+    if config.wandb.mode == "online":
+        upload(folders)

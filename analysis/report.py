@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
+from rich.table import Table
 
 from analysis.figures.base import FigureData, draw_all
 from analysis.load import Run, Sweep
@@ -15,8 +18,25 @@ from analysis.summary import summarise
 from analysis.table import as_text, build_table, figure_caption, summary_frame
 
 
-def report_runs(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title: str, folder: Path) -> None:
-    """Print the table, and save table and figures in ``folder``.
+@dataclass(frozen=True)
+class Saved:
+    """Table and figures of some runs.
+
+    Attributes:
+        frame: the table's numbers (`analysis.table.summary_frame`).
+        table: as it is printed.
+        figures: the PNG files; a PDF and a CSV lie beside each.
+        files: all of them.
+    """
+
+    frame: pd.DataFrame
+    table: Table
+    figures: list[Path]
+    files: list[Path]
+
+
+def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title: str, folder: Path) -> Saved:
+    """Save table and figures in ``folder``, silently.
 
     Args:
         runs: the runs, at least one.
@@ -26,24 +46,32 @@ def report_runs(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     """
     frame, axes = summary_frame(runs, [summarise(run) for run in runs], points), list(points[0])
     table = build_table(frame, axes, title)
-    console = Console()
-    # Where nobody watches, the width is the terminal's default, too narrow for the table.
-    console.print(table) if console.is_terminal else print(as_text(table), end="")
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "table.txt", as_text(table))
     _write(folder / "table.csv", frame.to_csv(index=False))
     drawn, _ = draw_all(FigureData(frame, axes, figure_caption(frame), runs), folder / "figures")
-    for path in drawn:
+    files = [path.with_suffix(suffix) for path in drawn for suffix in (".png", ".pdf", ".csv")]
+    return Saved(frame, table, drawn, [folder / "table.txt", folder / "table.csv", *files])
+
+
+def report_runs(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title: str, folder: Path) -> Saved:
+    """Save table and figures in ``folder`` as :func:`save_tables` does, and print the table and where they are."""
+    saved = save_tables(runs, points, title, folder)
+    console = Console()
+    # Where nobody watches, the width is the terminal's default, too narrow for the table.
+    console.print(saved.table) if console.is_terminal else print(as_text(saved.table), end="")
+    for path in saved.figures:
         console.print(f"figure: {path} (and .pdf, .csv)", highlight=False, soft_wrap=True)
     console.print(f"table:  {folder / 'table.csv'}", highlight=False, soft_wrap=True)
+    return saved
 
 
-def report_sweep(sweep: Sweep) -> None:
-    """Report what is finished of a sweep, and name what is not."""
-    if sweep.runs:
-        report_runs(sweep.runs, sweep.points, sweep.experiment, sweep.folder)
+def report_sweep(sweep: Sweep) -> Saved | None:
+    """Report what is finished of a sweep, if anything is, and name what is not."""
+    saved = report_runs(sweep.runs, sweep.points, sweep.experiment, sweep.folder) if sweep.runs else None
     for run_id in sweep.missing:
         print(f"missing: {run_id} (start the same command again)")
+    return saved
 
 
 def _write(path: Path, text: str) -> None:

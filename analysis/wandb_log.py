@@ -1,81 +1,166 @@
-"""A finished run as one Weights & Biases run, with the numbers of summary.json; offline unless asked otherwise."""
+"""A finished run, or sweep, as one Weights & Biases run on disk; :mod:`analysis.wandb_upload` sends it away."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 import warnings
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from analysis.load import Run
+import pandas as pd
+
+from analysis.load import Run, Sweep
 from analysis.metrics import METRICS, per_iteration
+from analysis.table import summary_frame
 
 _MARKER = "logged"
+#: Seconds that W&B's own process gets to start, and a run to begin: both only use this machine.
+_START_S = 15
 
 
-def log_run(run: Run, summary: dict[str, Any], *, mode: str, group: str) -> bool:
-    """Log a run, unless it was logged before; whatever goes wrong is a warning, for results do not depend on it.
+def is_logged(run: Run) -> bool:
+    """Tell whether a run is recorded."""
+    return _holds(run.folder, run.folder.name)
+
+
+def log_run(run: Run, summary: dict[str, Any], files: Sequence[Path], *, group: str) -> bool:
+    """Record a run, unless it was; whatever goes wrong is a warning, for results do not depend on it.
 
     Args:
         run: the run.
         summary: its summary.
-        mode: ``offline``, ``online`` (falls back to offline without a key or a connection) or ``disabled``.
+        files: tables and figures in the run's folder, for the run's artifact.
         group: name that the runs of one sweep share.
 
     Returns:
-        Whether the run is logged now.
+        Whether the run is recorded now.
     """
-    if mode == "disabled":
-        return False
-    marker = run.folder / "wandb" / _MARKER
-    if marker.exists():
-        return True
-    for attempt in ("online", "offline") if mode == "online" and _has_key() else ("offline",):
-        try:
-            _log(run, summary, mode=attempt, group=group)
-            marker.touch()
-            return True
-        except Exception as error:  # noqa: BLE001  (logging must never stop a run)
-            reason = " ".join(str(error).split())
-            warnings.warn(
-                f"W&B: {run.folder.name} was not logged {attempt} ({type(error).__name__}: {reason})", stacklevel=2
-            )
-    return False
 
+    def fill(logged: Any) -> None:
+        _log_tables(logged, comparison=summary_frame([run], [summary], [{}]), iterations=run.iterations)
+        logged.define_metric("*", step_metric="round")
+        for round_index, rows in per_iteration(run.layers, run.iterations).groupby("round"):
+            values = {f"{row['system']}/{m.name}": row[m.name] for row in rows.to_dict("records") for m in METRICS}
+            logged.log(values | {"round": round_index})
+        logged.summary.update(_flat(summary["systems"]) | {"best_baseline": summary["best_baseline"]})
+        _log_files(logged, run.folder, files)
 
-def _has_key() -> bool:
-    try:
-        import wandb
-
-        found = wandb.login(prompt=False, verify=False)
-    except Exception:  # noqa: BLE001  (logging must never stop a run)
-        found = False
-    if not found:
-        warnings.warn("W&B: mode is online, but there is no API key; logging offline", stacklevel=3)
-    return found
-
-
-def _log(run: Run, summary: dict[str, Any], *, mode: Literal["online", "offline"], group: str) -> None:
-    import wandb  # slow to import, and not needed where it is disabled
-
-    values = per_iteration(run.layers, run.iterations)
-    (run.folder / "wandb").mkdir(exist_ok=True)
-    settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
-    with wandb.init(
+    return _record(
+        run.folder,
+        run.folder.name,
+        fill,
         project=run.config["wandb"]["project"],
         name=run.folder.name,
         group=group,
         job_type=run.manifest["experiment"],
-        dir=str(run.folder),
         config=run.config | {"manifest": run.manifest},
-        mode=mode,
-        settings=settings,
-    ) as logged:
-        for round_index, rows in values.groupby("round"):
-            logged.log(
-                {f"{row['system']}/{metric.name}": row[metric.name] for _, row in rows.iterrows() for metric in METRICS}
-                | {"round": round_index}
+    )
+
+
+def log_sweep(sweep: Sweep, frame: pd.DataFrame, files: Sequence[Path]) -> bool:
+    """Record a complete sweep's table and figures, unless the same were.
+
+    Args:
+        sweep: the sweep.
+        frame: its table (`analysis.table.summary_frame`).
+        files: tables and figures in the sweep's folder, for its artifact.
+
+    Returns:
+        Whether the sweep is recorded now.
+    """
+
+    def fill(logged: Any) -> None:
+        _log_tables(logged, comparison=frame)
+        _log_files(logged, sweep.folder, files)
+
+    group = sweep_group(sweep.folder)
+    return _record(
+        sweep.folder,
+        hashlib.sha256(frame.to_csv().encode()).hexdigest(),
+        fill,
+        project=sweep.runs[0].config["wandb"]["project"],
+        name=group,
+        group=group,
+        job_type="sweep",
+        config={
+            "experiment": sweep.experiment,
+            "points": sweep.points,
+            "runs": [run.folder.name for run in sweep.runs],
+        },
+    )
+
+
+def sweep_group(folder: Path) -> str:
+    """Return the group of a sweep's runs, such as ``skew_sweep-0123abcd``, from the sweep's folder."""
+    return f"{folder.parent.parent.name}-{folder.name}"
+
+
+def _record(folder: Path, content: str, fill: Callable[[Any], None], **described: Any) -> bool:
+    """Record one W&B run in ``folder/wandb``, unless one with this content is there."""
+    marker = folder / "wandb" / _MARKER
+    try:
+        if _holds(folder, content):
+            return True
+        marker.parent.mkdir(exist_ok=True)
+        with _quiet_wandb(marker.parent) as wandb:
+            settings = wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=_START_S,
+                x_service_wait=_START_S,
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+                disable_git=True,  # the manifest has the revision
             )
-        logged.summary.update(_flat(summary["systems"]) | {"best_baseline": summary["best_baseline"]})
-        logged.log({"iterations": wandb.Table(dataframe=run.iterations)})
+            with wandb.init(dir=str(folder), mode="offline", settings=settings, **described) as logged:
+                fill(logged)
+        marker.write_text(content, encoding="utf-8")
+    except Exception as error:  # noqa: BLE001  (logging must never stop a run)
+        reason = " ".join(str(error).split())
+        warnings.warn(f"W&B: {folder.name} was not logged ({type(error).__name__}: {reason})", stacklevel=3)
+        return False
+    return True
+
+
+def _holds(folder: Path, content: str) -> bool:
+    try:
+        return (folder / "wandb" / _MARKER).read_text(encoding="utf-8") == content
+    except OSError:
+        return False
+
+
+@contextmanager
+def _quiet_wandb(folder: Path) -> Iterator[Any]:
+    """Import W&B, which then calls nobody and keeps copies of an artifact's files in ``folder``, not in the home."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb  # slow to import, and not needed where it is disabled
+
+    given = os.environ.get("WANDB_DATA_DIR")
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve()))
+    try:
+        yield wandb
+    finally:
+        if given is None:
+            del os.environ["WANDB_DATA_DIR"]
+
+
+def _log_tables(logged: Any, **frames: pd.DataFrame) -> None:
+    import wandb
+
+    logged.log({name: wandb.Table(dataframe=frame) for name, frame in frames.items()})
+
+
+def _log_files(logged: Any, folder: Path, files: Sequence[Path]) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", logged.name), type="results")
+    for path in files:
+        artifact.add_file(str(path), name=path.relative_to(folder).as_posix())
+    logged.log_artifact(artifact)
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
