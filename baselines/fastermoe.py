@@ -99,13 +99,23 @@ class FasterMoE(Policy):
         tokens, fetch = _execute(counts, placement.home, placement.resident, shadowed)
         return Plan(tokens=tokens, fetch=fetch)
 
+    def source_groups(self, world_size: int) -> list[list[int]] | None:
+        """Return the groups that smart scheduling exchanges tokens with in turn, unless it is off."""
+        if not self.smart_scheduling:
+            return None
+        return [
+            list(range(first, min(first + self.group_size, world_size)))
+            for first in range(0, world_size, self.group_size)
+        ]
+
     def make_executor(self, engine: ExpertParallel, system: System) -> Executor | None:
         """Return smart scheduling, unless it is off."""
-        if not self.smart_scheduling:
+        groups = self.source_groups(engine.comm.world_size)
+        if groups is None:
             return None
         from baselines.executors.pairwise import PairwiseExecutor
 
-        return PairwiseExecutor(engine, system, self.group_size)
+        return PairwiseExecutor(engine, system, groups)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types

@@ -12,7 +12,10 @@ _RATES = (
     "host_memory_bytes_per_s", "device_memory_bytes", "device_memory_bytes_per_s", "dense_flops_per_s",
     "network_bytes_per_s",
 )  # fmt: skip
-_TIMES = ("host_link_latency_s", "expert_launch_s", "all_to_all_latency_s", "operator_s", "network_latency_s")
+_TIMES = (
+    "host_link_latency_s", "expert_launch_s", "all_to_all_latency_s", "operator_s", "network_latency_s",
+    "runtime_layer_s",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,9 @@ class Hardware:
         device_memory_bytes_per_s: its bandwidth; null: never a limit.
         dense_flops_per_s: rate of the matrix products outside the experts; null: as in the experts.
         operator_s: the least time that any operator outside the experts takes.
+        host_link_processor_share: share of a load's time that it takes from the computation of its rank, where the
+            processor that computes copies too.
+        runtime_layer_s: time of the runtime's own code per MoE layer, whatever is computed.
         peer_bytes_per_s: ``[ranks per node][ranks per node]``, bandwidth of the link from one rank to another inside a
             node; null: a switch, through which every rank sends at ``all_to_all_bytes_per_s``.
         peer_efficiency: share of ``peer_bytes_per_s`` that an all-to-all gets.
@@ -63,6 +69,8 @@ class Hardware:
     device_memory_bytes_per_s: float | None = None
     dense_flops_per_s: float | None = None
     operator_s: float = 0.0
+    host_link_processor_share: float = 0.0
+    runtime_layer_s: float = 0.0
     peer_bytes_per_s: list[list[float]] | None = None
     peer_efficiency: float = 1.0
     ranks_per_node: int | None = None
@@ -88,6 +96,10 @@ class Hardware:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"hardware.{field}: {value}, must be at least 1")
+        if not 0 <= self.host_link_processor_share <= 1:
+            raise ValueError(
+                f"hardware.host_link_processor_share: {self.host_link_processor_share}, must be between 0 and 1"
+            )
         if not 0 < self.peer_efficiency <= 1:
             raise ValueError(f"hardware.peer_efficiency: {self.peer_efficiency}, must be above 0 and at most 1")
         self._validate_peers()

@@ -181,6 +181,13 @@ class Policy(ABC):
         """
         return None
 
+    def source_groups(self, world_size: int) -> Sequence[Sequence[int]] | None:  # noqa: ARG002
+        """Return the groups of ranks whose rows its executor takes up apart, as they arrive, after its own rank's.
+
+        Only the simulator asks. None, the default: a rank executes all rows of an expert together, after dispatch.
+        """
+        return None
+
     def make_executor(self, engine: ExpertParallel, system: System) -> Executor | None:  # noqa: ARG002
         """Return what carries plans out on this rank, or None for the runtime's own way; all ranks do it together.
 

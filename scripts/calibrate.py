@@ -1,8 +1,11 @@
 """Measure what HarMoEny's threshold and the simulator need of this machine, and write conf/hardware/<name>.yaml.
 
-It measures, on all ranks at once: an expert's computation against its number of tokens, the link from host to device
-memory against the size of a transfer, and the all-to-all against its size; each is fitted as a fixed time plus a rate.
-Afterwards `python run.py hardware=<name> ...` uses these numbers in place of a measurement at the start of every run.
+It measures, on all ranks at once and with cold caches: an expert's computation against its number of tokens, the link
+from host to device memory against the size of a transfer, what loads take from computation beside them, copies of rows
+in device memory, the all-to-all against its size, and a MoE layer of this runtime whose experts compute next to
+nothing. Times that grow with a size are fitted as a fixed time plus a rate. No system's run on any routing with skew is
+among them. Afterwards `python run.py hardware=<name> ...` uses these numbers in place of a measurement at the start of
+every run.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ import argparse
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -22,49 +27,139 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
+from torch import Tensor
 
+from baselines.static_ep import StaticEP
 from experiments.cache import atomic_path
 from experiments.launch.calls import call_on_ranks
 from experiments.manifest import device_name
+from experiments.routers.base import RoutingRequest
+from experiments.routers.uniform import UniformRouter
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES
 from harmoeny.models.moe_stack import MoEStack
-from harmoeny.runtime.calibrate import all_to_all_s, expert_s, fetch_s
+from harmoeny.policy import ExpertCost
+from harmoeny.runtime.calibrate import all_to_all_s, cold_caches, expert_s, fetch_s, median_s
 from harmoeny.runtime.comm import Communicator
+from harmoeny.runtime.engine import ExpertParallel
 from harmoeny.runtime.experts import ExpertStore, LayerExperts
-from harmoeny.runtime.slots import Slot
-from harmoeny.runtime.transfer import make_engine
+from harmoeny.runtime.fetch.base import RankMemory
+from harmoeny.runtime.recorder import Recorder
+from harmoeny.runtime.slots import Slot, SlotPool
+from harmoeny.runtime.transfer import TransferEngine, make_engine
 
-_TOKENS = (1, 8, 32, 128, 512, 1024, 2048)
+_TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048)
 #: Shares of the expert's size for which the host link is measured.
 _WIDTH_SHARES = (1 / 16, 1 / 4, 1)
 _ROWS = (1, 64, 512, 2048)
+_LAYER_TOKENS = 1024
 _NUM_EXPERTS = 8
+#: What follows each other in one timing of copies, since the first operator after the caches were emptied takes longer.
+_NUM_COPIES = 8
+#: Loads beside a computation of so many tokens.
+_NUM_LOADS, _BESIDE_TOKENS = _NUM_EXPERTS - 1, 256
+#: Width of the experts in the layer that computes next to nothing.
+_NARROW = 8
 
-#: (size, seconds): tokens, bytes to the device, bytes sent to other ranks.
+#: (size, seconds): tokens, bytes to the device, bytes copied, bytes sent to other ranks.
 Samples = list[tuple[float, float]]
 
 
-def measure(device: torch.device, hidden_size: int, intermediate_size: int, dtype: str) -> dict[str, Samples]:
-    """Measure as one of the ranks."""
+def measure(
+    device: torch.device, hidden_size: int, intermediate_size: int, dtype: str, rounds: int
+) -> dict[str, Samples]:
+    """Measure as one of the ranks; every round measures everything once, and medians over the rounds count."""
     comm = Communicator(device)
     engine = make_engine(device, Hardware())
-    samples: dict[str, Samples] = {"expert": [], "host_link": [], "all_to_all": []}
-    for share in _WIDTH_SHARES:
-        experts = _experts(hidden_size, max(1, int(intermediate_size * share)), dtype, pin=device.type == "cuda")
-        slot = Slot(experts, device)
+    widths = [max(1, int(intermediate_size * share)) for share in _WIDTH_SHARES]
+    stores = [_experts(hidden_size, width, dtype, pin=device.type == "cuda") for width in widths]
+    slots = [Slot(experts, device) for experts in stores]
+    sent = [torch.zeros(rows * comm.world_size, hidden_size, dtype=DTYPES[dtype], device=device) for rows in _ROWS]
+    remote_share = (comm.world_size - 1) / comm.world_size
+    narrow_layer = _narrow_layer(comm)
+    found: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for experts, slot in zip(stores, slots, strict=True):
+            comm.barrier()
+            found["host_link", experts.expert_bytes].append(fetch_s(experts, slot, engine))
+        for num_tokens in _TOKENS:
+            comm.barrier()
+            found["expert", num_tokens].append(expert_s(stores[-1], slots[-1], engine, num_tokens))
         comm.barrier()
-        samples["host_link"].append((experts.expert_bytes, fetch_s(experts, slot, engine)))
-    for num_tokens in _TOKENS:
-        comm.barrier()
-        samples["expert"].append((num_tokens, expert_s(experts, slot, engine, num_tokens)))
-    if comm.world_size > 1:
-        for rows in _ROWS:
-            sent = torch.zeros(rows * comm.world_size, hidden_size, dtype=DTYPES[dtype], device=device)
-            others = sent.nbytes * (comm.world_size - 1) / comm.world_size
-            samples["all_to_all"].append((others, all_to_all_s(sent, comm)))
+        found["beside_loads", _NUM_LOADS].append(beside_loads_s(stores[-1], device, engine))
+        for rows in sent:
+            comm.barrier()
+            found["copy", 2 * rows.nbytes].append(copy_s(rows))
+            if comm.world_size > 1:
+                found["all_to_all", rows.nbytes * remote_share].append(all_to_all_s(rows, comm))
+        found["layer", _LAYER_TOKENS].append(narrow_layer())
     engine.close()
-    return samples
+    samples: dict[str, Samples] = defaultdict(list)
+    for (key, size), seconds in found.items():
+        samples[key].append((size, median(seconds)))
+    return dict(samples)
+
+
+def copy_s(rows: Tensor) -> float:
+    """Return the median time in which rows are brought into another order, in seconds."""
+    order = torch.randperm(len(rows)).to(rows.device)
+    sources = [rows.clone() for _ in range(_NUM_COPIES)]
+
+    def copy_all(_: int) -> None:
+        for source in sources:
+            source.index_select(0, order)
+
+    return median_s(copy_all, rows.device, before=cold_caches(rows.device)) / _NUM_COPIES
+
+
+def beside_loads_s(experts: LayerExperts, device: torch.device, engine: TransferEngine) -> float:
+    """Return the median time of one expert's computation while others are loaded, in seconds."""
+    slots = [Slot(experts, device) for _ in range(1 + _NUM_LOADS)]
+    computing, *loading = slots
+    engine.submit(computing, 0, experts.expert(0))
+    engine.wait(computing)
+    sample = next(iter(experts.weights.values()))
+    rows = torch.randn(_BESIDE_TOKENS, experts.hidden_size).to(device=device, dtype=sample.dtype)
+    out = torch.empty_like(rows)
+    empty_caches = cold_caches(device)
+
+    def prepare() -> None:
+        engine.drain()
+        empty_caches()
+
+    def compute(_: int) -> None:
+        for i, slot in enumerate(loading):
+            engine.submit(slot, i + 1, experts.expert(i + 1))
+        experts.function(computing.weights, rows, out)
+
+    seconds = median_s(compute, device, before=prepare)
+    engine.drain()
+    return seconds
+
+
+def _narrow_layer(comm: Communicator) -> Callable[[], float]:
+    """Return what gives the median time of a MoE layer of this runtime, in seconds."""
+    experts = _experts(_NARROW, _NARROW, "float32", pin=comm.device.type == "cuda")
+    store = ExpertStore([experts])
+    transfers = make_engine(comm.device, Hardware())
+    cost = ExpertCost(token_s=1e-9, fetch_s=1.0)
+    engine = ExpertParallel(
+        RankMemory(store, SlotPool(store, comm.device), transfers, comm, cost), Recorder(comm.device)
+    )
+    engine.use(engine.build_system(StaticEP.name, StaticEP()))
+    empty_caches = cold_caches(comm.device)
+
+    def prepare() -> None:
+        engine.recorder.begin_iteration()
+        empty_caches()
+        comm.barrier()
+        engine.recorder.begin_layer(0)
+
+    hidden = torch.randn(_LAYER_TOKENS, _NARROW, device=comm.device)
+    request = RoutingRequest(_LAYER_TOKENS, _NUM_EXPERTS, 1, batch=0, layer=0, rank=comm.rank, seed=0)
+    expert_ids = torch.from_numpy(UniformRouter().assign(request)).to(comm.device)
+    weights = torch.ones(_LAYER_TOKENS, 1, device=comm.device)
+    return lambda: median_s(lambda _: engine.forward(0, hidden, expert_ids, weights), comm.device, before=prepare)
 
 
 def _experts(hidden_size: int, intermediate_size: int, dtype: str, *, pin: bool) -> LayerExperts:
@@ -92,14 +187,14 @@ def fit(samples: Samples) -> tuple[float, float]:
 
 
 def calibrate(
-    name: str, world_size: int, device_type: str, hidden_size: int, intermediate_size: int, dtype: str
+    name: str, world_size: int, device_type: str, hidden_size: int, intermediate_size: int, dtype: str, rounds: int = 5
 ) -> tuple[Hardware, dict[str, Samples]]:
     """Measure on new ranks and fit; a sample is the mean over ranks.
 
     Returns:
         The description, and the samples that it was fitted to.
     """
-    by_rank = call_on_ranks(world_size, device_type, measure, hidden_size, intermediate_size, dtype)
+    by_rank = call_on_ranks(world_size, device_type, measure, hidden_size, intermediate_size, dtype, rounds)
     samples = {
         key: [
             (points[0][0], float(np.mean([seconds for _, seconds in points])))
@@ -110,15 +205,24 @@ def calibrate(
     flops_per_token = 2 * 2 * hidden_size * intermediate_size
     launch_s, tokens_per_s = fit(samples["expert"])
     latency_s, link_rate = fit(samples["host_link"])
-    exchange_s, exchange_rate = fit(samples["all_to_all"]) if samples["all_to_all"] else (0.0, None)
+    operator_s, copy_rate = fit(samples["copy"])
+    exchange_s, exchange_rate = fit(samples["all_to_all"]) if "all_to_all" in samples else (0.0, None)
+    [(num_loads, beside_s)], [(_, layer_s)] = samples["beside_loads"], samples["layer"]
+    loads_s = num_loads * samples["host_link"][-1][1]
+    slowed_s = beside_s - dict(samples["expert"])[_BESIDE_TOKENS]
     hardware = Hardware(
         name=name,
         host_link_bytes_per_s=_round(link_rate),
         host_link_latency_s=_round(latency_s),
+        host_link_processor_share=_round(float(np.clip(slowed_s / loads_s, 0, 1))),
         expert_flops_per_s=_round(tokens_per_s * flops_per_token),
         expert_launch_s=_round(launch_s),
+        device_memory_bytes_per_s=_round(copy_rate),
+        operator_s=_round(operator_s),
         all_to_all_bytes_per_s=None if exchange_rate is None else _round(exchange_rate),
         all_to_all_latency_s=_round(exchange_s),
+        # Its exchanges, of counts and of rows both ways, have a term of their own.
+        runtime_layer_s=_round(max(0.0, layer_s - 3 * exchange_s)),
     )
     return hardware, samples
 
@@ -142,17 +246,31 @@ def _report(hardware: Hardware, samples: dict[str, Samples], expert_bytes: int, 
     table = Table(title=f"hardware={hardware.name}")
     for column in ("what", "size", "measured", "fitted"):
         table.add_column(column, justify="right" if column != "what" else "left")
-    fits: dict[str, Callable[[float], float]] = {
-        "expert": lambda n: hardware.expert_launch_s + n * flops_per_token / (hardware.expert_flops_per_s or 1),
-        "host_link": hardware.host_link_s,
-        "all_to_all": lambda n: hardware.all_to_all_latency_s + n / (hardware.all_to_all_bytes_per_s or 1),
+    expert_rate, copy_rate = hardware.expert_flops_per_s or 1, hardware.device_memory_bytes_per_s or 1
+
+    def expert_s(num_tokens: float) -> float:
+        return hardware.expert_launch_s + num_tokens * flops_per_token / expert_rate
+
+    def exchange_s(num_bytes: float) -> float:
+        return hardware.all_to_all_latency_s + num_bytes / (hardware.all_to_all_bytes_per_s or 1)
+
+    fits: dict[str, tuple[str, Callable[[float], float]]] = {
+        "expert": ("tokens", expert_s),
+        "host_link": ("bytes", hardware.host_link_s),
+        "beside_loads": (
+            "loads",
+            lambda n: (
+                expert_s(_BESIDE_TOKENS) + n * hardware.host_link_processor_share * hardware.host_link_s(expert_bytes)
+            ),
+        ),
+        "copy": ("bytes", lambda n: hardware.operator_s + n / copy_rate),
+        "all_to_all": ("bytes", exchange_s),
+        "layer": ("tokens", lambda _: hardware.runtime_layer_s + 3 * exchange_s(0)),
     }
-    units = {"expert": "tokens", "host_link": "bytes", "all_to_all": "bytes"}
     for key, points in samples.items():
         for size, seconds in points:
-            table.add_row(
-                key, f"{size:,.0f} {units[key]}", f"{seconds * 1e3:.3f} ms", f"{fits[key](size) * 1e3:.3f} ms"
-            )
+            unit, fitted_s = fits[key]
+            table.add_row(key, f"{size:,.0f} {unit}", f"{seconds * 1e3:.3f} ms", f"{fitted_s(size) * 1e3:.3f} ms")
     console = Console()
     console.print(table)
     cost = hardware.expert_cost(expert_bytes=expert_bytes, flops_per_token=flops_per_token)
@@ -172,12 +290,13 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=768, help="of the expert (default: %(default)s)")
     parser.add_argument("--intermediate-size", type=int, default=3072, help="of the expert (default: %(default)s)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="the median over them counts (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("conf/hardware"), help="folder (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     arguments = parser.parse_args()
     if not re.fullmatch(r"[A-Za-z0-9_]+", arguments.name) or arguments.name == "measured":
         parser.error(f"--name: {arguments.name!r}, must be letters, digits and _, and not 'measured'")
-    for option in ("world_size", "hidden_size", "intermediate_size"):
+    for option in ("world_size", "hidden_size", "intermediate_size", "rounds"):
         if getattr(arguments, option) < 1:
             parser.error(f"--{option.replace('_', '-')}: {getattr(arguments, option)}, must be at least 1")
     path: Path = arguments.out / f"{arguments.name}.yaml"
@@ -189,7 +308,7 @@ def main() -> None:
     try:
         hardware, samples = calibrate(
             arguments.name, arguments.world_size, device_type, arguments.hidden_size, arguments.intermediate_size,
-            arguments.dtype,
+            arguments.dtype, arguments.rounds,
         )  # fmt: skip
     except ValueError as error:
         sys.exit(f"error: {error}")

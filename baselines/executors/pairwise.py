@@ -55,19 +55,18 @@ class PairwiseExecutor(Executor):
     Source: He et al., PPoPP 2022, doi 10.1145/3503221.3508418, section 5.
     """
 
-    def __init__(self, engine: ExpertParallel, system: System, group_size: int) -> None:
-        """Form the groups.
+    def __init__(self, engine: ExpertParallel, system: System, groups: list[list[int]]) -> None:
+        """Keep the groups.
 
         Args:
             engine: the rank's collectives, expert memory and recorder.
             system: the system, whose fetcher is there already.
-            group_size: ranks in a group; the last group may have less.
+            groups: all ranks, in groups.
         """
         super().__init__(engine, system)
         self._fetcher = system.fetcher
-        everyone = list(range(self.comm.world_size))
-        self._groups = [everyone[i : i + group_size] for i in range(0, len(everyone), group_size)]
-        self._own_group = self.comm.rank // group_size
+        self._groups = groups
+        self._own_group = next(i for i, group in enumerate(groups) if self.comm.rank in group)
 
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:  # noqa: ARG002
         """Carry out any plan, with the system's fetch strategy."""

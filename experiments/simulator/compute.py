@@ -18,7 +18,7 @@ from harmoeny.runtime.fetch.peer import PeerFetch
 from harmoeny.runtime.fetch.sync import SyncFetch
 from harmoeny.runtime.work import EMPTY, ExpertWork, home_slots, make_schedule, replace_residents
 
-_TIMES = ("fetch_wait_s", "restore_wait_s", "fetch_s", "restore_s")
+_TIMES = ("fetch_wait_s", "restore_wait_s", "fetch_s", "restore_s", "restoring_s")
 _NUMBERS = ("num_host_fetches", "num_peer_fetches", "num_restores")
 
 
@@ -32,6 +32,7 @@ class Computed:
         restore_wait_s: float64, how long it stood still for restores.
         fetch_s: float64, how long its fetches took, added up.
         restore_s: float64, how long its restores take, added up.
+        restoring_s: float64, how long the processor is kept from what follows, by the restores.
         num_host_fetches: int64, experts from host memory.
         num_peer_fetches: int64, experts from other ranks.
         num_restores: int64, residents loaded again.
@@ -42,6 +43,7 @@ class Computed:
     restore_wait_s: FloatArray
     fetch_s: FloatArray
     restore_s: FloatArray
+    restoring_s: FloatArray
     num_host_fetches: IntArray
     num_peer_fetches: IntArray
     num_restores: IntArray
@@ -107,7 +109,9 @@ class RankMemories:
         """
         cost = self._cost
         computed = flows.executed if flows.computed is None else flows.computed
-        experts_s = cost.experts_s(computed)
+        experts_s = cost.experts_s(computed if flows.slices is None else flows.slices)
+        if flows.slices is not None:
+            experts_s = experts_s.sum(axis=0)
         missing = (computed > 0) & ~self._held[layer]
         from_peers = missing & self._sent_by_peers(placement)
         any_peer = bool(from_peers.any())
@@ -128,7 +132,7 @@ class RankMemories:
                 rank,
                 computed_by_rank[rank],
                 expert_s_by_rank[rank],
-                Sources(float(host_s[rank]), arrivals),
+                Sources(float(host_s[rank]), cost.load_share, arrivals),
                 copies[rank],
                 (float(planned_s[rank]), float(start_s[rank])),
             )
@@ -142,6 +146,7 @@ class RankMemories:
             times["restore_wait_s"],
             times["fetch_s"],
             times["restore_s"],
+            times["restoring_s"],
             numbers["num_host_fetches"],
             numbers["num_peer_fetches"],
             numbers["num_restores"],

@@ -26,6 +26,7 @@ class CostModel:
         topology: the links.
         software: what the implementation adds.
         expert: costs of an expert as schedules and policies see them.
+        load_share: share of a load's time that it takes from computation.
     """
 
     def __init__(self, hardware: Hardware, topology: Topology, work: ModelWork, software: SoftwareCost) -> None:
@@ -43,6 +44,7 @@ class CostModel:
             )
         self.work, self.topology, self.software, self.expert = work, topology, software, expert
         self._hardware = hardware
+        self.load_share = hardware.host_link_processor_share
         self._bytes_per_s = hardware.device_memory_bytes_per_s or np.inf
         assert hardware.expert_flops_per_s is not None
         self._expert_flops_per_s = hardware.expert_flops_per_s
@@ -55,10 +57,10 @@ class CostModel:
 
     @cached_property
     def route_s(self) -> list[float]:
-        """Per MoE layer the time of its router, and what the software takes for the layer."""
-        software = self.software
+        """Per MoE layer the time of its router, and what the software and this runtime take for the layer."""
+        layer_s = self.software.layer_s + self._hardware.runtime_layer_s
         return [
-            self._operators_s(table) + software.layer_s + software.token_s * num_tokens
+            self._operators_s(table) + layer_s + self.software.token_s * num_tokens
             for table, num_tokens in zip(self.work.route, self.work.layer_tokens, strict=True)
         ]
 

@@ -122,13 +122,19 @@ class SimulatedSystem:
         flows, exchange, plan_s = self._plan(layer, counts)
         boundary_s[Phase.DISPATCH] = placed_s + plan_s
         ready_s = boundary_s[Phase.DISPATCH] + exchange.gather_s
-        boundary_s[Phase.COMPUTE] = ready_s.max() + exchange.wire_s + exchange.group_s
+        arrived_s = ready_s.max() + exchange.wire_s + exchange.group_s
+        boundary_s[Phase.COMPUTE] = arrived_s if flows.slices is None else ready_s
         done = self._memories.run(
             layer, flows, self._placements[layer], copies, boundary_s[Phase.DISPATCH], boundary_s[Phase.COMPUTE]
         )
-        boundary_s[Phase.COMBINE] = done.end_s
+        end_s = done.end_s
+        if flows.slices is not None:
+            # A rank's own rows are executed while the others are on their way.
+            own_s = ready_s + cost.experts_s(flows.slices[0]).sum(axis=0)
+            end_s = end_s + np.maximum(arrived_s - own_s, 0.0)
+        boundary_s[Phase.COMBINE] = end_s
         boundary_s[Phase.END] = (
-            _last_partner(done.end_s + exchange.group_s, flows.traffic) + exchange.wire_s + exchange.add_s
+            _last_partner(end_s + exchange.group_s, flows.traffic) + exchange.wire_s + exchange.add_s + done.restoring_s
         )
         num_fetches = done.num_host_fetches + done.num_peer_fetches
         columns: dict[str, IntArray | FloatArray] = {
@@ -177,7 +183,7 @@ class SimulatedSystem:
             flows = capped(flows, counts, capacity, placement)
             exchange = padded_exchange(cost, num_tokens, capacity, placement)
             executed = np.where(placement.resident, capacity * len(counts), 0)
-            extra_bytes = mask_bytes(cost.work, num_tokens, capacity)
+            extra_bytes = mask_bytes(cost.work, num_tokens, capacity) if cost.software.padded else 0.0
             flows = Flows(flows.executed, flows.fetch, flows.traffic, computed=executed)
         else:
             exchange, executed, extra_bytes = plain_exchange(cost, flows.traffic), flows.executed, 0.0

@@ -51,6 +51,9 @@ def plain_exchange(cost: CostModel, traffic: FloatArray) -> Exchange:
 def padded_exchange(cost: CostModel, num_tokens: int, capacity: int, placement: Placement) -> Exchange:
     """Return the times of a padding system: every rank sends ``capacity`` rows for every expert to its home rank.
 
+    Tokens are copied to their places, or brought there by a product where the software does so
+    (:attr:`SoftwareCost.padded`).
+
     Args:
         cost: the cost model.
         num_tokens: tokens of a rank.
@@ -60,11 +63,15 @@ def padded_exchange(cost: CostModel, num_tokens: int, capacity: int, placement: 
     world_size = placement.world_size
     residents = np.bincount(placement.home, minlength=world_size)
     traffic = np.tile(residents * float(capacity), (world_size, 1))
-    product_s = np.full(world_size, cost.gather_by_product_s(num_tokens, capacity))
+    rows = traffic.sum(axis=1)
+    if cost.software.padded:
+        place_s = np.full(world_size, cost.gather_by_product_s(num_tokens, capacity))
+    else:
+        place_s = cost.copy_s(rows)
     return Exchange(
-        rows=traffic.sum(axis=1),
-        gather_s=product_s,
+        rows=rows,
+        gather_s=place_s,
         wire_s=cost.exchange_s(traffic),
         group_s=np.zeros(world_size),
-        add_s=product_s,
+        add_s=place_s,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +25,15 @@ class Flows:
         fetch: bool ``[num_experts, world_size]``, experts that a rank executes and does not hold.
         traffic: float64 ``[world_size(src), world_size(dst)]``, assignments that go from rank to rank.
         computed: int64 ``[num_experts, world_size]``, rows that are computed, padding too; None: those executed.
+        slices: int64 ``[1 + num_groups, num_experts, world_size]``, the rows that are executed apart where a system
+            executes them as they arrive: a rank's own, then those of every group of ranks; None: an expert's together.
     """
 
     executed: IntArray
     fetch: BoolArray
     traffic: FloatArray
     computed: IntArray | None = None
+    slices: IntArray | None = None
 
 
 def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
@@ -45,7 +49,17 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
         if executed is not None:
             return flows_of_executed(counts, executed, placement)
     plan = policy.plan(counts, placement)
-    return Flows(plan.executed(), plan.fetch, plan.tokens.sum(axis=1).astype(np.float64))
+    groups = policy.source_groups(len(counts))
+    slices = None if groups is None else _slices(plan.tokens, groups)
+    return Flows(plan.executed(), plan.fetch, plan.tokens.sum(axis=1).astype(np.float64), slices=slices)
+
+
+def _slices(tokens: IntArray, groups: Sequence[Sequence[int]]) -> IntArray:
+    own = np.einsum("ses->es", tokens)
+    others = tokens.copy()
+    everyone = np.arange(len(tokens))
+    others[everyone, :, everyone] = 0
+    return np.stack([own, *(others[list(group)].sum(axis=0) for group in groups)])
 
 
 def flows_of_executed(counts: IntArray, executed: IntArray, placement: Placement) -> Flows:

@@ -54,6 +54,7 @@ class Replayed:
         restore_wait_s: how long it stood still for restores.
         fetch_s: how long its fetches took, added up.
         restore_s: how long its restores take, added up.
+        restoring_s: how long the processor is kept from what follows the computation, by the restores.
         num_host_fetches: loads of experts that it executed, from host memory.
         num_peer_fetches: likewise from another rank.
         num_restores: loads of residents afterwards.
@@ -64,6 +65,7 @@ class Replayed:
     restore_wait_s: float = 0.0
     fetch_s: float = 0.0
     restore_s: float = 0.0
+    restoring_s: float = 0.0
     num_host_fetches: int = 0
     num_peer_fetches: int = 0
     num_restores: int = 0
@@ -75,10 +77,12 @@ class Sources:
 
     Attributes:
         host_s: one expert from host memory.
+        load_share: share of that time that a load beside the computation takes from it.
         arrivals_s: by expert, when the weights that a peer sends are there.
     """
 
     host_s: float
+    load_share: float = 0.0
     arrivals_s: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -108,12 +112,16 @@ def replay(
     loaded_s: dict[int, float] = {}
     done = Replayed(end_s=start_s)
     next_load = 0
+    owed_s = 0.0
 
     def fetch(index: int, step: Step, now_s: float) -> None:
+        nonlocal owed_s
         arrival_s = sources.arrivals_s.get(step.work.expert_id)
         if arrival_s is None:
             begin_s, end_s = copies.load(now_s, sources.host_s)
             done.num_host_fetches += 1
+            if ahead:
+                owed_s += sources.load_share * sources.host_s
         else:
             begin_s, end_s = now_s, max(now_s, arrival_s)
             done.num_peer_fetches += 1
@@ -138,8 +146,10 @@ def replay(
         ready_s = loaded_s.get(index, 0.0) if step.load else slot_ready_s.get(step.slot, 0.0)
         if ready_s > done.end_s:
             done.fetch_wait_s += ready_s - done.end_s
+            owed_s = max(0.0, owed_s - (ready_s - done.end_s))  # while it waited the processor was free to copy
             done.end_s = ready_s
-        done.end_s += expert_s(step.work)
+        done.end_s += expert_s(step.work) + owed_s
+        owed_s = 0.0
         if ahead:
             load_ahead(index, done.end_s)
     for _ in schedule.restores:
@@ -147,6 +157,7 @@ def replay(
         done.restore_s += sources.host_s
         if ahead:
             copies.restore_later(done.end_s, sources.host_s)
+            done.restoring_s += sources.load_share * sources.host_s
         else:
             _, end_s = copies.load(done.end_s, sources.host_s)
             done.restore_wait_s += end_s - done.end_s

@@ -146,7 +146,8 @@ def compare_ranks(folder: Path, hardware: str) -> pd.DataFrame:
         hardware: name of this machine's profile.
 
     Returns:
-        One row per run and system: system, case, calibration, published (measured here) and predicted in ms, error.
+        One row per run and system: system, case, calibration, published (measured here) and predicted in ms, error,
+        device that measured.
 
     Raises:
         ValueError: there is no such run.
@@ -157,7 +158,8 @@ def compare_ranks(folder: Path, hardware: str) -> pd.DataFrame:
         config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
         if config["backend"] != "ranks":
             continue
-        measured = _layer_ms(pd.read_parquet(path))
+        layers = pd.read_parquet(path)
+        measured = _layer_ms(layers)
         point = load_point(config | {"backend": "simulator", "hardware": described})
         platform = Platform("simulator", point.hardware.name, "simulated")
         predicted = _layer_ms(layer_frame(simulate(point).iterations, platform))
@@ -169,6 +171,7 @@ def compare_ranks(folder: Path, hardware: str) -> pd.DataFrame:
                 "published": measured[system],
                 "predicted": predicted[system],
                 "error": predicted[system] / measured[system] - 1,
+                "device": layers["device"].iloc[0],
             }
             for system in predicted.index
             if system in measured.index

@@ -18,6 +18,8 @@ from harmoeny.runtime.transfer import TransferEngine, span_s
 
 _TOKENS = 512
 _REPEATS = 7
+#: More than the caches of a processor or a device hold.
+_SCRATCH_BYTES = 128 * 2**20
 
 
 def measure_expert_cost(experts: LayerExperts, comm: Communicator, engine: TransferEngine) -> ExpertCost:
@@ -46,13 +48,22 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, engine: Trans
 
 
 def expert_s(experts: LayerExperts, slot: Slot, engine: TransferEngine, num_tokens: int) -> float:
-    """Return the median time of one expert's computation on ``num_tokens`` rows, in seconds."""
+    """Return the median time of one expert's computation on ``num_tokens`` rows, in seconds.
+
+    Caches are cold, as they are for an expert whose turn comes after all others had theirs.
+    """
     engine.submit(slot, 0, experts.expert(0))
     engine.wait(slot)
     sample = next(iter(experts.weights.values()))
     rows = torch.randn(num_tokens, experts.hidden_size).to(device=slot.device, dtype=sample.dtype)
     out = torch.empty_like(rows)
-    return median_s(lambda _: experts.function(slot.weights, rows, out), slot.device)
+    return median_s(lambda _: experts.function(slot.weights, rows, out), slot.device, before=cold_caches(slot.device))
+
+
+def cold_caches(device: torch.device) -> Callable[[], object]:
+    """Return what takes everything out of the device's caches."""
+    scratch = torch.empty(_SCRATCH_BYTES, dtype=torch.uint8, device=device)
+    return scratch.zero_
 
 
 def fetch_s(experts: LayerExperts, slot: Slot, engine: TransferEngine) -> float:
@@ -69,7 +80,7 @@ def fetch_s(experts: LayerExperts, slot: Slot, engine: TransferEngine) -> float:
 
 
 def median_s(
-    action: Callable[[int], object], device: torch.device, *, before: Callable[[], None] = lambda: None
+    action: Callable[[int], object], device: torch.device, *, before: Callable[[], object] = lambda: None
 ) -> float:
     """Return the median time of an action that gets the number of its call, in seconds.
 
@@ -81,12 +92,17 @@ def median_s(
     samples = []
     for i in range(_REPEATS + 1):
         before()
+        _synchronize(device)
         start = time.perf_counter()
         action(i)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _synchronize(device)
         samples.append(time.perf_counter() - start)
     return median(samples[1:])
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def all_to_all_s(rows: Tensor, comm: Communicator) -> float:

@@ -31,7 +31,9 @@ class ScheduledRandomPlan(RandomPlan):
         self.group_size = group_size
 
     def make_executor(self, engine: ExpertParallel, system: System) -> Executor:
-        return PairwiseExecutor(engine, system, self.group_size)
+        groups = FasterMoE(group_size=self.group_size).source_groups(engine.comm.world_size)
+        assert groups is not None
+        return PairwiseExecutor(engine, system, groups)
 
 
 @settings(deadline=None, max_examples=60)

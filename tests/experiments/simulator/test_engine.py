@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from baselines.drop import Drop
 from baselines.eplb import EPLB
 from baselines.even_split import EvenSplit
+from baselines.fastermoe import FasterMoE
 from baselines.static_ep import StaticEP
 from experiments.simulator.cost import CostModel
 from experiments.simulator.engine import SimulatedLayer, SimulatedSystem
@@ -92,6 +93,17 @@ def test_two_ranks_and_one_link() -> None:
     assert column(layer, "sent_tokens") == [5, 2]
 
 
+def test_smart_scheduling_executes_own_rows_while_the_others_are_on_their_way() -> None:
+    # As above, but slices of own rows and of those that arrive after 5 s are apart, each with a launch of 0.5 s.
+    hardware = replace(UNIT, expert_launch_s=0.5)
+    layer = simulate(FasterMoE(shadowing=False), [[1, 5], [2, 3]], hardware)
+    assert column(layer, "dispatch_s") == [0.0, 0.0]
+    assert column(layer, "compute_s") == [5.0 + 2.5, 5.0 + 5.5]
+    assert column(layer, "layer_s") == [4.0 + 5.0 + 5.5 + 5.0] * 2
+    apart = simulate(FasterMoE(shadowing=False, smart_scheduling=False), [[1, 5], [2, 3]], hardware)
+    assert column(apart, "layer_s") == [4.0 + 5.0 + 8.5 + 5.0] * 2
+
+
 def test_ranks_wait_for_the_last_one_before_the_counts_are_known() -> None:
     counts = np.array([[1, 0], [0, 1]], dtype=np.int64)
     batch = system(StaticEP(), counts, layer_tokens=[1, 1], dense=[NOTHING] * 3, route=[NOTHING] * 2).run(
@@ -134,6 +146,7 @@ def test_a_policy_that_pads_says_to_what() -> None:
     layer = simulate(Padding(), [[1, 5], [2, 3]], layer_tokens=[6])
     assert column(layer, "compute_s") == [10.0, 10.0]
     assert column(layer, "padded_tokens") == [7, 2]
+    assert column(layer, "dispatch_s") == [5.0, 5.0]  # of copies, where memory takes no time, not of a product
 
 
 def test_a_capacity_limit_drops_what_is_above() -> None:

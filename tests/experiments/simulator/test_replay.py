@@ -11,13 +11,19 @@ COST = ExpertCost(token_s=1.0, fetch_s=4.0)
 
 
 def run(
-    work: dict[int, int], home: list[int], copies: CopyEngine, *, ahead: bool = True, order: str = "paper"
+    work: dict[int, int],
+    home: list[int],
+    copies: CopyEngine,
+    *,
+    ahead: bool = True,
+    order: str = "paper",
+    load_share: float = 0.0,
 ) -> Replayed:
     schedule = make_schedule([ExpertWork(e, 0, n) for e, n in work.items()], home, COST, work_order=order)
     return replay(
         schedule,
         copies,
-        Sources(host_s=4.0),
+        Sources(host_s=4.0, load_share=load_share),
         lambda item: float(item.num_tokens),
         ahead=ahead,
         planned_s=0.0,
@@ -43,6 +49,17 @@ def test_a_fetch_that_comes_late_is_waited_for() -> None:
     # Expert 0 runs from 1 to 2; expert 7 arrives at 4.
     done = run({0: 1, 7: 2}, [0, 1], CopyEngine())
     assert done == Replayed(end_s=6.0, fetch_wait_s=2.0, fetch_s=4.0, restore_s=4.0, num_host_fetches=1, num_restores=1)
+
+
+def test_a_copying_processor_computes_later_unless_it_would_have_waited_anyway() -> None:
+    # Half of the fetch's 4 s are taken from expert 0; what follows the layer waits for half of the restore.
+    done = run({0: 3, 7: 2}, [0, 1], CopyEngine(), load_share=0.5)
+    assert (done.end_s, done.fetch_wait_s, done.restoring_s) == (1 + 3 + 2 + 2, 0.0, 2.0)
+    # With nothing to compute until 4, copying takes nothing from the computation.
+    done = run({7: 2}, [0, 1], CopyEngine(), load_share=0.5)
+    assert (done.end_s, done.fetch_wait_s) == (4 + 2, 3.0)
+    # Blocking fetches are waited for in full.
+    assert run({0: 3, 7: 2}, [0, 1], CopyEngine(), load_share=0.5, ahead=False).end_s == 1 + 3 + 4 + 2 + 4
 
 
 def test_two_fetches_with_one_slot_are_a_chain() -> None:
