@@ -1,7 +1,12 @@
-"""Table and figures of a sweep or a single run, printed and saved beside the results."""
+"""Report a sweep or a run: the table that is printed, the static figures, and one HTML page that needs no network.
+
+`python -m analysis.report results/skew_sweep` writes results/skew_sweep/report.html with a section for every sweep in the
+folder, and for every run that belongs to none.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.figures.base import FigureData, draw_all
+from analysis.html.collect import PAGE, reasons, write_page, write_report
+from analysis.html.section import split_sections
 from analysis.load import Run, Sweep
 from analysis.summary import summarise
 from analysis.table import as_text, build_table, figure_caption, summary_frame
@@ -54,8 +61,22 @@ def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     return Saved(frame, table, drawn, [folder / "table.txt", folder / "table.csv", *files])
 
 
-def report_runs(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title: str, folder: Path) -> Saved:
-    """Save table and figures in ``folder`` as :func:`save_tables` does, and print the table and where they are."""
+def report_runs(
+    runs: Sequence[Run],
+    points: Sequence[Mapping[str, Any]],
+    title: str,
+    folder: Path,
+    missing: Sequence[str] = (),
+) -> Saved:
+    """Save table and figures in ``folder`` as :func:`save_tables` does, and the page; print the table and where they are.
+
+    Args:
+        runs: the runs, at least one.
+        points: their values of the options that tell them apart.
+        title: of the table and the page.
+        folder: is created.
+        missing: what is known of runs of the sweep that are not finished.
+    """
     saved = save_tables(runs, points, title, folder)
     console = Console()
     # Where nobody watches, the width is the terminal's default, too narrow for the table.
@@ -63,18 +84,44 @@ def report_runs(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     for path in saved.figures:
         console.print(f"figure: {path} (and .pdf, .csv)", highlight=False, soft_wrap=True)
     console.print(f"table:  {folder / 'table.csv'}", highlight=False, soft_wrap=True)
+    write_page(split_sections(runs, points, saved.frame, title, missing), title, folder / PAGE)
+    console.print(f"report: {folder / PAGE}", highlight=False, soft_wrap=True)
     return saved
 
 
 def report_sweep(sweep: Sweep) -> Saved | None:
     """Report what is finished of a sweep, if anything is, and name what is not."""
-    saved = report_runs(sweep.runs, sweep.points, sweep.experiment, sweep.folder) if sweep.runs else None
+    saved = None
+    if sweep.runs:
+        saved = report_runs(sweep.runs, sweep.points, sweep.experiment, sweep.folder, reasons(sweep))
     for run_id in sweep.missing:
         print(f"missing: {run_id} (start the same command again)")
     return saved
+
+
+def main() -> None:
+    """Write the page of the folder named on the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report",
+        description="Write one HTML page, which needs no network, about a run, a sweep, or all of them in a folder: "
+        "summary, warnings, interactive plots, table with intervals, configuration and environment.",
+    )
+    parser.add_argument(
+        "folder", type=Path, help="a run (has manifest.json), a sweep (has sweep.json), or a folder that holds several"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the page (default: {PAGE} in the folder)")
+    arguments = parser.parse_args()
+    try:
+        print(write_report(arguments.folder, arguments.out))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()
