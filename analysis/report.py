@@ -1,7 +1,7 @@
 """Report a sweep or a run: the table that is printed, the static figures, and one HTML page that needs no network.
 
-`python -m analysis.report results/skew_sweep` writes results/skew_sweep/report.html with a section for every sweep in the
-folder, and for every run that belongs to none.
+`python -m analysis.report results/skew_sweep` writes results/skew_sweep/report.html with a section for every sweep in
+the folder, and for every run that belongs to none.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def report_runs(
     folder: Path,
     missing: Sequence[str] = (),
 ) -> Saved:
-    """Save table and figures in ``folder`` as :func:`save_tables` does, and the page; print the table and where they are.
+    """Save table and figures in ``folder`` as :func:`save_tables` does, and the page; print the table and the paths.
 
     Args:
         runs: the runs, at least one.

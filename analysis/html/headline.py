@@ -113,19 +113,19 @@ def compare(section: Section, index: int) -> Result | None:
 
 def measured_on(section: Section) -> str:
     """Say what made the numbers."""
-    manifest, row = section.runs[0].manifest, section.frame.iloc[0]
-    frame = section.frame
+    manifest, frame = section.runs[0].manifest, section.frame
     ranks, devices = _span(frame["world_size"]), " + ".join(sorted(frame["device"].unique()))
     models = _joined(frame["model_name"])
     rounds = _span(frame["num_rounds"])
     how = "Simulated, not measured," if section.simulated else f"Measured with {manifest['backend']}"
     scope = "the whole model" if manifest["scope"] == "model" else "MoE layers only"
     experts, layers, top_k = (_span(frame[key]) for key in ("num_experts", "num_moe_layers", "top_k"))
+    shape = f"{experts} experts in each of {layers} MoE {'layer' if layers == '1' else 'layers'}, top-{top_k}"
     link = "" if section.simulated else f", host link {_joined(frame['host_link'])}"
     return (
         f"{how} on {devices}{link}, {ranks} {'rank' if ranks == '1' else 'ranks'}; {scope}, {models} "
-        f"({experts} experts in each of {layers} MoE {'layer' if row['num_moe_layers'] == 1 else 'layers'}, top-{top_k}); data set "
-        f"{_joined(frame['dataset_name'])}. Medians of {rounds} {'round' if rounds == '1' else 'rounds'}"
+        f"({shape}); data set {_joined(frame['dataset_name'])}. "
+        f"Medians of {rounds} {'round' if rounds == '1' else 'rounds'}"
         f"{' with 95 % bootstrap intervals, ratios paired by round' if rounds != '1' else ''}."
     )
 

@@ -79,7 +79,8 @@ class Section:
 
     def rows(self, run: Run) -> pd.DataFrame:
         """Return the summary rows of a run."""
-        return self.frame.loc[self.frame["run_id"] == run.manifest["run_id"]]
+        rows: pd.DataFrame = self.frame[self.frame["run_id"] == run.manifest["run_id"]]
+        return rows
 
 
 def split_sections(

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from analysis.hydra_callback import Report
 from analysis.load import load_sweep
-from analysis.report import report_sweep
+from analysis.report import main, report_sweep
 from tests.synthetic import change_manifest, write_run, write_sweep
 
 CONFIG = OmegaConf.create({"experiment": "skew_sweep", "wandb": {"mode": "disabled"}})
@@ -25,11 +25,14 @@ def test_sweep_is_printed_and_saved_and_what_is_missing_is_named(
     assert "missing: skew=0.5 (start the same command again)" in output
     assert (folder / "table.txt").read_text() in output
     assert f"figure: {folder / 'figures' / 'skew_sweep.png'}" in output
+    assert f"report: {folder / 'report.html'}" in output
+    assert "skew=0.5 (running)" in (folder / "report.html").read_text(encoding="utf-8")
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {
         "sweep.json",
         "table.txt",
         "table.csv",
+        "report.html",
         *(f"figures/skew_sweep.{s}" for s in ("png", "pdf", "csv")),
     }
 
@@ -44,6 +47,20 @@ def test_sweep_of_which_nothing_is_finished_is_only_listed(tmp_path: Path, capsy
         ["missing:", "skew=0.5"],
     ]
     assert [path.name for path in folder.iterdir()] == ["sweep.json"]
+
+
+def test_command_writes_the_page_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_sweep(tmp_path / "results", [0.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["report", str(folder), "--out", str(tmp_path / "page.html")])
+        main()
+        assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
+        assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        patch.setattr("sys.argv", ["report", str(tmp_path / "nothing")])
+        with pytest.raises(SystemExit) as caught:
+            main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("nothing: must be a folder of results")
 
 
 class TestCallback:
@@ -66,6 +83,7 @@ class TestCallback:
         report.on_run_end(CONFIG)
         assert (folder / "summary.json").exists()
         assert (folder / "table.txt").read_text() in capsys.readouterr().out
+        assert "Static EP" in (folder / "report.html").read_text(encoding="utf-8")
 
     def test_run_of_a_sweep_is_summarised_and_reported_at_the_end(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
