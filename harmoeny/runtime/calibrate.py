@@ -19,7 +19,7 @@ from harmoeny.runtime.transfer import TransferEngine, span_s
 _TOKENS = 512
 _REPEATS = 7
 #: More than the caches of a processor or a device hold.
-_SCRATCH_BYTES = 128 * 2**20
+_SCRATCH_BYTES = 64 * 2**20
 
 
 def measure_expert_cost(experts: LayerExperts, comm: Communicator, engine: TransferEngine) -> ExpertCost:
