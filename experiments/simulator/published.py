@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ import pandas as pd
 from experiments.routers.base import FloatArray, RoutingRequest
 from experiments.routers.paper_skew import PaperSkewRouter
 from experiments.simulator.work import ModelWork
+from experiments.traces.published import read_published
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy, RoutingTrace
 from harmoeny.rebalance import HarMoEny
 
 WORLD_SIZE = 8
 SEQ_LEN = 1024
-NUM_EXPERTS = 128
 #: Sequences per GPU that the authors ran at skew 0, 0.5 and 0.9; they differ because memory ran out.
 SKEW_BATCH = {
     "harmoeny": (64, 64, 64), "static_ep": (64, 32, 18), "exflow": (64, 32, 18), "drop": (64, 64, 64),
@@ -164,10 +165,8 @@ def spread(shares: FloatArray, num_tokens: int) -> IntArray:
     return np.tile(counts, (WORLD_SIZE, 1))
 
 
+@lru_cache(maxsize=4)
 def _recorded_shares(folder: Path, dataset: str) -> list[FloatArray]:
     """Return float64 ``[num_moe_layers, num_experts]`` per recorded batch, the experts' shares."""
-    frame = pd.read_csv(folder / "expert_freq_switch128_datasets.csv")
-    frame = frame[frame["dataset"] == dataset].sort_values(["iteration", "layer_idx"])
-    tokens = frame[[str(e) for e in range(NUM_EXPERTS)]].to_numpy(dtype=np.float64)
-    shares = tokens / tokens.sum(axis=1, keepdims=True)
-    return list(shares.reshape(frame["iteration"].nunique(), -1, NUM_EXPERTS))
+    counts = read_published(folder / "expert_freq_switch128_datasets.csv", dataset).counts.sum(axis=2)
+    return list(counts / counts.sum(axis=2, keepdims=True))
