@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -38,9 +39,16 @@ def summary_frame(
             row["best_baseline"] = system == summary["best_baseline"]
             row |= {key: summary[key] for key in ("run_id", "backend", "device", "host_link", "scope", "world_size")}
             row |= {key: run.manifest["model"][key] for key in ("num_experts", "num_moe_layers", "top_k")}
-            row |= {f"{key}_name": run.manifest[key]["name"] for key in ("model", "dataset")}
+            row |= {"model_name": model_name(run), "dataset_name": run.manifest["dataset"]["name"]}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def model_name(run: Run) -> str:
+    """Return a model's name: of one that Transformers builds, that of the model and not of the adapter."""
+    model = run.config.get("model", {})
+    known = model.get("local_path") or model.get("hub_name") or run.manifest["model"]["name"]
+    return Path(known).name
 
 
 def skew_points(runs: Sequence[Run]) -> list[dict[str, Any]]:

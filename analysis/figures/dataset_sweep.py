@@ -2,54 +2,62 @@
 
 from __future__ import annotations
 
-from textwrap import fill
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.bars import bars_legend, grouped_bars
+from analysis.figures.bars import Comparison, bars_legend, compare, draw_caption, grouped_bars, limit_height
 from analysis.figures.base import FigureData
 from analysis.load import Run
+from analysis.published import router_is
 from analysis.stats import median_interval
 from analysis.style import look
 
 NAME = "dataset_sweep"
 _AXIS = "dataset"
-_PANELS = (
-    ("throughput_tokens_per_s", "Throughput (1,000 tokens/s), higher is better", 1e-3),
-    ("ttft_s", "Time to first token (s), lower is better", 1.0),
-)
-_COLUMNS = tuple(f"{name}{end}" for name, *_ in _PANELS for end in ("", "_low", "_high"))
+#: What names the data set where its recorded routing is replayed.
+_RECORDED = "router.case"
+#: Inches for a model's two rows of panels.
+_MODEL_HEIGHT = 5.4
+_BARS = {"left": 0.07, "right": 0.99, "top": 0.84, "bottom": 0.14, "wspace": 0.18}
+#: Characters that fit side by side above the panels.
+_TITLES = 130
 
 
 def missing(data: FigureData) -> str | None:
     """Say that a sweep over data sets is needed, unless there is one."""
-    if _AXIS not in data.axes or data.summary[_AXIS].nunique() < 2:
+    axis = _axis(data)
+    if axis not in data.axes or data.summary[axis].nunique() < 2:
         return "needs several data sets: python run.py experiment=dataset_sweep"
-    if not set(data.axes) <= {_AXIS, "model"}:
+    if not set(data.axes) <= {axis, "model"}:
         return f"needs a sweep over dataset and model only; this one has {', '.join(data.axes)}"
     return None
 
 
 def table(data: FigureData) -> pd.DataFrame:
     """Return medians and intervals per data set, model, system and, for the imbalance, MoE layer."""
-    frame = _with_model(data)
     keys = [_AXIS, "model", "system"]
-    whole = [
-        {**{key: row[key] for key in keys}, "metric": name, "layer": None, "value": row[name],
-         "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
-        for row in frame.to_dict("records")
-        for name, *_ in _PANELS
-    ]  # fmt: skip
-    points = frame[[_AXIS, "model", "run_id"]].drop_duplicates().set_index("run_id")
-    layers = [
+    rows: list[dict[Any, Any]] = []
+    for comparison in _compare(data):
+        published = comparison.published.set_index([_AXIS, "system"])
+        for panel in comparison.panels:
+            beside = published.get(panel.column, pd.Series(dtype=float))
+            rows += [
+                {**{key: row[key] for key in keys}, "metric": panel.column, "layer": None, "value": row[panel.column],
+                 "low": row[f"{panel.column}_low"], "high": row[f"{panel.column}_high"],
+                 "published": beside.get((row[_AXIS], row["system"]))}
+                for row in comparison.frame.to_dict("records")
+            ]  # fmt: skip
+    points = _named(data)[[_AXIS, "model", "run_id"]].drop_duplicates().set_index("run_id")
+    rows += [
         {_AXIS: points.loc[run.manifest["run_id"], _AXIS], "model": points.loc[run.manifest["run_id"], "model"],
          "metric": "imbalance", **row}
         for run in data.runs
         for row in layer_imbalance(run).to_dict("records")
     ]  # fmt: skip
-    return pd.DataFrame([*whole, *layers])
+    return pd.DataFrame(rows)
 
 
 def layer_imbalance(run: Run) -> pd.DataFrame:
@@ -69,23 +77,14 @@ def layer_imbalance(run: Run) -> pd.DataFrame:
 
 def plot(data: FigureData) -> Figure:
     """Draw per model a row of bars by data set and a row with the imbalance per layer on every data set."""
-    frame = _with_model(data)
-    numbers = table(data)
-    models = list(dict.fromkeys(frame["model"]))
-    datasets = list(dict.fromkeys(frame[_AXIS]))
-    figure = Figure(figsize=(8.4, 5.2 * len(models)))
-    rows = figure.subfigures(2 * len(models), 1, squeeze=False)[:, 0]
-    height = figure.get_figheight()
-    first: Axes | None = None
-    for i, model in enumerate(models):
-        of_model = frame[frame["model"] == model]
-        panels = rows[2 * i].subplots(1, len(_PANELS))
-        for axes, (column, title, scale) in zip(panels, _PANELS, strict=True):
-            grouped_bars(axes, of_model, _AXIS, datasets, column, scale)
-            axes.set_xticks(range(len(datasets)), datasets, fontsize=8)
-            axes.set_title(f"{model}: {title}", fontsize=9, loc="left")
-            axes.set_ylim(bottom=0)
-        first = first or panels[0]
+    numbers, comparisons = table(data), _compare(data)
+    datasets = list(dict.fromkeys(_named(data)[_AXIS]))
+    figure = Figure(figsize=(8.4, _MODEL_HEIGHT * len(comparisons)))
+    rows = figure.subfigures(2 * len(comparisons), 1, squeeze=False)[:, 0]
+    legend: list[Axes] = []
+    for i, comparison in enumerate(comparisons):
+        model = str(comparison.frame["model"].iloc[0])
+        legend += _bars(rows[2 * i], comparison, model, datasets)
         layers = rows[2 * i + 1].subplots(1, len(datasets), sharey=True, squeeze=False)[0]
         for axes, dataset in zip(layers, datasets, strict=True):
             part = numbers[(numbers["model"] == model) & (numbers[_AXIS] == dataset)]
@@ -94,12 +93,26 @@ def plot(data: FigureData) -> Figure:
             axes.set_xlabel("MoE layer")
         layers[0].set_ylabel("Imbalance (max / mean)")
         layers[0].set_ylim(bottom=0.98)
-        rows[2 * i].subplots_adjust(left=0.07, right=0.99, top=0.8, bottom=0.14, wspace=0.18)
         rows[2 * i + 1].subplots_adjust(left=0.07, right=0.99, top=0.88, bottom=0.3, wspace=0.08)
-    assert first is not None, "there are models"
-    bars_legend(figure, first)
-    figure.text(0.01, 0.05 / height, fill(data.caption, 180), fontsize=6.5, color="#555555", va="bottom")
+    num_rows = bars_legend(figure, legend)
+    rows[0].subplots_adjust(**_BARS | {"top": 1 - (0.5 + 0.19 * num_rows) / (_MODEL_HEIGHT / 2)})
+    notes = dict.fromkeys(comparison.caption for comparison in comparisons if comparison.caption)
+    draw_caption(figure, " ".join([data.caption, *notes]))
     return figure
+
+
+def _bars(row: Figure, comparison: Comparison, model: str, datasets: list[str]) -> list[Axes]:
+    """Draw a model's panels with bars and return them."""
+    panels = list(row.subplots(1, len(comparison.panels)))
+    for axes, panel in zip(panels, comparison.panels, strict=True):
+        grouped_bars(axes, comparison.frame, _AXIS, datasets, panel.column, panel.scale, comparison.published)
+        axes.set_xticks(range(len(datasets)), datasets, fontsize=8)
+        title = f"{model}: {panel.title}"
+        title = title if len(title) * len(panels) <= _TITLES else title.replace(", ", ",\n")
+        axes.set_title(title, fontsize=8, loc="left")
+        limit_height(axes)
+    row.subplots_adjust(**_BARS)
+    return panels
 
 
 def _lines(axes: Axes, rows: pd.DataFrame) -> None:
@@ -110,7 +123,23 @@ def _lines(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_xticks(sorted(rows["layer"].unique())[:: 1 + rows["layer"].nunique() // 12])
 
 
-def _with_model(data: FigureData) -> pd.DataFrame:
-    """Name the model of every row, where the sweep doesn't."""
-    frame = data.summary
+def _compare(data: FigureData) -> list[Comparison]:
+    """Return what is drawn of every model."""
+    return [
+        compare(data, rows, _AXIS, "datasets", _routed, at=None)
+        for _, rows in _named(data).groupby("model", sort=False)
+    ]
+
+
+def _routed(run: Run) -> bool:
+    return router_is(run, "ModelRouter") or router_is(run, "TraceRouter")
+
+
+def _axis(data: FigureData) -> str:
+    return _RECORDED if _RECORDED in data.axes else _AXIS
+
+
+def _named(data: FigureData) -> pd.DataFrame:
+    """Name data set and model of every row, where the sweep doesn't."""
+    frame = data.summary.assign(**{_AXIS: data.summary[_axis(data)]})
     return frame if "model" in data.axes else frame.assign(model=frame["model_name"])

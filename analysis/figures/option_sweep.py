@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.figures.bars import draw_caption
 from analysis.figures.base import FigureData
+from analysis.published import CITATION
 from analysis.style import label, look
 
 
@@ -62,19 +63,48 @@ def missing_sweep(data: FigureData, option: str, experiment: str) -> str | None:
 
 
 def plot_sweep(
-    data: FigureData, frame: pd.DataFrame, option: str, axis_label: str, panels: tuple[Panel, ...]
+    data: FigureData,
+    frame: pd.DataFrame,
+    option: str,
+    axis_label: str,
+    panels: tuple[Panel, ...],
+    published: tuple[Panel, pd.DataFrame] | None = None,
 ) -> Figure:
-    """Draw a line per panel with 95 % intervals; a star marks the value that was derived."""
-    figure = Figure(figsize=(8.4, 3.3))
-    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    """Draw a line per panel with 95 % intervals; a star marks the value that was derived.
+
+    Args:
+        data: what the figure is drawn from.
+        frame: as :func:`sweep_table` returns it.
+        option: the option on the horizontal axis.
+        axis_label: its name for people.
+        panels: from left to right.
+        published: a further panel, and published values of its column by ``option``, drawn as open markers.
+    """
+    everything = (*panels, published[0]) if published else panels
+    figure = Figure(figsize=(8.4 if len(everything) < 3 else 11.4, 3.3))
+    for axes, panel in zip(figure.subplots(1, len(everything)), everything, strict=True):
         _line(axes, frame, option, panel)
         axes.set_xlabel(axis_label)
         axes.set_title(panel.title, fontsize=9, loc="left")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+    caption = data.caption
+    if published:
+        _open_markers(figure.axes[-1], published[1], option, published[0].column)
+        caption += f" Open markers: published, {CITATION}."
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
-    figure.text(0.01, 0.012, fill(data.caption, 150), fontsize=6.5, color="#555555", va="bottom")
-    figure.tight_layout(rect=(0, 0.065, 1, 0.93))
+    bottom = draw_caption(figure, caption, 150 if len(everything) < 3 else 210)
+    figure.tight_layout(rect=(0, bottom / figure.get_figheight(), 1, 0.93))
     return figure
+
+
+def _open_markers(axes: Axes, published: pd.DataFrame, option: str, column: str) -> None:
+    axes.plot(
+        published[option], published[column], "o", markersize=4.5, markerfacecolor="white", markeredgecolor="black",
+        linestyle=":", color="#777777", linewidth=0.8, zorder=4, label="Published",
+    )  # fmt: skip
+    ticks = sorted({*axes.get_xticks(), *published[option]})
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks], rotation=60, fontsize=7)
+    axes.minorticks_off()
 
 
 def _line(axes: Axes, frame: pd.DataFrame, option: str, panel: Panel) -> None:

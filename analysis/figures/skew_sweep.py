@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from textwrap import fill
-
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.bars import bars_legend, grouped_bars
+from analysis.figures.bars import (
+    Comparison,
+    bars_legend,
+    compare,
+    draw_caption,
+    grouped_bars,
+    limit_height,
+    with_published,
+)
 from analysis.figures.base import FigureData
+from analysis.published import router_is
 
 NAME = "skew_sweep"
 _AXIS = "router.skew"
 #: With more bars than these the panels stand one above the other, so that bars stay wide enough to be told apart.
 _BARS_SIDE_BY_SIDE = 30
-_PANELS = (
-    ("throughput_tokens_per_s", "Throughput (1,000 tokens/s)", 1e-3, "higher is better"),
-    ("ttft_s", "Time to first token (s)", 1.0, "lower is better"),
-)
-COLUMNS = tuple(f"{name}{end}" for name, *_ in _PANELS for end in ("", "_low", "_high"))
 
 
 def missing(data: FigureData) -> str | None:
@@ -31,23 +33,30 @@ def missing(data: FigureData) -> str | None:
 
 
 def table(data: FigureData) -> pd.DataFrame:
-    """Return medians and intervals per point and system."""
-    return data.summary[[*data.axes, "system", *COLUMNS]]
+    """Return medians and intervals per point and system, and the published values that are drawn."""
+    comparison = _compare(data)
+    columns = [f"{panel.column}{end}" for panel in comparison.panels for end in ("", "_low", "_high")]
+    return with_published(comparison.frame[[*data.axes, "system", *columns]], comparison, _AXIS)
 
 
 def plot(data: FigureData) -> Figure:
     """Draw a group of bars per skew, a bar per system with its 95 % interval, and bounds as lines across the group."""
-    stacked = data.summary[_AXIS].nunique() * data.summary["system"].nunique() > _BARS_SIDE_BY_SIDE
-    figure = Figure(figsize=(8.4, 7.0 if stacked else 3.9))
-    panels = figure.subplots(*((2, 1) if stacked else (1, 2)))
-    for axes, (column, title, scale, direction) in zip(panels, _PANELS, strict=True):
-        skews = sorted(data.summary[_AXIS].unique())
-        grouped_bars(axes, data.summary, _AXIS, skews, column, scale)
+    frame, panels, published, note = _compare(data)
+    skews = sorted(frame[_AXIS].unique())
+    stacked = len(panels) > 2 or len(skews) * frame["system"].nunique() > _BARS_SIDE_BY_SIDE
+    figure = Figure(figsize=(8.4, 3.5 * len(panels) if stacked else 3.9))
+    places = figure.subplots(*((len(panels), 1) if stacked else (1, len(panels))))
+    for axes, panel in zip(places, panels, strict=True):
+        grouped_bars(axes, frame, _AXIS, skews, panel.column, panel.scale, published)
         axes.set_xticks(range(len(skews)), [f"{skew:g}" for skew in skews])
-        axes.set_title(f"{title}, {direction}", fontsize=9, loc="left")
+        axes.set_title(panel.title, fontsize=9, loc="left")
         axes.set_xlabel("Router skew (share of assignments to the hot experts)")
-        axes.set_ylim(bottom=0)
-    rows, height = bars_legend(figure, panels[0]), figure.get_figheight()
-    figure.text(0.01, 0.05 / height, fill(data.caption, 180), fontsize=6.5, color="#555555", va="bottom")
-    figure.tight_layout(rect=(0, 0.22 / height, 1, 1 - (0.1 + 0.19 * rows) / height))
+        limit_height(axes)
+    rows, height = bars_legend(figure, places), figure.get_figheight()
+    bottom = draw_caption(figure, f"{data.caption} {note}")
+    figure.tight_layout(rect=(0, bottom / height, 1, 1 - (0.1 + 0.19 * rows) / height))
     return figure
+
+
+def _compare(data: FigureData) -> Comparison:
+    return compare(data, data.summary, _AXIS, "skew", lambda run: router_is(run, "PaperSkewRouter"), at=0.0)

@@ -7,24 +7,45 @@ from matplotlib.figure import Figure
 
 from analysis.figures.base import FigureData
 from analysis.figures.option_sweep import Panel, missing_sweep, plot_sweep, sweep_table
+from analysis.published import load_published
 
 NAME = "threshold_sweep"
+_OPTION = "threshold"
 _PANELS = (
     Panel("throughput_ratio_to_best_baseline", "Throughput, ratio to the best baseline, higher is better"),
     Panel("num_fetches", "Fetches per batch"),
 )
+_THROUGHPUT = Panel("throughput_tokens_per_s", "")
+_TO_BEST = Panel("throughput_to_best_threshold", "Throughput / that of the best threshold, higher is better")
 
 
 def missing(data: FigureData) -> str | None:
     """Say that several thresholds in one run are needed."""
-    return missing_sweep(data, "threshold", "threshold_sweep")
+    return missing_sweep(data, _OPTION, "threshold_sweep")
 
 
 def table(data: FigureData) -> pd.DataFrame:
-    """Return medians and intervals per threshold."""
-    return sweep_table(data, "threshold", _PANELS)
+    """Return medians and intervals per threshold; with published values, throughput to the best threshold's."""
+    frame = sweep_table(data, _OPTION, (*_PANELS, _THROUGHPUT))
+    best = frame[_THROUGHPUT.column].max()
+    ends = ("", "_low", "_high")
+    frame = frame.assign(**{f"{_TO_BEST.column}{end}": frame[f"{_THROUGHPUT.column}{end}"] / best for end in ends})
+    frame = frame.drop(columns=[f"{_THROUGHPUT.column}{end}" for end in ends])
+    if not data.published:
+        return frame.drop(columns=[f"{_TO_BEST.column}{end}" for end in ends])
+    return pd.concat([frame.assign(source="ours"), _published().assign(source="published")])
 
 
 def plot(data: FigureData) -> Figure:
     """Draw throughput and fetches against the threshold."""
-    return plot_sweep(data, table(data), "threshold", "Threshold (tokens that are worth a fetch)", _PANELS)
+    frame = table(data)
+    published = None
+    if data.published:
+        published, frame = (_TO_BEST, frame[frame["source"] == "published"]), frame[frame["source"] == "ours"]
+    return plot_sweep(data, frame, _OPTION, "Threshold (tokens that are worth a fetch)", _PANELS, published)
+
+
+def _published() -> pd.DataFrame:
+    """Return the published durations as throughput relative to the best threshold's; what ran is not known."""
+    found = load_published("threshold")
+    return found[["system", _OPTION]].assign(**{_TO_BEST.column: found["duration_s"].min() / found["duration_s"]})

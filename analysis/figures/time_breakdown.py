@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from textwrap import fill
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.figures.bars import draw_caption
 from analysis.figures.base import FigureData
+from analysis.load import Run
+from analysis.published import CITATION, load_published, on_papers_machine, router_is
 from analysis.style import PHASE_COLOURS, label
 
 NAME = "time_breakdown"
 #: Parts of a layer in the order of drawing; together they are the layer.
 PARTS = ("route", "metadata", "plan", "dispatch", "compute", "wait for weights", "idle", "combine")
+#: Inches per bar.
+_BAR = 0.26
 
 
 def missing(data: FigureData) -> str | None:
@@ -24,7 +30,10 @@ def missing(data: FigureData) -> str | None:
 
 
 def table(data: FigureData) -> pd.DataFrame:
-    """Return seconds per layer by system, rank and part: medians over rounds of means over layers."""
+    """Return seconds per layer by system, rank and part: medians over rounds of means over layers.
+
+    Published rows, where they are drawn, are means over ranks too and have no rank.
+    """
     layers = data.runs[0].layers
     waits = layers["fetch_wait_s"] + layers["restore_wait_s"]
     parts = pd.DataFrame(
@@ -39,23 +48,44 @@ def table(data: FigureData) -> pd.DataFrame:
     )[list(PARTS)]
     keys = [layers[key] for key in ("system", "round", "rank")]
     by_round = parts.groupby(keys, sort=False).mean()
-    medians = by_round.groupby(["system", "rank"], sort=False).median()
-    return medians.add_suffix("_s").reset_index()
+    frame = by_round.groupby(["system", "rank"], sort=False).median().add_suffix("_s").reset_index()
+    return pd.concat([frame, _published()]) if _beside(data) else frame
 
 
 def plot(data: FigureData) -> Figure:
-    """Draw a stacked bar per system and rank."""
+    """Draw a stacked bar per system and rank, and below them the published ones."""
     frame = table(data)
-    systems = [name for name in data.runs[0].systems if name in set(frame["system"])]
-    ranks = sorted(frame["rank"].unique())
-    figure = Figure(figsize=(8.4, 1.6 + 0.26 * len(systems) * (len(ranks) + 1)))
-    axes = figure.subplots()
+    ours, published = frame[frame["rank"].notna()], frame[frame["rank"].isna()]
+    systems = [name for name in data.runs[0].systems if name in set(ours["system"])]
+    ranks = sorted(int(rank) for rank in ours["rank"].unique())
     rows = [(system, rank) for system in systems for rank in ranks]
-    places = np.array([i * (len(ranks) + 0.8) + r for i in range(len(systems)) for r in range(len(ranks))])
-    values = frame.set_index(["system", "rank"]).loc[rows]
-    left = np.zeros(len(rows))
+    places = [i * (len(ranks) + 0.8) + r for i in range(len(systems)) for r in range(len(ranks))]
+    heights = [len(systems) * (len(ranks) + 1), len(published) + 1.0][: 1 if published.empty else 2]
+    same = _same_conditions(data.runs[0])
+    figure = Figure(figsize=(8.4, 1.6 + _BAR * sum(heights) + 0.4 * (len(heights) - 1)))
+    panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False, sharex=same)[:, 0]
+    names = [f"{label(s)}, rank {r}" if r == ranks[0] else f"rank {r}" for s, r in rows]
+    _stack(panels[0], ours.set_index(["system", "rank"]).loc[rows], places, names)
+    panels[-1].set_xlabel("Milliseconds per MoE layer")
+    caption = data.caption
+    if not published.empty:
+        names = [f"{label(name)}, published" for name in published["system"]]
+        _stack(panels[1], published, range(len(published)), names)
+        scale = "" if same else ", on its own scale: another machine and model"
+        panels[1].set_title(f"Published, {CITATION}; mean of ranks and layers{scale}", fontsize=8, loc="left")
+        caption += " Published bars: waiting for weights is part of compute, route is all that is in no other phase."
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(PARTS), frameon=False,
+                  fontsize=8, columnspacing=1.2, handlelength=1.2)  # fmt: skip
+    height = figure.get_figheight()
+    figure.tight_layout(rect=(0, draw_caption(figure, caption, 150) / height, 1, 1 - 0.3 / height))
+    return figure
+
+
+def _stack(axes: Axes, values: pd.DataFrame, places: Sequence[float] | range, names: Sequence[str]) -> None:
+    """Draw one bar per row from its parts, from left to right."""
+    left = np.zeros(len(values))
     for part in PARTS:
-        width = values[f"{part}_s"].to_numpy() * 1e3
+        width = values[f"{part}_s"].to_numpy(dtype=float) * 1e3
         axes.barh(
             places,
             width,
@@ -68,14 +98,27 @@ def plot(data: FigureData) -> Figure:
             linewidth=0.4,
         )
         left += width
-    axes.set_yticks(places, [f"{label(s)}, rank {r}" if r == ranks[0] else f"rank {r}" for s, r in rows])
-    axes.invert_yaxis()
+    axes.set_yticks(places, names)
+    axes.set_ylim(max(places) + 0.7, min(places) - 0.7)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
-    axes.set_xlabel("Milliseconds per MoE layer")
-    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", ncols=len(PARTS), frameon=False, fontsize=8,
-                  columnspacing=1.2, handlelength=1.2)  # fmt: skip
-    height = figure.get_figheight()
-    figure.text(0.01, 0.05 / height, fill(data.caption, 150), fontsize=6.5, color="#555555", va="bottom")
-    figure.tight_layout(rect=(0, 0.3 / height, 1, 1 - 0.3 / height))
-    return figure
+
+
+def _beside(data: FigureData) -> bool:
+    return data.published is True or (data.published is None and _same_conditions(data.runs[0]))
+
+
+def _same_conditions(run: Run) -> bool:
+    """Tell whether a run did what the published breakdown did: ten hot experts on rank 0, 48 sequences per GPU."""
+    batches = set(run.iterations["num_sequences"])
+    return on_papers_machine(run) and router_is(run, "SkewRouter", num_hot=10) and batches == {48 * 8}
+
+
+def _published() -> pd.DataFrame:
+    """Return the published breakdowns in our parts, seconds per layer over both stacks."""
+    found = load_published("breakdown")
+    columns = [column for column in found if str(column).endswith("_s")]
+    means = found.groupby("system", sort=False)[columns].mean()
+    means = means.assign(combine_s=(means["combine_s"] - means["idle_s"]).clip(lower=0))
+    means["wait for weights_s"] = 0.0
+    return means[[f"{part}_s" for part in PARTS]].reset_index()
