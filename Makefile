@@ -14,7 +14,7 @@ DEEPSPEED := $(VENV)/installed-deepspeed
 BENCHES := $(filter-out __init__,$(basename $(notdir $(wildcard scripts/bench/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench validate clean
+.PHONY: help demo test bench validate claims clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -34,6 +34,10 @@ bench: $(INSTALLED) ## measure the parts that have a time budget (scripts/bench)
 
 validate: $(INSTALLED) ## compare the simulator with the paper's published figures
 	$(BIN)/python -m scripts.validate paper
+
+claims: $(INSTALLED) ## simulate the paper's main figure and set its claims beside what was simulated and measured here
+	$(BIN)/python run.py experiment=paper_skew
+	$(BIN)/python -m analysis.claims
 
 clean: ## remove .venv and the caches of the tools; results stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
