@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from experiments.config import Point, load_point
 from experiments.options import register_options
+from tests.smoke import SmokeRun, run_smoke
 
 ROOT = Path(__file__).resolve().parent.parent
 Compose = Callable[..., DictConfig]
@@ -26,6 +27,12 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARMOENY_CACHE", str(path))
         yield path
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
+    """The smoke experiment on two ranks that it started itself; made once for all that look at results."""
+    return run_smoke(tmp_path_factory.mktemp("smoke"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.experiments.conftest import SmokeRun, run_smoke
+from tests.smoke import SmokeRun, run_smoke
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(240)]
 
