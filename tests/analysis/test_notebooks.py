@@ -78,7 +78,7 @@ def test_stored_without_outputs_and_only_what_is_needed(name: str) -> None:
         assert cell["metadata"] == {}
         if cell["cell_type"] == "code":
             assert (cell["outputs"], cell["execution_count"]) == ([], None)
-    nbformat.validate(content)  # type: ignore[no-untyped-call]
+    nbformat.validate(content)
 
 
 def test_skew_sweep_shows_what_the_report_says(smoke: SmokeRun, monkeypatch: pytest.MonkeyPatch) -> None:
