@@ -271,7 +271,7 @@ def _breakdown(section: Section) -> Plot:
 
 
 def _stacked(section: Section, run: Run, *, per_rank: bool) -> tuple[dict[str, Any], int]:
-    frame = time_breakdown.table(FigureData(section.rows(run), [], "", [run]))
+    frame = time_breakdown.table(FigureData(section.rows(run), [], "", [run], published=False))
     if not per_rank:
         frame = frame.drop(columns="rank").groupby("system", sort=False).mean().reset_index()
     order = {system: i for i, system in enumerate(section.systems)}
