@@ -1,8 +1,8 @@
 """The claims of the paper's abstract: published, simulated and measured side by side, each with its conditions.
 
-`python -m analysis.claims` reads results/paper_skew (simulated) and results/skew_sweep (measured), or the folders it is
-given. The next-best baseline is, at the same skew of the same run, the best system that is neither HarMoEny nor a bound
-and computes the model's output; systems that drop tokens are never compared with.
+`python -m analysis.claims` reads results/paper_skew and results/paper_qwen (simulated) and results/skew_sweep
+(measured), or the folders it is given. The next-best baseline is, at the same skew of the same run, the best system
+that is neither HarMoEny nor a bound and gives the model's output; systems that drop tokens are never compared with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from analysis.table import model_name
 OUR_SYSTEM = "harmoeny"
 #: Skews from here on are what the abstract calls heavy load imbalance: those that it was measured at, but 0.
 HEAVY = 0.5
-FOLDERS = {"simulated": Path("results/paper_skew"), "measured": Path("results/skew_sweep")}
+FOLDERS = tuple(Path("results", name) for name in ("paper_skew", "paper_qwen", "skew_sweep"))
 COMMANDS = {
     "simulated": "python run.py experiment=paper_skew",
     "measured": "python run.py experiment=skew_sweep",
@@ -164,7 +164,7 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
             "change": change.median,
             **({} if simulated else {"change_low": change.low, "change_high": change.high}),
             "baseline": baseline,
-            "conditions": f"{_conditions(run)}, {_batches(sizes, baseline)}, {run.config.get('seq_len')} tokens each",
+            "conditions": f"{_conditions(run)}, {_batches(sizes, baseline)}, {_seq_len(run):,} tokens each",
             "backend": run.manifest["backend"],
             "device": run.manifest["device"],
             "num_rounds": change.n,
@@ -190,6 +190,11 @@ def _conditions(run: Run) -> str:
     model = run.manifest["model"]
     size = f"{model['num_experts']} experts x {model['num_moe_layers']} MoE layers, top-{model['top_k']}"
     return f"{model_name(run)} ({size}), {run.manifest['world_size']} ranks"
+
+
+def _seq_len(run: Run) -> int:
+    first = run.iterations.iloc[0]
+    return int(first["input_tokens"] // first["num_sequences"])
 
 
 def _batches(sizes: pd.Series, baseline: str) -> str:
@@ -260,7 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = ", ".join(str(folder) for folder in FOLDERS.values())
+    default = ", ".join(str(folder) for folder in FOLDERS)
     parser.add_argument("folder", nargs="*", type=Path, help=f"folders of runs (default: {default})")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where claims.csv and claims.md go (default: {OUT})")
     arguments = parser.parse_args()
@@ -268,7 +273,7 @@ def main() -> None:
         if not folder.is_dir():
             parser.error(f"folder: {str(folder)!r} does not exist, must be a folder of runs")
     try:
-        frame = claims(arguments.folder or list(FOLDERS.values()))
+        frame = claims(arguments.folder or FOLDERS)
     except ValueError as error:
         parser.error(str(error))
     console = Console()

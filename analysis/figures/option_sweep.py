@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ from analysis.figures.bars import draw_caption
 from analysis.figures.base import FigureData
 from analysis.published import CITATION
 from analysis.style import label, look
+
+#: With more values than these their labels are turned.
+_MOST_TICKS = 6
 
 
 class Panel(NamedTuple):
@@ -42,7 +46,8 @@ def sweep_table(data: FigureData, option: str, panels: tuple[Panel, ...]) -> pd.
             continue
         rows.append(
             {
-                option: system["options"][option],
+                # The simulator writes what calibration filled in beside the options.
+                option: system["options"][option] or system.get(option),
                 "system": row["system"],
                 "derived": run.config["systems"][row["system"]].get(option) is None,
                 **{f"{p.column}{end}": row[f"{p.column}{end}"] for p in panels for end in ("", "_low", "_high")},
@@ -102,8 +107,14 @@ def _open_markers(axes: Axes, published: pd.DataFrame, option: str, column: str)
         published[option], published[column], "o", markersize=4.5, markerfacecolor="white", markeredgecolor="black",
         linestyle=":", color="#777777", linewidth=0.8, zorder=4, label="Published",
     )  # fmt: skip
-    ticks = sorted({*axes.get_xticks(), *published[option]})
-    axes.set_xticks(ticks, [f"{value:g}" for value in ticks], rotation=60, fontsize=7)
+    _ticks(axes, [*axes.get_xticks(), *published[option]])
+    axes.set_ylim(top=max(axes.get_ylim()[1], 1.1 * float(published[column].max())))
+
+
+def _ticks(axes: Axes, values: Iterable[float]) -> None:
+    ticks = sorted(set(values))
+    crowded = len(ticks) > _MOST_TICKS
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks], rotation=60 if crowded else 0, fontsize=7 if crowded else 8)
     axes.minorticks_off()
 
 
@@ -127,6 +138,5 @@ def _line(axes: Axes, frame: pd.DataFrame, option: str, panel: Panel) -> None:
         label="value that the harness derives",
     )  # fmt: skip
     axes.set_xscale("log", base=2)
-    axes.set_xticks(frame[option], [f"{value:g}" for value in frame[option]])
-    axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    _ticks(axes, frame.loc[~frame["derived"], option])
+    axes.set_ylim(0, 1.1 * float(high.max()))

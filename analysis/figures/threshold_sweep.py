@@ -16,7 +16,7 @@ _PANELS = (
     Panel("num_fetches", "Fetches per batch"),
 )
 _THROUGHPUT = Panel("throughput_tokens_per_s", "")
-_TO_BEST = Panel("throughput_to_best_threshold", "Throughput / that of the best threshold, higher is better")
+_TO_BEST = Panel("throughput_to_best_threshold", "Throughput / the best threshold's, higher is better")
 
 
 def missing(data: FigureData) -> str | None:
