@@ -33,7 +33,7 @@ def table(data: FigureData) -> pd.DataFrame:
     frame = frame.drop(columns=[f"{_THROUGHPUT.column}{end}" for end in ends])
     if not data.published:
         return frame.drop(columns=[f"{_TO_BEST.column}{end}" for end in ends])
-    return pd.concat([frame.assign(source="ours"), _published().assign(source="published")])
+    return pd.concat([frame.assign(source="ours"), _published().assign(source="published", derived=False)])
 
 
 def plot(data: FigureData) -> Figure:
