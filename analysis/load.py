@@ -152,8 +152,12 @@ def find_runs(folder: Path) -> list[Run]:
     Raises:
         ValueError: a finished run is damaged.
     """
-    folders = sorted(path.parent for path in folder.rglob("manifest.json"))
-    return [load_run(run) for run in folders if _is_finished(run)]
+    return [load_run(run) for run in run_folders(folder) if is_finished(run)]
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Return the folders of all runs in or under a folder, finished or not, by path."""
+    return sorted(path.parent for path in folder.rglob("manifest.json"))
 
 
 def load_sweep(folder: Path) -> Sweep:
@@ -170,7 +174,7 @@ def load_sweep(folder: Path) -> Sweep:
     sweep = Sweep(folder, experiment, [], [], [])
     for run_id, values in pairs:
         path = folder.parent.parent / run_id
-        if _is_finished(path):
+        if is_finished(path):
             sweep.runs.append(load_run(path))
             sweep.points.append(values)
         else:
@@ -178,7 +182,7 @@ def load_sweep(folder: Path) -> Sweep:
     return sweep
 
 
-def _is_finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
     """Tell whether a run came to its end; one with a damaged manifest did not, and is run again by its sweep."""
     try:
         return bool(read_manifest(folder)["status"] == "finished")

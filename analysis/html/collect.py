@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.html.page import render_page
+from analysis.html.page import Note, render_page
 from analysis.html.section import Section, split_sections
-from analysis.load import Run, Sweep, find_runs, load_run, load_sweep, read_manifest
+from analysis.load import Run, Sweep, is_finished, load_run, load_sweep, read_manifest, run_folders
 from analysis.summary import summarise
 from analysis.table import skew_points, summary_frame
 
@@ -36,7 +36,7 @@ def write_report(folder: Path, target: Path | None = None) -> Path:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: must be a folder of results")
-    notes: list[str] = []
+    notes: list[Note] = []
     if (folder / "manifest.json").exists():
         sections = _run_sections(load_run(folder))
     elif (folder / "sweep.json").exists():
@@ -51,9 +51,9 @@ def write_report(folder: Path, target: Path | None = None) -> Path:
     return target
 
 
-def _all_sections(folder: Path) -> tuple[list[Section], list[str]]:
+def _all_sections(folder: Path) -> tuple[list[Section], list[Note]]:
     """Return a section per sweep, the latest first, then one per run that is in none, and what has no section."""
-    runs = find_runs(folder)
+    runs, sweeps, unreadable = _readable(folder)
     summaries: dict[Path, dict[str, Any]] = {}
 
     def frame(of: Sequence[Run], points: Points) -> pd.DataFrame:
@@ -62,20 +62,39 @@ def _all_sections(folder: Path) -> tuple[list[Section], list[str]]:
                 summaries[run.folder.resolve()] = summarise(run)
         return summary_frame(of, [summaries[run.folder.resolve()] for run in of], points)
 
-    sweeps = [load_sweep(path.parent) for path in folder.rglob("sweep.json")]
     swept = {run.folder.resolve() for sweep in sweeps for run in sweep.runs}
     by_sweep = [_sweep_sections(sweep, frame) for sweep in sweeps if sweep.runs]
     loose = [_run_sections(run, frame) for run in runs if run.folder.resolve() not in swept]
     groups = [group for parts in (by_sweep, loose) for group in sorted(parts, key=_ended, reverse=True)]
     known = {run_id for sweep in sweeps if sweep.runs for run_id in sweep.missing}
-    finished = {run.folder for run in runs}
-    unfinished = [
-        path.parent.name
-        for path in sorted(folder.rglob("manifest.json"))
-        if path.parent not in finished and path.parent.name not in known
+    unfinished = [path.name for path in run_folders(folder) if path.name not in known and not is_finished(path)]
+    notes = [
+        Note(f"{what}, hence not shown: {len(items)}", items)
+        for what, items in (
+            ("Runs that did not come to an end", unfinished),
+            ("Results that cannot be read", unreadable),
+        )
+        if items
     ]
-    notes = [f"Not shown, because they did not come to an end: {', '.join(unfinished)}."] if unfinished else []
+    if not groups and unreadable:
+        raise ValueError(unreadable[0])
     return [section for group in groups for section in group], notes
+
+
+def _readable(folder: Path) -> tuple[list[Run], list[Sweep], list[str]]:
+    """Load what can be loaded of a folder, and say of the rest why not: one old run shall not hide all the others."""
+    runs, sweeps, reasons = [], [], []
+    for path in run_folders(folder):
+        try:
+            runs += [load_run(path)] if is_finished(path) else []
+        except ValueError as error:
+            reasons.append(str(error))
+    for path in sorted(folder.rglob("sweep.json")):
+        try:
+            sweeps.append(load_sweep(path.parent))
+        except ValueError as error:
+            reasons.append(str(error))
+    return runs, sweeps, reasons
 
 
 def _sweep_sections(sweep: Sweep, frame: Frame | None = None) -> list[Section]:
@@ -117,7 +136,7 @@ def _ended(sections: Sequence[Section]) -> str:
     return max(str(run.manifest.get("ended_at", "")) for section in sections for run in section.runs)
 
 
-def write_page(sections: Sequence[Section], title: str, target: Path, notes: Sequence[str] = ()) -> None:
+def write_page(sections: Sequence[Section], title: str, target: Path, notes: Sequence[Note] = ()) -> None:
     """Render sections and store the page in one step."""
     created = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by python -m analysis.report."
     target.parent.mkdir(parents=True, exist_ok=True)

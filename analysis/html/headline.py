@@ -9,10 +9,12 @@ import pandas as pd
 
 from analysis.html.section import Section, axis_name, names_of, prose, value_text
 from analysis.load import Run
-from analysis.stats import Estimate, paired_ratio
+from analysis.stats import ENOUGH_ROUNDS, Estimate, paired_ratio
 
 #: Up to so many points are all told; of more, the first, the last, and those with the best and the worst ratio.
 _ALL_POINTS = 6
+_STATIC = "static_ep"
+_UNCLEAR = "no clear difference"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Result:
         ttft: ratio of times to first token, paired by round.
         idle: share of the MoE layers' time that our ranks idled.
         baseline_idle: likewise of the baseline.
+        static: ratio to static EP's throughput, where that is there and not the best.
     """
 
     point: str
@@ -38,17 +41,18 @@ class Result:
     ttft: Estimate
     idle: float
     baseline_idle: float
+    static: Estimate | None = None
 
     @property
     def sentence(self) -> str:
         """Say it."""
         ratio = self.throughput
         start = f"At {self.point}, " if self.point else ""
-        interval = f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.n > 1 else ""
+        static = f" ({_times(self.static)} that of {prose(_STATIC)})" if self.static else ""
         idle = f"idle share {self.idle:.0%} instead of {self.baseline_idle:.0%}"
         return (
-            f"{start}{prose(self.ours)} has {ratio.median:.2f}{interval} times the throughput of "
-            f"{prose(self.baseline)}, the best exact baseline: {self.verdict}. "
+            f"{start}{prose(self.ours)} has {_times(ratio)} the throughput of {prose(self.baseline)}, the best exact "
+            f"baseline: {self.verdict}{static}. "
             f"Time to first token {_percent(self.ttft)}, {idle}."
         )
 
@@ -95,19 +99,22 @@ def compare(section: Section, index: int) -> Result | None:
     if ours is None or best.empty:
         return None
     baseline = str(best[0])
-    ratios = {
-        metric: paired_ratio(_by_round(values, ours)[metric], _by_round(values, baseline)[metric])
-        for metric in ("throughput_tokens_per_s", "ttft_s")
-    }
+
+    def ratio(metric: str, other: str) -> Estimate:
+        return paired_ratio(_by_round(values, ours)[metric], _by_round(values, other)[metric])
+
+    throughput = ratio("throughput_tokens_per_s", baseline)
+    has_static = baseline != _STATIC != ours and _STATIC in rows.index
     return Result(
         point=section.labels[index],
         ours=ours,
         baseline=baseline,
-        verdict=_verdict(ratios["throughput_tokens_per_s"], exact=bool(rows["exact"][ours])),
-        throughput=ratios["throughput_tokens_per_s"],
-        ttft=ratios["ttft_s"],
+        verdict=_verdict(throughput, exact=bool(rows["exact"][ours])),
+        throughput=throughput,
+        ttft=ratio("ttft_s", baseline),
         idle=float(rows["idle_share"][ours]),
         baseline_idle=float(rows["idle_share"][baseline]),
+        static=ratio("throughput_tokens_per_s", _STATIC) if has_static else None,
     )
 
 
@@ -185,8 +192,15 @@ def _verdict(ratio: Estimate, *, exact: bool) -> str:
     elif ratio.high < 1 or (ratio.n == 1 and ratio.median < 1):
         verdict = "slower"
     else:
-        verdict = "no clear difference"
+        verdict = _UNCLEAR
+    if verdict != _UNCLEAR and 1 < ratio.n < ENOUGH_ROUNDS:
+        verdict = f"{verdict} in these {ratio.n} rounds"
     return verdict if exact else f"{verdict}, but it drops tokens"
+
+
+def _times(ratio: Estimate) -> str:
+    interval = f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.n > 1 else ""
+    return f"{ratio.median:.2f}{interval} times"
 
 
 def _percent(ratio: Estimate) -> str:

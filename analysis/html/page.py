@@ -25,6 +25,14 @@ _FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
+class Note:
+    """What is said above all sections: a line, and a list that can be opened."""
+
+    text: str
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Content:
     """A section as the template shows it."""
 
@@ -44,7 +52,7 @@ class Content:
     checks: list[tuple[str, str, str, bool]]
 
 
-def render_page(sections: Sequence[Section], title: str, created: str, notes: Sequence[str] = ()) -> str:
+def render_page(sections: Sequence[Section], title: str, created: str, notes: Sequence[Note] = ()) -> str:
     """Render the page.
 
     Args:

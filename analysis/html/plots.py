@@ -403,10 +403,10 @@ def _reference_line(quantity: Quantity, direction: str) -> dict[str, Any]:
 
 
 def _layout() -> dict[str, Any]:
-    axis = {"gridcolor": "#dddddd", "zeroline": False, "automargin": True}
+    axis = {"gridcolor": "#dddddd", "zeroline": False}
     return {
-        "xaxis": {**axis, "ticks": "outside", "ticklen": 4},
-        "yaxis": dict(axis),
+        "xaxis": {**axis, "ticks": "outside", "ticklen": 4, "automargin": True},
+        "yaxis": {**axis, "automargin": False},  # its labels depend on the height, so that Plotly may find no end
         "hovermode": "closest",
         "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
     }

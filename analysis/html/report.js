@@ -71,6 +71,13 @@
     return pen.measureText(plain).width;
   }
 
+  // Room for the names to the left of lying bars; 0 where there are none.
+  function leftOf(figure, font) {
+    if (!figure.data.some((trace) => trace.orientation === "h")) return 0;
+    const names = figure.layout.yaxis.ticktext || figure.data.flatMap((trace) => trace.y);
+    return Math.ceil(Math.max(...names.flatMap((name) => name.split("<br>")).map((line) => textWidth(line, font)))) + 8;
+  }
+
   // Width of a legend's entries, and the height that it will likely take.
   function legendOf(names, width, font) {
     const entry = Math.ceil(Math.max(0, ...names.map((name) => textWidth(name, font)))) + 4;
@@ -86,8 +93,9 @@
     const width = view.div.clientWidth || 600;
     const isNarrow = width < narrow;
     const size = isNarrow ? 11 : 12;
-    const margin = { ...figure.layout.margin, ...(isNarrow && { l: 36, r: 8 }) };
     const family = getComputedStyle(document.body).fontFamily;
+    const left = leftOf(figure, `${size}px ${family}`) || (isNarrow ? 36 : figure.layout.margin.l);
+    const margin = { ...figure.layout.margin, l: left, r: isNarrow ? 8 : figure.layout.margin.r };
     for (const trace of figure.data) {
       const hidden = isBreakdown ? view.phases.has(trace.name) : view.state.hidden.has(systemOf(trace));
       trace.visible = hidden ? "legendonly" : true;

@@ -10,11 +10,10 @@ import pandas as pd
 
 from analysis.html.section import Section, names_of, prose
 from analysis.load import Run
+from analysis.stats import ENOUGH_ROUNDS
 
 #: An interval of the throughput that reaches further than this share of the median from it is wide.
 WIDE_INTERVAL = 0.1
-#: From so many rounds on an interval covers the true median in 90 % of all experiments (docs/metrics.md).
-ENOUGH_ROUNDS = 5
 #: A first round slower than the others' median by this share, in most systems, was still warming up.
 SLOW_START = 0.2
 #: A second half of the rounds that is slower or faster than the first by this share, in most systems, is a drift.

@@ -35,10 +35,11 @@ def test_main_result_is_computed_from_the_tables(tmp_path: Path) -> None:
         ([1.2, 1.21, 1.2, 1.19, 1.2], "slower"),
         ([0.8, 1.2, 1.0, 0.9, 1.1], "no clear difference"),
         ([1.0] * 5, "no clear difference"),
+        ([0.8, 0.81, 0.8], "faster in these 3 rounds"),
     ],
 )
 def test_verdict_follows_the_interval(tmp_path: Path, factors: list[float], verdict: str) -> None:
-    static = QUIET_S["static_ep"]
+    static = QUIET_S["static_ep"][: len(factors)]
     ours = [f * s for f, s in zip(factors, static, strict=True)]
     found = headline(section_of(good_run(tmp_path / "run", {"static_ep": static, "harmoeny": ours}))).main
     assert found is not None
@@ -89,3 +90,12 @@ def test_without_a_pair_the_fastest_exact_system_is_named(tmp_path: Path) -> Non
     assert found.main is None
     assert found.fallback is not None
     assert "Fastest exact: HarMoEny at router skew 0.9 (2,000 tokens/s)." in found.fallback
+
+
+def test_static_ep_is_told_too_where_another_baseline_is_better(tmp_path: Path) -> None:
+    latency_s = QUIET_S | {"even_split": [0.9 * s for s in QUIET_S["static_ep"]]}
+    found = headline(section_of(good_run(tmp_path / "run", latency_s))).main
+    assert found is not None
+    assert found.throughput.median == pytest.approx(0.9 / 0.8)
+    assert "1.12 [1.12, 1.12] times the throughput of Even split" in found.sentence
+    assert "(1.25 [1.25, 1.25] times that of Static EP)" in found.sentence

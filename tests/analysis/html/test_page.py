@@ -242,6 +242,10 @@ class TestFolders:
     def headings(self, path: Path) -> list[str]:
         return [heading.text for heading in Tree(path.read_text(encoding="utf-8")).root.all("h2")]
 
+    def notes(self, root: Element) -> list[tuple[str, list[str]]]:
+        found = next(root.all("header")).all("details")
+        return [(next(note.all("summary")).text, [code.text for code in note.all("code")]) for note in found]
+
     def test_several_sweeps_and_single_runs_have_a_section_each(self, tmp_path: Path) -> None:
         results = tmp_path / "skew_sweep"
         write_sweep(results, [0.0, 0.5])
@@ -259,14 +263,25 @@ class TestFolders:
         (contents,) = [nav for nav in root.all("nav") if nav.attributes["aria-label"] == "Contents"]
         targets = [str(a.attributes["href"])[1:] for a in contents.all("a")]
         assert targets == [section.attributes["id"] for section in root.all("section")]
-        (note,) = [p.text for p in next(root.all("header")).all("p", class_="alert warning")]
-        assert note == "Not shown, because they did not come to an end: lost."
+        assert self.notes(root) == [("Runs that did not come to an end, hence not shown: 1", ["lost"])]
 
     def test_sweep_of_which_a_run_failed_says_why(self, tmp_path: Path) -> None:
         folder = write_sweep(tmp_path, [0.0, 0.5])
         change_manifest(tmp_path / "skew=0.5", status="failed", error="rank 1 was lost")
         page = write_report(folder, tmp_path / "elsewhere" / "page.html").read_text(encoding="utf-8")
         assert "skew=0.5 (failed: rank 1 was lost)" in page
+
+    def test_old_run_does_not_hide_the_others_and_is_named(self, tmp_path: Path) -> None:
+        good_run(tmp_path / "new")
+        old = good_run(tmp_path / "old") / "layers.parquet"
+        pd.read_parquet(old).drop(columns="padded_tokens").to_parquet(old, index=False)
+        root = Tree(write_report(tmp_path).read_text(encoding="utf-8")).root
+        reason = f"{old}: column 'padded_tokens' is missing"
+        assert self.notes(root) == [("Results that cannot be read, hence not shown: 1", [reason])]
+        (tmp_path / "new" / "manifest.json").unlink()
+        for folder in (tmp_path / "old", tmp_path):
+            with pytest.raises(ValueError, match="padded_tokens"):
+                write_report(folder)
 
     def test_folder_without_results_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="no finished run; python run"):
