@@ -36,7 +36,8 @@ COLUMNS = (
     "claim", "origin", "skew", "change", "change_low", "change_high", "baseline", "conditions", "backend", "device",
     "num_rounds", "source", "note",
 )  # fmt: skip
-_TITLES = {
+#: What each claim is about.
+TITLES = {
     "throughput": "Throughput, against the next-best baseline",
     "ttft": "Time to first token per sequence, against the next-best baseline",
     "idle": "Idle time of the GPUs per sequence, against the baseline that idles most",
@@ -60,7 +61,7 @@ def claims(folders: Sequence[Path]) -> pd.DataFrame:
     runs = {run.manifest["run_id"]: run for folder in folders if folder.is_dir() for run in find_runs(folder)}
     usable = sorted((run for run in runs.values() if _counts(run)), key=lambda run: (_conditions(run), _skew(run)))
     rows = [*_abstract(), *_published(), *(row for run in usable for row in _of_run(run))]
-    for claim in _TITLES:
+    for claim in TITLES:
         there = {row["origin"] for row in rows if row["claim"] == claim}
         rows += [
             {"claim": claim, "origin": origin, "note": f"not at hand: {command}"}
@@ -68,7 +69,7 @@ def claims(folders: Sequence[Path]) -> pd.DataFrame:
             if origin not in there
         ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    order = {name: i for i, name in enumerate([*_TITLES, "abstract", "published", *COMMANDS])}
+    order = {name: i for i, name in enumerate([*TITLES, "abstract", "published", *COMMANDS])}
     return frame.sort_values(
         ["claim", "origin"], key=lambda names: names.map(order), kind="stable", ignore_index=True
     )  # fmt: skip
@@ -214,7 +215,7 @@ def as_table(frame: pd.DataFrame) -> Table:
     table = Table(title="Claims of arXiv 2506.12417", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "skew", "change", "against", "conditions"):
         table.add_column(name, justify="right" if name in ("skew", "change") else "left", overflow="fold")
-    for claim, title in _TITLES.items():
+    for claim, title in TITLES.items():
         table.add_section()
         table.add_row(f"[bold]{title}[/bold]")
         for row in frame[frame["claim"] == claim].to_dict("records"):
@@ -252,7 +253,7 @@ def _change_cell(row: dict[Any, Any]) -> str:
 def as_markdown(frame: pd.DataFrame) -> str:
     """Write the claims as one Markdown table per claim."""
     parts = []
-    for claim, title in _TITLES.items():
+    for claim, title in TITLES.items():
         rows = [cells(row) for row in frame[frame["claim"] == claim].to_dict("records")]
         lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
         head = ["| | skew | change | against | conditions |", "| --- | --- | --- | --- | --- |"]

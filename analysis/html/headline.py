@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from analysis.html.section import Section, axis_name, names_of, prose, value_text
+from analysis.html.section import Section, axis_name, joined, names_of, prose, span, value_text
 from analysis.load import Run
 from analysis.stats import ENOUGH_ROUNDS, Estimate, paired_ratio
 
@@ -121,17 +120,17 @@ def compare(section: Section, index: int) -> Result | None:
 def measured_on(section: Section) -> str:
     """Say what made the numbers."""
     manifest, frame = section.runs[0].manifest, section.frame
-    ranks, devices = _span(frame["world_size"]), " + ".join(sorted(frame["device"].unique()))
-    models = _joined(frame["model_name"])
-    rounds = _span(frame["num_rounds"])
+    ranks, devices = span(frame["world_size"]), " + ".join(sorted(frame["device"].unique()))
+    models = joined(frame["model_name"])
+    rounds = span(frame["num_rounds"])
     how = "Simulated, not measured," if section.simulated else f"Measured with {manifest['backend']}"
     scope = "the whole model" if manifest["scope"] == "model" else "MoE layers only"
-    experts, layers, top_k = (_span(frame[key]) for key in ("num_experts", "num_moe_layers", "top_k"))
+    experts, layers, top_k = (span(frame[key]) for key in ("num_experts", "num_moe_layers", "top_k"))
     shape = f"{experts} experts in each of {layers} MoE {'layer' if layers == '1' else 'layers'}, top-{top_k}"
-    link = "" if section.simulated else f", host link {_joined(frame['host_link'])}"
+    link = "" if section.simulated else f", host link {joined(frame['host_link'])}"
     return (
         f"{how} on {devices}{link}, {ranks} {'rank' if ranks == '1' else 'ranks'}; {scope}, {models} "
-        f"({shape}); data set {_joined(frame['dataset_name'])}. "
+        f"({shape}); data set {joined(frame['dataset_name'])}. "
         f"Medians of {rounds} {'round' if rounds == '1' else 'rounds'}"
         f"{' with 95 % bootstrap intervals, ratios paired by round' if rounds != '1' else ''}."
     )
@@ -211,12 +210,3 @@ def _percent(ratio: Estimate) -> str:
 
 def _by_round(values: pd.DataFrame, system: str) -> pd.DataFrame:
     return values[values["system"] == system].set_index("round").sort_index()
-
-
-def _span(values: pd.Series[Any]) -> str:
-    low, high = values.min(), values.max()
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _joined(values: pd.Series[Any]) -> str:
-    return ", ".join(dict.fromkeys(str(value) for value in values))

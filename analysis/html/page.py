@@ -15,11 +15,11 @@ from markupsafe import Markup
 
 from analysis.html.comparison import columns_of, csv_link, groups_of
 from analysis.html.headline import headline
+from analysis.html.paper import Claim, claims_of
 from analysis.html.plots import Plot, plots_of
 from analysis.html.provenance import checks_of, config_text, differences, environment, systems_of
 from analysis.html.section import Section
 from analysis.html.warnings import Alert, warnings_of
-from analysis.table import caption
 
 _FOLDER = Path(__file__).parent
 
@@ -45,6 +45,7 @@ class Content:
     columns: list[Any]
     groups: list[Any]
     csv: str
+    claims: list[Claim]
     systems: list[Any]
     differences: list[tuple[str, list[str]]]
     configs: list[tuple[str, str]]
@@ -90,11 +91,12 @@ def _content(key: str, section: Section) -> Content:
         section=section,
         headline=headline(section),
         warnings=warnings_of(section),
-        caption=caption(section.frame),
+        caption=section.caption,
         plots=plots_of(section),
         columns=columns,
         groups=groups_of(section, columns),
         csv=csv_link(section.frame),
+        claims=claims_of(section),
         systems=systems_of(section),
         differences=differences(section),
         configs=[(name, config_text(run)) for name, run in zip(names, section.runs, strict=True)],

@@ -72,7 +72,8 @@ def plots_of(section: Section) -> list[Plot]:
     """Draw a section."""
     styles = looks(section.systems)
     drawn = [_metric_plot(section, styles, quantity) for quantity in _quantities(section.frame)]
-    return [*drawn, _rounds(section, styles), _breakdown(section)]
+    has_rounds = any(values["round"].nunique() > 1 for values in section.values)
+    return [*drawn, *([_rounds(section, styles)] if has_rounds else []), _breakdown(section)]
 
 
 def _quantities(frame: pd.DataFrame) -> list[Quantity]:

@@ -18,7 +18,7 @@ _AXIS_NAMES = {
     "router.skew": "router skew",
     "router.num_hot": "hot experts",
     "router.case": "recorded routing",
-    "world_size": "ranks",
+    "world_size": "number of ranks",
     "dataset": "data set",
     "seq_len": "tokens per sequence",
     "batch_size": "sequences per rank",
@@ -71,6 +71,16 @@ class Section:
         """What the manifests say of every system that has results, in the order of the first run that has it."""
         there = set(self.frame["system"])
         return {name: kind for run in self.runs for name, kind in run.systems.items() if name in there}
+
+    @property
+    def caption(self) -> str:
+        """What the numbers were measured on, in short."""
+        parts = {key: joined(self.frame[key], " + ") for key in ("backend", "device", "host_link", "scope")}
+        rounds = span(self.frame["num_rounds"])
+        return (
+            f"{parts['backend']}, {parts['device']}, host link {parts['host_link']}; {span(self.frame['world_size'])} "
+            f"ranks; scope {parts['scope']}; medians of {rounds} {'round' if rounds == '1' else 'rounds'}"
+        )
 
     @property
     def simulated(self) -> bool:
@@ -129,7 +139,10 @@ def value_text(value: Any) -> str:
 
 def point_label(point: Mapping[str, Any], axes: Sequence[str]) -> str:
     """Name a point by its values."""
-    return ", ".join(f"{axis_name(axis)} {value_text(point[axis])}" for axis in axes)
+    return ", ".join(
+        f"{value_text(point[axis])} ranks" if axis == "world_size" else f"{axis_name(axis)} {value_text(point[axis])}"
+        for axis in axes
+    )
 
 
 def prose(system: str) -> str:
@@ -142,6 +155,17 @@ def names_of(systems: Sequence[str]) -> str:
     """List systems in a sentence."""
     names = [prose(system) for system in systems]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def span(values: pd.Series[Any]) -> str:
+    """Return a number, or the smallest and the largest of several."""
+    low, high = values.min(), values.max()
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def joined(values: pd.Series[Any], separator: str = ", ") -> str:
+    """Return the distinct values."""
+    return separator.join(dict.fromkeys(str(value) for value in values))
 
 
 def _key(value: Any) -> str:

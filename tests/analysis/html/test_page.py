@@ -228,6 +228,18 @@ def test_every_plot_says_backend_and_device(root: Element) -> None:
     assert all("gloo, CPU of tests" in caption for caption in captions)
 
 
+def test_claims_of_the_paper_stand_beside_our_runs_where_the_skew_is_heavy(tmp_path: Path, root: Element) -> None:
+    (table,) = root.all("table", class_="claims")
+    titles = [next(body.all("span")).text for body in table.all("tbody")]
+    assert [title.split(",")[0] for title in titles[:2]] == ["Throughput", "Time to first token per sequence"]
+    rows = [[cell.text for cell in (*tr.all("th"), *tr.all("td"))] for tr in next(table.all("tbody")).all("tr")][1:]
+    assert {row[0] for row in rows} == {"abstract", "published", "measured"}
+    ((_, skew, change, against, _),) = [row for row in rows if row[0] == "measured"]
+    assert (skew, change, against) == ("0.9", "+100% [+100%, +100%]", "Static EP")  # in every round twice as fast
+    even = Tree(render(good_run(tmp_path / "even", skew=0.0))).root
+    assert not list(even.all("table", class_="claims"))
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (0.01234, "0.0123"), (9.999, "10.0"), (123.4, "123"), (12345.6, "12,346"), (2e-5, "0.0000200")],

@@ -99,6 +99,10 @@ def test_whiskers_end_where_the_interval_does(tmp_path: Path) -> None:
         assert bar["customdata"][0] == pytest.approx(ends)
 
 
+def test_one_round_has_no_course(tmp_path: Path) -> None:
+    assert "rounds" not in drawn(good_run(tmp_path / "run", {name: [1.0] for name in QUIET_S}))
+
+
 def test_rounds_are_the_raw_samples(tmp_path: Path) -> None:
     folder = good_run(tmp_path / "run", LATENCY_S)
     lines = traces(drawn(folder)["rounds"], "router skew 0.9")
