@@ -18,6 +18,7 @@ from analysis.style import PHASE_COLOURS, label
 NAME = "time_breakdown"
 #: Parts of a layer in the order of drawing; together they are the layer.
 PARTS = ("route", "metadata", "plan", "dispatch", "compute", "wait for weights", "idle", "combine")
+_TIME = "Milliseconds per MoE layer"
 #: Inches per bar.
 _BAR = 0.26
 
@@ -62,17 +63,19 @@ def plot(data: FigureData) -> Figure:
     places = [i * (len(ranks) + 0.8) + r for i in range(len(systems)) for r in range(len(ranks))]
     heights = [len(systems) * (len(ranks) + 1), len(published) + 1.0][: 1 if published.empty else 2]
     same = _same_conditions(data.runs[0])
-    figure = Figure(figsize=(8.4, 1.6 + _BAR * sum(heights) + 0.4 * (len(heights) - 1)))
+    figure = Figure(figsize=(8.4, 1.6 + _BAR * sum(heights) + 0.8 * (len(heights) - 1)))
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False, sharex=same)[:, 0]
     names = [f"{label(s)}, rank {r}" if r == ranks[0] else f"rank {r}" for s, r in rows]
     _stack(panels[0], ours.set_index(["system", "rank"]).loc[rows], places, names)
-    panels[-1].set_xlabel("Milliseconds per MoE layer")
+    panels[-1].set_xlabel(_TIME)
     caption = data.caption
     if not published.empty:
         names = [f"{label(name)}, published" for name in published["system"]]
         _stack(panels[1], published, range(len(published)), names)
-        scale = "" if same else ", on its own scale: another machine and model"
-        panels[1].set_title(f"Published, {CITATION}; mean of ranks and layers{scale}", fontsize=8, loc="left")
+        scale = "" if same else "\nAnother machine and model, on its own scale"
+        panels[1].set_title(f"Published, {CITATION}; means of ranks and layers{scale}", fontsize=8, loc="left")
+        if not same:
+            panels[0].set_xlabel(_TIME)
         caption += " Published bars: waiting for weights is part of compute, route is all that is in no other phase."
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(PARTS), frameon=False,
                   fontsize=8, columnspacing=1.2, handlelength=1.2)  # fmt: skip
