@@ -14,13 +14,16 @@ DEEPSPEED := $(VENV)/installed-deepspeed
 BENCHES := $(filter-out __init__,$(basename $(notdir $(wildcard scripts/bench/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench validate claims clean
+.PHONY: help demo figures test bench validate claims clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 demo: $(INSTALLED) ## install into .venv and run the main experiment: python run.py experiment=skew_sweep
 	$(BIN)/python run.py experiment=skew_sweep
+
+figures: $(INSTALLED) ## draw all figures that results/ allows into results/figures, simulating what is missing for others
+	$(BIN)/python -m analysis.figures --simulate
 
 test: $(INSTALLED) $(DEEPSPEED) ## install into .venv, DeepSpeed too, and run linters, type checker and all tests
 	$(BIN)/ruff check

@@ -29,6 +29,7 @@ DECODE_COLUMNS = (
     "system", "round", "backend", "device", "host_link", "world_size", "num_sequences", "output_tokens", "decode_s",
     "tpot_s", "output_tokens_per_s",
 )  # fmt: skip
+ROUTING_COLUMNS = ("round", "layer", "stack", "counts")
 #: What the analysis reads of a manifest; docs/metrics.md says what stands there.
 MANIFEST_FIELDS = (
     "run_id", "experiment", "status", "backend", "device", "scope", "world_size", "point", "systems", "model",
@@ -48,6 +49,7 @@ class Run:
         iterations: likewise.
         requests: likewise; None: not recorded, as by the simulator.
         decode: likewise; None: no decode phase was measured.
+        routing: likewise; None: not recorded, as by earlier versions.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Run:
     iterations: pd.DataFrame
     requests: pd.DataFrame | None = None
     decode: pd.DataFrame | None = None
+    routing: pd.DataFrame | None = None
 
     @property
     def systems(self) -> dict[str, dict[str, Any]]:
@@ -112,15 +115,15 @@ def load_run(folder: Path) -> Run:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         layers = pd.read_parquet(folder / "layers.parquet")
         iterations = pd.read_parquet(folder / "iterations.parquet")
-        requests, decode = (
+        requests, decode, routing = (
             pd.read_parquet(path) if (path := folder / name).exists() else None
-            for name in ("requests.parquet", "decode.parquet")
+            for name in ("requests.parquet", "decode.parquet", "routing.parquet")
         )
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{folder}: cannot be read ({error}); delete the folder and run it again") from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder}/config.yaml: holds no configuration; delete the folder and run it again")
-    run = Run(folder, manifest, config, layers, iterations, requests, decode)
+    run = Run(folder, manifest, config, layers, iterations, requests, decode, routing)
     _check_complete(run)
     return run
 
@@ -132,6 +135,7 @@ def _check_complete(run: Run) -> None:
         ("iterations.parquet: column", run.iterations, ITERATION_COLUMNS),
         ("requests.parquet: column", run.requests, REQUEST_COLUMNS),
         ("decode.parquet: column", run.decode, DECODE_COLUMNS),
+        ("routing.parquet: column", run.routing, ROUTING_COLUMNS),
     ):
         missing = [] if there is None else [key for key in wanted if key not in there]
         if missing:

@@ -26,9 +26,19 @@ _LOOKS = {
     "exflow": Look("#332288", "<"),
     "eplb": Look("#882255", ">"),
     "eplb_lp": Look("#AA4499", "p"),
+    "harmoeny_paper_order": Look("#F0A58F", "h"),
+    "deepspeed_moe_drop": Look("#7B3F61", "d"),
     "ideal": Look("#000000", "_"),
 }
+#: Markers of variants, and how much of their system's colour is left: the rest is white, or below 0 black.
+_VARIANT_MARKERS = "sDv^<>pP*X"
+_VARIANT_SHARES = (1.0, 0.7, 0.5, -0.75, -0.5)
 _OTHERS = (Look("#117733", "h"), Look("#88CCEE", "d"), Look("#DDCC77", "*"), Look("#661100", "8"))
+
+#: Data sets and their routing are no systems: from dark to light, so that they are told apart in grey, too.
+_DATASET_COLOURS = ("#000000", "#414487", "#2A788E", "#22A884", "#7AD151", "#BDB000")
+_DATASET_MARKERS = "osD^vP"
+_DATASETS = ("pydoc", "constant", "skewed_tokens", "random", "bookcorpus", "wikitext", "wmt19", "arxiver", "cocktail")
 
 #: Parts of a layer: what computes in strong colours, what moves data in lighter ones, idling in none.
 PHASE_COLOURS = {
@@ -59,7 +69,12 @@ _LABELS = {
 }
 
 RC = {
-    "font.size": 9,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -72,8 +87,31 @@ RC = {
 
 
 def look(system: str) -> Look:
-    """Return a system's look; a system that nobody foresaw gets one from its name, the same everywhere."""
-    return _LOOKS.get(system) or _OTHERS[zlib.crc32(system.encode()) % len(_OTHERS)]
+    """Return a system's look, the same everywhere.
+
+    A variant, such as ``harmoeny_threshold_8``, has a shade of its system's colour, and one that nobody foresaw gets a
+    look from its name.
+    """
+    if system in _LOOKS:
+        return _LOOKS[system]
+    digest = zlib.crc32(system.encode())
+    known = max((name for name in _LOOKS if system.startswith(f"{name}_")), key=len, default=None)
+    if known is None:
+        return _OTHERS[digest % len(_OTHERS)]
+    share = _VARIANT_SHARES[digest // len(_VARIANT_MARKERS) % len(_VARIANT_SHARES)]
+    return Look(_shade(_LOOKS[known].colour, share), _VARIANT_MARKERS[digest % len(_VARIANT_MARKERS)])
+
+
+def dataset_look(dataset: str) -> Look:
+    """Return a data set's look, the same everywhere."""
+    index = _DATASETS.index(dataset) if dataset in _DATASETS else zlib.crc32(dataset.encode())
+    return Look(_DATASET_COLOURS[index % len(_DATASET_COLOURS)], _DATASET_MARKERS[index % len(_DATASET_MARKERS)])
+
+
+def _shade(colour: str, share: float) -> str:
+    rest = 255 * (1 - share) if share >= 0 else 0.0
+    parts = (abs(share) * int(colour[i : i + 2], 16) + rest for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part):02X}" for part in parts)
 
 
 def label(system: str) -> str:

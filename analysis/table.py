@@ -15,6 +15,9 @@ from rich.table import Table
 from analysis.load import Run
 from analysis.style import label
 
+#: What a figure's caption says of whiskers; figures without any take it out.
+INTERVALS = "whiskers: 95 % bootstrap intervals"
+
 
 def summary_frame(
     runs: Sequence[Run], summaries: Sequence[dict[str, Any]], points: Sequence[Mapping[str, Any]]
@@ -75,9 +78,8 @@ def figure_caption(frame: pd.DataFrame) -> str:
         for row in frame.to_dict("records")
     }
     texts = " + ".join(sorted(frame["dataset_name"].unique()))
-    return (
-        f"{caption(frame)}, whiskers: 95 % bootstrap intervals. Model {' + '.join(sorted(models))}; data set {texts}."
-    )
+    simulated = "Simulated, not measured: " if set(frame["backend"]) == {"simulator"} else ""
+    return f"{simulated}{caption(frame)}, {INTERVALS}. Model {' + '.join(sorted(models))}; data set {texts}."
 
 
 def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:

@@ -83,8 +83,9 @@ def is_finished(folder: Path) -> bool:
 
 def forget_unfinished(folder: Path) -> None:
     """Remove what an unfinished run left, so that its numbers never mix with the new ones."""
-    for name in ("layers.parquet", "iterations.parquet", "requests.parquet", "decode.parquet", "summary.json"):
-        (folder / name).unlink(missing_ok=True)
+    for name in ("layers", "iterations", "routing", "requests", "decode"):
+        (folder / f"{name}.parquet").unlink(missing_ok=True)
+    (folder / "summary.json").unlink(missing_ok=True)
     for temporary in folder.glob(".*"):
         temporary.unlink()
 

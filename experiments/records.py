@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from experiments.cache import atomic_path
+from harmoeny.placement import IntArray
 from harmoeny.runtime.recorder import PHASES, LayerTimes
 
 
@@ -128,6 +131,35 @@ def iteration_frame(iterations: list[RankIteration], platform: Platform, scope: 
             }
         )
     return pd.DataFrame(rows)
+
+
+def expert_counts(expert_ids: Sequence[IntArray], num_experts: int) -> IntArray:
+    """Count the assignments of every expert in every layer of a batch.
+
+    Args:
+        expert_ids: int64 ``[num_tokens, top_k]`` per MoE layer; a negative one is an assignment that is left out.
+        num_experts: experts per layer.
+
+    Returns:
+        int64 ``[num_layers, num_experts]``.
+    """
+    return np.stack([np.bincount(ids[ids >= 0], minlength=num_experts) for ids in expert_ids]).astype(np.int64)
+
+
+def routing_frame(batches: Sequence[IntArray], stacks: Sequence[int]) -> pd.DataFrame:
+    """Return the rows of ``routing.parquet``.
+
+    Args:
+        batches: int64 ``[num_layers, num_experts]`` per round, assignments over all ranks.
+        stacks: per MoE layer, the stack that it belongs to.
+    """
+    return pd.DataFrame(
+        [
+            {"round": round_index, "layer": layer, "stack": stack, "counts": counts[layer]}
+            for round_index, counts in enumerate(batches)
+            for layer, stack in enumerate(stacks)
+        ]
+    )
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:

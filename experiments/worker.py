@@ -24,7 +24,14 @@ from experiments.manifest import device_name, new_manifest, now, options_of, wri
 from experiments.measure import make_batch, run_rounds
 from experiments.phases import measure_phases, num_steps
 from experiments.progress import PointProgress
-from experiments.records import Platform, iteration_frame, layer_frame, write_parquet
+from experiments.records import (
+    Platform,
+    expert_counts,
+    iteration_frame,
+    layer_frame,
+    routing_frame,
+    write_parquet,
+)
 from experiments.request_records import decode_frame, request_frame
 from experiments.routers.base import CALIBRATION_BATCH
 from experiments.traces.record import record_routing
@@ -154,6 +161,8 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
     }
     if point["trace"]["record"] is not None:
         record_routing(point, model, [batch.expert_ids for batch in batches], comm)
+    own = [expert_counts([ids.cpu().numpy() for ids in batch.expert_ids], model.num_experts) for batch in batches]
+    routed = [np.sum(ranks, axis=0) for ranks in zip(*on_rank_0(own, comm), strict=True)]
     everyone = [it for rank in on_rank_0(iterations, comm) for it in rank]
     served = [request for rank in on_rank_0(extra.served, comm) for request in rank]
     decoded = [batch for rank in on_rank_0(extra.decoded, comm) for batch in rank]
@@ -161,6 +170,7 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
         platform = Platform(manifest["backend"], manifest["device"], transfers.link)
         write_parquet(layer_frame(everyone, platform), folder / "layers.parquet")
         write_parquet(iteration_frame(everyone, platform, model.scope), folder / "iterations.parquet")
+        write_parquet(routing_frame(routed, model.stacks), folder / "routing.parquet")
         write_parquet(request_frame(everyone, served, platform), folder / "requests.parquet")
         if decoded:
             write_parquet(decode_frame(decoded, platform), folder / "decode.parquet")

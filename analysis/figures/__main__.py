@@ -1,47 +1,132 @@
-"""Draw all figures that the results in a folder allow: `python -m analysis.figures results/skew_sweep`."""
+"""Draw figures of results, as PNG, PDF and the CSV behind each.
+
+Without a folder, of all results: every sweep and every run in results/, each into a folder of its own below
+results/figures, named <experiment>/<measured or simulated>-<device>-<id>. Then follows which figures no result allowed,
+with the commands that give them. `make figures` does this with --simulate.
+
+With a folder, of the sweep or the runs in it, into the folder's own figures/.
+"""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from analysis.figures.base import FigureData, draw_all
+from analysis.figures.base import FigureModule, draw_all, figure_data
+from analysis.figures.collection import Collection, find_results
 from analysis.load import find_runs, load_sweep
-from analysis.summary import summarise
-from analysis.table import figure_caption, skew_points, summary_frame
+from analysis.table import skew_points
+
+_ROOT = Path(__file__).resolve().parents[2]
+#: Most of a simulation runs on one core.
+_SIMULATIONS_AT_ONCE = 2
 
 
 def main() -> None:
     """Draw, and list what is missing."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.figures", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a sweep's folder (with sweep.json), or a folder of runs")
-    parser.add_argument("--out", type=Path, help="where to put them (default: figures in the folder)")
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        help="a sweep's folder (with sweep.json), or one of runs; default: all results",
+    )
+    parser.add_argument("--out", type=Path, help="where to put them (default: figures in the folder, or in results)")
     parser.add_argument(
         "--published",
         action=argparse.BooleanOptionalAction,
         help="draw what the paper published as open markers: on the same axes where model, machine and conditions are "
         "the paper's (done by itself), else in a relative panel",
     )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="all results (default: results)")
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="first simulate the experiments of those figures that no result allows; takes about two minutes",
+    )
     arguments = parser.parse_args()
-    folder: Path = arguments.folder
-    try:
-        if (folder / "sweep.json").exists():
-            sweep = load_sweep(folder)
-            runs, points = sweep.runs, sweep.points
-        else:
-            runs = find_runs(folder)
-            points = skew_points(runs)
-    except ValueError as error:
-        parser.error(str(error))
+    if arguments.folder is not None:
+        if arguments.simulate:
+            parser.error("--simulate: not with a folder")
+        try:
+            _draw_folder(arguments.folder, arguments.out, arguments.published)
+        except ValueError as error:
+            parser.error(str(error))
+        return
+    _draw_everything(
+        arguments.results, arguments.out or arguments.results / "figures", arguments.published,
+        simulate=arguments.simulate,
+    )  # fmt: skip
+
+
+def _draw_folder(folder: Path, out: Path | None, published: bool | None) -> None:
+    if (folder / "sweep.json").exists():
+        sweep = load_sweep(folder)
+        runs, points = sweep.runs, sweep.points
+    else:
+        runs = find_runs(folder)
+        points = skew_points(runs)
     if not runs:
-        parser.error(f"{folder}: no finished run; python run.py experiment=skew_sweep makes some")
-    frame = summary_frame(runs, [summarise(run) for run in runs], points)
-    data = FigureData(frame, list(points[0]), figure_caption(frame), runs, arguments.published)
-    drawn, lacking = draw_all(data, arguments.out or folder / "figures")
+        raise ValueError(f"{folder}: no finished run; python run.py experiment=skew_sweep makes some")
+    drawn, lacking = draw_all(figure_data(runs, points, published), out or folder / "figures")
     for path in drawn:
         print(path)
     for name, reason in lacking.items():
         print(f"not drawn: {name} ({reason})")
+
+
+def _draw_everything(results: Path, out: Path, published: bool | None, *, simulate: bool) -> None:
+    collection = find_results(results, published)
+    if simulate and (lacking := collection.lacking()):
+        commands = dict.fromkeys(module.SOURCE.simulation for module in lacking)
+        with ThreadPoolExecutor(_SIMULATIONS_AT_ONCE) as pool:
+            for line in pool.map(lambda command: _simulate(command, results), commands):
+                print(line, flush=True)
+        collection = find_results(results, published)
+    for folder, names in collection.draw(out):
+        print(f"{folder}: {', '.join(names)}", flush=True)
+    for problem in collection.unreadable:
+        print(f"passed over: {problem}")
+    for line in missing_lines(collection):
+        print(line)
+
+
+def missing_lines(collection: Collection) -> list[str]:
+    """Say which figures are missing, or show simulations only, with the commands that give them."""
+    lines = []
+    if only := collection.only_simulated():
+        lines += ["", "Simulated only; on real ranks:"]
+        lines += [f"  {module.NAME}: {_measured(module)}" for module in only]
+    if lacking := collection.lacking():
+        lines += ["", "Not drawn, since no result allows it:"]
+        for module in lacking:
+            if module.SOURCE.minutes is not None:
+                lines.append(f"  {module.NAME}: {_measured(module)}")
+            lines.append(f"  {module.NAME}: {module.SOURCE.simulation} (simulated, seconds)")
+    return lines
+
+
+def _measured(module: FigureModule) -> str:
+    return f"{module.SOURCE.command} (about {module.SOURCE.minutes:g} minutes on two cores)"
+
+
+def _simulate(command: str, results: Path) -> str:
+    """Run a simulation and return a line about it; what it prints is kept back, unless it fails."""
+    start = time.perf_counter()
+    options = [*shlex.split(command)[2:], f"results_dir={results.resolve()}", "wandb.mode=disabled"]
+    done = subprocess.run(  # noqa: S603  (a command of the registry)
+        [sys.executable, "run.py", *options], cwd=_ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        return f"failed: {command}\n{done.stderr.strip()}"
+    return f"{command} ({time.perf_counter() - start:.0f} s)"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a figure is, and how it is saved."""
+"""What a figure is, which experiment it comes from, and how it is saved."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 import analysis.figures
 from analysis.load import Run
 from analysis.style import RC
+from analysis.summary import summarise
+from analysis.table import figure_caption, summary_frame
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,44 @@ class FigureData:
     published: bool | None = None
 
 
+@dataclass(frozen=True)
+class Source:
+    """The experiment that gives what a figure is drawn from.
+
+    Attributes:
+        experiment: its name.
+        minutes: what it takes on real ranks, two cores; None: only the simulator can run it.
+        simulated: what ``run.py`` simulates in seconds instead.
+    """
+
+    experiment: str
+    minutes: float | None
+    simulated: str
+
+    @property
+    def command(self) -> str:
+        """The experiment as it is."""
+        return f"python run.py experiment={self.experiment}"
+
+    @property
+    def simulation(self) -> str:
+        """A simulation that gives the figure, in seconds."""
+        return f"python run.py {self.simulated}"
+
+
+#: Real routing on texts, by a model small enough to be executed here in seconds, on cores that are simulated.
+SIMULATED_TEXTS = (
+    "experiment=dataset_sweep backend=simulator hardware=cpu_core model=switch_mini model.hidden_size=256 "
+    "model.intermediate_size=1536 batch_size=2 seq_len=128 rounds=2 "
+    "system=[harmoeny,static_ep,even_split,eplb,fastermoe,drop]"
+)
+
+
 class FigureModule(Protocol):
-    """A module of this package: ``NAME``, ``missing``, ``table`` and ``plot``."""
+    """A module of this package: ``NAME``, ``SOURCE``, ``missing``, ``table`` and ``plot``."""
 
     NAME: str
+    SOURCE: Source
 
     def missing(self, data: FigureData) -> str | None:
         """Say what the results lack for this figure, with the command that gives it; None where nothing."""
@@ -63,14 +99,33 @@ def discover() -> list[FigureModule]:
     return modules
 
 
-def draw_all(data: FigureData, folder: Path) -> tuple[list[Path], dict[str, str]]:
+def figure_data(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], published: bool | None = None) -> FigureData:
+    """Prepare runs for drawing.
+
+    Args:
+        runs: at least one.
+        points: their values of the options that tell them apart.
+        published: as in `FigureData`.
+    """
+    frame = summary_frame(runs, [summarise(run) for run in runs], points)
+    return FigureData(frame, list(points[0]), figure_caption(frame), runs, published)
+
+
+def draw_all(data: FigureData, folder: Path, only: Collection[str] | None = None) -> tuple[list[Path], dict[str, str]]:
     """Draw every figure that the results allow, as PNG, PDF and the CSV behind it.
+
+    Args:
+        data: the results.
+        folder: where to put them; is created.
+        only: names of figures; None: all.
 
     Returns:
         The PNG files, and for each figure that could not be drawn the reason.
     """
     drawn, lacking = [], {}
     for module in discover():
+        if only is not None and module.NAME not in only:
+            continue
         reason = module.missing(data)
         if reason is not None:
             lacking[module.NAME] = reason
@@ -79,7 +134,7 @@ def draw_all(data: FigureData, folder: Path) -> tuple[list[Path], dict[str, str]
         with mpl.rc_context(cast(Any, RC)):
             figure = module.plot(data)
             for suffix in ("png", "pdf"):
-                figure.savefig(folder / f"{module.NAME}.{suffix}", dpi=200)
+                figure.savefig(folder / f"{module.NAME}.{suffix}", dpi=250)
         module.table(data).to_csv(folder / f"{module.NAME}.csv", index=False)
         drawn.append(folder / f"{module.NAME}.png")
     return drawn, lacking

@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.bars import Comparison, bars_legend, compare, draw_caption, grouped_bars, limit_height
-from analysis.figures.base import FigureData
+from analysis.figures.base import SIMULATED_TEXTS, FigureData, Source
 from analysis.load import Run
 from analysis.published import router_is
 from analysis.stats import median_interval
 from analysis.style import look
 
 NAME = "dataset_sweep"
+SOURCE = Source("dataset_sweep", minutes=9, simulated=SIMULATED_TEXTS)
 _AXIS = "dataset"
 #: What names the data set where its recorded routing is replayed.
 _RECORDED = "router.case"

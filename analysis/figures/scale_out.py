@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from analysis.figures.base import FigureData
+from analysis.figures.base import FigureData, Source
 from analysis.style import label, look
 
 NAME = "scale_out"
+SOURCE = Source("scale_out", minutes=None, simulated="experiment=scale_out")
 _AXIS = "world_size"
 _PANELS = (
     ("throughput_tokens_per_s", "Throughput (1,000 tokens/s), higher is better", 1e-3),

@@ -14,10 +14,11 @@ from analysis.figures.bars import (
     limit_height,
     with_published,
 )
-from analysis.figures.base import FigureData
+from analysis.figures.base import FigureData, Source
 from analysis.published import router_is
 
 NAME = "skew_sweep"
+SOURCE = Source("skew_sweep", minutes=4, simulated="experiment=paper_skew")
 _AXIS = "router.skew"
 #: With more bars than these the panels stand one above the other, so that bars stay wide enough to be told apart.
 _BARS_SIDE_BY_SIDE = 30

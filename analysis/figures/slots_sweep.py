@@ -5,10 +5,13 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.base import FigureData
+from analysis.figures.base import FigureData, Source
 from analysis.figures.option_sweep import Panel, missing_sweep, plot_sweep, sweep_table
 
 NAME = "slots_sweep"
+SOURCE = Source(
+    "slots_sweep", minutes=2, simulated="experiment=slots_sweep backend=simulator hardware=cpu_core rounds=3"
+)
 _PANELS = (
     Panel("throughput_ratio_to_best_baseline", "Throughput, ratio to the best baseline, higher is better"),
     Panel("fetch_hidden_share", "Share of fetch time hidden, higher is better"),

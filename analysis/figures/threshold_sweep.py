@@ -5,11 +5,14 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.base import FigureData
+from analysis.figures.base import FigureData, Source
 from analysis.figures.option_sweep import Panel, missing_sweep, plot_sweep, sweep_table
 from analysis.published import load_published
 
 NAME = "threshold_sweep"
+SOURCE = Source(
+    "threshold_sweep", minutes=2, simulated="experiment=threshold_sweep backend=simulator hardware=cpu_core"
+)
 _OPTION = "threshold"
 _PANELS = (
     Panel("throughput_ratio_to_best_baseline", "Throughput, ratio to the best baseline, higher is better"),

@@ -10,12 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.bars import draw_caption
-from analysis.figures.base import FigureData
+from analysis.figures.base import FigureData, Source
 from analysis.load import Run
 from analysis.published import CITATION, load_published, on_papers_machine, router_is
 from analysis.style import PHASE_COLOURS, label
 
 NAME = "time_breakdown"
+SOURCE = Source("prefetch_ablation", minutes=2, simulated="experiment=paper_breakdown")
 #: Parts of a layer in the order of drawing; together they are the layer.
 PARTS = ("route", "metadata", "plan", "dispatch", "compute", "wait for weights", "idle", "combine")
 _TIME = "Milliseconds per MoE layer"

@@ -16,7 +16,7 @@ from experiments.config import Point
 from experiments.datasets.tokens import TokenFile
 from experiments.manifest import new_manifest, now, write_manifest
 from experiments.measure import make_batch
-from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, write_parquet
+from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, routing_frame, write_parquet
 from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
 from experiments.simulator.cost import CostModel
 from experiments.simulator.engine import SimulatedSystem
@@ -35,13 +35,15 @@ class Simulation:
 
     Attributes:
         iterations: as the ranks of a real run would have seen them.
-        work: the model, for the experiment's batch size.
+        work: the model, for the experiment's batch size, or another if no system has that.
+        routed: int64 ``[num_layers, num_experts]`` per round, assignments of batches of that size over all ranks.
         notes: by system, what the manifest says of it.
         out_of_memory: by system that does not fit, which rank lacks how much.
     """
 
     iterations: list[RankIteration]
     work: ModelWork
+    routed: list[IntArray]
     notes: dict[str, dict[str, Any]]
     out_of_memory: dict[str, str]
 
@@ -147,6 +149,7 @@ def run_simulated(point: Point, tokens: TokenFile | None, folder: Path) -> dict[
     platform = Platform("simulator", point.hardware.name, "simulated")
     write_parquet(layer_frame(simulation.iterations, platform), folder / "layers.parquet")
     write_parquet(iteration_frame(simulation.iterations, platform, work.scope), folder / "iterations.parquet")
+    write_parquet(routing_frame(simulation.routed, work.stacks), folder / "routing.parquet")
     write_manifest(folder, manifest | {"status": "finished", "ended_at": now()})
     return simulation.out_of_memory
 
@@ -180,7 +183,13 @@ def simulate(point: Point, tokens: TokenFile | None = None) -> Simulation:
             }
         except OutOfMemoryError as error:
             out_of_memory[name] = str(error)
-    return Simulation(iterations, traced.get(point["batch_size"], work), notes, out_of_memory)
+    if point["batch_size"] in traced:
+        batch_size, work = point["batch_size"], traced[point["batch_size"]]
+    routed = [
+        np.stack([counts.sum(axis=0) for counts in routing.counts(work, index, batch_size)])
+        for index in range(point["rounds"])
+    ]
+    return Simulation(iterations, work, routed, notes, out_of_memory)
 
 
 def _fit(policy: Policy, routing: Routing, work: ModelWork, world_size: int) -> Policy:

@@ -5,10 +5,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.load import DECODE_COLUMNS, ITERATION_COLUMNS, LAYER_COLUMNS, REQUEST_COLUMNS
+from analysis.load import DECODE_COLUMNS, ITERATION_COLUMNS, LAYER_COLUMNS, REQUEST_COLUMNS, ROUTING_COLUMNS
 from experiments.decode import Decoded
 from experiments.manifest import new_manifest
-from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, layer_row, write_parquet
+from experiments.records import (
+    Platform,
+    RankIteration,
+    expert_counts,
+    iteration_frame,
+    layer_frame,
+    layer_row,
+    routing_frame,
+    write_parquet,
+)
 from experiments.request_records import decode_frame, request_frame
 from experiments.serving import Served
 from harmoeny.plan import Plan
@@ -176,12 +185,27 @@ def test_iterations_by_hand() -> None:
     assert second["ttft_s"] == (1 * 1.0 + 3 * 4.0) / 4
 
 
+def test_routing_by_hand() -> None:
+    batches = [
+        expert_counts([np.array([[0, 2], [2, -1]]), np.array([[1, 0]])], 4),
+        expert_counts([np.zeros((0, 2), dtype=np.int64), np.array([[3, 1], [3, 1]])], 4),
+    ]
+    rows = routing_frame(batches, [0, 1]).to_dict("records")
+    assert [(row["round"], row["layer"], row["stack"], row["counts"].tolist()) for row in rows] == [
+        (0, 0, 0, [1, 0, 2, 0]),
+        (0, 1, 1, [1, 1, 0, 0]),
+        (1, 0, 0, [0, 0, 0, 0]),
+        (1, 1, 1, [0, 2, 0, 2]),
+    ]
+
+
 @pytest.mark.parametrize(
     ("heading", "columns", "frame"),
     [
         ("`layers.parquet`", LAYER_COLUMNS, layer_frame(ITERATIONS, PLATFORM)),
         ("`iterations.parquet`", ITERATION_COLUMNS, iteration_frame(ITERATIONS, PLATFORM, "model")),
         ("`requests.parquet`", REQUEST_COLUMNS, request_frame(ITERATIONS, [], PLATFORM)),
+        ("`routing.parquet`", ROUTING_COLUMNS, routing_frame([np.ones((2, 4), dtype=np.int64)], [0, 0])),
         ("`decode.parquet`", DECODE_COLUMNS, decode_frame([Decoded("x", 0, 0, 1, 1, 0.0, 1.0)], PLATFORM)),
     ],
 )

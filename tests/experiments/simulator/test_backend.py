@@ -60,6 +60,15 @@ def test_real_ranks_execute_send_and_fetch_the_same(tmp_path: Path) -> None:
         assert left.equals(right.astype(left.dtype)), column
     assert simulated.layers["num_host_fetches"].sum() > 0
     assert simulated.layers["dropped_tokens"].sum() > 0
+    for run_ in (measured, simulated):  # what the experts were given is what the ranks sent, of every system
+        assert run_.routing is not None
+        given = run_.routing.set_index(["round", "layer"])["counts"].map(sum)
+        sent = run_.layers.groupby(["system", "round", "layer"])["num_assignments"].sum()
+        assert all(rows.droplevel("system").equals(given) for _, rows in sent.groupby("system"))
+    assert measured.routing is not None
+    assert simulated.routing is not None
+    assert [list(c) for c in measured.routing["counts"]] == [list(c) for c in simulated.routing["counts"]]
+    assert measured.routing["stack"].tolist() == simulated.routing["stack"].tolist()
     assert set(simulated.iterations["backend"]) == {"simulator"}
     assert summarise(simulated)["backend"] == "simulator"
 

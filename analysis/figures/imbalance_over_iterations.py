@@ -1,0 +1,30 @@
+"""Imbalance from batch to batch while the skew changes, under the Gini index of the experts' popularity."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures import iterations
+from analysis.figures.base import FigureData
+
+NAME = "imbalance_over_iterations"
+SOURCE = iterations.SOURCE
+_METRIC = "imbalance"
+
+
+def missing(data: FigureData) -> str | None:
+    """Say that one run with changing routing is needed."""
+    return iterations.missing_change(data)
+
+
+def table(data: FigureData) -> pd.DataFrame:
+    """Return imbalance and Gini index by round and system."""
+    return iterations.round_table(data, _METRIC)
+
+
+def plot(data: FigureData) -> Figure:
+    """Draw both over the rounds."""
+    figure = iterations.plot_rounds(data, table(data), _METRIC, "Imbalance\n(max / mean over ranks)", 1.0)
+    figure.axes[1].set_ylim(bottom=0.95)
+    return figure

@@ -1,0 +1,94 @@
+"""How many tokens every rank executes in every layer, under every system: the paper's load of the GPUs."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures.base import FigureData, Source
+from analysis.figures.layout import COLUMN_IN, PAGE_IN, new_figure, set_caption
+from analysis.load import Run
+from analysis.metrics import per_iteration
+from analysis.style import label, look
+from analysis.table import INTERVALS
+
+NAME = "load_balance"
+SOURCE = Source("skew_sweep", minutes=4, simulated="experiment=paper_skew")
+_MOST_COLUMNS = 4
+
+
+def missing(data: FigureData) -> str | None:
+    """Say that one run on several ranks is needed."""
+    if len(data.runs) != 1:
+        return f"needs one run; name the folder of one that a sweep made: {SOURCE.command}"
+    if data.runs[0].manifest["world_size"] < 2:
+        return f"needs several ranks: {SOURCE.command}"
+    return None
+
+
+def table(data: FigureData) -> pd.DataFrame:
+    """Return the tokens that every rank executed in every layer of one batch, the one with the most unequal routing.
+
+    ``relative_load`` is their ratio to the mean of the ranks, ``imbalance`` the system's over all layers, median over
+    all rounds.
+    """
+    run = data.runs[0]
+    values = per_iteration(run.layers, run.iterations)
+    medians = values.groupby("system")["imbalance"].median()
+    batch = int(values.groupby("round")["imbalance"].sum().idxmax())
+    layers = run.layers[run.layers["round"] == batch]
+    mean = layers.groupby(["iteration", "layer"])["executed_tokens"].transform("mean")
+    return layers[["system", "round", "layer", "rank", "executed_tokens"]].assign(
+        relative_load=(layers["executed_tokens"] / mean).fillna(1.0), imbalance=layers["system"].map(medians)
+    )
+
+
+def plot(data: FigureData) -> Figure:
+    """Draw a panel per system: by layer a bar per rank."""
+    frame, run = table(data), data.runs[0]
+    systems = [name for name in run.systems if name in set(frame["system"])]
+    rows = -(-len(systems) // _MOST_COLUMNS)
+    columns = -(-len(systems) // rows)
+    figure = new_figure(COLUMN_IN if columns <= 2 else PAGE_IN, 0.95 + 1.15 * rows)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for i, axes in enumerate(panels.flat):
+        if i >= len(systems):
+            axes.set_visible(False)
+            continue
+        _panel(axes, frame[frame["system"] == systems[i]], systems[i])
+        if i + columns >= len(systems):
+            axes.set_xlabel("MoE layer, rank by rank")
+            axes.xaxis.set_tick_params(labelbottom=True)
+    panels[0, 0].set_ylim(0, float(frame["relative_load"].max()) * 1.04)
+    figure.supylabel("Tokens of a rank / mean of the ranks", fontsize=8)
+    source = data.caption.replace(f"; medians of {run.iterations['round'].nunique()} rounds, {INTERVALS}", "")
+    set_caption(
+        figure,
+        f"{source} Batch {frame['round'].iloc[0]}; numbers: imbalance over all layers, median of all batches. "
+        f"Assignments per layer: {_sizes(run)}.",
+    )
+    return figure
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, system: str) -> None:
+    num_ranks, layers = int(rows["rank"].max()) + 1, sorted(rows["layer"].unique())
+    width, colour = 0.8 / num_ranks, look(system).colour
+    places = rows["layer"] + width * (rows["rank"] - (num_ranks - 1) / 2)
+    axes.bar(places, rows["relative_load"], width, color=colour, edgecolor="white", linewidth=0.25)
+    axes.axhline(1.0, color="black", linewidth=0.7, linestyle=(0, (4, 2)))
+    axes.set_xticks(layers[:: 1 + (len(layers) - 1) // 8])
+    axes.set_title(f"{label(system)}: {rows['imbalance'].iloc[0]:.2f}", loc="left", fontsize=7.5, pad=3)
+
+
+def _sizes(run: Run) -> str:
+    """Say how many assignments the layers have: few are not worth a fetch, and stay where they are."""
+    first = run.layers[run.layers["iteration"] == run.layers["iteration"].iloc[0]]
+    sizes = first.groupby("layer")["num_assignments"].sum()
+    starts = sizes[sizes.diff() != 0]
+    ends = [*(starts.index[1:] - 1), sizes.index[-1]]
+    spans = (
+        f"layer {start}" if start == end else f"layers {start}-{end}"
+        for start, end in zip(starts.index, ends, strict=True)
+    )
+    return ", ".join(f"{size:,} ({span})" for size, span in zip(starts, spans, strict=True))
