@@ -100,6 +100,26 @@ def write_run(
     return run
 
 
+def write_routing(folder: Path, counts: Sequence[Sequence[Sequence[int]]], stacks: Sequence[int], router: str) -> None:
+    """Add the routing of a run: ``counts[round][layer][expert]``, decided by ``router``."""
+    rows = [
+        {"round": index, "layer": layer, "stack": stacks[layer], "counts": values}
+        for index, layers in enumerate(counts)
+        for layer, values in enumerate(layers)
+    ]
+    pd.DataFrame(rows).to_parquet(folder / "routing.parquet", index=False)
+    change_manifest(folder, point={"router": router})
+
+
+def change_platform(folder: Path, backend: str, device: str) -> None:
+    """Let a run be another machine's."""
+    for path in folder.glob("*.parquet"):
+        frame = pd.read_parquet(path)
+        if "backend" in frame:
+            frame.assign(backend=backend, device=device).to_parquet(path, index=False)
+    change_manifest(folder, backend=backend, device=device)
+
+
 def write_serving(folder: Path, systems: Sequence[str], num_rounds: int) -> None:
     """Add the open loop and the decode phase to a run.
 

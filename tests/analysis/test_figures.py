@@ -91,10 +91,10 @@ def test_each_figure_is_drawn_from_the_results_that_it_is_for(
         {module.NAME for module in discover() if module.missing(data) is None}
         for data in (sweep, single, scaled, texts)
     )
-    assert for_sweeps | for_runs | for_scale | for_texts == {module.NAME for module in discover()}
-    assert for_sweeps == {"skew_sweep"}
-    assert for_texts == {"dataset_sweep"}
-    assert "scale_out" in for_scale
+    assert for_sweeps == {"skew_sweep", "policy_sweep"}
+    assert for_runs == {"time_breakdown", "load_balance", "threshold_sweep", "slots_sweep"}
+    assert for_scale == {"scale_out"}
+    assert for_texts == {"dataset_sweep", "dataset_policies"}
 
 
 def test_scale_out_draws_both_metrics_against_the_ranks(scaled: FigureData) -> None:
@@ -352,9 +352,10 @@ class TestCommand:
         sweep_dir = write_sweep(tmp_path, SKEWS)
         folder = sweep_dir if what == "sweep" else tmp_path
         self.call(monkeypatch, folder, "--out", tmp_path / "out")
-        first, *others = capsys.readouterr().out.splitlines()
-        assert first == str(tmp_path / "out" / "skew_sweep.png")
-        assert {line.split()[2] for line in others} == {m.NAME for m in discover()} - {"skew_sweep"}
+        lines = capsys.readouterr().out.splitlines()
+        drawn, others = lines[:2], lines[2:]
+        assert drawn == [str(tmp_path / "out" / f"{name}.png") for name in ("policy_sweep", "skew_sweep")]
+        assert {line.split()[2] for line in others} == {m.NAME for m in discover()} - {"policy_sweep", "skew_sweep"}
         assert all("python run.py experiment=" in line for line in others)
         assert set(pd.read_csv(tmp_path / "out" / "skew_sweep.csv")["router.skew"]) == set(SKEWS)
 
