@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from experiments.config import Point
 from experiments.measure import Batch
 from experiments.progress import PointProgress
 from experiments.routers.base import RoutingRequest
+from experiments.turns import collector_paused, in_turn
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.engine import ExpertParallel, System
 
@@ -138,14 +138,11 @@ def decode_rounds(
     """
     found = []
     for round_index, batch in enumerate(batches):
-        turn = round_index % len(systems)
-        for system in [*systems[turn:], *systems[:turn]]:
+        for system in in_turn(systems, round_index):
             progress.step(f"decode, round {round_index + 1} of {len(batches)}")
             engine.use(system)
-            gc.collect()
-            gc.disable()
-            _, first_s, last_s = _decode(model, engine, batch)
-            gc.enable()
+            with collector_paused():
+                _, first_s, last_s = _decode(model, engine, batch)
             engine.finish()
             num_steps, num_sequences = batch.tokens.shape
             times = first_s + clock_offset_s, last_s + clock_offset_s

@@ -16,6 +16,7 @@ from experiments.datasets.tokens import TokenFile
 from experiments.progress import PointProgress
 from experiments.records import RankIteration, layer_row
 from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
+from experiments.turns import collector_paused, in_turn
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.engine import ExpertParallel, System
 
@@ -66,9 +67,6 @@ def run_rounds(
 ) -> list[RankIteration]:
     """Measure every system on every batch, one batch a round.
 
-    The system that begins changes from round to round, so that none always follows the same other. Python's garbage
-    collector runs between measured calls, never inside them.
-
     Args:
         model: the model, attached to ``engine``.
         engine: executes its MoE layers.
@@ -84,16 +82,13 @@ def run_rounds(
     for round_index in range(-warmup_rounds, len(batches)):
         batch = batches[max(round_index, 0)]
         progress.step("warm-up" if round_index < 0 else f"round {round_index + 1} of {len(batches)}")
-        turn = round_index % len(systems)
-        for system in [*systems[turn:], *systems[:turn]]:
+        for system in in_turn(systems, round_index):
             engine.use(system)
             model.context.tape.pin(batch.expert_ids)
-            gc.collect()
-            gc.disable()
-            start_s, end_s = timed_forward(model, engine, batch)
-            engine.finish()
-            drained_s = time.perf_counter()
-            gc.enable()
+            with collector_paused():
+                start_s, end_s = timed_forward(model, engine, batch)
+                engine.finish()
+                drained_s = time.perf_counter()
             if round_index >= 0:
                 rank = engine.comm.rank
                 origin_s = start_s + clock_offset_s

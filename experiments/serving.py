@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from experiments.measure import Batch, timed_forward
 from experiments.progress import PointProgress
 from experiments.routers.base import FloatArray
+from experiments.turns import collector_paused, in_turn
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.comm import Communicator
 from harmoeny.runtime.engine import ExpertParallel, System
@@ -72,14 +72,11 @@ def serve_rounds(
     served: list[Served] = []
     for round_index, (batch, times) in enumerate(zip(batches, arrivals_s, strict=True)):
         pool = Pool.gather(batch, engine.comm)
-        turn = round_index % len(systems)
-        for system in [*systems[turn:], *systems[:turn]]:
+        for system in in_turn(systems, round_index):
             progress.step(f"open loop, round {round_index + 1} of {len(batches)}")
             engine.use(system)
-            gc.collect()
-            gc.disable()
-            found = _serve(model, engine, pool, times, len(batch.input_ids), clock_offset_s)
-            gc.enable()
+            with collector_paused():
+                found = _serve(model, engine, pool, times, len(batch.input_ids), clock_offset_s)
             engine.finish()
             rank, length = engine.comm.rank, batch.input_ids.shape[1]
             served += [Served(system.name, round_index, b, i, rank, length, *seen) for b, i, *seen in found]

@@ -130,7 +130,7 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
 
         checks = {}
         for system in systems:
-            progress.step(f"checking {system.name} against the dense model")
+            progress.step(f"checking {system.name}")
             checks[system.name] = vars(check_system(model, engine, system, batches[0].input_ids, batches[0].expert_ids))
             progress.advance()
         offset_s = clock_offset_s(comm)

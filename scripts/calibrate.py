@@ -193,6 +193,9 @@ def calibrate(
 
     Returns:
         The description, and the samples that it was fitted to.
+
+    Raises:
+        ValueError: what was measured does not grow with its size.
     """
     by_rank = call_on_ranks(world_size, device_type, measure, hidden_size, intermediate_size, dtype, rounds)
     samples = {
@@ -203,10 +206,17 @@ def calibrate(
         for key in by_rank[0]
     }
     flops_per_token = 2 * 2 * hidden_size * intermediate_size
-    launch_s, tokens_per_s = fit(samples["expert"])
-    latency_s, link_rate = fit(samples["host_link"])
-    operator_s, copy_rate = fit(samples["copy"])
-    exchange_s, exchange_rate = fit(samples["all_to_all"]) if "all_to_all" in samples else (0.0, None)
+    fits: dict[str, tuple[float, float]] = {}
+    for key in ("expert", "host_link", "copy", "all_to_all"):
+        if key in samples:
+            try:
+                fits[key] = fit(samples[key])
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+    (launch_s, tokens_per_s), (latency_s, link_rate), (operator_s, copy_rate) = (
+        fits[key] for key in ("expert", "host_link", "copy")
+    )
+    exchange_s, exchange_rate = fits.get("all_to_all", (0.0, None))
     [(num_loads, beside_s)], [(_, layer_s)] = samples["beside_loads"], samples["layer"]
     loads_s = num_loads * samples["host_link"][-1][1]
     slowed_s = beside_s - dict(samples["expert"])[_BESIDE_TOKENS]

@@ -9,7 +9,9 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.launcher.api import elastic_launch
+
+from experiments.launch.host import host_config
 
 T = TypeVar("T")
 
@@ -26,19 +28,7 @@ def call_on_ranks(world_size: int, device_type: str, function: Callable[..., T],
     Raises:
         torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a rank failed; all others were stopped.
     """
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=world_size,
-        run_id="calls",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="spawn",
-    )
+    config = host_config(world_size, device_type, "calls", preload=function.__module__)
     results = elastic_launch(config, _entry)(device_type, function, arguments)
     return [results[rank] for rank in range(world_size)]
 

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.launcher.api import elastic_launch
 
 from experiments.config import Point, load_point
 from experiments.datasets.tokens import TokenFile
+from experiments.launch.host import host_config
 from experiments.worker import run_rank
 
 #: What torchelastic answers with an exception while ranks run.
@@ -56,23 +58,10 @@ def launch(point: Point, tokens: TokenFile, folder: Path) -> None:
         RanksError: a rank failed; all others were stopped.
         InterruptedRun: this process was told to stop; all ranks were stopped.
     """
-    # Ranks of one host need no other interface, and a host whose own name does not resolve would find none.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     shutil.rmtree(folder / "logs", ignore_errors=True)
     quiet = dict.fromkeys(range(1, point["world_size"]), Std.ALL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=point["world_size"],
-        run_id="ranks",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method=_start_method(point),
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=quiet),
-    )
+    logs = DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=quiet)
+    config = host_config(point["world_size"], point.device_type, "ranks", "experiments.launch.preload", logs)
     try:
         with _signal_handlers_kept():
             _silence_torchelastic()
@@ -81,14 +70,6 @@ def launch(point: Point, tokens: TokenFile, folder: Path) -> None:
         raise RanksError(_first_cause(error, folder)) from error
     except SignalException as error:
         raise InterruptedRun(error.sigval) from error
-
-
-def _start_method(point: Point) -> str:
-    if point.device_type == "cuda":
-        return "spawn"  # CUDA must not be forked once it was touched, and an import may have done that
-    # Imports everything once for all ranks of all points; a spawned rank takes seconds of a core to do so again.
-    multiprocessing.set_forkserver_preload(["experiments.launch.preload"])
-    return "forkserver"
 
 
 @contextmanager
@@ -115,6 +96,8 @@ def _entry(values: dict[str, Any], tokens: TokenFile, folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     run_rank(load_point(values), tokens, Path(folder))
+    if dist.is_initialized():
+        dist.destroy_process_group()
     sys.stdout.flush()
 
 

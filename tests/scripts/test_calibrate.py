@@ -75,8 +75,8 @@ def test_what_is_written_is_a_choice_of_the_hardware_group(tmp_path: Path) -> No
 @pytest.mark.ranks
 def test_calibration_measures_writes_and_refuses_to_overwrite(tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "scripts.calibrate", "--name", "tiny", "--hidden-size", "64", "--intermediate-size",
-        "256", "--rounds", "1", "--out", str(tmp_path),
+        sys.executable, "-m", "scripts.calibrate", "--name", "tiny", "--hidden-size", "256", "--intermediate-size",
+        "1024", "--rounds", "2", "--out", str(tmp_path),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

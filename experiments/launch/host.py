@@ -1,0 +1,46 @@
+"""How ranks of this machine are started through torchelastic, whatever they do."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+
+from torch.distributed.elastic.multiprocessing import LogsSpecs
+from torch.distributed.launcher.api import LaunchConfig
+
+
+def host_config(
+    world_size: int, device_type: str, run_id: str, preload: str, logs_specs: LogsSpecs | None = None
+) -> LaunchConfig:
+    """Return torchelastic's settings for ranks that all run here and are not started again when one fails.
+
+    Args:
+        world_size: number of ranks.
+        device_type: ``cpu`` or ``cuda``.
+        run_id: name of the run.
+        preload: module that imports what CPU ranks need, once for all of them.
+        logs_specs: where their output goes; None: where this process's goes.
+    """
+    # Ranks of one host need no other interface, and a host whose own name does not resolve would find none.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=world_size,
+        run_id=run_id,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method=_start_method(device_type, preload),
+        logs_specs=logs_specs,
+    )
+
+
+def _start_method(device_type: str, preload: str) -> str:
+    if device_type == "cuda":
+        return "spawn"  # CUDA must not be forked once it was touched, and an import may have done that
+    # Imports everything once for all ranks of all points; a spawned rank takes seconds of a core to do so again.
+    multiprocessing.set_forkserver_preload([preload])
+    return "forkserver"
