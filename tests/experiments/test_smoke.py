@@ -104,6 +104,7 @@ def test_the_sweep_is_reported(run: SmokeRun) -> None:
     table = pd.read_csv(sweep / "table.csv")
     assert set(table["system"]) == set(SYSTEMS)
     assert (sweep / "figures" / "skew_sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert list(sweep.glob("wandb/offline-run-*")), "logged offline"
     for folder in run.folders:
         summary = json.loads((folder / "summary.json").read_text())
         measured = pd.read_parquet(folder / "iterations.parquet").groupby("system")["throughput_tokens_per_s"].median()
