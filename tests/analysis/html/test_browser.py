@@ -32,13 +32,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(write_sweep(tmp_path_factory.mktemp("results"), [0.0, 0.9]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def complaints() -> list[str]:
     """What the browser complained of, and what it asked the network for."""
     return []
 
 
-@pytest.fixture(params=[390, 1400], ids=["narrow", "wide"])
+@pytest.fixture(scope="module", params=[390, 1400], ids=["narrow", "wide"])
 def page(browser: Browser, report: Path, complaints: list[str], request: pytest.FixtureRequest) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": request.param, "height": 900})
     page = context.new_page()

@@ -21,7 +21,7 @@ from analysis.html.page import render_page
 from analysis.stats import median_interval, paired_ratio
 from analysis.style import label
 from tests.analysis.html.results import change_config, good_run, section_of, sections_of, write_sweep_of
-from tests.synthetic import LATENCY_S, change_manifest, write_run, write_sweep
+from tests.synthetic import LATENCY_S, change_manifest, write_run, write_serving, write_sweep
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 #: Attributes from which a browser fetches.
@@ -238,6 +238,19 @@ def test_claims_of_the_paper_stand_beside_our_runs_where_the_skew_is_heavy(tmp_p
     assert (skew, change, against) == ("0.9", "+100% [+100%, +100%]", "Static EP")  # in every round twice as fast
     even = Tree(render(good_run(tmp_path / "even", skew=0.0))).root
     assert not list(even.all("table", class_="claims"))
+
+
+@pytest.mark.parametrize(("factor", "shown"), [(1.0, False), (3.0, True)])
+def test_tail_of_the_requests_has_a_column_where_it_is_long(tmp_path: Path, factor: float, shown: bool) -> None:
+    folder = good_run(tmp_path / "run", {name: [1.0] * 5 for name in ("harmoeny", "static_ep")})
+    write_serving(folder, ["harmoeny", "static_ep"], num_rounds=5)  # percentiles of 1.995 s and more
+    iterations = pd.read_parquet(folder / "iterations.parquet")
+    iterations.assign(ttft_s=6.0 / factor).to_parquet(folder / "iterations.parquet", index=False)
+    (table,) = Tree(render(folder)).root.all("table", class_="comparison")
+    titles = [element.text for element in table.all("th", scope="col")]
+    assert ("TTFT p99, s" in titles) == shown
+    assert "Open loop TTFT p99, s" in titles
+    assert "Time per output token, s" in titles
 
 
 @pytest.mark.parametrize(
