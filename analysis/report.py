@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.figures.base import FigureData, draw_all
-from analysis.html.collect import PAGE, reasons, write_page, write_report
+from analysis.html.collect import PAGE, reasons, title_of, write_page, write_report
 from analysis.html.section import split_sections
 from analysis.load import Run, Sweep
 from analysis.summary import summarise
@@ -73,7 +73,7 @@ def report_runs(
     Args:
         runs: the runs, at least one.
         points: their values of the options that tell them apart.
-        title: of the table and the page.
+        title: of the table.
         folder: is created.
         missing: what is known of runs of the sweep that are not finished.
     """
@@ -84,7 +84,8 @@ def report_runs(
     for path in saved.figures:
         console.print(f"figure: {path} (and .pdf, .csv)", highlight=False, soft_wrap=True)
     console.print(f"table:  {folder / 'table.csv'}", highlight=False, soft_wrap=True)
-    write_page(split_sections(runs, points, saved.frame, title, missing), title, folder / PAGE)
+    heading = title_of(runs[0])
+    write_page(split_sections(runs, points, saved.frame, heading, missing), heading, folder / PAGE)
     console.print(f"report: {folder / PAGE}", highlight=False, soft_wrap=True)
     return saved
 

@@ -100,23 +100,23 @@ def _readable(folder: Path) -> tuple[list[Run], list[Sweep], list[str]]:
 def _sweep_sections(sweep: Sweep, frame: Frame | None = None) -> list[Section]:
     if not sweep.runs:
         return []
-    title = f"{sweep.experiment}{_tag(sweep.runs[0])}"
+    title = title_of(sweep.runs[0])
     return split_sections(sweep.runs, sweep.points, (frame or _frame)(sweep.runs, sweep.points), title, reasons(sweep))
 
 
 def _run_sections(run: Run, frame: Frame | None = None) -> list[Section]:
     points = skew_points([run])
-    title = f"{run.manifest['experiment']}{_tag(run)}"
-    return split_sections([run], points, (frame or _frame)([run], points), title)
+    return split_sections([run], points, (frame or _frame)([run], points), title_of(run))
 
 
 def _frame(runs: Sequence[Run], points: Points) -> pd.DataFrame:
     return summary_frame(runs, [summarise(run) for run in runs], points)
 
 
-def _tag(run: Run) -> str:
+def title_of(run: Run) -> str:
+    """Name a run's or its sweep's section: the experiment, and the tag if it has one."""
     tag = run.config.get("tag")
-    return f" ({tag})" if tag else ""
+    return f"{run.manifest['experiment']} ({tag})" if tag else str(run.manifest["experiment"])
 
 
 def reasons(sweep: Sweep) -> list[str]:

@@ -133,7 +133,8 @@ def _cell(row: dict[Any, Any], column: Column) -> Cell:
     if pd.isna(value):
         return Cell("")
     low, high = row[f"{column.name}_low"], row[f"{column.name}_high"]
-    interval = f"[{column.text(low)}, {column.text(high)}]" if low != high else ""
+    ends = column.text(low), column.text(high)
+    interval = f"[{', '.join(ends)}]" if set(ends) != {column.text(value)} else ""
     verdict = ""
     if column.name == _RATIO and row["exact"] and not row["bound"] and not row["best_baseline"]:
         verdict = "better" if low > 1 else "worse" if high < 1 else ""

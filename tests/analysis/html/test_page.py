@@ -116,8 +116,9 @@ def test_table_holds_medians_and_intervals_of_the_parquet_files(sweep: Path, roo
                 ("Idle share", idle, "{:.1%}".format),
                 ("Throughput to best baseline", ratio, "{:.2f}".format),
             ):
-                interval = f" [{text(estimate.low)}, {text(estimate.high)}]" if estimate.low < estimate.high else ""
-                assert cells[title] == text(estimate.median) + interval, (skew, system, title)
+                middle, low, high = text(estimate.median), text(estimate.low), text(estimate.high)
+                interval = "" if low == middle == high else f" [{low}, {high}]"
+                assert cells[title] == middle + interval, (skew, system, title)
 
 
 def test_table_marks_baseline_bound_and_what_drops(root: Element) -> None:
