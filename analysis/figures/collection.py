@@ -111,7 +111,7 @@ def most_unbalanced(data: FigureData) -> FigureData | None:
     rows = data.summary[data.summary["world_size"] <= _MOST_RANKS]
     if rows.empty:
         return None
-    worst = rows.loc[rows["imbalance"].idxmax()]
+    worst = rows.iloc[int(rows["imbalance"].to_numpy().argmax())]
     run: Run = next(run for run in data.runs if run.manifest["run_id"] == worst["run_id"])
     one = figure_data([run], [{axis: worst[axis] for axis in data.axes}], data.published)
     point = ", ".join(f"{axis}={worst[axis]}" for axis in data.axes)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.base import FigureData, Source
 from analysis.figures.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
-from analysis.figures.lines import kind_of, system_line
+from analysis.figures.lines import system_line
 from analysis.metrics import per_iteration
 from analysis.routing import gini_by_round
 from analysis.table import INTERVALS
@@ -49,12 +49,18 @@ def plot_rounds(data: FigureData, frame: pd.DataFrame, metric: str, title: str, 
     above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 2.6]})
     _draw_gini(above, frame)
     rounds = frame["round"].nunique()
-    systems = sorted(dict.fromkeys(frame["system"]), key=lambda name: kind_of(run, name)["bound"])
+    systems = sorted(dict.fromkeys(frame["system"]), key=lambda name: bool(run.systems[name]["bound"]))
     for k, system in enumerate(systems):
         rows = frame[frame["system"] == system]
         step = 1 + rounds // 8  # the systems' markers stand at different batches, so that none hides another's
         system_line(
-            below, system, rows["round"], rows[metric] * scale, mark_every=(k % step, step), **kind_of(run, system)
+            below,
+            system,
+            rows["round"],
+            rows[metric] * scale,
+            mark_every=(k % step, step),
+            exact=run.systems[system]["exact"],
+            bound=run.systems[system]["bound"],
         )
     below.set_ylabel(title)
     below.set_xlabel("Batch")

@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from analysis.load import Run
 from analysis.style import label, look
 
 
@@ -92,8 +91,3 @@ def decimal_log(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def kind_of(run: Run, system: str) -> dict[str, bool]:
-    """Return whether a system of a run is exact, and whether it is a bound."""
-    return {key: bool(run.systems[system][key]) for key in ("exact", "bound")}

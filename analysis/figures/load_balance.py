@@ -36,12 +36,13 @@ def table(data: FigureData) -> pd.DataFrame:
     run = data.runs[0]
     values = per_iteration(run.layers, run.iterations)
     medians = values.groupby("system")["imbalance"].median()
-    batch = int(values.groupby("round")["imbalance"].sum().idxmax())
-    layers = run.layers[run.layers["round"] == batch]
+    summed = values.groupby("round")["imbalance"].sum()
+    layers = run.layers[run.layers["round"] == summed.index[int(summed.to_numpy().argmax())]]
     mean = layers.groupby(["iteration", "layer"])["executed_tokens"].transform("mean")
-    return layers[["system", "round", "layer", "rank", "executed_tokens"]].assign(
+    frame: pd.DataFrame = layers[["system", "round", "layer", "rank", "executed_tokens"]].assign(
         relative_load=(layers["executed_tokens"] / mean).fillna(1.0), imbalance=layers["system"].map(medians)
     )
+    return frame
 
 
 def plot(data: FigureData) -> Figure:

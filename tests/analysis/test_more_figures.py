@@ -112,7 +112,7 @@ class TestEveryFigure:
         said = " ".join(text.get_text() for text in texts).replace("\n", " ")
         assert "gloo, CPU of tests" in said
         assert figure.get_figwidth() in (COLUMN_IN, PAGE_IN)
-        assert min(text.get_fontsize() for text in texts) >= 7
+        assert min(float(text.get_fontsize()) for text in texts) >= 7
 
     def test_other_results_are_refused_with_a_command(
         self, module: FigureModule, request: pytest.FixtureRequest
@@ -137,7 +137,7 @@ def test_every_figure_names_experiments_that_exist() -> None:
         for options in (module.SOURCE.command.removeprefix("python run.py "), module.SOURCE.simulated):
             name = options.split()[0].removeprefix("experiment=")
             config = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
-            if module.SOURCE.minutes is None or options in {"experiment=paper_skew", "experiment=paper_breakdown"}:
+            if module.SOURCE.minutes is None or options.startswith("experiment=paper_"):
                 assert "backend: simulator" in config or "paper_gpus" in config
 
 
@@ -178,7 +178,7 @@ def test_loads_are_those_of_the_most_unequal_batch(changing: FigureData) -> None
 
     def unequal(rows: pd.DataFrame) -> float:
         loads = [list(r["executed_tokens"]) for _, r in rows.groupby("layer")]
-        return sum(map(max, loads)) / (sum(map(sum, loads)) / WORLD_SIZE)
+        return float(sum(map(max, loads)) / (sum(map(sum, loads)) / WORLD_SIZE))
 
     by_batch = {
         index: {system: unequal(rows) for system, rows in batch.groupby("system")}

@@ -42,5 +42,5 @@ def test_shares_are_those_of_all_rounds_most_popular_first() -> None:
     assert first["position"].tolist() == [1, 2, 3]
     assert first["share"].tolist() == pytest.approx([40 / 60, 10 / 60, 10 / 60])
     assert shares.loc[shares["layer"] == 1, "share"].tolist() == pytest.approx([1 / 3] * 3)
-    empty = ROUTING.assign(counts=[[0, 0, 0]] * 4)
+    empty = pd.DataFrame({"round": [0], "layer": [0], "stack": [0], "counts": [[0, 0, 0]]})
     assert sorted_shares(empty).empty
