@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +16,7 @@ import pandas as pd
 import pytest
 
 from analysis.figures.base import draw_all, figure_data
-from analysis.load import load_run
+from analysis.load import Run, load_run
 from experiments.choices import CONF
 from harmoeny.placement import place
 from tests.harmoeny.runtime.cases import random_tokens
@@ -58,9 +62,80 @@ def test_it_is_exact_in_the_runtime(scatter: Any) -> None:
     run_layers(3, scatter(), tokens, num_experts=6)
 
 
-@pytest.mark.parametrize("file", ["baselines/scatter.py", "analysis/figures/hidden_fetches.py"])
-def test_examples_lie_nowhere_yet(file: str) -> None:
-    assert not Path(CONF.parent, file).exists()
+def saved_examples() -> dict[str, str]:
+    """Return all examples of the page by the file that it says to save them as."""
+    text = PAGE.read_text(encoding="utf-8")
+    return dict(re.findall(r"`([\w/]+\.(?:py|yaml))`[^`]*?:\n\n```(?:python|yaml)\n(.*?)```", text, re.S))
+
+
+def test_every_example_is_read() -> None:
+    assert len(saved_examples()) == PAGE.read_text(encoding="utf-8").count("```") / 2 == 6
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which all examples were saved as the page says."""
+    root = tmp_path_factory.mktemp("extended")
+    for folder in ("analysis", "baselines", "conf", "experiments", "harmoeny", "hydra_plugins", "results/published"):
+        shutil.copytree(CONF.parent / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("run.py", "pyproject.toml"):
+        shutil.copy(CONF.parent / file, root)
+    for file, code in saved_examples().items():
+        assert not (root / file).exists()
+        (root / file).write_text(code, encoding="utf-8")
+    return root
+
+
+def run_extended(root: Path, *arguments: str) -> Run:
+    mail = root / "mail"
+    mail.mkdir(exist_ok=True)
+    for i in range(3):
+        body = f"Message {i}: " + "the experts of this layer are where the tokens go. " * 40
+        (mail / f"{i}.eml").write_text(f"From: a@b\nSubject: {i}\n\n{body}\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "run.py", "router=camps", "router.loyalty=0.8", "dataset=mail", f"dataset.path={mail}",
+         "model=sigmoid_stack", "model.top_k=2", "system=[static_ep,scatter]", "systems.scatter.stride=3",
+         "batch_size=2", "seq_len=32", "rounds=2", "wandb.mode=disabled", f"results_dir={root / 'out'}",
+         *arguments],
+        cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (manifest,) = (root / "out").rglob("manifest.json")
+    run = load_run(manifest.parent)
+    shutil.rmtree(root / "out")
+    return run
+
+
+@pytest.mark.ranks
+def test_saved_as_the_page_says_all_examples_run_together_on_real_ranks(extended: Path) -> None:
+    run = run_extended(extended)
+    assert run.manifest["model"]["name"] == "sigmoid_stack"
+    assert {name: check["passed"] for name, check in run.manifest["checks"].items()} == {
+        "static_ep": True, "scatter": True,
+    }  # fmt: skip
+    # 64 tokens of each rank meet the rank's own expert, 0 or 1, and no token meets one twice: their second assignments
+    # are spread over the seven others.
+    layers = run.layers[run.layers["round"] == 0].set_index(["system", "rank"])
+    preferred, other = 64 + 64 / 7, 2 * 64 / 7
+    assert layers.loc[("static_ep", 0), "executed_tokens"] == pytest.approx(2 * preferred + 2 * other, abs=4)
+    # scatter executes expert 1 on rank 1 (1 * 3 modulo 2).
+    assert layers.loc[("scatter", 0), "executed_tokens"] == pytest.approx(128, abs=4)
+    assert layers.loc[("scatter", 1), "num_host_fetches"] > 0
+
+
+def test_the_written_down_cluster_is_simulated(extended: Path) -> None:
+    run = run_extended(extended, "backend=simulator", "hardware=my_cluster", "world_size=16", "model.num_experts=32")
+    assert set(run.layers["device"]) == {"my_cluster"}
+    assert set(run.layers["rank"]) == set(range(16))
+
+
+def test_the_examples_are_as_clean_as_the_project(extended: Path) -> None:
+    files = [file for file in saved_examples() if file.endswith(".py")]
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *files], cwd=extended, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_worked_figure_is_drawn_like_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
