@@ -132,20 +132,43 @@
     toImageButtonOptions: { format: "png", scale: 3 },
   };
 
+  // Plotly remembers margins of the old size and may fail on them: a plot of another height is made anew.
+  function show(view, figure) {
+    if (view.height === figure.layout.height) {
+      Plotly.react(view.div, figure.data, figure.layout, config);
+      return;
+    }
+    if (view.height) Plotly.purge(view.div);
+    view.height = figure.layout.height;
+    Plotly.newPlot(view.div, figure.data, figure.layout, config);
+    view.div.on("plotly_legendclick", (event) => onClick(view, event));
+    view.div.on("plotly_legenddoubleclick", () => false);
+  }
+
   function draw(view) {
     const figure = figureOf(view);
-    Plotly.react(view.div, figure.data, figure.layout, config);
+    show(view, figure);
     const box = view.div.querySelector(".legend .bg");
     const height = box ? box.getBoundingClientRect().height : 0;
     if (Math.abs(figure.layout.margin.b - figure.margin.b - height - 4) > 6) {
-      const again = figureOf(view, height);
-      Plotly.react(view.div, again.data, again.layout, config);
+      show(view, figureOf(view, height));
     }
-    if (!view.listens) {
-      view.listens = true;
-      view.div.on("plotly_legendclick", (event) => onLegend(view, event, false));
-      view.div.on("plotly_legenddoubleclick", (event) => onLegend(view, event, true));
+  }
+
+  // Plotly reports both clicks of a double click. The first waits for the second, since drawing moves what is clicked.
+  let first = null;
+  function onClick(view, event) {
+    const isSecond = first !== null && first.view === view && first.curve === event.curveNumber;
+    if (first) clearTimeout(first.timer);
+    if (first && !isSecond) first.act();
+    if (isSecond) {
+      first = null;
+      onLegend(view, event, true);
+    } else {
+      const act = () => { first = null; onLegend(view, event, false); };
+      first = { view, curve: event.curveNumber, act, timer: setTimeout(act, 300) };
     }
+    return false;
   }
 
   function onLegend(view, event, alone) {
@@ -161,8 +184,7 @@
         else hidden.add(other);
       }
     } else if (!hidden.delete(name)) hidden.add(name);
-    for (const other of isBreakdown ? [view] : view.state.views) if (other.listens) draw(other);
-    return false;
+    for (const other of isBreakdown ? [view] : view.state.views) if (other.height) draw(other);
   }
 
   for (const [key, plots] of Object.entries(sections)) {
@@ -191,7 +213,7 @@
   })();
 
   function redraw() {
-    for (const view of views) if (view.listens) draw(view);
+    for (const view of views) if (view.height) draw(view);
   }
 
   let width = window.innerWidth, timer;

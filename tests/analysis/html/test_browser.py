@@ -51,8 +51,12 @@ def page(browser: Browser, report: Path, complaints: list[str], request: pytest.
     context.close()
 
 
+def drawn(page: Page, plot: int) -> Locator:
+    return page.locator(".js-plotly-plot").nth(plot).locator("g.barlayer g.point path")
+
+
 def bars(page: Page, plot: int) -> int:
-    return page.locator(".js-plotly-plot").nth(plot).locator("g.barlayer g.point path").count()
+    return drawn(page, plot).count()
 
 
 def entry(page: Page, plot: int, system: str) -> Locator:
@@ -81,7 +85,7 @@ def test_page_is_drawn_and_complete_and_asks_for_nothing(page: Page, complaints:
 def test_system_is_hidden_by_its_legend_in_all_plots(page: Page, complaints: list[str]) -> None:
     breakdown = bars(page, 5)
     entry(page, 0, "static_ep").click()
-    one = page.locator(".js-plotly-plot").nth(0).locator("g.barlayer g.point path")
+    one = drawn(page, 0)
     one.nth(2 * (BARS - 1)).wait_for(state="detached")
     for i in range(4):
         assert bars(page, i) == 2 * (BARS - 1)
@@ -95,6 +99,15 @@ def test_system_is_hidden_by_its_legend_in_all_plots(page: Page, complaints: lis
     entry(page, 1, "static_ep").click()
     one.nth(2 * BARS - 1).wait_for(state="attached")
     assert bars(page, 5) == breakdown
+    assert complaints == []
+
+
+def test_double_click_shows_a_system_alone_and_then_all_again(page: Page, complaints: list[str]) -> None:
+    breakdown = bars(page, 5)
+    for wanted in (1 / len(LATENCY_S), 1.0):
+        entry(page, 0, "harmoeny").dblclick()
+        expect(drawn(page, 5)).to_have_count(round(breakdown * wanted))
+        expect(drawn(page, 0)).to_have_count(2 * BARS if wanted == 1 else 2)
     assert complaints == []
 
 
