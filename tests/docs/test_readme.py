@@ -24,6 +24,17 @@ def test_every_system_and_experiment_is_in_the_readme() -> None:
     assert set(experiments) == {path.stem for path in (CONF / "experiment").glob("*.yaml")}
 
 
+def test_every_experiment_has_its_question_and_time() -> None:
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", page, re.M)))
+    assert sorted(listed) == sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\((\w+\.md)\)", index)) == {page.name for page in PAGES[1:]} - {"README.md"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_pictures_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
