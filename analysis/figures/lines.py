@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from analysis.figures.bars import PUBLISHED
 from analysis.style import label, look
 
 
@@ -83,6 +84,29 @@ def summary_lines(
         system_line(
             axes, system, rows[axis] + shift, middle, exact=kind["exact"], bound=kind["bound"], ends=(low, high)
         )
+
+
+def published_points(axes: Axes, published: pd.DataFrame, axis: str, column: str, scale: float) -> None:
+    """Draw published values as large open markers of their system's shape and colour.
+
+    Args:
+        axes: where.
+        published: one row per system and value of ``axis``; nothing is drawn if it lacks the column.
+        axis: the column along the horizontal axis.
+        column: what is drawn.
+        scale: factor of what is drawn.
+    """
+    if column not in published:
+        return
+    for system, rows in published.groupby("system", sort=False):
+        style = look(str(system))
+        axes.plot(
+            rows[axis], rows[column] * scale, style.marker, markersize=7, markerfacecolor="none",
+            markeredgecolor=style.colour, markeredgewidth=1.0, linestyle="none", zorder=4,
+        )  # fmt: skip
+    axes.margins(y=0.1)  # for the markers' size
+    # One grey marker in the legend stands for all.
+    axes.plot([], [], "o", markersize=7, markerfacecolor="none", markeredgecolor="#555555", label=PUBLISHED)
 
 
 def decimal_log(axes: Axes) -> None:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.figures.bars import (
+    RELATIVE,
+    THROUGHPUT,
+    TTFT,
+    TTFT_PER_SEQUENCE,
+    Comparison,
+    compare,
+    with_published,
+)
 from analysis.figures.base import FigureData, Source
 from analysis.figures.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
-from analysis.figures.lines import decimal_log, summary_lines
+from analysis.figures.lines import decimal_log, published_points, summary_lines
 from analysis.figures.policies import policies_only
+from analysis.published import router_is
 
 NAME = "policy_sweep"
 SOURCE = Source(
@@ -20,10 +30,12 @@ SOURCE = Source(
 _AXIS = "router.skew"
 #: With a larger ratio between slowest and fastest the time's axis is logarithmic.
 _LINEAR_UP_TO = 4
-_PANELS = (
-    ("throughput_tokens_per_s", "Throughput\n(1,000 tokens/s)", 1e-3),
-    ("ttft_s", "Time to first\ntoken (s)", 1.0),
-)
+_TITLES = {
+    THROUGHPUT.column: "Throughput\n(1,000 tokens/s)",
+    TTFT.column: "Time to first\ntoken (s)",
+    TTFT_PER_SEQUENCE.column: "Time to first token\n(ms per sequence)",
+    RELATIVE: "Throughput / Static\nEP's at skew 0",
+}
 
 
 def missing(data: FigureData) -> str | None:
@@ -39,26 +51,33 @@ def missing(data: FigureData) -> str | None:
 
 
 def table(data: FigureData) -> pd.DataFrame:
-    """Return medians and intervals per point and policy."""
-    columns = [f"{name}{end}" for name, *_ in _PANELS for end in ("", "_low", "_high")]
-    return policies_only(data).summary[[*data.axes, "system", *columns]]
+    """Return medians and intervals per point and policy, and the published values that are drawn."""
+    comparison = _compare(data)
+    columns = [f"{panel.column}{end}" for panel in comparison.panels for end in ("", "_low", "_high")]
+    return with_published(comparison.frame[[*data.axes, "system", *columns]], comparison, _AXIS)
 
 
 def plot(data: FigureData) -> Figure:
     """Draw a panel per metric and in it a line per policy."""
-    summary = policies_only(data).summary
-    figure = new_figure(COLUMN_IN, 4.3)
-    panels = figure.subplots(len(_PANELS), 1, sharex=True)
-    for axes, (column, title, scale) in zip(panels, _PANELS, strict=True):
+    summary, metrics, published, note = _compare(data)
+    figure = new_figure(COLUMN_IN, 1.1 + 1.6 * len(metrics))
+    panels = figure.subplots(len(metrics), 1, sharex=True)
+    for axes, (column, _, scale) in zip(panels, metrics, strict=True):
         summary_lines(axes, summary, _AXIS, column, scale, apart=True)
-        axes.set_ylabel(title)
-    panels[0].set_ylim(bottom=0)
-    if summary["ttft_s"].max() > _LINEAR_UP_TO * summary["ttft_s"].min():
-        decimal_log(panels[1])
-    else:
-        panels[1].set_ylim(bottom=0)
+        published_points(axes, published, _AXIS, column, scale)
+        axes.set_ylabel(_TITLES[column])
+        time = column in (TTFT.column, TTFT_PER_SEQUENCE.column)
+        if time and summary[column].max() > _LINEAR_UP_TO * summary[column].min():
+            decimal_log(axes)
+        else:
+            axes.set_ylim(bottom=0)
     panels[-1].set_xticks(skews := sorted(summary[_AXIS].unique()), [f"{skew:g}" for skew in skews])
     panels[-1].set_xlabel("Router skew")
-    set_legend(figure, entries_of(panels[0]))
-    set_caption(figure, data.caption)
+    set_legend(figure, entries_of(panels[0]) | entries_of(panels[-1]))
+    set_caption(figure, " ".join([data.caption, note]).strip())
     return figure
+
+
+def _compare(data: FigureData) -> Comparison:
+    policies = policies_only(data)
+    return compare(policies, policies.summary, _AXIS, "skew", lambda run: router_is(run, "PaperSkewRouter"), at=0.0)

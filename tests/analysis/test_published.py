@@ -11,7 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from analysis.figures import bars, dataset_sweep, skew_sweep, threshold_sweep, time_breakdown
+from analysis.figures import (
+    bars,
+    dataset_sweep,
+    policy_sweep,
+    skew_response,
+    skew_sweep,
+    threshold_sweep,
+    time_breakdown,
+)
 from analysis.figures.base import FigureData
 from analysis.load import Run, load_run
 from analysis.published import FOLDER, TABLES, change_text, load_published, on_papers_machine
@@ -20,7 +28,7 @@ from analysis.table import summary_frame
 from experiments.choices import CONF
 from experiments.compose import compose_point
 from experiments.routers.base import RoutingRequest
-from tests.synthetic import write_run
+from tests.synthetic import write_routing, write_run
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "harmoeny-paper"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"the authors' data are not in {REFERENCE}")
@@ -359,3 +367,32 @@ def test_thresholds_are_compared_to_their_own_best(tmp_path: Path) -> None:
     (ours,) = [c for c in panel.containers if c.get_label() == "HarMoEny"]
     assert np.asarray(ours.lines[0].get_ydata()).tolist() == [0.5, 1.0]  # type: ignore[attr-defined]
     assert len(threshold_sweep.plot(data_of([run], [{}])).axes) == 2
+
+
+def test_policies_have_open_markers_at_the_published_values(runs: list[Run]) -> None:
+    figure = policy_sweep.plot(data_of(runs, [{"router.skew": skew} for skew in SKEWS]))
+    published = load_published("skew").set_index(["system", "router.skew"])["throughput_tokens_per_s"]
+    open_lines = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    drawn = sorted(values for line in open_lines if (values := np.asarray(line.get_ydata(), dtype=float).tolist()))
+    expected = [[published[system, skew] / 1e3 for skew in SKEWS] for system in ("harmoeny", "static_ep")]
+    np.testing.assert_allclose(drawn, expected)
+
+
+def test_response_to_skew_by_hand(tmp_path: Path) -> None:
+    """Two batches of even routing, one in which one expert of four has all; HarMoEny is 2, 4 and 8 times as fast."""
+    latency_s = {"static_ep": [8.0, 8.0, 8.0], "harmoeny": [4.0, 2.0, 1.0]}
+    folder = tmp_path / "run"
+    write_run(folder, latency_s=latency_s)
+    write_routing(folder, [[[25] * 4] * 3, [[25] * 4] * 3, [[100, 0, 0, 0]] * 3], [0, 0, 1], "dynamic")
+    data = data_of([load_run(folder)], [{}], published=True)
+    assert skew_response.missing(data) is None
+    rows = skew_response.table(data).set_index("gini_low")
+    assert rows["throughput_relative"].to_dict() == {0.0: pytest.approx(3.0), 0.75: pytest.approx(8.0)}
+    assert rows["num_batches"].to_dict() == {0.0: 2, 0.75: 1}
+    published = load_published("timeline").set_index(["system", "gini_low"])["throughput_tokens_per_s"]
+    for low in (0.0, 0.75):
+        expected = published["harmoeny", low] / published["static_ep", low]
+        assert rows["published_throughput_relative"][low] == pytest.approx(expected)
+    assert "published_throughput_relative" not in skew_response.table(data_of([load_run(folder)], [{}]))
+    texts = [text.get_text() for text in skew_response.plot(data).legends[0].get_texts()]
+    assert texts == ["HarMoEny", "Published"]
