@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from analysis.figures import iterations
 from analysis.figures.base import FigureData
 from analysis.figures.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
-from analysis.figures.lines import kind_of, published_points, system_line
+from analysis.figures.lines import published_points, system_line
 from analysis.published import CITATION, load_published, on_papers_machine
 from analysis.stats import paired_ratio
 
@@ -62,10 +62,11 @@ def plot(data: FigureData) -> Figure:
     frame = frame.assign(gini=(frame["gini_low"] + frame["gini_high"]) / 2)
     figure = new_figure(COLUMN_IN, 3.1)
     axes = figure.subplots()
-    for system in sorted(dict.fromkeys(frame["system"]), key=lambda name: kind_of(run, name)["bound"]):
+    for system in sorted(dict.fromkeys(frame["system"]), key=lambda name: bool(run.systems[name]["bound"])):
         rows = frame[frame["system"] == system]
         ends = (rows[f"{_RATIO}_low"], rows[f"{_RATIO}_high"])
-        system_line(axes, system, rows["gini"], rows[_RATIO], ends=ends, **kind_of(run, system))
+        kind = run.systems[system]
+        system_line(axes, system, rows["gini"], rows[_RATIO], exact=kind["exact"], bound=kind["bound"], ends=ends)
     axes.axhline(1, color="#555555", linewidth=0.8, linestyle=":")
     caption = f"{data.caption} By ranges of the Gini index, each a quarter wide."
     column = f"published_{_RATIO}"
