@@ -33,7 +33,7 @@ def test_sweep_is_printed_and_saved_and_what_is_missing_is_named(
         "table.txt",
         "table.csv",
         "report.html",
-        *(f"figures/skew_sweep.{s}" for s in ("png", "pdf", "csv")),
+        *(f"figures/{name}.{s}" for name in ("skew_sweep", "policy_sweep") for s in ("png", "pdf", "csv")),
     }
 
 
