@@ -20,6 +20,7 @@ from pathlib import Path
 from analysis.figures.base import FigureModule, draw_all, figure_data
 from analysis.figures.collection import Collection, find_results
 from analysis.load import find_runs, load_sweep
+from analysis.summary import write_summary
 from analysis.table import skew_points
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -118,14 +119,19 @@ def _measured(module: FigureModule) -> str:
 
 
 def _simulate(command: str, results: Path) -> str:
-    """Run a simulation and return a line about it; what it prints is kept back, unless it fails."""
+    """Run a simulation and return a line about it; what it prints is kept back, unless it fails.
+
+    Its figures are drawn with all others, so it reports nothing itself.
+    """
     start = time.perf_counter()
-    options = [*shlex.split(command)[2:], f"results_dir={results.resolve()}", "wandb.mode=disabled"]
+    options = [*shlex.split(command)[2:], f"results_dir={results.resolve()}", "~hydra.callbacks.report"]
     done = subprocess.run(  # noqa: S603  (a command of the registry)
         [sys.executable, "run.py", *options], cwd=_ROOT, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         return f"failed: {command}\n{done.stderr.strip()}"
+    for run in find_runs(results / options[0].removeprefix("experiment=")):
+        write_summary(run)
     return f"{command} ({time.perf_counter() - start:.0f} s)"
 
 

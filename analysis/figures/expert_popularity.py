@@ -10,6 +10,7 @@ from analysis.figures.base import SIMULATED_TEXTS, FigureData, Source
 from analysis.figures.layout import COLUMN_IN, PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.routing import sorted_shares
 from analysis.style import dataset_look
+from analysis.table import INTERVALS
 
 NAME = "expert_popularity"
 SOURCE = Source("dataset_sweep", minutes=9, simulated=SIMULATED_TEXTS)
@@ -61,7 +62,7 @@ def plot(data: FigureData) -> Figure:
         axes.set_visible(False)
     entries = {name: handle for axes in panels.flat for name, handle in entries_of(axes).items()}
     set_legend(figure, entries)
-    set_caption(figure, f"{data.caption} Lines: median of the layers; bands: all layers.")
+    set_caption(figure, f"{data.caption.replace(INTERVALS, 'lines: median of the layers, bands: all layers')}")
     return figure
 
 
