@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures.base import FigureData
+from analysis.figures.layout import letters_per_line
 from analysis.load import Run
 from analysis.published import CITATION, beside, load_published, on_papers_machine, with_batches
 from analysis.style import label, look
@@ -186,7 +187,7 @@ def limit_height(axes: Axes) -> None:
                 centre = bar.get_x() + bar.get_width() / 2
                 beside = published.get(round(centre, 6), np.nan)
                 text = f"{bar.get_height():.3g}" + ("" if np.isnan(beside) else f"; published {beside:.3g}")
-                axes.text(centre, top * 0.98, text, rotation=90, ha="center", va="top", fontsize=6, color="white")
+                axes.text(centre, top * 0.98, text, rotation=90, ha="center", va="top", fontsize=7, color="white")
 
 
 def _open_markers(axes: Axes, places: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
@@ -208,8 +209,8 @@ def bars_legend(figure: Figure, panels: Sequence[Axes]) -> int:
     return -(-len(labels) // columns)
 
 
-def draw_caption(figure: Figure, text: str, width: int = 180) -> float:
+def draw_caption(figure: Figure, text: str) -> float:
     """Write the caption at the bottom and return the height that it takes, in inches."""
-    lines = fill(text, width)
-    figure.text(0.01, 0.05 / figure.get_figheight(), lines, fontsize=6.5, color="#555555", va="bottom")
-    return 0.1 + 0.11 * (1 + lines.count("\n"))
+    lines = fill(text, letters_per_line(figure))
+    figure.text(0.01, 0.05 / figure.get_figheight(), lines, fontsize=7, color="#444444", va="bottom")
+    return 0.1 + 0.12 * (1 + lines.count("\n"))

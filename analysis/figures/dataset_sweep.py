@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.bars import Comparison, bars_legend, compare, draw_caption, grouped_bars, limit_height
 from analysis.figures.base import SIMULATED_TEXTS, FigureData, Source
+from analysis.figures.layout import PAGE_IN
 from analysis.load import Run
 from analysis.published import router_is
 from analysis.stats import median_interval
@@ -24,7 +25,7 @@ _RECORDED = "router.case"
 _MODEL_HEIGHT = 5.4
 _BARS = {"left": 0.07, "right": 0.99, "top": 0.84, "bottom": 0.14, "wspace": 0.18}
 #: Characters that fit side by side above the panels.
-_TITLES = 130
+_TITLES = 105
 
 
 def missing(data: FigureData) -> str | None:
@@ -80,7 +81,7 @@ def plot(data: FigureData) -> Figure:
     """Draw per model a row of bars by data set and a row with the imbalance per layer on every data set."""
     numbers, comparisons = table(data), _compare(data)
     datasets = list(dict.fromkeys(_named(data)[_AXIS]))
-    figure = Figure(figsize=(8.4, _MODEL_HEIGHT * len(comparisons)))
+    figure = Figure(figsize=(PAGE_IN, _MODEL_HEIGHT * len(comparisons)))
     rows = figure.subfigures(2 * len(comparisons), 1, squeeze=False)[:, 0]
     legend: list[Axes] = []
     for i, comparison in enumerate(comparisons):
@@ -107,7 +108,7 @@ def _bars(row: Figure, comparison: Comparison, model: str, datasets: list[str]) 
     panels = list(row.subplots(1, len(comparison.panels)))
     for axes, panel in zip(panels, comparison.panels, strict=True):
         grouped_bars(axes, comparison.frame, _AXIS, datasets, panel.column, panel.scale, comparison.published)
-        axes.set_xticks(range(len(datasets)), datasets, fontsize=8)
+        axes.set_xticks(range(len(datasets)), datasets, fontsize=7)
         title = f"{model}: {panel.title}"
         title = title if len(title) * len(panels) <= _TITLES else title.replace(", ", ",\n")
         axes.set_title(title, fontsize=8, loc="left")

@@ -15,6 +15,7 @@ COLUMN_IN, PAGE_IN = 3.4, 7.0
 _CAPTION_POINTS = 7
 #: Width of a letter on average, of the caption and of the legend, and of what stands before a legend's label.
 _LETTER_POINTS, _LEGEND_LETTER_POINTS, _HANDLE_POINTS = 3.8, 3.9, 25.0
+_TITLE_LETTER_POINTS = 4.3
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
@@ -24,8 +25,21 @@ def new_figure(width_in: float, height_in: float) -> Figure:
 
 def set_caption(figure: Figure, caption: str) -> None:
     """Write what the numbers were measured on below the panels."""
-    letters = int(figure.get_figwidth() * 72 / _LETTER_POINTS)
-    figure.supxlabel(fill(caption, letters), x=0.01, ha="left", fontsize=_CAPTION_POINTS, color="#444444")
+    figure.supxlabel(
+        fill(caption, letters_per_line(figure)), x=0.01, ha="left", fontsize=_CAPTION_POINTS, color="#444444"
+    )
+
+
+def letters_per_line(figure: Figure) -> int:
+    """Return how many letters of a caption fit beside each other."""
+    return int(figure.get_figwidth() * 72 / _LETTER_POINTS)
+
+
+def panel_title(title: str, num_panels: int) -> str:
+    """Break the title of one of several panels that stand beside each other on a page at its last comma, where it is long."""
+    if len(title) <= 0.92 * PAGE_IN * 72 / num_panels / _TITLE_LETTER_POINTS:
+        return title
+    return ",\n".join(title.rsplit(", ", 1))
 
 
 def set_legend(figure: Figure, entries: Mapping[str, Artist]) -> None:

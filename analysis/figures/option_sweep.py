@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.bars import draw_caption
 from analysis.figures.base import FigureData
+from analysis.figures.layout import PAGE_IN, panel_title
 from analysis.published import CITATION
 from analysis.style import label, look
 
@@ -86,18 +87,18 @@ def plot_sweep(
         published: a further panel, and published values of its column by ``option``, drawn as open markers.
     """
     everything = (*panels, published[0]) if published else panels
-    figure = Figure(figsize=(8.4 if len(everything) < 3 else 11.4, 3.3))
+    figure = Figure(figsize=(PAGE_IN, 3.3))
     for axes, panel in zip(figure.subplots(1, len(everything)), everything, strict=True):
         _line(axes, frame, option, panel)
         axes.set_xlabel(axis_label)
-        axes.set_title(panel.title, fontsize=9, loc="left")
+        axes.set_title(panel_title(panel.title, len(everything)), loc="left")
     caption = data.caption
     if published:
         _open_markers(figure.axes[-1], published[1], option, published[0].column)
         caption += f" Open markers: published, {CITATION}."
     handles, labels = figure.axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
-    bottom = draw_caption(figure, caption, 150 if len(everything) < 3 else 210)
+    bottom = draw_caption(figure, caption)
     figure.tight_layout(rect=(0, bottom / figure.get_figheight(), 1, 0.93))
     return figure
 

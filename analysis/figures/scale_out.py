@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from textwrap import fill
-
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from analysis.figures.bars import draw_caption
 from analysis.figures.base import FigureData, Source
+from analysis.figures.layout import PAGE_IN, panel_title
 from analysis.style import label, look
 
 NAME = "scale_out"
@@ -36,7 +36,7 @@ def table(data: FigureData) -> pd.DataFrame:
 
 def plot(data: FigureData) -> Figure:
     """Draw a line per system; throughput on two logarithmic axes, with what perfect scaling would give."""
-    figure = Figure(figsize=(8.4, 3.9))
+    figure = Figure(figsize=(PAGE_IN, 3.9))
     panels = figure.subplots(1, 2)
     for axes, (column, title, scale) in zip(panels, _PANELS, strict=True):
         for system, rows in data.summary.groupby("system", sort=False):
@@ -44,7 +44,7 @@ def plot(data: FigureData) -> Figure:
             style = look(str(system))
             values = ordered[column] * scale
             axes.plot(ordered[_AXIS], values, marker=style.marker, color=style.colour, label=label(str(system)))
-        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_title(panel_title(title, 2), loc="left")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("GPUs")
@@ -55,6 +55,6 @@ def plot(data: FigureData) -> Figure:
     panels[0].set_yscale("log")
     panels[1].set_ylim(bottom=0)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=5, frameon=False)
-    figure.text(0.01, 0.012, fill(data.caption, 180), fontsize=6.5, color="#555555", va="bottom")
-    figure.tight_layout(rect=(0, 0.06, 1, 0.93))
+    bottom = draw_caption(figure, data.caption) / figure.get_figheight()
+    figure.tight_layout(rect=(0, bottom, 1, 0.93))
     return figure

@@ -15,6 +15,7 @@ from analysis.figures.bars import (
     with_published,
 )
 from analysis.figures.base import FigureData, Source
+from analysis.figures.layout import PAGE_IN, panel_title
 from analysis.published import router_is
 
 NAME = "skew_sweep"
@@ -45,12 +46,12 @@ def plot(data: FigureData) -> Figure:
     frame, panels, published, note = _compare(data)
     skews = sorted(frame[_AXIS].unique())
     stacked = len(panels) > 2 or len(skews) * frame["system"].nunique() > _BARS_SIDE_BY_SIDE
-    figure = Figure(figsize=(8.4, 3.5 * len(panels) if stacked else 3.9))
+    figure = Figure(figsize=(PAGE_IN, 3.5 * len(panels) if stacked else 3.9))
     places = figure.subplots(*((len(panels), 1) if stacked else (1, len(panels))))
     for axes, panel in zip(places, panels, strict=True):
         grouped_bars(axes, frame, _AXIS, skews, panel.column, panel.scale, published)
         axes.set_xticks(range(len(skews)), [f"{skew:g}" for skew in skews])
-        axes.set_title(panel.title, fontsize=9, loc="left")
+        axes.set_title(panel_title(panel.title, 1 if stacked else len(panels)), loc="left")
         axes.set_xlabel("Router skew (share of assignments to the hot experts)")
         limit_height(axes)
     rows, height = bars_legend(figure, places), figure.get_figheight()

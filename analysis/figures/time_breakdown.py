@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.bars import draw_caption
 from analysis.figures.base import FigureData, Source
+from analysis.figures.layout import PAGE_IN
 from analysis.load import Run
 from analysis.published import CITATION, load_published, on_papers_machine, router_is
 from analysis.style import PHASE_COLOURS, label
@@ -64,7 +65,7 @@ def plot(data: FigureData) -> Figure:
     places = [i * (len(ranks) + 0.8) + r for i in range(len(systems)) for r in range(len(ranks))]
     heights = [len(systems) * (len(ranks) + 1), len(published) + 1.0][: 1 if published.empty else 2]
     same = _same_conditions(data.runs[0])
-    figure = Figure(figsize=(8.4, 1.6 + _BAR * sum(heights) + 0.8 * (len(heights) - 1)))
+    figure = Figure(figsize=(PAGE_IN, 1.6 + _BAR * sum(heights) + 0.8 * (len(heights) - 1)))
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False, sharex=same)[:, 0]
     names = [f"{label(s)}, rank {r}" if r == ranks[0] else f"rank {r}" for s, r in rows]
     _stack(panels[0], ours.set_index(["system", "rank"]).loc[rows], places, names)
@@ -81,7 +82,7 @@ def plot(data: FigureData) -> Figure:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(PARTS), frameon=False,
                   fontsize=8, columnspacing=1.2, handlelength=1.2)  # fmt: skip
     height = figure.get_figheight()
-    figure.tight_layout(rect=(0, draw_caption(figure, caption, 150) / height, 1, 1 - 0.3 / height))
+    figure.tight_layout(rect=(0, draw_caption(figure, caption) / height, 1, 1 - 0.3 / height))
     return figure
 
 
