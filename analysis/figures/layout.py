@@ -36,7 +36,7 @@ def letters_per_line(figure: Figure) -> int:
 
 
 def panel_title(title: str, num_panels: int) -> str:
-    """Break the title of one of several panels that stand beside each other on a page at its last comma, where it is long."""
+    """Break a title at its last comma where so many panels beside each other leave no room for it on one line."""
     if len(title) <= 0.92 * PAGE_IN * 72 / num_panels / _TITLE_LETTER_POINTS:
         return title
     return ",\n".join(title.rsplit(", ", 1))
