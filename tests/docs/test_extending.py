@@ -120,7 +120,7 @@ def test_saved_as_the_page_says_all_examples_run_together_on_real_ranks(extended
     assert layers.loc[("static_ep", 0), "executed_tokens"] == pytest.approx(2 * preferred + 2 * other, abs=4)
     # scatter executes expert 1 on rank 1 (1 * 3 modulo 2).
     assert layers.loc[("scatter", 0), "executed_tokens"] == pytest.approx(128, abs=4)
-    assert layers.loc[("scatter", 1), "num_host_fetches"] > 0
+    assert layers.loc[("scatter", 1), "num_host_fetches"] != 0
 
 
 def test_the_written_down_cluster_is_simulated(extended: Path) -> None:
