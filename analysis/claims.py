@@ -128,15 +128,11 @@ def _skew(run: Run) -> float:
 
 
 def _baselines(run: Run) -> list[str]:
-    """Return the systems to compare with: exact, no bounds, not our own.
-
-    A simulated system that drops tokens because its gate does (``capacity_limit``) has an exact policy all the same.
-    """
-    dropped = run.layers.groupby("system")["dropped_tokens"].sum()
+    """Return the systems to compare with: exact, no bounds, not our own."""
     return [
         name
         for name, kind in run.systems.items()
-        if name != OUR_SYSTEM and kind["exact"] and kind["baseline"] and not kind["bound"] and not dropped[name]
+        if name != OUR_SYSTEM and kind["exact"] and kind["baseline"] and not kind["bound"]
     ]
 
 

@@ -42,7 +42,7 @@ def summary_frame(
             row["best_baseline"] = system == summary["best_baseline"]
             row |= {key: summary[key] for key in ("run_id", "backend", "device", "host_link", "scope", "world_size")}
             row |= {key: run.manifest["model"][key] for key in ("num_experts", "num_moe_layers", "top_k")}
-            row |= {"model_name": model_name(run), "dataset_name": run.manifest["dataset"]["name"]}
+            row |= {"model_name": model_name(run), "dataset_name": dataset_name(run)}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -52,6 +52,12 @@ def model_name(run: Run) -> str:
     model = run.config.get("model", {})
     known = model.get("local_path") or model.get("hub_name") or run.manifest["model"]["name"]
     return Path(known).name
+
+
+def dataset_name(run: Run) -> str:
+    """Return the name of the text, or ``none`` for a simulation whose routing does not come from any."""
+    reads = run.manifest["backend"] != "simulator" or run.manifest["point"]["router"] == "model"
+    return str(run.manifest["dataset"]["name"]) if reads else "none"
 
 
 def skew_points(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -77,9 +83,10 @@ def figure_caption(frame: pd.DataFrame) -> str:
         f"{row['model_name']} ({row['num_experts']} experts x {row['num_moe_layers']} MoE layers, top-{row['top_k']})"
         for row in frame.to_dict("records")
     }
-    texts = " + ".join(sorted(frame["dataset_name"].unique()))
+    texts = " + ".join(sorted(set(frame["dataset_name"]) - {"none"}))
+    read = f"; data set {texts}" if texts else ""
     simulated = "Simulated, not measured: " if set(frame["backend"]) == {"simulator"} else ""
-    return f"{simulated}{caption(frame)}, {INTERVALS}. Model {' + '.join(sorted(models))}; data set {texts}."
+    return f"{simulated}{caption(frame)}, {INTERVALS}. Model {' + '.join(sorted(models))}{read}."
 
 
 def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:

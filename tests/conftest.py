@@ -16,8 +16,18 @@ from experiments.options import register_options
 from tests.smoke import SmokeRun, run_smoke
 
 ROOT = Path(__file__).resolve().parent.parent
+#: What mostly waits, and therefore goes beside what computes.
+WAITING = ROOT / "tests" / "cluster"
 Compose = Callable[..., DictConfig]
 Load = Callable[..., Point]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, on one of the workers that share the tests, what shares a fixture that is dear to make."""
+    items.sort(key=lambda item: not item.path.is_relative_to(WAITING))
+    for item in items:
+        shares = "smoke" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("smoke" if shares else str(item.path.relative_to(ROOT))))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,7 +62,7 @@ def plot(data: FigureData) -> Figure:
             axes.set_xlabel("MoE layer, rank by rank")
             axes.xaxis.set_tick_params(labelbottom=True)
     panels[0, 0].set_ylim(0, float(frame["relative_load"].max()) * 1.04)
-    figure.supylabel("Tokens of a rank / mean of the ranks", fontsize=8)
+    figure.supylabel("Tokens of a rank /\nmean of the ranks", fontsize=8)
     source = data.caption.replace(f"; medians of {run.iterations['round'].nunique()} rounds, {INTERVALS}", "")
     set_caption(
         figure,

@@ -127,10 +127,12 @@ def measured_on(section: Section) -> str:
     scope = "the whole model" if manifest["scope"] == "model" else "MoE layers only"
     experts, layers, top_k = (span(frame[key]) for key in ("num_experts", "num_moe_layers", "top_k"))
     shape = f"{experts} experts in each of {layers} MoE {'layer' if layers == '1' else 'layers'}, top-{top_k}"
+    texts = sorted(set(frame["dataset_name"]) - {"none"})
+    read = f"; data set {', '.join(texts)}" if texts else ""
     link = "" if section.simulated else f", host link {joined(frame['host_link'])}"
     return (
         f"{how} on {devices}{link}, {ranks} {'rank' if ranks == '1' else 'ranks'}; {scope}, {models} "
-        f"({shape}); data set {joined(frame['dataset_name'])}. "
+        f"({shape}){read}. "
         f"Medians of {rounds} {'round' if rounds == '1' else 'rounds'}"
         f"{' with 95 % bootstrap intervals, ratios paired by round' if rounds != '1' else ''}."
     )

@@ -172,12 +172,14 @@ def simulate(point: Point, tokens: TokenFile | None = None) -> Simulation:
         if batch_size not in traced:
             traced[batch_size] = trace_model(point.model, batch_size, point["seq_len"])
         work = traced[batch_size]
-        cost = CostModel(point.hardware, topology, work, options.software.get(name, SoftwareCost()))
+        software = options.software.get(name, SoftwareCost())
+        cost = CostModel(point.hardware, topology, work, software)
         fitted = _fit(policy.calibrated(cost.expert), routing, work, point["world_size"])
         try:
             system = SimulatedSystem(fitted, cost, point.hardware.device_memory_bytes)
             iterations += _run_rounds(point, name, system, routing, batch_size, len(iterations))
             notes[name] = {
+                "exact": policy.exact and software.capacity_limit is None,
                 "device_expert_bytes": int(system.held_bytes[0]) - work.dense_bytes,
                 "threshold": getattr(fitted, "threshold", None),
             }

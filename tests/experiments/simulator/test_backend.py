@@ -101,6 +101,20 @@ def test_systems_may_have_batches_of_their_own(tmp_path: Path) -> None:
     )
 
 
+def test_a_gate_that_drops_makes_a_system_inexact(tmp_path: Path) -> None:
+    gate = "+simulator.software.static_ep={padded: true, capacity_limit: 1}"
+    simulation = simulate(make_point(tmp_path, *SMALL, "backend=simulator", "system=[static_ep,even_split]", gate))
+    dropped = {
+        name: sum(layer["dropped_tokens"] for it in simulation.iterations for layer in it.layers if it.system == name)
+        for name in ("static_ep", "even_split")
+    }
+    assert dropped["static_ep"] > 0 == dropped["even_split"]
+    assert {name: notes["exact"] for name, notes in simulation.notes.items()} == {
+        "static_ep": False,
+        "even_split": True,
+    }
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
