@@ -22,6 +22,7 @@ Compose = Callable[..., DictConfig]
 Load = Callable[..., Point]
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together, on one of the workers that share the tests, what shares a fixture that is dear to make."""
     items.sort(key=lambda item: not item.path.is_relative_to(WAITING))
