@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,28 +25,42 @@ Compose = Callable[..., DictConfig]
 Load = Callable[..., Point]
 
 
-@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together, on one of the workers that share the tests, what shares a fixture that is dear to make."""
+    """Begin with what mostly waits, so that the other workers' tests compute beside it."""
     items.sort(key=lambda item: not item.path.is_relative_to(WAITING))
-    for item in items:
-        shares = "smoke" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("smoke" if shares else str(item.path.relative_to(ROOT))))
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this session share, where there are several."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
-def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def session_cache(shared_folder: Path) -> Iterator[Path]:
     """One cache of texts and tokenizers for all tests, filled by the code under test and never by an earlier one."""
-    path = tmp_path_factory.mktemp("cache")
+    path = shared_folder / "cache"
+    path.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARMOENY_CACHE", str(path))
         yield path
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
+def smoke(shared_folder: Path) -> SmokeRun:
     """The smoke experiment on two ranks that it started itself; made once for all that look at results."""
-    return run_smoke(tmp_path_factory.mktemp("smoke"))
+    made = shared_folder / "smoke.pickle"
+    with (shared_folder / "smoke.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            folder = shared_folder / "smoke"
+            folder.mkdir()
+            made.write_bytes(pickle.dumps(run_smoke(folder)))
+        run: SmokeRun = pickle.loads(made.read_bytes())
+        return run
 
 
 @pytest.fixture
