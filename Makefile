@@ -30,7 +30,7 @@ test: $(INSTALLED) $(DEEPSPEED) ## install into .venv, DeepSpeed too, and run li
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: $(INSTALLED) ## measure the parts that have a time budget (scripts/bench)
 	set -e; for name in $(BENCHES); do $(BIN)/python -m scripts.bench.$$name; done

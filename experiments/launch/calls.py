@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.launcher.api import elastic_launch
 
-from experiments.launch.host import host_config
+from experiments.launch.host import host_config, stay_on_this_host
 
 T = TypeVar("T")
 
@@ -42,6 +42,7 @@ def _entry(device_type: str, function: Callable[..., T], arguments: tuple[object
         device = torch.device("cpu")
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
     if world_size > 1:
+        stay_on_this_host()
         dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=120))
     try:
         with torch.inference_mode():

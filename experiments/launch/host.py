@@ -21,8 +21,6 @@ def host_config(
         preload: module that imports what CPU ranks need, once for all of them.
         logs_specs: where their output goes; None: where this process's goes.
     """
-    # Ranks of one host need no other interface, and a host whose own name does not resolve would find none.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -36,6 +34,14 @@ def host_config(
         start_method=_start_method(device_type, preload),
         logs_specs=logs_specs,
     )
+
+
+def stay_on_this_host() -> None:
+    """Let gloo use the loopback interface; called by a rank, so that nothing else that its launcher starts does so.
+
+    Ranks of one host need no other, and on a host whose own name does not resolve gloo would find none.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def _start_method(device_type: str, preload: str) -> str:

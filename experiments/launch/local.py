@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import elastic_launch
 
 from experiments.config import Point, load_point
 from experiments.datasets.tokens import TokenFile
-from experiments.launch.host import host_config
+from experiments.launch.host import host_config, stay_on_this_host
 from experiments.worker import run_rank
 
 #: What torchelastic answers with an exception while ranks run.
@@ -95,6 +95,7 @@ def _entry(values: dict[str, Any], tokens: TokenFile, folder: str) -> None:
     # Ctrl-C reaches the whole process group: a rank just goes, even from inside a collective, and the launcher talks.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
+    stay_on_this_host()
     run_rank(load_point(values), tokens, Path(folder))
     if dist.is_initialized():
         dist.destroy_process_group()
