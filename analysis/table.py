@@ -69,10 +69,11 @@ def skew_points(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def caption(frame: pd.DataFrame) -> str:
     """Say what the numbers were measured on; results of different machines are named, never mixed silently."""
-    backend, device, link, ranks, scope = (
-        " + ".join(str(value) for value in sorted(frame[key].unique()))
-        for key in ("backend", "device", "host_link", "world_size", "scope")
+    backend, device, link, scope = (
+        " + ".join(sorted(frame[key].unique())) for key in ("backend", "device", "host_link", "scope")
     )
+    sizes = sorted(frame["world_size"].unique())
+    ranks = " + ".join(map(str, sizes)) if len(sizes) <= 3 else f"{sizes[0]} to {sizes[-1]}"
     rounds = frame["num_rounds"].min()
     return f"{backend}, {device}, host link {link}; {ranks} ranks; scope {scope}; medians of {rounds} rounds"
 

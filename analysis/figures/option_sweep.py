@@ -134,10 +134,11 @@ def _line(axes: Axes, frame: pd.DataFrame, option: str, panel: Panel) -> None:
         label=label("harmoeny"),
     )
     derived = frame[frame["derived"]]
-    axes.plot(
-        derived[option], derived[panel.column], "*", color="black", markersize=11, linestyle="none", zorder=3,
-        label="value that the harness derives",
-    )  # fmt: skip
+    if len(derived):
+        axes.plot(
+            derived[option], derived[panel.column], "*", color="black", markersize=11, linestyle="none", zorder=3,
+            label="value that the harness derives",
+        )  # fmt: skip
     axes.set_xscale("log", base=2)
     _ticks(axes, frame.loc[~frame["derived"], option])
     axes.set_ylim(0, 1.1 * float(high.max()))

@@ -104,6 +104,7 @@ def test_simulations_fill_the_gaps_once_and_are_called_what_they_are(
         return subprocess.CompletedProcess(arguments, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("analysis.figures.__main__._PAPER", ())
     call(monkeypatch, "--results", tmp_path, "--simulate")
     said = capsys.readouterr().out
     assert sorted(started) == ["experiment=paper_breakdown", "experiment=paper_skew"]
@@ -115,6 +116,24 @@ def test_simulations_fill_the_gaps_once_and_are_called_what_they_are(
     assert "Not drawn" not in said
     call(monkeypatch, "--results", tmp_path, "--simulate")
     assert len(started) == 2, "nothing is missing any more"
+
+
+def test_the_papers_own_figures_are_simulated_beside_measured_ones(
+    few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_results(tmp_path, simulated=False)
+    started = []
+
+    def run(arguments: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        started.append(arguments[2])
+        return subprocess.CompletedProcess(arguments, 1, "", "error: not now")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    call(monkeypatch, "--results", tmp_path, "--simulate")
+    assert sorted(started) == ["experiment=paper_breakdown", "experiment=paper_skew"]
+    change_manifest(write_run(tmp_path / "paper_skew" / "done").folder, experiment="paper_skew")
+    call(monkeypatch, "--results", tmp_path, "--simulate")
+    assert started[2:] == ["experiment=paper_breakdown"]
 
 
 def test_help_explains_where_figures_go(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
