@@ -125,7 +125,7 @@ def missing_lines(collection: Collection) -> list[str]:
 
 
 def _measured(module: FigureModule) -> str:
-    return f"{module.SOURCE.command} (about {module.SOURCE.minutes:g} minutes on two cores)"
+    return f"{module.SOURCE.command} (about {module.SOURCE.minutes:g} min on two cores)"
 
 
 def _simulate(command: str, results: Path) -> str:

@@ -15,7 +15,7 @@ from analysis.table import INTERVALS
 
 SOURCE = Source(
     "changing_skew",
-    minutes=3,
+    minutes=2,
     simulated="experiment=changing_skew backend=simulator hardware=dgx1_v100 world_size=8 model=switch_base_128 "
     "model.random_weights=true batch_size=16 seq_len=1024",
 )

@@ -14,7 +14,7 @@ from analysis.style import label, look
 from analysis.table import INTERVALS
 
 NAME = "load_balance"
-SOURCE = Source("skew_sweep", minutes=4, simulated="experiment=paper_skew")
+SOURCE = Source("skew_sweep", minutes=5, simulated="experiment=paper_skew")
 _MOST_COLUMNS = 4
 
 

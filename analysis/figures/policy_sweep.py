@@ -23,7 +23,7 @@ from analysis.published import router_is
 NAME = "policy_sweep"
 SOURCE = Source(
     "policy_sweep",
-    minutes=5,
+    minutes=4,
     simulated="experiment=policy_sweep backend=simulator hardware=dgx1_v100 world_size=8 model=switch_base_128 "
     "model.random_weights=true batch_size=16 seq_len=1024 rounds=5 router.skew=0,0.5,0.9",
 )

@@ -19,7 +19,7 @@ from analysis.figures.layout import PAGE_IN, panel_title
 from analysis.published import router_is
 
 NAME = "skew_sweep"
-SOURCE = Source("skew_sweep", minutes=4, simulated="experiment=paper_skew")
+SOURCE = Source("skew_sweep", minutes=5, simulated="experiment=paper_skew")
 _AXIS = "router.skew"
 #: With more bars than these the panels stand one above the other, so that bars stay wide enough to be told apart.
 _BARS_SIDE_BY_SIDE = 30

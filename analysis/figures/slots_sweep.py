@@ -10,7 +10,7 @@ from analysis.figures.option_sweep import Panel, missing_sweep, plot_sweep, swee
 
 NAME = "slots_sweep"
 SOURCE = Source(
-    "slots_sweep", minutes=2, simulated="experiment=slots_sweep backend=simulator hardware=cpu_core rounds=3"
+    "slots_sweep", minutes=1, simulated="experiment=slots_sweep backend=simulator hardware=cpu_core rounds=3"
 )
 _PANELS = (
     Panel("throughput_ratio_to_best_baseline", "Throughput, ratio to the best baseline, higher is better"),

@@ -10,7 +10,7 @@ from analysis.figures.option_sweep import Panel, missing_sweep, plot_sweep, swee
 from analysis.published import load_published
 
 NAME = "threshold_sweep"
-SOURCE = Source("threshold_sweep", minutes=2, simulated="experiment=paper_threshold")
+SOURCE = Source("threshold_sweep", minutes=1, simulated="experiment=paper_threshold")
 _OPTION = "threshold"
 _PANELS = (
     Panel("throughput_ratio_to_best_baseline", "Throughput, ratio to the best baseline, higher is better"),

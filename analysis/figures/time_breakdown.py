@@ -17,7 +17,7 @@ from analysis.published import CITATION, load_published, on_papers_machine, rout
 from analysis.style import PHASE_COLOURS, label
 
 NAME = "time_breakdown"
-SOURCE = Source("prefetch_ablation", minutes=2, simulated="experiment=paper_breakdown")
+SOURCE = Source("prefetch_ablation", minutes=1, simulated="experiment=paper_breakdown")
 #: Parts of a layer in the order of drawing; together they are the layer.
 PARTS = ("route", "metadata", "plan", "dispatch", "compute", "wait for weights", "idle", "combine")
 _TIME = "Milliseconds per MoE layer"

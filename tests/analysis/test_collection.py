@@ -84,9 +84,9 @@ def test_what_is_missing_is_listed_with_its_commands(
     assert capsys.readouterr().out.splitlines() == [
         "",
         "Not drawn, since no result allows it:",
-        "  skew_sweep: python run.py experiment=skew_sweep (about 4 minutes on two cores)",
+        "  skew_sweep: python run.py experiment=skew_sweep (about 5 min on two cores)",
         "  skew_sweep: python run.py experiment=paper_skew (simulated, seconds)",
-        "  time_breakdown: python run.py experiment=prefetch_ablation (about 2 minutes on two cores)",
+        "  time_breakdown: python run.py experiment=prefetch_ablation (about 1 min on two cores)",
         "  time_breakdown: python run.py experiment=paper_breakdown (simulated, seconds)",
     ]
 
@@ -112,7 +112,7 @@ def test_simulations_fill_the_gaps_once_and_are_called_what_they_are(
     folder = tmp_path / "figures" / "skew_sweep" / "simulated-dgx1_v100-0123abcd"
     assert f"{folder}: skew_sweep, time_breakdown" in said
     assert set(pd.read_csv(folder / "skew_sweep.csv")["router.skew"]) == set(SKEWS)
-    assert "Simulated only; on real ranks:\n  skew_sweep: python run.py experiment=skew_sweep (about 4" in said
+    assert "Simulated only; on real ranks:\n  skew_sweep: python run.py experiment=skew_sweep (about 5" in said
     assert "Not drawn" not in said
     call(monkeypatch, "--results", tmp_path, "--simulate")
     assert len(started) == 2, "nothing is missing any more"

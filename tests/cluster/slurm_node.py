@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.packages import install_packages
+
 #: Asks the tests to install SLURM where it is missing: a change of the system, so nobody gets it unasked.
 INSTALL = "HARMOENY_INSTALL_SLURM"
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel")
@@ -49,7 +51,7 @@ def need_slurm() -> None:
         pytest.skip("SLURM's daemons are started by root only")
     missing = _missing()
     if missing and os.environ.get(INSTALL) == "1" and shutil.which("apt-get"):
-        missing = _install() or _missing()
+        missing = install_packages("slurm-wlm", "munge") or _missing()
     if missing:
         pytest.skip(f"no SLURM here ({missing}); {INSTALL}=1 lets the tests install slurm-wlm and munge by apt-get")
 
@@ -82,23 +84,6 @@ def slurm_node() -> Iterator[dict[str, str]]:
 
 def _missing() -> str:
     return ", ".join(program for program in _PROGRAMS if shutil.which(program) is None)
-
-
-def _install() -> str:
-    """Install the packages; return why that failed, else nothing."""
-    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "slurm-wlm", "munge"]):
-        try:
-            subprocess.run(
-                ["apt-get", "-qq", *arguments],
-                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-                capture_output=True,
-                text=True,
-                timeout=150,
-                check=True,
-            )
-        except subprocess.SubprocessError as error:
-            return f"apt-get {arguments[0]} failed: {getattr(error, 'stderr', None) or error}"
-    return ""
 
 
 def _configure(folder: Path) -> Path:

@@ -13,6 +13,9 @@ from analysis.style import label, look
 from tests.analysis.html.browser import need_chromium
 from tests.synthetic import LATENCY_S, write_sweep
 
+#: Chromium may have to be installed first, after what other tests install.
+pytestmark = pytest.mark.timeout(400)
+
 PLOTS = 6
 #: Systems that are drawn as bars, with two skews each.
 BARS = len(LATENCY_S) - 1
