@@ -60,6 +60,11 @@ def dataset_name(run: Run) -> str:
     return str(run.manifest["dataset"]["name"]) if reads else "none"
 
 
+def texts_read(frame: pd.DataFrame) -> list[str]:
+    """Return the names of the texts behind the rows, where any was read (see :func:`dataset_name`)."""
+    return sorted(set(frame["dataset_name"]) - {"none"})
+
+
 def skew_points(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return what tells runs apart that no sweep describes: the skew, where all their routers have one."""
     if all("skew" in run.config["router"] for run in runs):
@@ -84,8 +89,8 @@ def figure_caption(frame: pd.DataFrame) -> str:
         f"{row['model_name']} ({row['num_experts']} experts x {row['num_moe_layers']} MoE layers, top-{row['top_k']})"
         for row in frame.to_dict("records")
     }
-    texts = " + ".join(sorted(set(frame["dataset_name"]) - {"none"}))
-    read = f"; data set {texts}" if texts else ""
+    texts = texts_read(frame)
+    read = f"; data set {' + '.join(texts)}" if texts else ""
     simulated = "Simulated, not measured: " if set(frame["backend"]) == {"simulator"} else ""
     return f"{simulated}{caption(frame)}, {INTERVALS}. Model {' + '.join(sorted(models))}{read}."
 

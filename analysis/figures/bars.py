@@ -108,8 +108,13 @@ def _relative(frame: pd.DataFrame, axis: str, at: float | None) -> pd.DataFrame:
     return frame.assign(**{f"{RELATIVE}{end}": frame[f"{THROUGHPUT.column}{end}"] / base for end in ends})
 
 
-def with_published(table: pd.DataFrame, comparison: Comparison, axis: str) -> pd.DataFrame:
-    """Add the published values that are drawn to a table of the drawn numbers, as columns ``published_...``."""
+def comparison_table(comparison: Comparison, axes: Sequence[str], axis: str) -> pd.DataFrame:
+    """Return medians and intervals per point of ``axes`` and system.
+
+    Published values that are drawn at ``axis`` stand in columns ``published_...``.
+    """
+    columns = [f"{panel.column}{end}" for panel in comparison.panels for end in ("", "_low", "_high")]
+    table = comparison.frame[[*axes, "system", *columns]]
     drawn = [panel.column for panel in comparison.panels if panel.column in comparison.published]
     if not drawn:
         return table

@@ -12,7 +12,7 @@ from analysis.figures.bars import (
     TTFT_PER_SEQUENCE,
     Comparison,
     compare,
-    with_published,
+    comparison_table,
 )
 from analysis.figures.base import FigureData, Source
 from analysis.figures.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
@@ -52,9 +52,7 @@ def missing(data: FigureData) -> str | None:
 
 def table(data: FigureData) -> pd.DataFrame:
     """Return medians and intervals per point and policy, and the published values that are drawn."""
-    comparison = _compare(data)
-    columns = [f"{panel.column}{end}" for panel in comparison.panels for end in ("", "_low", "_high")]
-    return with_published(comparison.frame[[*data.axes, "system", *columns]], comparison, _AXIS)
+    return comparison_table(_compare(data), data.axes, _AXIS)
 
 
 def plot(data: FigureData) -> Figure:

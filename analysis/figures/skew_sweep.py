@@ -9,10 +9,10 @@ from analysis.figures.bars import (
     Comparison,
     bars_legend,
     compare,
+    comparison_table,
     draw_caption,
     grouped_bars,
     limit_height,
-    with_published,
 )
 from analysis.figures.base import FigureData, Source
 from analysis.figures.layout import PAGE_IN, panel_title
@@ -36,9 +36,7 @@ def missing(data: FigureData) -> str | None:
 
 def table(data: FigureData) -> pd.DataFrame:
     """Return medians and intervals per point and system, and the published values that are drawn."""
-    comparison = _compare(data)
-    columns = [f"{panel.column}{end}" for panel in comparison.panels for end in ("", "_low", "_high")]
-    return with_published(comparison.frame[[*data.axes, "system", *columns]], comparison, _AXIS)
+    return comparison_table(_compare(data), data.axes, _AXIS)
 
 
 def plot(data: FigureData) -> Figure:

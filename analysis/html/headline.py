@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.html.section import Section, axis_name, joined, names_of, prose, span, value_text
 from analysis.load import Run
 from analysis.stats import ENOUGH_ROUNDS, Estimate, paired_ratio
+from analysis.table import texts_read
 
 #: Up to so many points are all told; of more, the first, the last, and those with the best and the worst ratio.
 _ALL_POINTS = 6
@@ -127,7 +128,7 @@ def measured_on(section: Section) -> str:
     scope = "the whole model" if manifest["scope"] == "model" else "MoE layers only"
     experts, layers, top_k = (span(frame[key]) for key in ("num_experts", "num_moe_layers", "top_k"))
     shape = f"{experts} experts in each of {layers} MoE {'layer' if layers == '1' else 'layers'}, top-{top_k}"
-    texts = sorted(set(frame["dataset_name"]) - {"none"})
+    texts = texts_read(frame)
     read = f"; data set {', '.join(texts)}" if texts else ""
     link = "" if section.simulated else f", host link {joined(frame['host_link'])}"
     return (

@@ -15,11 +15,10 @@ from matplotlib.container import BarContainer
 
 from analysis.figures import __main__ as command
 from analysis.figures import dataset_sweep, scale_out, skew_sweep, slots_sweep, threshold_sweep, time_breakdown
-from analysis.figures.base import FigureData, FigureModule, discover, draw_all
+from analysis.figures.base import FigureData, FigureModule, discover, draw_all, figure_data
 from analysis.load import load_run, load_sweep
 from analysis.style import _LOOKS, _OTHERS, PHASE_COLOURS, label, look
 from analysis.summary import summarise
-from analysis.table import figure_caption, summary_frame
 from experiments.discovery import discover as discover_components
 from tests.synthetic import LATENCY_S, NUM_LAYERS, WORLD_SIZE, Synthetic, change_manifest, write_run, write_sweep
 
@@ -33,15 +32,10 @@ BARS = {
 THRESHOLDS = {"harmoeny_a": 8, "harmoeny_b": 128, "harmoeny": 32}
 
 
-def data_of(runs: list[Any], points: list[dict[str, Any]]) -> FigureData:
-    frame = summary_frame(runs, [summarise(run) for run in runs], points)
-    return FigureData(frame, list(points[0]), figure_caption(frame), runs)
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
     loaded = load_sweep(write_sweep(tmp_path_factory.mktemp("results"), SKEWS))
-    return data_of(loaded.runs, loaded.points)
+    return figure_data(loaded.runs, loaded.points)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +56,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
 
 @pytest.fixture(scope="module")
 def single(written: Synthetic) -> FigureData:
-    return data_of([load_run(written.folder)], [{}])
+    return figure_data([load_run(written.folder)], [{}])
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +75,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
     for i, point in enumerate(points):
         latency_s = {name: [(1 + i) * s for s in seconds] for name, seconds in LATENCY_S.items()}
         write_run(folder / "-".join(point.values()), latency_s=latency_s, seed=i)
-    return data_of([load_run(folder / "-".join(point.values())) for point in points], points)
+    return figure_data([load_run(folder / "-".join(point.values())) for point in points], points)
 
 
 def test_each_figure_is_drawn_from_the_results_that_it_is_for(
@@ -229,16 +223,16 @@ class TestDatasetSweep:
             assert list(np.asarray(line.get_ydata())) == pytest.approx(expected)
 
     def test_one_model_needs_no_axis_of_its_own(self, texts: FigureData) -> None:
-        data = data_of(list(texts.runs[:2]), [{"dataset": "novels"}, {"dataset": "random"}])
+        data = figure_data(list(texts.runs[:2]), [{"dataset": "novels"}, {"dataset": "random"}])
         assert dataset_sweep.missing(data) is None
         assert set(dataset_sweep.table(data)["model"]) == set(data.summary["model_name"])
 
     def test_what_results_lack_is_said(self, texts: FigureData, sweep: FigureData) -> None:
         wanted = "needs several data sets: python run.py experiment=dataset_sweep"
         assert dataset_sweep.missing(sweep) == wanted
-        assert dataset_sweep.missing(data_of(list(texts.runs[:1]), [{"dataset": "novels"}])) == wanted
+        assert dataset_sweep.missing(figure_data(list(texts.runs[:1]), [{"dataset": "novels"}])) == wanted
         points = [{"dataset": "novels", "seed": 1}, {"dataset": "random", "seed": 1}]
-        assert dataset_sweep.missing(data_of(list(texts.runs[:2]), points)) == (
+        assert dataset_sweep.missing(figure_data(list(texts.runs[:2]), points)) == (
             "needs a sweep over dataset and model only; this one has dataset, seed"
         )
 
@@ -315,7 +309,7 @@ class TestOptionSweep:
 def test_one_run_with_several_values_is_needed(
     module: FigureModule, option: str, sweep: FigureData, tmp_path: Path
 ) -> None:
-    one = data_of([load_run(write_run(tmp_path / "run", options={"harmoeny": {option: 3}}).folder)], [{}])
+    one = figure_data([load_run(write_run(tmp_path / "run", options={"harmoeny": {option: 3}}).folder)], [{}])
     for lacking in (sweep, one):
         assert str(module.missing(lacking)).endswith(f"python run.py experiment={module.NAME}")
 
