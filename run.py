@@ -17,10 +17,10 @@ with quick_imports():
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from experiments.errors import explain
-    from experiments.job import fail, leave_interrupted, run_point
+    from experiments.compose.job import fail, leave_interrupted, run_point
+    from experiments.compose.messages import explain
+    from experiments.compose.schema import register_options
     from experiments.launch.environment import adopt_slurm_step
-    from experiments.options import register_options
 
     adopt_slurm_step()
     register_options()

@@ -17,11 +17,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from analysis.load import Run, find_runs
-from analysis.published import change_text, load_published
-from analysis.stats import Estimate, paired_ratio
-from analysis.style import label
-from analysis.table import model_name
+from analysis.data.load import Run, find_runs
+from analysis.data.published import change_text, load_published
+from analysis.data.stats import Estimate, paired_ratio
+from analysis.present.style import label
+from analysis.present.table import model_name
 
 OUR_SYSTEM = "harmoeny"
 #: Skews from here on are what the abstract calls heavy load imbalance: those that it was measured at, but 0.

@@ -8,11 +8,11 @@ from typing import Any, cast
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from analysis.figures.base import FigureData, discover
-from analysis.load import Run, find_runs, load_sweep
-from analysis.style import RC
-from analysis.summary import summarise
-from analysis.table import figure_caption, skew_points, summary_frame
+from analysis.data.load import Run, find_runs, load_sweep
+from analysis.data.summary import summarise
+from analysis.figures.kit.base import FigureData, discover
+from analysis.present.style import RC
+from analysis.present.table import figure_caption, skew_points, summary_frame
 
 
 def load_results(folder: str | Path, command: str = "python run.py experiment=skew_sweep") -> FigureData:

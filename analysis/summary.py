@@ -1,97 +1,12 @@
-"""summary.json: medians with intervals for every system of a run, and paired ratios to its best baseline."""
+"""Recompute summary.json of finished runs."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from analysis.load import Run, load_run
-from analysis.metrics import METRICS, per_iteration
-from analysis.stats import median_interval, paired_ratio
-
-PERCENTILES = (50, 90, 99)
-
-
-def summarise(run: Run) -> dict[str, Any]:
-    """Compute a run's summary.
-
-    The best baseline is the one with the highest median throughput among systems that are exact and not our own: a
-    dropping system computes something else, and a bound is no system, so they are shown and never compared with.
-    """
-    values = per_iteration(run.layers, run.iterations)
-    systems = {
-        name: {metric.name: asdict(median_interval(rows[metric.name])) for metric in METRICS}
-        for name in run.systems
-        if not (rows := values[values["system"] == name]).empty
-    }
-    for name, entry in systems.items():
-        entry |= serving(run, name)
-    best = best_baseline(run, systems)
-    for name, entry in systems.items():
-        entry |= {key: run.systems[name][key] for key in ("exact", "baseline", "bound")}
-        if best is not None:
-            throughput = "throughput_tokens_per_s"
-            entry["throughput_ratio_to_best_baseline"] = asdict(
-                paired_ratio(_by_round(values, name)[throughput], _by_round(values, best)[throughput])
-            )
-    manifest = run.manifest
-    return {
-        **{key: manifest[key] for key in ("run_id", "experiment", "backend", "device", "scope", "world_size", "point")},
-        "host_link": run.iterations["host_link"].iloc[0],
-        "best_baseline": best,
-        "systems": systems,
-    }
-
-
-def serving(run: Run, system: str) -> dict[str, Any]:
-    """Return percentiles of the time to first token over requests, and figures of the decode phase, where measured.
-
-    A percentile is taken over the requests of a round; the estimate is the median of the rounds' percentiles.
-    """
-    found: dict[str, Any] = {}
-    if run.requests is not None:
-        for loop, rows in run.requests[run.requests["system"] == system].groupby("loop"):
-            prefix = "" if loop == "closed" else f"{loop}_loop_"
-            by_round = rows.groupby("round")
-            for percent in PERCENTILES:
-                found[f"{prefix}ttft_p{percent}_s"] = asdict(
-                    median_interval(by_round["ttft_s"].quantile(percent / 100))
-                )
-            if loop == "open":
-                found["open_loop_queue_s"] = asdict(median_interval(by_round["queue_s"].mean()))
-    if run.decode is not None:
-        rows = run.decode[run.decode["system"] == system]
-        found |= {name: asdict(median_interval(rows[name])) for name in ("tpot_s", "output_tokens_per_s")}
-    return found
-
-
-def best_baseline(run: Run, systems: dict[str, Any]) -> str | None:
-    """Return the exact baseline, no bound, with the highest median throughput, or None where there is none."""
-    kinds = {n: run.systems[n] for n in systems}
-    candidates = [n for n, kind in kinds.items() if kind["exact"] and kind["baseline"] and not kind["bound"]]
-    return max(candidates, key=lambda n: systems[n]["throughput_tokens_per_s"]["median"], default=None)
-
-
-def _by_round(values: pd.DataFrame, system: str) -> pd.DataFrame:
-    return values[values["system"] == system].set_index("round").sort_index()
-
-
-def write_summary(run: Run) -> dict[str, Any]:
-    """Compute a run's summary, store it in one step unless the same is there already, and return it."""
-    summary = summarise(run)
-    text = json.dumps(summary, indent=2) + "\n"
-    target = run.folder / "summary.json"
-    if not target.exists() or target.read_text(encoding="utf-8") != text:
-        temporary = run.folder / f".summary.{os.getpid()}.json"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
-    return summary
+from analysis.data.load import load_run
+from analysis.data.summary import write_summary
 
 
 def main() -> None:

@@ -17,8 +17,9 @@ from harmoeny.plan import Plan, home_tokens, plan_from_tokens
 from harmoeny.policy import Policy
 
 if TYPE_CHECKING:
-    from harmoeny.runtime.engine import ExpertParallel, System
-    from harmoeny.runtime.executor import Executor
+    from harmoeny.runtime.layer.engine import ExpertParallel
+    from harmoeny.runtime.layer.executor import Executor
+    from harmoeny.runtime.layer.system import System
 
 #: Earlier versions expect something else of a gate.
 _MINIMUM = "0.19.8"

@@ -12,11 +12,12 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from baselines.affinity import count_crossings, count_pairs, place_by_affinity
+from baselines.kit.affinity import count_crossings, count_pairs, place_by_affinity
 from harmoeny.placement import IntArray, Placement
 from harmoeny.placement import place as place_evenly
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
-from harmoeny.policy import Policy, RoutingTrace
+from harmoeny.policy import Policy
+from harmoeny.trace import RoutingTrace
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numba
 import numpy as np
 
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
-from harmoeny.policy import ExpertCost, Policy
+from harmoeny.policy import Policy
 
 if TYPE_CHECKING:
-    from harmoeny.runtime.engine import ExpertParallel, System
-    from harmoeny.runtime.executor import Executor
+    from harmoeny.runtime.layer.engine import ExpertParallel
+    from harmoeny.runtime.layer.executor import Executor
+    from harmoeny.runtime.layer.system import System
 
 
 @dataclass(kw_only=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import Placement, place
 from harmoeny.plan import Plan, plan_from_tokens
-from harmoeny.policy import ExpertCost, Policy
+from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
 
 if TYPE_CHECKING:

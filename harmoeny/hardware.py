@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harmoeny.policy import ExpertCost
+from harmoeny.cost import ExpertCost
 
 HOST_LINKS = ("memcpy", "emulated")
 _RATES = (

@@ -9,52 +9,19 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import PLACEMENTS, IntArray, Placement, place
 from harmoeny.plan import Plan
+from harmoeny.trace import RoutingTrace
 
 if TYPE_CHECKING:
-    from harmoeny.runtime.engine import ExpertParallel, System
-    from harmoeny.runtime.executor import Executor
+    from harmoeny.runtime.layer.engine import ExpertParallel
+    from harmoeny.runtime.layer.executor import Executor
+    from harmoeny.runtime.layer.system import System
 
 #: How a rank gets at the weights of experts that it does not hold; one file each in harmoeny/runtime/fetch.
 FETCH_STRATEGIES = ("none", "sync", "async", "peer")
 WORK_ORDERS = ("covered", "paper")
-
-
-@dataclass(frozen=True)
-class ExpertCost:
-    """What executing and moving one expert costs on the present machine, as calibration measured it.
-
-    Attributes:
-        token_s: seconds to execute one more token, in a slice of many.
-        fetch_s: seconds to bring one expert's weights to a rank.
-        exchange_token_s: seconds that a rank needs to receive one more token in an all-to-all; 0 where it is not known.
-        peer_fetch_s: seconds to bring one expert's weights from another rank; 0 where it is not known.
-    """
-
-    token_s: float
-    fetch_s: float
-    exchange_token_s: float = 0.0
-    peer_fetch_s: float = 0.0
-
-    def threshold_tokens(self) -> int:
-        """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""
-        nearest = max(1, round(self.fetch_s / self.token_s))
-        return nearest if nearest * self.token_s >= self.fetch_s else nearest + 1
-
-
-@dataclass(frozen=True)
-class RoutingTrace:
-    """Where the tokens of the calibration batches went, on all ranks together.
-
-    Attributes:
-        expert_ids: int64 ``[num_tokens, top_k]`` per MoE layer in order of execution; negative where a token has none.
-        stacks: per MoE layer, the stack that it belongs to (an encoder, a decoder): in all layers of one stack, row t
-            is the same token.
-    """
-
-    expert_ids: Sequence[IntArray]
-    stacks: Sequence[int]
 
 
 @dataclass(kw_only=True)

@@ -8,9 +8,10 @@ from typing import ClassVar, Self
 import numba
 import numpy as np
 
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, home_tokens
-from harmoeny.policy import ExpertCost, Policy
+from harmoeny.policy import Policy
 
 SENDER_ORDERS = ("local_first", "largest_first")
 STOP_RULES = ("covered", "paper")

@@ -10,23 +10,24 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES, AdaptedModule, device_of
-from harmoeny.models.experts_interface import AdaptedExperts
-from harmoeny.models.experts_interface import register as register_implementation
-from harmoeny.models.loading import build_module, load_config
+from harmoeny.models.kit.experts_interface import AdaptedExperts
+from harmoeny.models.kit.experts_interface import register as register_implementation
+from harmoeny.models.kit.loading import build_module, load_config
 from harmoeny.models.switch import AdaptedSwitch, is_switch
-from harmoeny.policy import ExpertCost, Policy
+from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.calibrate import measure_expert_cost
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.experts import ExpertStore
-from harmoeny.runtime.fetch.base import RankMemory
-from harmoeny.runtime.recorder import Recorder
-from harmoeny.runtime.sharing import rank_on_host, share_model, share_tensors
-from harmoeny.runtime.slots import SlotPool
-from harmoeny.runtime.transfer import TransferEngine, make_engine
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.runtime.memory.experts import ExpertStore
+from harmoeny.runtime.memory.fetch.base import RankMemory
+from harmoeny.runtime.memory.sharing import rank_on_host, share_model, share_tensors
+from harmoeny.runtime.memory.slots import SlotPool
+from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
 
 
 class Session:

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 if find_spec("hydra_plugins.hydra_submitit_launcher") is not None:
-    from experiments.launch.slurm import SlurmSweep
+    from experiments.compose.slurm import SlurmSweep
 
     class SlurmArray(SlurmSweep):
         """See ``SlurmSweep``."""

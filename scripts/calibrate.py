@@ -30,23 +30,23 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from baselines.static_ep import StaticEP
-from experiments.cache import atomic_path
+from experiments.files import atomic_path
 from experiments.launch.calls import call_on_ranks
-from experiments.manifest import device_name
+from experiments.results.manifest import device_name
 from experiments.routers.base import RoutingRequest
 from experiments.routers.uniform import UniformRouter
+from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES
 from harmoeny.models.moe_stack import MoEStack
-from harmoeny.policy import ExpertCost
 from harmoeny.runtime.calibrate import all_to_all_s, cold_caches, expert_s, fetch_s, median_s
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.experts import ExpertStore, LayerExperts
-from harmoeny.runtime.fetch.base import RankMemory
-from harmoeny.runtime.recorder import Recorder
-from harmoeny.runtime.slots import Slot, SlotPool
-from harmoeny.runtime.transfer import TransferEngine, make_engine
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
+from harmoeny.runtime.memory.fetch.base import RankMemory
+from harmoeny.runtime.memory.slots import Slot, SlotPool
+from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
 
 _TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048)
 #: Shares of the expert's size for which the host link is measured.

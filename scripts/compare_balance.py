@@ -16,8 +16,8 @@ import pandas as pd
 from baselines.drop import Drop
 from baselines.even_split import EvenSplit
 from baselines.static_ep import StaticEP
-from experiments.cache import atomic_path
-from experiments.traces.published import read_published
+from experiments.files import atomic_path
+from experiments.routing.authors_csv import read_published
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny

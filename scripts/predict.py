@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.cache import atomic_path
-from experiments.compose import compose_point
-from experiments.config import Point
-from experiments.records import Platform, iteration_frame, layer_frame
+from experiments.compose.compose import compose_point
+from experiments.files import atomic_path
+from experiments.point.point import Point
+from experiments.results.layer_rows import Platform, iteration_frame, layer_frame
 from experiments.simulator.backend import simulate
 
 OUT = Path("results/predictions")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.validation import draw_validation
-from experiments.compose import compose_point
-from experiments.simulator.published import throughputs
-from experiments.simulator.validation import (
+from analysis.present.prediction_figure import draw_validation
+from experiments.compose.compose import compose_point
+from experiments.simulator.paper.figures import throughputs
+from experiments.simulator.paper.validation import (
     PaperMachine,
     compare_breakdowns,
     compare_ranks,

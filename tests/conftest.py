@@ -14,8 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.config import Point, load_point
-from experiments.options import register_options
+from experiments.compose.checks import load_point
+from experiments.compose.schema import register_options
+from experiments.point.point import Point
 from tests.smoke import SmokeRun, run_smoke
 
 ROOT = Path(__file__).resolve().parent.parent

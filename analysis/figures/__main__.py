@@ -17,11 +17,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from analysis.figures.base import FigureModule, draw_all, figure_data
-from analysis.figures.collection import Collection, find_results
-from analysis.load import find_runs, load_sweep
-from analysis.summary import write_summary
-from analysis.table import skew_points
+from analysis.data.load import find_runs, load_sweep
+from analysis.data.summary import write_summary
+from analysis.figures.kit.base import FigureModule, draw_all, figure_data
+from analysis.figures.kit.collection import Collection, find_results
+from analysis.present.table import skew_points
 
 _ROOT = Path(__file__).resolve().parents[2]
 #: Experiments that simulate what the paper shows, under its conditions.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures import iterations
-from analysis.figures.base import FigureData
+from analysis.figures.kit import iterations
+from analysis.figures.kit.base import FigureData
 
 NAME = "changing_skew"
 SOURCE = iterations.SOURCE

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.bars import grouped_bars
-from analysis.figures.base import SIMULATED_TEXTS, FigureData, Source
-from analysis.figures.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
-from analysis.figures.policies import policies_only
+from analysis.figures.kit.bars import grouped_bars
+from analysis.figures.kit.base import SIMULATED_TEXTS, FigureData, Source
+from analysis.figures.kit.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.figures.kit.policies import policies_only
 
 NAME = "dataset_policies"
 SOURCE = Source("dataset_policies", minutes=4, simulated=SIMULATED_TEXTS)

@@ -8,13 +8,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.bars import Comparison, bars_legend, compare, draw_caption, grouped_bars, limit_height
-from analysis.figures.base import SIMULATED_TEXTS, FigureData, Source
-from analysis.figures.layout import PAGE_IN
-from analysis.load import Run
-from analysis.published import router_is
-from analysis.stats import median_interval
-from analysis.style import look
+from analysis.data.load import Run
+from analysis.data.published import router_is
+from analysis.data.stats import median_interval
+from analysis.figures.kit.bars import Comparison, bars_legend, compare, draw_caption, grouped_bars, limit_height
+from analysis.figures.kit.base import SIMULATED_TEXTS, FigureData, Source
+from analysis.figures.kit.layout import PAGE_IN
+from analysis.present.style import look
 
 NAME = "dataset_sweep"
 SOURCE = Source("dataset_sweep", minutes=9, simulated=SIMULATED_TEXTS)

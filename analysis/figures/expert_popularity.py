@@ -6,11 +6,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.base import SIMULATED_TEXTS, FigureData, Source
-from analysis.figures.layout import COLUMN_IN, PAGE_IN, entries_of, new_figure, set_caption, set_legend
-from analysis.routing import sorted_shares
-from analysis.style import dataset_look
-from analysis.table import INTERVALS
+from analysis.data.routing import sorted_shares
+from analysis.figures.kit.base import SIMULATED_TEXTS, FigureData, Source
+from analysis.figures.kit.layout import COLUMN_IN, PAGE_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.present.style import dataset_look
+from analysis.present.table import INTERVALS
 
 NAME = "expert_popularity"
 SOURCE = Source("dataset_sweep", minutes=9, simulated=SIMULATED_TEXTS)

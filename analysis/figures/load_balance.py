@@ -6,12 +6,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.base import FigureData, Source
-from analysis.figures.layout import COLUMN_IN, PAGE_IN, new_figure, set_caption
-from analysis.load import Run
-from analysis.metrics import per_iteration
-from analysis.style import label, look
-from analysis.table import INTERVALS
+from analysis.data.load import Run
+from analysis.data.metrics import per_iteration
+from analysis.figures.kit.base import FigureData, Source
+from analysis.figures.kit.layout import COLUMN_IN, PAGE_IN, new_figure, set_caption
+from analysis.present.style import label, look
+from analysis.present.table import INTERVALS
 
 NAME = "load_balance"
 SOURCE = Source("skew_sweep", minutes=5, simulated="experiment=paper_skew")

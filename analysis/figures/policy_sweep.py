@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.bars import (
+from analysis.data.published import router_is
+from analysis.figures.kit.bars import (
     RELATIVE,
     THROUGHPUT,
     TTFT,
@@ -14,11 +15,10 @@ from analysis.figures.bars import (
     compare,
     comparison_table,
 )
-from analysis.figures.base import FigureData, Source
-from analysis.figures.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
-from analysis.figures.lines import decimal_log, published_points, summary_lines
-from analysis.figures.policies import policies_only
-from analysis.published import router_is
+from analysis.figures.kit.base import FigureData, Source
+from analysis.figures.kit.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.figures.kit.lines import decimal_log, published_points, summary_lines
+from analysis.figures.kit.policies import policies_only
 
 NAME = "policy_sweep"
 SOURCE = Source(

@@ -6,10 +6,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from analysis.figures.bars import draw_caption
-from analysis.figures.base import FigureData, Source
-from analysis.figures.layout import PAGE_IN, panel_title
-from analysis.style import label, look
+from analysis.figures.kit.bars import draw_caption
+from analysis.figures.kit.base import FigureData, Source
+from analysis.figures.kit.layout import PAGE_IN, panel_title
+from analysis.present.style import label, look
 
 NAME = "scale_out"
 SOURCE = Source("scale_out", minutes=None, simulated="experiment=scale_out")

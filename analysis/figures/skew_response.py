@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures import iterations
-from analysis.figures.base import FigureData
-from analysis.figures.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
-from analysis.figures.lines import published_points, system_line
-from analysis.published import CITATION, load_published, on_papers_machine
-from analysis.stats import paired_ratio
+from analysis.data.published import CITATION, load_published, on_papers_machine
+from analysis.data.stats import paired_ratio
+from analysis.figures.kit import iterations
+from analysis.figures.kit.base import FigureData
+from analysis.figures.kit.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.figures.kit.lines import published_points, system_line
 
 NAME = "skew_response"
 SOURCE = iterations.SOURCE

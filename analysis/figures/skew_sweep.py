@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.bars import (
+from analysis.data.published import router_is
+from analysis.figures.kit.bars import (
     Comparison,
     bars_legend,
     compare,
@@ -14,9 +15,8 @@ from analysis.figures.bars import (
     grouped_bars,
     limit_height,
 )
-from analysis.figures.base import FigureData, Source
-from analysis.figures.layout import PAGE_IN, panel_title
-from analysis.published import router_is
+from analysis.figures.kit.base import FigureData, Source
+from analysis.figures.kit.layout import PAGE_IN, panel_title
 
 NAME = "skew_sweep"
 SOURCE = Source("skew_sweep", minutes=5, simulated="experiment=paper_skew")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.base import FigureData, Source
-from analysis.figures.option_sweep import Panel, missing_sweep, plot_sweep, sweep_table
+from analysis.figures.kit.base import FigureData, Source
+from analysis.figures.kit.option_sweep import Panel, missing_sweep, plot_sweep, sweep_table
 
 NAME = "slots_sweep"
 SOURCE = Source(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.base import FigureData, Source
-from analysis.figures.option_sweep import Panel, missing_sweep, plot_sweep, sweep_table
-from analysis.published import load_published
+from analysis.data.published import load_published
+from analysis.figures.kit.base import FigureData, Source
+from analysis.figures.kit.option_sweep import Panel, missing_sweep, plot_sweep, sweep_table
 
 NAME = "threshold_sweep"
 SOURCE = Source("threshold_sweep", minutes=1, simulated="experiment=paper_threshold")

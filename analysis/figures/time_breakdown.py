@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.bars import draw_caption
-from analysis.figures.base import FigureData, Source
-from analysis.figures.layout import PAGE_IN
-from analysis.load import Run
-from analysis.published import CITATION, load_published, on_papers_machine, router_is
-from analysis.style import PHASE_COLOURS, label
+from analysis.data.load import Run
+from analysis.data.published import CITATION, load_published, on_papers_machine, router_is
+from analysis.figures.kit.bars import draw_caption
+from analysis.figures.kit.base import FigureData, Source
+from analysis.figures.kit.layout import PAGE_IN
+from analysis.present.style import PHASE_COLOURS, label
 
 NAME = "time_breakdown"
 SOURCE = Source("prefetch_ablation", minutes=1, simulated="experiment=paper_breakdown")

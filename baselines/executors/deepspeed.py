@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
-from harmoeny.runtime.dispatch import ranges, send_order
-from harmoeny.runtime.engine import ExpertParallel, System
-from harmoeny.runtime.executor import Executor, LayerInput, LayerResult
-from harmoeny.runtime.experts import ExpertFunction
-from harmoeny.runtime.fetch.base import FetchStats
-from harmoeny.runtime.slots import Slot
+from harmoeny.runtime.exchange.dispatch import ranges, send_order
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
+from harmoeny.runtime.layer.system import System
+from harmoeny.runtime.memory.experts import ExpertFunction
+from harmoeny.runtime.memory.fetch.base import FetchStats
+from harmoeny.runtime.memory.slots import Slot
 
 
 class _Expert(nn.Module):

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
-from harmoeny.runtime.comm import Communicator, PeerCopies
-from harmoeny.runtime.dispatch import by_expert, send_order, weighted_sum
-from harmoeny.runtime.engine import ExpertParallel, System
-from harmoeny.runtime.executor import Executor, LayerInput, LayerResult, work_of
-from harmoeny.runtime.work import ExpertWork
+from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
+from harmoeny.runtime.exchange.dispatch import by_expert, send_order, weighted_sum
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult, work_of
+from harmoeny.runtime.layer.system import System
+from harmoeny.runtime.memory.schedule import ExpertWork
 
 
 @dataclass

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-from experiments.cache import atomic_path, cache_dir
 from experiments.datasets.base import Dataset
+from experiments.files import atomic_path, cache_dir
 
 #: A distribution that ships less than this has stripped its docstrings.
 MIN_CHARACTERS = 500_000

@@ -102,3 +102,15 @@ def interface_towards(host: str) -> str | None:
             if socket.inet_ntoa(answer[20:24]) == own_address:
                 return name
     return None
+
+
+def joined_world_size() -> int | None:
+    """Return the number of ranks that torchrun or SLURM started, or None where this process stands alone."""
+    if all(os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        return int(os.environ["WORLD_SIZE"])
+    return None
+
+
+def is_main_rank() -> bool:
+    """Tell whether this process speaks for the run: it stands alone or is rank 0."""
+    return joined_world_size() is None or os.environ["RANK"] == "0"

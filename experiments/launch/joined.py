@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from experiments.config import Point, is_main_rank
-from experiments.launch.environment import choose_gloo_interface
+from experiments.launch.environment import choose_gloo_interface, is_main_rank
 from experiments.launch.local import RanksError
-from experiments.manifest import forget_unfinished, is_done, mark_failed
-from experiments.texts import prepare_point
-from experiments.worker import is_peer_lost, join, run_rank
+from experiments.launch.rank import is_peer_lost, join, run_rank
+from experiments.point.point import Point
+from experiments.results.manifest import forget_unfinished, is_done, mark_failed
+from experiments.text.prepare import prepare_point
 
 
 def run_joined(point: Point, folder: Path) -> bool:

@@ -19,10 +19,11 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import elastic_launch
 
-from experiments.config import Point, load_point
-from experiments.datasets.tokens import TokenFile
+from experiments.compose.checks import load_point
 from experiments.launch.host import host_config, stay_on_this_host
-from experiments.worker import run_rank
+from experiments.launch.rank import run_rank
+from experiments.point.point import Point
+from experiments.text.tokens import TokenFile
 
 #: What torchelastic answers with an exception while ranks run.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

@@ -4,7 +4,7 @@ from experiments.startup import quick_imports
 
 with quick_imports():
     import experiments.launch.local  # noqa: F401
-    from experiments.discovery import GROUPS, discover
+    from experiments.registry import GROUPS, discover
 
     for group in GROUPS:
         discover(group)

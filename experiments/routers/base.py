@@ -201,3 +201,7 @@ def _limit(wanted: FloatArray, limit: float) -> FloatArray:
         if free.sum() == 0:
             free = (~capped).astype(np.float64)
         wanted = wanted + excess * free / free.sum()
+
+
+class SkippedPoint(Exception):  # noqa: N818  (no error: the experiment says that it may be left out)
+    """A point lacks something that it may do without; the message is the reason."""

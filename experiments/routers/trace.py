@@ -10,19 +10,19 @@ from typing import ClassVar
 
 import numpy as np
 
-from experiments.errors import SkippedPoint
 from experiments.routers.base import (
     CALIBRATION_BATCH,
     FloatArray,
     RoutedRun,
     Router,
     RoutingRequest,
+    SkippedPoint,
     exact_counts,
     route_by_counts,
 )
-from experiments.traces.files import read_trace
-from experiments.traces.published import read_published
-from experiments.traces.trace import Trace
+from experiments.routing.authors_csv import read_published
+from experiments.routing.trace import Trace
+from experiments.routing.trace_files import read_trace
 from harmoeny.placement import IntArray
 
 

@@ -11,22 +11,30 @@ import numpy as np
 import torch
 import yaml
 
-from experiments.cache import atomic_path
-from experiments.config import Point
-from experiments.datasets.tokens import TokenFile
-from experiments.manifest import new_manifest, now, write_manifest
-from experiments.measure import make_batch
-from experiments.records import Platform, RankIteration, iteration_frame, layer_frame, routing_frame, write_parquet
+from experiments.files import atomic_path
+from experiments.measure.batch import make_batch
+from experiments.point.point import Point
+from experiments.point.simulator_options import SoftwareCost
+from experiments.results.layer_rows import (
+    Platform,
+    RankIteration,
+    iteration_frame,
+    layer_frame,
+    routing_frame,
+    write_parquet,
+)
+from experiments.results.manifest import new_manifest, now, write_manifest
 from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
+from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
-from experiments.simulator.engine import SimulatedSystem
-from experiments.simulator.memory import OutOfMemoryError
-from experiments.simulator.options import SoftwareCost
+from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.simulator.topology import Topology
 from experiments.simulator.work import ModelWork, trace_model
+from experiments.text.tokens import TokenFile
 from harmoeny.models.base import MoEModel
 from harmoeny.placement import IntArray
-from harmoeny.policy import Policy, RoutingTrace
+from harmoeny.policy import Policy
+from harmoeny.trace import RoutingTrace
 
 
 @dataclass

@@ -14,9 +14,9 @@ from experiments.simulator.flows import Flows
 from experiments.simulator.replay import CopyEngine, Replayed, Sources, replay
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.policy import Policy
-from harmoeny.runtime.fetch.peer import PeerFetch
-from harmoeny.runtime.fetch.sync import SyncFetch
-from harmoeny.runtime.work import EMPTY, ExpertWork, home_slots, make_schedule, replace_residents
+from harmoeny.runtime.memory.fetch.peer import PeerFetch
+from harmoeny.runtime.memory.fetch.sync import SyncFetch
+from harmoeny.runtime.memory.schedule import EMPTY, ExpertWork, home_slots, make_schedule, replace_residents
 
 _TIMES = ("fetch_wait_s", "restore_wait_s", "fetch_s", "restore_s", "restoring_s")
 _NUMBERS = ("num_host_fetches", "num_peer_fetches", "num_restores")

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from experiments.point.simulator_options import SoftwareCost
 from experiments.routers.base import FloatArray
-from experiments.simulator.options import SoftwareCost
 from experiments.simulator.topology import Topology
 from experiments.simulator.work import ModelWork
 from harmoeny.hardware import Hardware

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from harmoeny.runtime.work import ExpertWork, Schedule, Step
+from harmoeny.runtime.memory.schedule import ExpertWork, Schedule, Step
 
 
 @dataclass
@@ -97,7 +97,7 @@ def replay(
     start_s: float,
     slot_ready_s: Mapping[int, float],
 ) -> Replayed:
-    """Execute a schedule as :meth:`harmoeny.runtime.fetch.base.FetchStrategy.run` does.
+    """Execute a schedule as :meth:`harmoeny.runtime.memory.fetch.base.FetchStrategy.run` does.
 
     Args:
         schedule: steps and restores.

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.experts import LayerExperts
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.memory.experts import LayerExperts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harmoeny.models.base import DTYPES, ModelConfig, MoEBlock, MoEContext, MoEModel, require_positive
-from harmoeny.runtime.experts import LayerExperts, gated_mlp, mlp, swiglu
+from harmoeny.runtime.memory.experts import LayerExperts, gated_mlp, mlp, swiglu
 
 
 class StackBlock(MoEBlock):

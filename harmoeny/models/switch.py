@@ -25,7 +25,7 @@ from harmoeny.models.base import (
     device_of,
     require_positive,
 )
-from harmoeny.runtime.experts import LayerExperts, mlp
+from harmoeny.runtime.memory.experts import LayerExperts, mlp
 
 #: Our names of an expert's matrices, and Transformers' names of the layers that hold them.
 _LINEARS = {"up": "wi", "down": "wo"}

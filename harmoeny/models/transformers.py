@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, SwitchTransformersConfig
 
 from harmoeny.models.base import DTYPES, ModelConfig, MoEModel, TokenizerFile
-from harmoeny.models.experts_interface import AdaptedExperts
-from harmoeny.models.loading import (
+from harmoeny.models.kit.experts_interface import AdaptedExperts
+from harmoeny.models.kit.loading import (
     build_module,
     config_from,
     find_folder,
@@ -24,7 +24,7 @@ from harmoeny.models.loading import (
     top_k_of,
 )
 from harmoeny.models.switch import SwitchModel, is_switch
-from harmoeny.runtime.engine import ExpertParallel
+from harmoeny.runtime.layer.engine import ExpertParallel
 
 
 class TransformersModel(MoEModel):

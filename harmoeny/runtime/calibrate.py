@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harmoeny.policy import ExpertCost
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.experts import LayerExperts
-from harmoeny.runtime.slots import Slot
-from harmoeny.runtime.transfer import TransferEngine, span_s
+from harmoeny.cost import ExpertCost
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.memory.experts import LayerExperts
+from harmoeny.runtime.memory.slots import Slot, span_s
+from harmoeny.runtime.memory.transfer import TransferEngine
 
 _TOKENS = 512
 _REPEATS = 7

@@ -25,21 +25,21 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from baselines.static_ep import StaticEP
 from experiments.launch.calls import call_on_ranks
-from experiments.manifest import device_name
+from experiments.results.manifest import device_name
 from experiments.routers.base import RoutingRequest
 from experiments.routers.uniform import UniformRouter
 from harmoeny.hardware import Hardware
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.calibrate import measure_expert_cost
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.executor import work_of
-from harmoeny.runtime.experts import ExpertStore, LayerExperts
-from harmoeny.runtime.fetch.base import RankMemory
-from harmoeny.runtime.recorder import PHASES, Recorder
-from harmoeny.runtime.slots import SlotPool
-from harmoeny.runtime.transfer import make_engine
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.executor import work_of
+from harmoeny.runtime.layer.recorder import PHASES, Recorder
+from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
+from harmoeny.runtime.memory.fetch.base import RankMemory
+from harmoeny.runtime.memory.slots import SlotPool
+from harmoeny.runtime.memory.transfer import make_engine
 
 OVERHEAD_BUDGET = 0.15
 _NUM_EXPERTS = 16

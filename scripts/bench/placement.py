@@ -16,12 +16,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.discovery import discover
-from experiments.manifest import device_name
+from experiments.registry import discover
+from experiments.results.manifest import device_name
 from experiments.routers.base import exact_counts
 from experiments.routers.skew import hot_shares
 from harmoeny.placement import IntArray
-from harmoeny.policy import Policy, RoutingTrace
+from harmoeny.policy import Policy
+from harmoeny.trace import RoutingTrace
 from scripts.bench.planning import COST
 
 SIZES = ((2, 8), (8, 128), (64, 256))

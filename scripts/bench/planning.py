@@ -15,12 +15,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.discovery import discover
-from experiments.manifest import device_name
+from experiments.registry import discover
+from experiments.results.manifest import device_name
 from experiments.routers.base import FloatArray, RoutingRequest, exact_counts, route_by_shares
 from experiments.routers.skew import hot_shares
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray
-from harmoeny.policy import ExpertCost, Policy, RoutingTrace
+from harmoeny.policy import Policy
+from harmoeny.trace import RoutingTrace
 
 #: (world_size, num_experts): microseconds that the median may take.
 BUDGETS_US = {(8, 128): 50.0, (64, 256): 2000.0}

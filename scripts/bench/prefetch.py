@@ -25,19 +25,19 @@ from rich.table import Table
 from torch import Tensor
 
 from baselines.static_ep import StaticEP
-from experiments.manifest import device_name
+from experiments.results.manifest import device_name
 from harmoeny.hardware import Hardware
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.placement import Placement
 from harmoeny.plan import Plan
 from harmoeny.runtime.calibrate import measure_expert_cost
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.experts import ExpertStore
-from harmoeny.runtime.fetch import make_fetcher
-from harmoeny.runtime.fetch.base import FetchStrategy, RankMemory
-from harmoeny.runtime.slots import SlotPool
-from harmoeny.runtime.transfer import make_engine, span_s
-from harmoeny.runtime.work import ExpertWork
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.memory.experts import ExpertStore
+from harmoeny.runtime.memory.fetch import make_fetcher
+from harmoeny.runtime.memory.fetch.base import FetchStrategy, RankMemory
+from harmoeny.runtime.memory.schedule import ExpertWork
+from harmoeny.runtime.memory.slots import SlotPool, span_s
+from harmoeny.runtime.memory.transfer import make_engine
 
 HIDDEN_BUDGET = 0.9
 _NUM_RESIDENTS, _NUM_FETCHED = 4, 4

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from baselines.eplb import EPLB
-from experiments.compose import compose_point
+from experiments.compose.compose import compose_point
+from experiments.point.simulator_options import SoftwareCost
+from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
-from experiments.simulator.engine import SimulatedSystem
-from experiments.simulator.options import SoftwareCost
 from experiments.simulator.topology import Topology
 from experiments.simulator.work import ModelWork
 from harmoeny.placement import IntArray

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from analysis.load import load_sweep
-from analysis.report import report_sweep
+from analysis.data.load import load_sweep
+from analysis.report.reports import report_sweep
 
 
 def main() -> None:

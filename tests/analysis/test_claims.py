@@ -8,8 +8,8 @@ import pytest
 
 from analysis import claims as module
 from analysis.claims import COMMANDS, as_markdown, as_table, claims
-from analysis.load import load_run
-from analysis.table import as_text
+from analysis.data.load import load_run
+from analysis.present.table import as_text
 from tests.synthetic import change_manifest, write_run
 
 #: HarMoEny takes half of static EP's time in every round, and less of even split's.

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from experiments.choices import help_text
-from experiments.discovery import discover
+from experiments.compose.help import help_text
+from experiments.registry import discover
 from harmoeny.placement import IntArray, Placement
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.recorder import Recorder
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import Recorder
 from tests.conftest import Load
 from tests.harmoeny.runtime.cases import CPU, TOLERANCE, expected_output, random_experts, random_tokens, rank_memory
 from tests.strategies import batches

@@ -13,9 +13,9 @@ import torch
 from baselines.fastermoe import FasterMoE
 from harmoeny.placement import place
 from harmoeny.policy import Policy
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.recorder import Phase, Recorder
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import Phase, Recorder
 from tests.harmoeny.runtime.cases import (
     CPU,
     TOLERANCE,

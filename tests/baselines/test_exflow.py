@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baselines import affinity
-from baselines.affinity import count_crossings, count_pairs, place_by_affinity
 from baselines.exflow import ExFlow
+from baselines.kit import affinity
+from baselines.kit.affinity import count_crossings, count_pairs, place_by_affinity
 from harmoeny.placement import IntArray
-from harmoeny.policy import RoutingTrace
+from harmoeny.trace import RoutingTrace
 
 
 def planted(

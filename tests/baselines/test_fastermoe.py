@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from baselines.executors.pairwise import PairwiseExecutor
 from baselines.fastermoe import FasterMoE, choose_shadows
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement, place
-from harmoeny.policy import ExpertCost
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.executor import PlanExecutor
-from harmoeny.runtime.recorder import Recorder
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.executor import PlanExecutor
+from harmoeny.runtime.layer.recorder import Recorder
 from tests.harmoeny.runtime.cases import CPU, random_experts, rank_memory
 from tests.strategies import batches
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 
-from analysis.load import Run
-from analysis.summary import best_baseline
+from analysis.data.load import Run
+from analysis.data.summary import best_baseline
 from baselines.ideal import Ideal
 from harmoeny.placement import IntArray
 from harmoeny.plan import even_load

@@ -10,9 +10,10 @@ from baselines.eplb_lp import EPLBWithLP
 from baselines.exflow import ExFlow
 from baselines.fastermoe import FasterMoE
 from baselines.ideal import Ideal
-from harmoeny.policy import Policy, RoutingTrace
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.recorder import Recorder
+from harmoeny.policy import Policy
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.trace import RoutingTrace
 from tests.harmoeny.runtime.cases import CPU, Tokens, expected_output, random_experts, random_tokens, rank_memory
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from baselines.executors.pairwise import PairwiseExecutor
 from baselines.fastermoe import FasterMoE
 from harmoeny.policy import FETCH_STRATEGIES
-from harmoeny.runtime.comm import PeerCopies
-from harmoeny.runtime.engine import ExpertParallel, System
-from harmoeny.runtime.executor import Executor
-from harmoeny.runtime.recorder import Recorder
+from harmoeny.runtime.exchange.comm import PeerCopies
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.executor import Executor
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.runtime.layer.system import System
 from tests.harmoeny.runtime.cases import CPU, RandomPlan, random_experts, random_tokens, rank_memory
-from tests.harmoeny.runtime.test_engine import run_layers
+from tests.harmoeny.runtime.layer.test_engine import run_layers
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
 

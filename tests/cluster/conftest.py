@@ -6,9 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.config import load_point
-from experiments.options import register_options
-from experiments.texts import prepare_point
+from experiments.compose.checks import load_point
+from experiments.compose.schema import register_options
+from experiments.text.prepare import prepare_point
 from tests.experiments.command import ROOT
 
 

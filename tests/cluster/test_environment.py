@@ -6,8 +6,14 @@ import os
 
 import pytest
 
-from experiments.config import is_main_rank, joined_world_size
-from experiments.launch.environment import adopt_slurm_step, choose_gloo_interface, first_host, num_threads
+from experiments.launch.environment import (
+    adopt_slurm_step,
+    choose_gloo_interface,
+    first_host,
+    is_main_rank,
+    joined_world_size,
+    num_threads,
+)
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 #: The fourth of five ranks on two nodes, three on the first and two on the second.

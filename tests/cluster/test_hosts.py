@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.manifest import is_finished
+from experiments.results.manifest import is_finished
 from tests.cluster.hosts import ADDRESSES, TwoHosts, two_hosts
 from tests.experiments.command import Command
 

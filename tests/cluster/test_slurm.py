@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.manifest import is_finished
+from experiments.results.manifest import is_finished
 from tests.cluster.slurm_node import need_slurm, slurm_node
 from tests.experiments.command import ROOT, Command
 from tests.experiments.faulty import reached

@@ -7,8 +7,8 @@ import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException
 
-from experiments.errors import explain
-from experiments.launch.submitted import is_submitted, load_swept_point
+from experiments.compose.messages import explain
+from experiments.compose.submitted import is_submitted, load_swept_point
 from tests.conftest import Compose
 
 SLURM = "hydra/launcher=slurm"

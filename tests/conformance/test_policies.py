@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.discovery import discover
+from experiments.registry import discover
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import PLACEMENTS, IntArray, Placement
 from harmoeny.plan import Plan
-from harmoeny.policy import FETCH_STRATEGIES, ExpertCost, Policy, RoutingTrace
+from harmoeny.policy import FETCH_STRATEGIES, Policy
+from harmoeny.trace import RoutingTrace
 from tests.strategies import counts_arrays, make_counts, scattered
 
 SYSTEMS: dict[str, type[Policy]] = discover("system")[0]

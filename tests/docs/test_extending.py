@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.figures.base import draw_all, figure_data
-from analysis.load import Run, load_run
-from experiments.choices import CONF
+from analysis.data.load import Run, load_run
+from analysis.figures.kit.base import draw_all, figure_data
+from experiments.compose.help import CONF
 from harmoeny.placement import place
 from tests.harmoeny.runtime.cases import random_tokens
-from tests.harmoeny.runtime.test_engine import run_layers
+from tests.harmoeny.runtime.layer.test_engine import run_layers
 from tests.synthetic import write_run
 
 PAGE = CONF.parent / "docs" / "extending.md"
@@ -141,7 +141,7 @@ def test_the_examples_are_as_clean_as_the_project(extended: Path) -> None:
 def test_the_worked_figure_is_drawn_like_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = example("analysis/figures/hidden_fetches.py")
     run = load_run(write_run(tmp_path / "run").folder)
-    monkeypatch.setattr("analysis.figures.base.discover", lambda: [figure])
+    monkeypatch.setattr("analysis.figures.kit.base.discover", lambda: [figure])
     (drawn,), lacking = draw_all(figure_data([run], [{}]), tmp_path)
     assert (drawn.name, lacking) == ("hidden_fetches.png", {})
     shares = pd.read_csv(drawn.with_suffix(".csv")).set_index("system")["fetch_hidden_share"]

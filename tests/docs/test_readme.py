@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.choices import CONF
-from experiments.discovery import discover
+from experiments.compose.help import CONF
+from experiments.registry import discover
 
 ROOT = CONF.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.claims import claims
-from experiments.choices import CONF
+from experiments.compose.help import CONF
 from tests.conftest import Load
 
 PAGE = (CONF.parent / "docs" / "reproducing.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.discovery import discover
+from experiments.registry import discover
 from harmoeny.policy import Policy
 
 SYSTEMS: dict[str, type[Policy]] = discover("system")[0]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.manifest import is_finished
+from experiments.results.manifest import is_finished
 from tests.experiments.command import Command
 from tests.experiments.faulty import reached
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.static_ep import StaticEP
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import place
-from harmoeny.policy import ExpertCost
 
 
 @settings(deadline=None)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from baselines.static_ep import StaticEP
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.plan import Plan, even_load
-from harmoeny.policy import ExpertCost
 from harmoeny.rebalance import LEAST_PART, SENDER_ORDERS, STOP_RULES, HarMoEny, choose_moves
 from tests.strategies import batches
 

@@ -7,15 +7,17 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from analysis.load import Run, load_run
-from analysis.summary import summarise
-from experiments.config import Options, Point, load_point
-from experiments.datasets.tokens import prepare_tokens
-from experiments.discovery import register_components
+from analysis.data.load import Run, load_run
+from analysis.data.summary import summarise
+from experiments.compose.checks import load_point
+from experiments.compose.schema import register_components
 from experiments.launch.local import launch
-from experiments.manifest import new_manifest, write_manifest
+from experiments.point.options import Options
+from experiments.point.point import Point
+from experiments.results.manifest import new_manifest, write_manifest
 from experiments.simulator.backend import run_simulated, simulate
-from experiments.simulator.memory import OutOfMemoryError
+from experiments.simulator.device_memory import OutOfMemoryError
+from experiments.text.tokens import prepare_tokens
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 SMALL = (

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from experiments.simulator.replay import CopyEngine, Replayed, Sources, replay
-from harmoeny.policy import ExpertCost
-from harmoeny.runtime.work import ExpertWork, make_schedule
+from harmoeny.cost import ExpertCost
+from harmoeny.runtime.memory.schedule import ExpertWork, make_schedule
 
 #: One token takes 1 s, one load 4 s.
 COST = ExpertCost(token_s=1.0, fetch_s=4.0)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 import harmoeny
-from harmoeny.models.experts_interface import find_experts
+from harmoeny.models.kit.experts_interface import find_experts
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
 TOLERANCE = 1e-4

@@ -20,8 +20,8 @@ import torch.distributed as dist
 
 from harmoeny.models.base import MoEModel
 from harmoeny.models.transformers import Transformers
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.sharing import share_model
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.memory.sharing import share_model
 
 WORLD_SIZE = 8
 

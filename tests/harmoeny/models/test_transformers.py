@@ -15,14 +15,14 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 
 from experiments.datasets.local import Local
-from experiments.datasets.tokens import prepare_tokens
-from harmoeny.models.loading import build_module, config_from, limit_layers
+from experiments.text.tokens import prepare_tokens
+from harmoeny.models.kit.loading import build_module, config_from, limit_layers
 from harmoeny.models.switch import SwitchModel
 from harmoeny.models.transformers import Transformers, TransformersModel
 from harmoeny.rebalance import HarMoEny
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.recorder import PHASES, Phase, Recorder
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import PHASES, Phase, Recorder
 from tests.harmoeny.models.families import relative
 from tests.harmoeny.models.saved import save, unmodified
 from tests.harmoeny.runtime.cases import CPU, rank_memory

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
-from harmoeny.policy import ExpertCost, Policy
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.experts import ExpertStore, LayerExperts, gated_mlp, mlp, swiglu
-from harmoeny.runtime.fetch.base import RankMemory
-from harmoeny.runtime.slots import SlotPool
-from harmoeny.runtime.transfer import TransferEngine, make_engine
+from harmoeny.policy import Policy
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts, gated_mlp, mlp, swiglu
+from harmoeny.runtime.memory.fetch.base import RankMemory
+from harmoeny.runtime.memory.slots import SlotPool
+from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
 
 COST = ExpertCost(token_s=1e-5, fetch_s=5e-5)
 #: Relative to the largest output; BF16 has 8 bits of mantissa.

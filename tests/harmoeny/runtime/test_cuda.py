@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import Placement
-from harmoeny.policy import ExpertCost
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.experts import ExpertStore
-from harmoeny.runtime.fetch.base import RankMemory
-from harmoeny.runtime.recorder import Recorder
-from harmoeny.runtime.slots import Slot, SlotPool
-from harmoeny.runtime.transfer import StreamEngine, span_s
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.runtime.memory.experts import ExpertStore
+from harmoeny.runtime.memory.fetch.base import RankMemory
+from harmoeny.runtime.memory.slots import Slot, SlotPool, span_s
+from harmoeny.runtime.memory.transfer import StreamEngine
 from tests.harmoeny.runtime.cases import RandomPlan, expected_output, random_experts, random_tokens
 
 pytestmark = [

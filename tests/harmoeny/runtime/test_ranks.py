@@ -12,18 +12,11 @@ import torch
 from baselines.even_split import EvenSplit
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.rebalance import HarMoEny
-from harmoeny.runtime.comm import Communicator
-from harmoeny.runtime.engine import ExpertParallel
-from harmoeny.runtime.recorder import Recorder
-from harmoeny.runtime.sharing import share_model
-from tests.harmoeny.runtime.cases import (
-    CPU,
-    RandomPlan,
-    expected_output,
-    random_experts,
-    random_tokens,
-    rank_memory,
-)
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.runtime.memory.sharing import share_model
+from tests.harmoeny.runtime.cases import CPU, RandomPlan, expected_output, random_experts, random_tokens, rank_memory
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harmoeny.placement import IntArray
-from harmoeny.runtime.comm import Communicator, PeerCopies
+from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
 
 T = TypeVar("T")
 TIMEOUT_S = 30

@@ -1,0 +1,1 @@
+"""Result files, read and computed with; nothing is drawn or printed here."""

@@ -1,0 +1,1 @@
+"""What figures share, and no figure itself."""

@@ -1,0 +1,221 @@
+"""What figures share that compare systems by groups of bars, with published values as open markers beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from textwrap import fill
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.data.load import Run
+from analysis.data.published import CITATION, beside, load_published, on_papers_machine, with_batches
+from analysis.figures.kit.base import FigureData
+from analysis.figures.kit.layout import letters_per_line
+from analysis.present.style import label, look
+
+_ENDS = ("", "_low", "_high")
+#: What relative values are relative to: the same everywhere, exact, and without a mechanism of its own.
+_REFERENCE = "static_ep"
+PUBLISHED = "Published"
+#: A bar so many times as high as the systems' typical highest one is cut off.
+_TALL = 3.0
+
+
+class Panel(NamedTuple):
+    """A metric to draw."""
+
+    column: str
+    title: str
+    scale: float = 1.0
+
+
+THROUGHPUT = Panel("throughput_tokens_per_s", "Throughput (1,000 tokens/s), higher is better", 1e-3)
+TTFT = Panel("ttft_s", "Time to first token (s), lower is better")
+TTFT_PER_SEQUENCE = Panel("ttft_ms_per_sequence", "Time to first token (ms per sequence), lower is better")
+RELATIVE = "throughput_relative"
+
+
+class Comparison(NamedTuple):
+    """What a figure of systems draws.
+
+    Attributes:
+        frame: rows of the summary with what the panels need.
+        panels: from left to right.
+        published: rows per axis value and system, with the columns of the panels that they are drawn in; may
+            be empty.
+        caption: what has to be said of them.
+    """
+
+    frame: pd.DataFrame
+    panels: list[Panel]
+    published: pd.DataFrame
+    caption: str
+
+
+def compare(
+    data: FigureData, frame: pd.DataFrame, axis: str, table: str, routed: Callable[[Run], bool], at: float | None
+) -> Comparison:
+    """Choose the panels, and the published values to draw in them.
+
+    Where batches differ from system to system, the time to first token is that per sequence, as the paper reports it: a
+    system with a smaller batch would otherwise look fast. Published absolute values are drawn only beside runs on the
+    paper's machine and model, with its routing and as many sequences; elsewhere only ratios, and only if asked for.
+
+    Args:
+        data: what the figure is drawn from.
+        frame: the rows of its summary that are drawn.
+        axis: the column with the groups.
+        table: the published one.
+        routed: whether a run had the table's routing.
+        at: the group whose Static EP relative values refer to; None: the same group's.
+    """
+    runs = [run for run in data.runs if run.manifest["run_id"] in set(frame["run_id"])]
+    frame = with_batches(frame, runs)
+    differ = bool((frame.groupby(axis)["num_sequences"].nunique() > 1).any())
+    panels = [THROUGHPUT, TTFT_PER_SEQUENCE if differ else TTFT]
+    notes = ["Batches differ by system."] if differ else []
+    published = pd.DataFrame(columns=[axis, "system"])
+    same = all(on_papers_machine(run) and routed(run) for run in runs)
+    if data.published is not False and (same or data.published):
+        found = beside(frame, axis, load_published(table), same_batch=same)
+        if same:
+            published = found
+        else:
+            frame, found = _relative(frame, axis, at), _relative(found, axis, at)
+            published = found[[axis, "system", RELATIVE]].dropna()
+            where = "" if at is None else f" at {axis.rsplit('.', 1)[-1]} {at:g}"
+            if not published.empty:
+                panels.append(Panel(RELATIVE, f"Throughput / {label(_REFERENCE)}'s{where}, higher is better"))
+        if not published.empty:
+            scale = "" if same else f", to the published value of {label(_REFERENCE)}; another machine and model"
+            notes.append(f"Open markers: published, {CITATION}{scale}.")
+    return Comparison(frame, panels, published, " ".join(notes))
+
+
+def _relative(frame: pd.DataFrame, axis: str, at: float | None) -> pd.DataFrame:
+    """Add throughput over the reference's; NaN where there is no reference."""
+    reference = frame[frame["system"] == _REFERENCE].set_index(axis)[THROUGHPUT.column]
+    base = frame[axis].map(reference) if at is None else reference.get(at, np.nan)
+    ends = [end for end in _ENDS if f"{THROUGHPUT.column}{end}" in frame]
+    return frame.assign(**{f"{RELATIVE}{end}": frame[f"{THROUGHPUT.column}{end}"] / base for end in ends})
+
+
+def comparison_table(comparison: Comparison, axes: Sequence[str], axis: str) -> pd.DataFrame:
+    """Return medians and intervals per point of ``axes`` and system.
+
+    Published values that are drawn at ``axis`` stand in columns ``published_...``.
+    """
+    columns = [f"{panel.column}{end}" for panel in comparison.panels for end in ("", "_low", "_high")]
+    table = comparison.frame[[*axes, "system", *columns]]
+    drawn = [panel.column for panel in comparison.panels if panel.column in comparison.published]
+    if not drawn:
+        return table
+    names = {column: f"published_{column}" for column in drawn}
+    published = comparison.published[[axis, "system", *drawn]].rename(columns=names)
+    return table.merge(published, on=[axis, "system"], how="left")
+
+
+def grouped_bars(
+    axes: Axes,
+    frame: pd.DataFrame,
+    axis: str,
+    groups: Sequence[Any],
+    column: str,
+    scale: float,
+    published: pd.DataFrame | None = None,
+) -> None:
+    """Draw a group of bars per value, a bar per system with its 95 % interval, and bounds as lines across the group.
+
+    Args:
+        axes: where.
+        frame: rows of a summary; one per value and system.
+        axis: its column with the values.
+        groups: the values, from left to right, at 0, 1, ...
+        column: what is drawn, with its ``_low`` and ``_high``.
+        scale: factor of what is drawn.
+        published: rows by ``axis`` and ``system``; drawn as open markers on the bars if it has the column.
+    """
+    systems = list(dict.fromkeys(frame.loc[~frame["bound"], "system"]))
+    width = 0.8 / len(systems)
+    for i, system in enumerate(systems):
+        rows = frame[frame["system"] == system].set_index(axis).reindex(groups)
+        exact = bool(rows["exact"].dropna().iloc[0])
+        middle, low, high = (rows[f"{column}{end}"].to_numpy(dtype=float) * scale for end in _ENDS)
+        places = np.arange(len(groups)) + (i - (len(systems) - 1) / 2) * width
+        axes.bar(
+            places,
+            middle,
+            width * 0.92,
+            yerr=np.maximum([middle - low, high - middle], 0),
+            label=label(system) + ("" if exact else " (drops tokens)"),
+            color=look(system).colour if exact else "white",
+            edgecolor=look(system).colour,
+            hatch="" if exact else "////",
+            error_kw={"elinewidth": 0.9, "capsize": min(2.0, 12 * width), "ecolor": "#222222"},
+        )
+        if published is not None and column in published:
+            there = published[published["system"] == system].set_index(axis)[column].reindex(groups)
+            _open_markers(axes, places, there.to_numpy(dtype=float) * scale)
+    for bound in dict.fromkeys(frame.loc[frame["bound"], "system"]):
+        rows = frame[frame["system"] == bound].set_index(axis).reindex(groups)
+        values = rows[column].to_numpy(dtype=float) * scale
+        left = np.arange(len(groups)) - 0.42
+        axes.hlines(values, left, left + 0.84, colors=look(bound).colour, linestyles="dashed", label=label(bound))
+
+
+def limit_height(axes: Axes) -> None:
+    """End the axis above the bars; those of systems so far off that nobody could read the others are cut off.
+
+    Their values are written into them, with the published ones.
+    """
+    by_system = [[bar.get_height() for bar in bars] for bars in axes.containers if isinstance(bars, BarContainer)]
+    limit = _TALL * float(np.median([np.nanmax(heights) for heights in by_system]))
+    kept = [height for heights in by_system for height in heights if height <= limit]
+    axes.set_ylim(bottom=0)
+    if len(kept) == sum(len(heights) for heights in by_system) - int(np.isnan(np.concatenate(by_system)).sum()):
+        return
+    top = 1.2 * max(kept)
+    axes.set_ylim(0, top)
+    lines = [line.get_xydata() for line in axes.lines if line.get_label() == PUBLISHED]
+    published = {round(float(x), 6): float(y) for points in lines for x, y in np.asarray(points)}
+    for bars in axes.containers:
+        for bar in bars if isinstance(bars, BarContainer) else ():
+            if bar.get_height() > limit:
+                centre = bar.get_x() + bar.get_width() / 2
+                beside = published.get(round(centre, 6), np.nan)
+                text = f"{bar.get_height():.3g}" + ("" if np.isnan(beside) else f"; published {beside:.3g}")
+                axes.text(centre, top * 0.98, text, rotation=90, ha="center", va="top", fontsize=7, color="white")
+
+
+def _open_markers(axes: Axes, places: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
+    axes.plot(
+        places, values, "o", markersize=4.5, markerfacecolor="white", markeredgecolor="black", markeredgewidth=0.9,
+        linestyle="none", zorder=4, label=PUBLISHED,
+    )  # fmt: skip
+
+
+def bars_legend(figure: Figure, panels: Sequence[Axes]) -> int:
+    """Draw one legend above all panels, published values and bounds last, and return its number of rows."""
+    entries: dict[str, Artist] = {}
+    for axes in panels:
+        handles, names = axes.get_legend_handles_labels()
+        entries |= dict(zip(map(str, names), handles, strict=True))
+    labels = sorted(entries, key=lambda name: isinstance(entries[name], LineCollection | Line2D))
+    columns = len(labels) if len(labels) <= 5 else 4
+    figure.legend([entries[name] for name in labels], labels, loc="upper center", ncols=columns, frameon=False)
+    return -(-len(labels) // columns)
+
+
+def draw_caption(figure: Figure, text: str) -> float:
+    """Write the caption at the bottom and return the height that it takes, in inches."""
+    lines = fill(text, letters_per_line(figure))
+    figure.text(0.01, 0.05 / figure.get_figheight(), lines, fontsize=7, color="#444444", va="bottom")
+    return 0.1 + 0.12 * (1 + lines.count("\n"))

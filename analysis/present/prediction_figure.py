@@ -1,0 +1,71 @@
+"""The validation figure: predicted against measured throughput or latency, point by point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from analysis.present.style import RC, label, look
+
+
+def draw_validation(frame: pd.DataFrame, folder: Path, name: str, quantity: str, caption: str) -> Path:
+    """Draw predicted against measured values as PNG and PDF.
+
+    Args:
+        frame: rows with system, case, published, predicted, error and calibration.
+        folder: where to put them.
+        name: start of the files' names.
+        quantity: what was measured, and its unit.
+        caption: what measured, and what predicted.
+
+    Returns:
+        The PNG file.
+    """
+    with mpl.rc_context(cast(Any, RC)):
+        figure = plot(frame, quantity, caption)
+        for suffix in ("png", "pdf"):
+            figure.savefig(folder / f"{name}_validation.{suffix}", dpi=200)
+    return folder / f"{name}_validation.png"
+
+
+def plot(frame: pd.DataFrame, quantity: str, caption: str) -> Figure:
+    """Draw the values on both axes to the left, and the errors by case to the right."""
+    figure = Figure(figsize=(9.2, 4.4))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
+    cases, num_systems = list(dict.fromkeys(frame["case"])), frame["system"].nunique()
+    for i, (system, rows) in enumerate(frame.groupby("system", sort=False)):
+        style = look(str(system))
+        for fitted, part in rows.groupby("calibration"):
+            face = "white" if fitted else style.colour
+            shared = {"marker": style.marker, "linestyle": "", "color": style.colour, "markerfacecolor": face}
+            text = None if fitted else label(str(system))
+            left.plot(part["published"], part["predicted"], label=text, markersize=5, **shared)
+            offset = (i - (num_systems - 1) / 2) * 0.8 / num_systems
+            places = [cases.index(case) + offset for case in part["case"]]
+            right.plot(places, part["error"] * 100, markersize=5, **shared)
+    ends = np.array([frame[["published", "predicted"]].min().min(), frame[["published", "predicted"]].max().max()])
+    left.plot(ends, ends, color="#555555", linewidth=0.8)
+    left.fill_between(ends, ends * 0.9, ends * 1.1, color="#555555", alpha=0.12, linewidth=0)
+    left.set(xscale="log", yscale="log", xlabel="Measured", ylabel="Predicted")
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    left.set_title(quantity, fontsize=9, loc="left")
+    right.axhspan(-10, 10, color="#555555", alpha=0.12, linewidth=0)
+    for boundary in range(1, len(cases)):
+        right.axvline(boundary - 0.5, color="#bbbbbb", linewidth=0.8)
+    right.set_xticks(range(len(cases)), cases, rotation=0 if len(cases) <= 4 else 20)
+    right.set_xlim(-0.5, len(cases) - 0.5)
+    fitted = "; open markers: calibration points" if frame["calibration"].any() else ""
+    right.set_title(f"Error of the prediction (%){fitted}; band: 10 %", fontsize=9, loc="left")
+    figure.legend(*left.get_legend_handles_labels(), loc="upper center", ncols=4, frameon=False)
+    figure.text(0.01, 0.012, caption, fontsize=6.5, color="#555555", va="bottom")
+    figure.tight_layout(rect=(0, 0.04, 1, 0.86))
+    return figure

@@ -1,0 +1,147 @@
+"""The final table: one row per point and system."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from analysis.data.load import Run
+from analysis.present.style import label
+
+#: What a figure's caption says of whiskers; figures without any take it out.
+INTERVALS = "whiskers: 95 % bootstrap intervals"
+
+
+def summary_frame(
+    runs: Sequence[Run], summaries: Sequence[dict[str, Any]], points: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """Flatten summaries: one row per run and system; an estimate ``x`` becomes ``x``, ``x_low`` and ``x_high``.
+
+    Args:
+        runs: the runs.
+        summaries: theirs, in the same order.
+        points: their values of the options that tell them apart, which become columns.
+    """
+    rows = []
+    for run, summary, point in zip(runs, summaries, points, strict=True):
+        for system, entry in summary["systems"].items():
+            row: dict[str, Any] = {**point, "system": system}
+            for name, value in entry.items():
+                if isinstance(value, dict):
+                    row |= {name: value["median"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+                    row["num_rounds"] = value["n"]
+                else:
+                    row[name] = value
+            row["best_baseline"] = system == summary["best_baseline"]
+            row |= {key: summary[key] for key in ("run_id", "backend", "device", "host_link", "scope", "world_size")}
+            row |= {key: run.manifest["model"][key] for key in ("num_experts", "num_moe_layers", "top_k")}
+            row |= {"model_name": model_name(run), "dataset_name": dataset_name(run)}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def model_name(run: Run) -> str:
+    """Return a model's name: of one that Transformers builds, that of the model and not of the adapter."""
+    model = run.config.get("model", {})
+    known = model.get("local_path") or model.get("hub_name") or run.manifest["model"]["name"]
+    return Path(known).name
+
+
+def dataset_name(run: Run) -> str:
+    """Return the name of the text, or ``none`` for a simulation whose routing does not come from any."""
+    reads = run.manifest["backend"] != "simulator" or run.manifest["point"]["router"] == "model"
+    return str(run.manifest["dataset"]["name"]) if reads else "none"
+
+
+def texts_read(frame: pd.DataFrame) -> list[str]:
+    """Return the names of the texts behind the rows, where any was read (see :func:`dataset_name`)."""
+    return sorted(set(frame["dataset_name"]) - {"none"})
+
+
+def skew_points(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return what tells runs apart that no sweep describes: the skew, where all their routers have one."""
+    if all("skew" in run.config["router"] for run in runs):
+        return [{"router.skew": run.config["router"]["skew"]} for run in runs]
+    return [{} for _ in runs]
+
+
+def caption(frame: pd.DataFrame) -> str:
+    """Say what the numbers were measured on; results of different machines are named, never mixed silently."""
+    backend, device, link, scope = (
+        " + ".join(sorted(frame[key].unique())) for key in ("backend", "device", "host_link", "scope")
+    )
+    sizes = sorted(frame["world_size"].unique())
+    ranks = " + ".join(map(str, sizes)) if len(sizes) <= 3 else f"{sizes[0]} to {sizes[-1]}"
+    rounds = frame["num_rounds"].min()
+    return f"{backend}, {device}, host link {link}; {ranks} ranks; scope {scope}; medians of {rounds} rounds"
+
+
+def figure_caption(frame: pd.DataFrame) -> str:
+    """Say what a figure's numbers were measured on, and which models read which text."""
+    models = {
+        f"{row['model_name']} ({row['num_experts']} experts x {row['num_moe_layers']} MoE layers, top-{row['top_k']})"
+        for row in frame.to_dict("records")
+    }
+    texts = texts_read(frame)
+    read = f"; data set {' + '.join(texts)}" if texts else ""
+    simulated = "Simulated, not measured: " if set(frame["backend"]) == {"simulator"} else ""
+    return f"{simulated}{caption(frame)}, {INTERVALS}. Model {' + '.join(sorted(models))}{read}."
+
+
+def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:
+    """Lay a summary frame out as a table for a terminal."""
+    table = Table(
+        title=title,
+        caption=caption(frame) + "\n* drops tokens: not the model's output, never the baseline. A bound is no system.\n"
+        "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval].",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,  # to fit into 80 columns
+        pad_edge=False,
+    )
+    for axis in axes:
+        table.add_column(axis.rsplit(".", 1)[-1], justify="right", no_wrap=True)
+    table.add_column("system", no_wrap=True)
+    for name in ("tokens/s", "TTFT s", "idle", "imbal.", "dropped", "ratio to best"):
+        table.add_column(name, justify="right", no_wrap=True)
+    previous = None
+    for row in frame.to_dict("records"):
+        point = tuple(row[axis] for axis in axes)
+        if previous is not None and point != previous:
+            table.add_section()
+        first = point != previous
+        previous = point
+        table.add_row(
+            *(str(value) if first else "" for value in point),
+            label(str(row["system"])) + ("" if row["exact"] else " *"),
+            f"{row['throughput_tokens_per_s']:,.0f}",
+            f"{row['ttft_s']:.3f}",
+            f"{row['idle_share']:.1%}",
+            f"{row['imbalance']:.2f}",
+            f"{row['dropped_share']:.1%}" if row["dropped_share"] else "",
+            _ratio(row),
+        )
+    return table
+
+
+def _ratio(row: dict[Any, Any]) -> str:
+    name = "throughput_ratio_to_best_baseline"
+    if name not in row or pd.isna(row[name]):
+        return ""
+    mark = "= " if row["best_baseline"] else ""
+    return f"{mark}{row[name]:.2f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"
+
+
+def as_text(table: Table) -> str:
+    """Render a table as plain text, 100 columns wide."""
+    buffer = StringIO()
+    Console(file=buffer, width=100, color_system=None).print(table)
+    return buffer.getvalue()

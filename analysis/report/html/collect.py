@@ -1,0 +1,145 @@
+"""From a folder of results to the page: which sweeps and runs are in it, and a section for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.data.load import Run, Sweep, is_finished, load_run, load_sweep, read_manifest, run_folders
+from analysis.data.summary import summarise
+from analysis.present.table import skew_points, summary_frame
+from analysis.report.html.page import Note, render_page
+from analysis.report.html.section import Section, split_sections
+
+PAGE = "report.html"
+Points = Sequence[Mapping[str, Any]]
+Frame = Callable[[Sequence[Run], Points], pd.DataFrame]
+
+
+def write_report(folder: Path, target: Path | None = None) -> Path:
+    """Write the page of a run's folder, a sweep's folder, or a folder that holds several of them.
+
+    Args:
+        folder: where the results are.
+        target: the page; ``report.html`` in the folder unless given.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: there is no finished run, or one is damaged.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: must be a folder of results")
+    notes: list[Note] = []
+    if (folder / "manifest.json").exists():
+        sections = _run_sections(load_run(folder))
+    elif (folder / "sweep.json").exists():
+        sections = _sweep_sections(load_sweep(folder))
+    else:
+        sections, notes = _all_sections(folder)
+    if not sections:
+        raise ValueError(f"{folder}: no finished run; python run.py experiment=skew_sweep makes some")
+    title = sections[0].title if len(sections) == 1 else folder.resolve().name
+    target = target or folder / PAGE
+    write_page(sections, title, target, notes)
+    return target
+
+
+def _all_sections(folder: Path) -> tuple[list[Section], list[Note]]:
+    """Return a section per sweep, the latest first, then one per run that is in none, and what has no section."""
+    runs, sweeps, unreadable = _readable(folder)
+    summaries: dict[Path, dict[str, Any]] = {}
+
+    def frame(of: Sequence[Run], points: Points) -> pd.DataFrame:
+        for run in of:  # several sweeps may share it
+            if run.folder.resolve() not in summaries:
+                summaries[run.folder.resolve()] = summarise(run)
+        return summary_frame(of, [summaries[run.folder.resolve()] for run in of], points)
+
+    swept = {run.folder.resolve() for sweep in sweeps for run in sweep.runs}
+    by_sweep = [_sweep_sections(sweep, frame) for sweep in sweeps if sweep.runs]
+    loose = [_run_sections(run, frame) for run in runs if run.folder.resolve() not in swept]
+    groups = [group for parts in (by_sweep, loose) for group in sorted(parts, key=_ended, reverse=True)]
+    known = {run_id for sweep in sweeps if sweep.runs for run_id in sweep.missing}
+    unfinished = [path.name for path in run_folders(folder) if path.name not in known and not is_finished(path)]
+    notes = [
+        Note(f"{what}, hence not shown: {len(items)}", items)
+        for what, items in (
+            ("Runs that did not come to an end", unfinished),
+            ("Results that cannot be read", unreadable),
+        )
+        if items
+    ]
+    if not groups and unreadable:
+        raise ValueError(unreadable[0])
+    return [section for group in groups for section in group], notes
+
+
+def _readable(folder: Path) -> tuple[list[Run], list[Sweep], list[str]]:
+    """Load what can be loaded of a folder, and say of the rest why not: one old run shall not hide all the others."""
+    runs, sweeps, reasons = [], [], []
+    for path in run_folders(folder):
+        try:
+            runs += [load_run(path)] if is_finished(path) else []
+        except ValueError as error:
+            reasons.append(str(error))
+    for path in sorted(folder.rglob("sweep.json")):
+        try:
+            sweeps.append(load_sweep(path.parent))
+        except ValueError as error:
+            reasons.append(str(error))
+    return runs, sweeps, reasons
+
+
+def _sweep_sections(sweep: Sweep, frame: Frame | None = None) -> list[Section]:
+    if not sweep.runs:
+        return []
+    title = title_of(sweep.runs[0])
+    return split_sections(sweep.runs, sweep.points, (frame or _frame)(sweep.runs, sweep.points), title, reasons(sweep))
+
+
+def _run_sections(run: Run, frame: Frame | None = None) -> list[Section]:
+    points = skew_points([run])
+    return split_sections([run], points, (frame or _frame)([run], points), title_of(run))
+
+
+def _frame(runs: Sequence[Run], points: Points) -> pd.DataFrame:
+    return summary_frame(runs, [summarise(run) for run in runs], points)
+
+
+def title_of(run: Run) -> str:
+    """Name a run's or its sweep's section: the experiment, and the tag if it has one."""
+    tag = run.config.get("tag")
+    return f"{run.manifest['experiment']} ({tag})" if tag else str(run.manifest["experiment"])
+
+
+def reasons(sweep: Sweep) -> list[str]:
+    """Say of every unfinished run what is known."""
+    reasons = []
+    for run_id in sweep.missing:
+        try:
+            manifest = read_manifest(sweep.folder.parent.parent / run_id)
+        except ValueError:
+            manifest = {"status": "not started"}
+        error = f": {manifest['error']}" if manifest.get("error") else ""
+        reasons.append(f"{run_id} ({manifest['status']}{error})")
+    return reasons
+
+
+def _ended(sections: Sequence[Section]) -> str:
+    return max(str(run.manifest.get("ended_at", "")) for section in sections for run in section.runs)
+
+
+def write_page(sections: Sequence[Section], title: str, target: Path, notes: Sequence[Note] = ()) -> None:
+    """Render sections and store the page in one step."""
+    created = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by python -m analysis.report."
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_text(render_page(sections, title, created, notes), encoding="utf-8")
+    temporary.replace(target)

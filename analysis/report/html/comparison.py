@@ -1,0 +1,141 @@
+"""The comparison table: per point and system every number with its interval."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis.present.style import label, look
+from analysis.report.html.section import Section
+
+_RATIO = "throughput_ratio_to_best_baseline"
+#: A 99th percentile that far above the mean is worth a column.
+_TAIL = 1.05
+
+
+class Column(NamedTuple):
+    """A column of the table.
+
+    Attributes:
+        name: of the summary.
+        title: above it.
+        text: from a value to what is shown.
+        shown: whether it says anything here.
+    """
+
+    name: str
+    title: str
+    text: Callable[[float], str]
+    shown: Callable[[pd.Series[Any]], bool] = lambda _: True
+
+
+class Cell(NamedTuple):
+    """A number with its interval (empty where there is none) and what it says: ``better``, ``worse`` or nothing."""
+
+    text: str
+    interval: str = ""
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system at a point."""
+
+    system: str
+    name: str
+    colour: str
+    exact: bool
+    bound: bool
+    best: bool
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A point with its rows."""
+
+    point: str
+    rows: list[Row]
+
+
+def columns_of(frame: pd.DataFrame) -> list[Column]:
+    """Choose the columns that the results allow; times are in milliseconds where all are below a second."""
+
+    def some(values: pd.Series[Any]) -> bool:
+        return bool((values > 0).any())
+
+    def seconds(name: str, title: str) -> Column:
+        ms = name in frame and frame[name].max() < 1
+        return Column(name, f"{title}, {'ms' if ms else 's'}", lambda v: significant(v * 1e3 if ms else v))
+
+    # In the closed loop all requests of a batch start together, so that the tail is often the mean.
+    has_tail = "ttft_p99_s" in frame and bool((frame["ttft_p99_s"] > _TAIL * frame["ttft_s"]).any())
+    columns = [
+        Column(_RATIO, "Throughput to best baseline", lambda v: f"{v:.2f}"),
+        Column("throughput_tokens_per_s", "Throughput, tokens/s", lambda v: f"{v:,.0f}"),
+        seconds("ttft_s", "TTFT"),
+        *([seconds("ttft_p99_s", "TTFT p99")] if has_tail else []),
+        Column("idle_share", "Idle share", lambda v: f"{v:.1%}"),
+        Column("imbalance", "Imbalance", lambda v: f"{v:.2f}"),
+        Column("num_fetches", "Fetches", lambda v: f"{v:,.0f}", some),
+        Column("fetch_wait_share", "Waiting for weights", lambda v: f"{v:.1%}", some),
+        Column("dropped_share", "Dropped", lambda v: f"{v:.1%}", some),
+        Column("padding_factor", "Padding", lambda v: f"{v:.2f}", lambda values: bool((values > 1).any())),
+        seconds("open_loop_ttft_p99_s", "Open loop TTFT p99"),
+        seconds("tpot_s", "Time per output token"),
+        Column("output_tokens_per_s", "Output tokens/s", lambda v: f"{v:,.0f}"),
+    ]
+    return [c for c in columns if c.name in frame and frame[c.name].notna().any() and c.shown(frame[c.name])]
+
+
+def groups_of(section: Section, columns: list[Column]) -> list[Group]:
+    """Lay a section's summary out."""
+    groups = []
+    for name, run in zip(section.labels, section.runs, strict=True):
+        rows = []
+        for row in section.rows(run).to_dict("records"):
+            system = str(row["system"])
+            rows.append(
+                Row(
+                    system=system,
+                    name=label(system),
+                    colour=look(system).colour,
+                    exact=bool(row["exact"]),
+                    bound=bool(row["bound"]),
+                    best=bool(row["best_baseline"]),
+                    cells=[_cell(row, column) for column in columns],
+                )
+            )
+        groups.append(Group(name, rows))
+    return groups
+
+
+def csv_link(frame: pd.DataFrame) -> str:
+    """Return the whole summary as a ``data:`` address that holds a CSV file."""
+    return "data:text/csv;base64," + base64.b64encode(frame.to_csv(index=False).encode()).decode()
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return a number with so many significant digits, and never an exponent."""
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits - 1}e}")
+    decimals = max(digits - 1 - int(f"{rounded:e}".split("e")[1]), 0)
+    return f"{rounded:,.{decimals}f}" if decimals else f"{value:,.0f}"
+
+
+def _cell(row: dict[Any, Any], column: Column) -> Cell:
+    value = row[column.name]
+    if pd.isna(value):
+        return Cell("")
+    low, high = row[f"{column.name}_low"], row[f"{column.name}_high"]
+    ends = column.text(low), column.text(high)
+    interval = f"[{', '.join(ends)}]" if set(ends) != {column.text(value)} else ""
+    verdict = ""
+    if column.name == _RATIO and row["exact"] and not row["bound"] and not row["best_baseline"]:
+        verdict = "better" if low > 1 else "worse" if high < 1 else ""
+    return Cell(column.text(value), interval, verdict)

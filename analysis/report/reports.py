@@ -1,0 +1,101 @@
+"""Report a sweep or a run: the table that is printed, the static figures, and the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from analysis.data.load import Run, Sweep
+from analysis.data.summary import summarise
+from analysis.figures.kit.base import FigureData, draw_all
+from analysis.present.table import as_text, build_table, figure_caption, summary_frame
+from analysis.report.html.collect import PAGE, reasons, title_of, write_page
+from analysis.report.html.section import split_sections
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Table and figures of some runs.
+
+    Attributes:
+        frame: the table's numbers (`analysis.present.table.summary_frame`).
+        table: as it is printed.
+        figures: the PNG files; a PDF and a CSV lie beside each.
+        files: all of them.
+    """
+
+    frame: pd.DataFrame
+    table: Table
+    figures: list[Path]
+    files: list[Path]
+
+
+def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title: str, folder: Path) -> Saved:
+    """Save table and figures in ``folder``, silently.
+
+    Args:
+        runs: the runs, at least one.
+        points: their values of the options that tell them apart.
+        title: of the table.
+        folder: is created.
+    """
+    frame, axes = summary_frame(runs, [summarise(run) for run in runs], points), list(points[0])
+    table = build_table(frame, axes, title)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "table.txt", as_text(table))
+    _write(folder / "table.csv", frame.to_csv(index=False))
+    drawn, _ = draw_all(FigureData(frame, axes, figure_caption(frame), runs), folder / "figures")
+    files = [path.with_suffix(suffix) for path in drawn for suffix in (".png", ".pdf", ".csv")]
+    return Saved(frame, table, drawn, [folder / "table.txt", folder / "table.csv", *files])
+
+
+def report_runs(
+    runs: Sequence[Run],
+    points: Sequence[Mapping[str, Any]],
+    title: str,
+    folder: Path,
+    missing: Sequence[str] = (),
+) -> Saved:
+    """Save table and figures in ``folder`` as :func:`save_tables` does, and the page; print the table and the paths.
+
+    Args:
+        runs: the runs, at least one.
+        points: their values of the options that tell them apart.
+        title: of the table.
+        folder: is created.
+        missing: what is known of runs of the sweep that are not finished.
+    """
+    saved = save_tables(runs, points, title, folder)
+    console = Console()
+    # Where nobody watches, the width is the terminal's default, too narrow for the table.
+    console.print(saved.table) if console.is_terminal else print(as_text(saved.table), end="")
+    for path in saved.figures:
+        console.print(f"figure: {path} (and .pdf, .csv)", highlight=False, soft_wrap=True)
+    console.print(f"table:  {folder / 'table.csv'}", highlight=False, soft_wrap=True)
+    heading = title_of(runs[0])
+    write_page(split_sections(runs, points, saved.frame, heading, missing), heading, folder / PAGE)
+    console.print(f"report: {folder / PAGE}", highlight=False, soft_wrap=True)
+    return saved
+
+
+def report_sweep(sweep: Sweep) -> Saved | None:
+    """Report what is finished of a sweep, if anything is, and name what is not."""
+    saved = None
+    if sweep.runs:
+        saved = report_runs(sweep.runs, sweep.points, sweep.experiment, sweep.folder, reasons(sweep))
+    for run_id in sweep.missing:
+        print(f"missing: {run_id} (start the same command again)")
+    return saved
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

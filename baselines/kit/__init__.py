@@ -1,0 +1,1 @@
+"""What baselines are made of, and no policy itself."""

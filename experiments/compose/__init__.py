@@ -1,0 +1,1 @@
+"""From the command line to checked points, and one point as Hydra's task."""

@@ -1,0 +1,24 @@
+"""Composes points outside Hydra's own entry point, for scripts and tests."""
+
+from __future__ import annotations
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from experiments.compose.checks import load_point
+from experiments.compose.help import CONF
+from experiments.compose.schema import register_components
+from experiments.point.options import Options
+from experiments.point.point import Point
+
+
+def compose_point(*overrides: str) -> Point:
+    """Return one point of the configuration, as ``python run.py OVERRIDES`` would run it.
+
+    Raises:
+        ValueError: the configuration is wrong.
+    """
+    ConfigStore.instance().store(name="schema", node=Options)
+    register_components()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return load_point(compose("config", list(overrides)))

@@ -1,0 +1,62 @@
+"""From the exceptions of Hydra and OmegaConf to one line that names the field, its value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from experiments.compose.help import choices, unavailable
+
+
+def explain(error: BaseException) -> str:
+    """Return one line that says what is wrong with a configuration."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException):
+        return _unknown_choice(error)
+    if isinstance(error, OverrideParseException):
+        reason = _one_line(error.message.partition("See http")[0])
+        return f"{error.override!r} cannot be read ({reason}), must be FIELD=VALUE or GROUP=CHOICE"
+    if ambiguous := re.match("Ambiguous value for argument '(.*)'", str(error)):
+        return f"{ambiguous[1]}: several values, must be one, or all of them one after another with --multirun"
+    if isinstance(error, InstantiationException):
+        return _one_line(str(error).partition(", set env var")[0].partition("full_key:")[0])
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key or _one_line(cause).rsplit(' ', 1)[-1]}: missing, must be set"
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return _unknown_field(cause)
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return f"{cause.full_key}: {_one_line(str(cause).partition('full_key:')[0])}"
+    return _one_line(error)
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if choice == "submitit_slurm":
+        return "hydra/launcher: 'slurm' is unavailable here without hydra-submitit-launcher: pip install '.[slurm]'"
+    known = list(choices(group)) or list(error.options or ())
+    if not known:
+        return _one_line(str(error).partition("Config search path")[0])
+    missing = unavailable(group)
+    if choice in missing:
+        return f"{group}: {choice!r} is unavailable here ({missing[choice]}), must be one of {', '.join(known)}"
+    text = f"{group}: {choice!r}, must be one of {', '.join(known)}"
+    if missing:
+        text += "; unavailable here: " + ", ".join(f"{name} ({reason})" for name, reason in missing.items())
+    return text
+
+
+def _unknown_field(error: OmegaConfBaseException) -> str:
+    parent: Any = error.parent_node
+    field = error.full_key or str(error.key)
+    if not isinstance(parent, DictConfig):
+        return f"{field}: {_one_line(str(error).partition('full_key:')[0])}"
+    allowed = ", ".join(str(key) for key in parent if key != "_target_" and not str(key).startswith("hydra"))
+    return f"{field}: no such field, must be one of {allowed or 'nothing: there are no options'}"
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

@@ -1,0 +1,142 @@
+"""Before anything runs: check every point of the sweep, and write down which runs belong to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import traceback
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.compose.job import fail
+from experiments.compose.messages import explain
+from experiments.compose.submitted import is_submitted, load_swept_point
+from experiments.console import say
+from experiments.files import atomic_path
+from experiments.launch.environment import is_main_rank
+from experiments.point.point import Point
+from experiments.registry import discover
+from experiments.results.manifest import is_done
+from experiments.results.sweep import SWEEP_DIR_VARIABLE
+from experiments.routers.base import SkippedPoint
+from experiments.text.prepare import prepare_point
+
+
+class ValidateSweep(Callback):
+    """Composes all points of a multirun as Hydra will, and stops with one clear error if any is wrong."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a launcher that a single run does not use."""
+        if is_submitted(config):
+            fail("hydra/launcher: 'slurm', must be basic without a sweep; --multirun makes one of a single point", 2)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Check all points and write ``sweeps/<sweep_id>/sweep.json``."""
+        try:
+            points, axes = sweep_points(config)
+            if is_main_rank():
+                _check_texts([point for point, _ in points])
+            _write_sweep(points, axes)
+            _name_unavailable(points[0][0])
+        except SkippedPoint as reason:
+            say(f"skipped: {reason}")
+            raise SystemExit(0) from None
+        except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+            fail(explain(error), 2)
+        except Exception as error:  # Hydra would make it a warning and start the sweep unchecked
+            traceback.print_exc()
+            raise SystemExit(1) from error
+
+
+def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]], list[str]]:
+    """Compose and check all points of a multirun.
+
+    Args:
+        config: the multirun's configuration, with its ``hydra`` node.
+
+    Returns:
+        Every different point with the values that the sweep gave it, and the names of the swept options.
+
+    Raises:
+        ValueError: a point is wrong.
+        HydraException: a point cannot be composed.
+    """
+    given = {override.get_key_element() for override in _parse(config.hydra.overrides.task)}
+    params = config.hydra.sweeper.params or {}
+    parsed = _parse(
+        [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items() if key not in given)]
+    )
+    # Every row of a result names its system anyway, so a sweep over lists of systems adds nothing to tell apart.
+    axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
+    points: dict[str, tuple[Point, dict[str, Any]]] = {}
+    for job in chain.from_iterable(BasicSweeper.split_arguments(parsed, None)):
+        point = load_swept_point(_compose(config, list(job)))
+        swept = {o.get_key_element(): o.value() for o in _parse(list(job))}
+        values = {axis: v if isinstance(v := swept[axis], int | float | str | None) else str(v) for axis in axes}
+        points.setdefault(point.run_id, (point, values))
+    return list(points.values()), axes
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    return OverridesParser.create(_loader()).parse_overrides(list(overrides))
+
+
+def _compose(config: DictConfig, overrides: list[str]) -> DictConfig:
+    return _loader().load_sweep_config(config, overrides)
+
+
+def _loader() -> ConfigLoader:
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None, "callbacks run inside Hydra"
+    return hydra.config_loader
+
+
+def _name_unavailable(point: Point) -> None:
+    """Where all systems are compared, name those that this installation lacks."""
+    found, unavailable = discover("system")
+    if is_main_rank() and set(found) <= set(point.systems):
+        for name, reason in unavailable.items():
+            say(f"not compared: {name} ({reason})")
+
+
+def _check_texts(points: Sequence[Point]) -> None:
+    """Refuse a point whose sequences are longer than its text, before an earlier point has run for hours."""
+    for point in points:
+        if point.reads_text and not is_done(point):
+            prepare_point(point).check(point["seq_len"])
+
+
+def _write_sweep(points: Sequence[tuple[Point, dict[str, Any]]], axes: Sequence[str]) -> None:
+    run_ids = [point.run_id for point, _ in points]
+    sweep_id = hashlib.sha256(json.dumps([axes, run_ids]).encode()).hexdigest()[:8]
+    first = points[0][0]
+    experiment = first["experiment"]
+    folder = Path(first["results_dir"]) / experiment / "sweeps" / sweep_id
+    os.environ[SWEEP_DIR_VARIABLE] = str(folder)
+    if not is_main_rank():
+        return
+    content = {
+        "sweep_id": sweep_id,
+        "experiment": experiment,
+        "axes": axes,
+        "run_ids": run_ids,
+        "values": [values for _, values in points],
+    }
+    with atomic_path(folder / "sweep.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    todo = sum(not is_done(point) for point, _ in points)
+    number = "1 point" if len(points) == 1 else f"{len(points)} points"
+    say(f"{experiment}: {number}, {todo} to run; results in {folder.parent.parent}")

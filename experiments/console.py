@@ -1,0 +1,68 @@
+"""Progress of a point on rank 0: a bar on a terminal, a line per step elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.results.sweep import point_title
+
+
+def say(text: str) -> None:
+    """Print one line of information on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+class PointProgress:
+    """Counts forward passes; silent on ranks other than 0."""
+
+    def __init__(self, run_id: str, total: int, *, enabled: bool) -> None:
+        console = Console(stderr=True)
+        self._enabled = enabled
+        self._bar: Progress | None = None
+        self._title = point_title(run_id)
+        if enabled and console.is_terminal:
+            self._bar = Progress(
+                TextColumn(self._title.replace("{", "{{").replace("}", "}}"), markup=False),
+                BarColumn(bar_width=16),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}", markup=False),
+                console=console,
+            )
+            self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> PointProgress:
+        """Show the bar."""
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, text: str) -> None:
+        """Name what happens now."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        elif self._enabled:
+            say(f"{self._title}: {text}")
+
+    def advance(self) -> None:
+        """Count one forward pass."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+
+def tidy_terminal() -> None:
+    """Show the cursor again and begin a new line, after a rank was stopped with its bar on the screen."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        console.show_cursor()
+        console.line()

@@ -1,0 +1,246 @@
+"""One rank of one point, from the process group to the result files."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+
+from experiments.console import PointProgress
+from experiments.files import atomic_path
+from experiments.launch.environment import num_threads
+from experiments.measure.batch import make_batch
+from experiments.measure.check import check_system
+from experiments.measure.clock import clock_offset_s
+from experiments.measure.extra_loops import measure_phases, num_steps
+from experiments.measure.record_routing import record_routing
+from experiments.measure.rounds import run_rounds
+from experiments.point.point import Point
+from experiments.results.gather import on_rank_0
+from experiments.results.layer_rows import (
+    Platform,
+    expert_counts,
+    iteration_frame,
+    layer_frame,
+    routing_frame,
+    write_parquet,
+)
+from experiments.results.manifest import device_name, new_manifest, now, options_of, write_manifest
+from experiments.results.request_rows import decode_frame, request_frame
+from experiments.routers.base import CALIBRATION_BATCH
+from experiments.text.tokens import TokenFile
+from harmoeny.cost import ExpertCost
+from harmoeny.models.base import MoEModel
+from harmoeny.policy import Policy
+from harmoeny.runtime.calibrate import measure_expert_cost
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.runtime.memory.experts import ExpertStore
+from harmoeny.runtime.memory.fetch.base import RankMemory
+from harmoeny.runtime.memory.sharing import share_model
+from harmoeny.runtime.memory.slots import SlotPool
+from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
+from harmoeny.trace import RoutingTrace
+
+#: How long a rank that lost a peer waits before it reports that, so that the launcher sees the peer's own end first.
+_PEER_LOST_DELAY_S = 1.5
+
+
+def join(point: Point) -> torch.device:
+    """Set this process up as a rank: threads, device and, for several ranks, the process group (once per process)."""
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", point["world_size"]))
+    if point.device_type == "cuda":
+        # SLURM may show every rank its own device only (--gpus-per-task), as number 0.
+        device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(num_threads(local_world_size))
+    if point["world_size"] > 1 and not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=point["world_size"],
+            timeout=timedelta(seconds=point["timeout_s"]),
+        )
+    return device
+
+
+def run_rank(point: Point, tokens: TokenFile, folder: Path) -> None:
+    """Measure a point as one of its ranks; rank 0 writes the results.
+
+    Raises:
+        CheckError: a system's output is not the dense model's.
+    """
+    device = join(point)
+    try:
+        with torch.inference_mode():
+            _run(point, tokens, folder, device)
+    except (dist.DistError, RuntimeError) as error:
+        if point["world_size"] > 1 and is_peer_lost(error):
+            time.sleep(_PEER_LOST_DELAY_S)
+        raise
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Tell whether an error says that another rank is gone or cannot be reached, rather than that this one failed."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in ("connection closed by peer", "connection reset", "gloo", "nccl"))
+
+
+def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) -> None:
+    comm = Communicator(device)
+    manifest = new_manifest(point) | _environment(point, comm, tokens)
+    if comm.rank == 0:
+        write_manifest(folder, manifest)
+        with atomic_path(folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(point.values, sort_keys=False), encoding="utf-8")
+
+    total = len(point.systems) * (point["rounds"] + point["warmup_rounds"] + 1) + num_steps(point)
+    with PointProgress(point.run_id, total, enabled=comm.rank == 0) as progress:
+        progress.step("building the model")
+        model = build_model(point, comm)
+        transfers = make_engine(device, point.hardware)
+        store = ExpertStore(model.experts, pin=device.type == "cuda")
+        cost = _expert_cost(point, store, comm, transfers)
+        memory = RankMemory(store, SlotPool(store, device), transfers, comm, cost)
+        engine = ExpertParallel(memory, Recorder(device))
+        model.attach(engine)
+
+        progress.step("preparing the systems")
+        batches = [make_batch(point, model, tokens, i, comm.rank, device) for i in range(point["rounds"])]
+        systems = [
+            engine.build_system(name, _fit(policy.calibrated(cost), point, model, tokens, comm))
+            for name, policy in point.systems.items()
+        ]
+        for system in systems:
+            manifest["systems"][system.name] |= {
+                "options": options_of(point, system.name, system.policy),
+                "device_expert_bytes": system.fetcher.device_bytes,
+                "fit": system.policy.fit_report(),
+            }
+
+        checks = {}
+        for system in systems:
+            progress.step(f"checking {system.name}")
+            checks[system.name] = vars(check_system(model, engine, system, batches[0].input_ids, batches[0].expert_ids))
+            progress.advance()
+        offset_s = clock_offset_s(comm)
+        iterations = run_rounds(
+            model,
+            engine,
+            systems,
+            batches,
+            warmup_rounds=point["warmup_rounds"],
+            clock_offset_s=offset_s,
+            progress=progress,
+        )
+        extra = measure_phases(point, model, engine, systems, batches, offset_s, progress)
+        for name, more in extra.checks.items():
+            checks[name] = checks[name] | more
+    manifest |= {
+        "scope": model.scope,
+        "model": {
+            "name": point.model.name,
+            "num_moe_layers": len(model.experts),
+            "num_experts": model.num_experts,
+            "top_k": model.top_k,
+            "expert_bytes": model.experts[0].expert_bytes,
+            "store_bytes": store.nbytes,
+        },
+        "calibration": vars(cost),
+        "checks": checks,
+    }
+    if point["trace"]["record"] is not None:
+        record_routing(point, model, [batch.expert_ids for batch in batches], comm)
+    own = [expert_counts([ids.cpu().numpy() for ids in batch.expert_ids], model.num_experts) for batch in batches]
+    routed = [np.sum(ranks, axis=0) for ranks in zip(*on_rank_0(own, comm), strict=True)]
+    everyone = [it for rank in on_rank_0(iterations, comm) for it in rank]
+    served = [request for rank in on_rank_0(extra.served, comm) for request in rank]
+    decoded = [batch for rank in on_rank_0(extra.decoded, comm) for batch in rank]
+    if comm.rank == 0:
+        platform = Platform(manifest["backend"], manifest["device"], transfers.link)
+        write_parquet(layer_frame(everyone, platform), folder / "layers.parquet")
+        write_parquet(iteration_frame(everyone, platform, model.scope), folder / "iterations.parquet")
+        write_parquet(routing_frame(routed, model.stacks), folder / "routing.parquet")
+        write_parquet(request_frame(everyone, served, platform), folder / "requests.parquet")
+        if decoded:
+            write_parquet(decode_frame(decoded, platform), folder / "decode.parquet")
+        write_manifest(folder, manifest | {"status": "finished", "ended_at": now()})
+    transfers.close()
+    comm.barrier()
+
+
+def build_model(point: Point, comm: Communicator) -> MoEModel:
+    """Build the model once per host and share its weights; all ranks call it together."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    model = point.model.build(point["seed"], "cpu" if local_rank == 0 or comm.world_size == 1 else "meta")
+    share_model(model, comm, local_rank)
+    return model
+
+
+def _expert_cost(point: Point, store: ExpertStore, comm: Communicator, transfers: TransferEngine) -> ExpertCost:
+    """Return what the hardware's calibration says of an expert, or measure it."""
+    experts = store.layers[0]
+    known = point.hardware.expert_cost(
+        expert_bytes=experts.expert_bytes,
+        flops_per_token=experts.flops_per_token,
+        token_bytes=experts.hidden_size * next(iter(experts.weights.values())).element_size(),
+    )
+    return known or measure_expert_cost(experts, comm, transfers)
+
+
+def _fit(policy: Policy, point: Point, model: MoEModel, tokens: TokenFile, comm: Communicator) -> Policy:
+    """Show a policy the routing of its calibration batches; fitted on rank 0, so that all ranks have the same."""
+    if policy.calibration_batches == 0:
+        return policy
+    batches = [
+        make_batch(point, model, tokens, CALIBRATION_BATCH + i, comm.rank, comm.device).expert_ids
+        for i in range(policy.calibration_batches)
+    ]
+    own = [torch.cat([batch[layer] for batch in batches]).cpu().numpy() for layer in range(len(model.experts))]
+    everyone: list[Any] = [own]
+    if comm.world_size > 1:
+        everyone = [None] * comm.world_size
+        dist.all_gather_object(everyone, own)
+    fitted: list[Any] = [None]
+    if comm.rank == 0:
+        trace = RoutingTrace([np.concatenate(layer) for layer in zip(*everyone, strict=True)], model.stacks)
+        try:
+            fitted = [policy.fitted(trace, model.num_experts, comm.world_size)]
+        except (OSError, ValueError) as error:
+            fitted = [error]  # the other ranks wait for an answer
+    if comm.world_size > 1:
+        dist.broadcast_object_list(fitted)
+    if isinstance(fitted[0], Exception):
+        raise fitted[0]
+    result: Policy = fitted[0]
+    return result
+
+
+def _environment(point: Point, comm: Communicator, tokens: TokenFile) -> dict[str, Any]:
+    fresh = tokens.fresh_batches(
+        sequences_per_batch=point["world_size"] * point["batch_size"], seq_len=point["seq_len"]
+    )
+    return {
+        "backend": "nccl" if comm.device.type == "cuda" else "gloo",
+        "device": device_name(comm.device),
+        "threads_per_rank": torch.get_num_threads(),
+        "dataset": {
+            "name": point.dataset.name,
+            "num_tokens": tokens.num_tokens,
+            "sha256": tokens.sha256,
+            "repeats_text": fresh < point["rounds"],
+        },
+    }

@@ -1,0 +1,1 @@
+"""Everything inside or around the timer, on one rank."""

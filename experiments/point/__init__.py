@@ -1,0 +1,1 @@
+"""One point of an experiment: its options, its checked form, its identity."""

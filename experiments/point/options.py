@@ -1,0 +1,54 @@
+"""The schema of the configuration, for Hydra and for everything that reads a point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from experiments.point.request_options import RequestOptions
+
+
+@dataclass
+class WandbOptions:
+    """Logging to Weights & Biases."""
+
+    mode: str = "offline"
+    project: str = "harmoeny"
+
+
+@dataclass
+class TraceOptions:
+    """Recording of the routing."""
+
+    record: str | None = None
+    token_paths: bool = False
+
+
+@dataclass
+class Options:
+    """Schema of the configuration; conf/config.yaml holds the values and says what they mean."""
+
+    experiment: str = MISSING
+    tag: str = MISSING
+    seed: int = MISSING
+    world_size: int = MISSING
+    backend: str = MISSING
+    device: str = MISSING
+    results_dir: str = MISSING
+    batch_size: int = MISSING
+    seq_len: int = MISSING
+    rounds: int = MISSING
+    warmup_rounds: int = MISSING
+    timeout_s: int = MISSING
+    requests: RequestOptions = field(default_factory=RequestOptions)
+    decode_tokens: int = MISSING
+    trace: TraceOptions = field(default_factory=TraceOptions)
+    model: Any = MISSING
+    dataset: Any = MISSING
+    router: Any = MISSING
+    hardware: Any = MISSING
+    simulator: Any = MISSING
+    systems: dict[str, Any] = field(default_factory=dict)
+    wandb: WandbOptions = field(default_factory=WandbOptions)

@@ -1,0 +1,64 @@
+"""From requests and decoded batches to the rows of the result schema (docs/metrics.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import pandas as pd
+
+from experiments.measure.decode import Decoded
+from experiments.measure.serving import Served
+from experiments.results.layer_rows import Platform, RankIteration
+
+
+def request_frame(iterations: Sequence[RankIteration], served: Sequence[Served], platform: Platform) -> pd.DataFrame:
+    """Return the rows of ``requests.parquet``: the closed loop's sequences, then the open loop's requests."""
+    begins: dict[int, float] = {}
+    for it in iterations:
+        begins[it.iteration] = max(begins.get(it.iteration, it.start_s), it.start_s)
+    numbers: dict[int, int] = {}
+    rows = []
+    for it in sorted(iterations, key=lambda i: (i.iteration, i.rank)):
+        for _ in range(it.num_sequences):
+            number = numbers[it.iteration] = numbers.get(it.iteration, -1) + 1
+            rows.append(
+                Served(
+                    it.system, it.round, 0, number, it.rank, it.input_tokens // it.num_sequences,
+                    arrival_s=0.0, start_s=0.0, first_token_s=it.end_s - begins[it.iteration],
+                )
+            )  # fmt: skip
+    in_order = sorted(served, key=lambda request: (request.round, request.system, request.request))
+    frame = pd.DataFrame(
+        [asdict(row) | {"loop": "closed"} for row in rows] + [asdict(row) | {"loop": "open"} for row in in_order]
+    )
+    frame["queue_s"] = frame["start_s"] - frame["arrival_s"]
+    frame["ttft_s"] = frame["first_token_s"] - frame["arrival_s"]
+    return frame.assign(**asdict(platform))
+
+
+def decode_frame(decoded: Sequence[Decoded], platform: Platform) -> pd.DataFrame:
+    """Return the rows of ``decode.parquet``."""
+    groups: dict[tuple[int, str], list[Decoded]] = {}
+    for rank in decoded:
+        groups.setdefault((rank.round, rank.system), []).append(rank)
+    rows = []
+    for (round_index, system), ranks in sorted(groups.items()):
+        num_sequences = sum(r.num_sequences for r in ranks)
+        steps = ranks[0].num_steps
+        decode_s = max(r.last_token_s for r in ranks) - max(r.first_token_s for r in ranks)
+        per_sequence = sum((r.last_token_s - r.first_token_s) * r.num_sequences for r in ranks) / num_sequences
+        rows.append(
+            {
+                "system": system,
+                "round": round_index,
+                **asdict(platform),
+                "world_size": len(ranks),
+                "num_sequences": num_sequences,
+                "output_tokens": num_sequences * steps,
+                "decode_s": decode_s,
+                "tpot_s": per_sequence / steps,
+                "output_tokens_per_s": num_sequences * steps / decode_s,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,209 @@
+"""Advances all ranks of one system through a batch, phase by phase, with the times of the cost model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+
+from experiments.routers.base import FloatArray
+from experiments.simulator.compute import RankMemories
+from experiments.simulator.cost import CostModel
+from experiments.simulator.device_memory import check_memory, layer_bytes, mask_bytes
+from experiments.simulator.exchange import Exchange, padded_exchange, plain_exchange
+from experiments.simulator.flows import Flows, capped, num_plan_steps, plan_flows
+from experiments.simulator.replay import CopyEngine
+from harmoeny.placement import IntArray
+from harmoeny.policy import Policy
+from harmoeny.runtime.layer.recorder import PHASES, Phase
+
+
+@dataclass
+class SimulatedLayer:
+    """One layer of one batch; all arrays are ``[world_size]``.
+
+    Attributes:
+        layer: MoE layer in order of execution.
+        boundary_s: float64 ``[7, world_size]``, start of every phase and the end of the last.
+        columns: the other columns of the record.
+    """
+
+    layer: int
+    boundary_s: FloatArray
+    columns: dict[str, IntArray | FloatArray]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of ``layers.parquet``, with ``compute_end_s`` in place of ``idle_s``."""
+        values = {name: column.tolist() for name, column in self.columns.items()}
+        lengths = np.diff(self.boundary_s, axis=0)
+        values |= {f"{phase.name.lower()}_s": lengths[phase].tolist() for phase in PHASES}
+        values["layer_s"] = (self.boundary_s[-1] - self.boundary_s[0]).tolist()
+        values["compute_end_s"] = self.boundary_s[-2].tolist()
+        world_size = self.boundary_s.shape[1]
+        return [
+            {"layer": self.layer, "rank": rank} | {name: column[rank] for name, column in values.items()}
+            for rank in range(world_size)
+        ]
+
+
+@dataclass(frozen=True)
+class SimulatedBatch:
+    """One forward pass.
+
+    Attributes:
+        end_s: float64 ``[world_size]``, when a rank has its first output token, from the common start.
+        drain_s: float64 ``[world_size]``, how much later its last restore is complete.
+        layers: the MoE layers.
+    """
+
+    end_s: FloatArray
+    drain_s: FloatArray
+    layers: list[SimulatedLayer]
+
+
+class SimulatedSystem:
+    """One system on all its ranks: the counterpart of the real runtime's engine and expert memory.
+
+    Attributes:
+        policy: makes the plans.
+        cost: the cost model.
+        held_bytes: float64 ``[world_size]``, device memory that is taken all the time.
+    """
+
+    def __init__(self, policy: Policy, cost: CostModel, device_memory_bytes: float | None = None) -> None:
+        """Place the experts.
+
+        Raises:
+            OutOfMemoryError: the residents do not fit.
+        """
+        self.policy, self.cost = policy, cost
+        work, world_size = cost.work, cost.topology.world_size
+        self._limit = device_memory_bytes
+        self._placements = [policy.place(i, work.num_experts, world_size) for i in range(len(work.layer_tokens))]
+        self._memories = RankMemories(policy, self._placements, cost)
+        self._history: list[list[IntArray]] = [[] for _ in self._placements]
+        self._planned_before = False
+        self.places_anew = type(policy).update_placement is not Policy.update_placement
+        self.held_bytes: FloatArray = work.dense_bytes + self._memories.num_slots.astype(np.float64) * work.expert_bytes
+        check_memory(self.held_bytes + work.peak_bytes, device_memory_bytes, "the dense part of the model")
+
+    def run(self, counts: Sequence[IntArray]) -> SimulatedBatch:
+        """Execute one batch.
+
+        Args:
+            counts: int64 ``[world_size, num_experts]`` per MoE layer.
+
+        Raises:
+            OutOfMemoryError: a layer needs more memory than a rank has.
+        """
+        world_size = self.cost.topology.world_size
+        now_s = np.zeros(world_size)
+        copies = [CopyEngine() for _ in range(world_size)]
+        layers = []
+        for layer, layer_counts in enumerate(counts):
+            layers.append(self._layer(layer, layer_counts, now_s + self.cost.dense_s[layer], copies))
+            now_s = layers[-1].boundary_s[-1]
+        end_s = now_s + self.cost.dense_s[-1]
+        drained_s = np.array([engine.drain() for engine in copies])
+        return SimulatedBatch(end_s, np.maximum(drained_s - end_s, 0.0), layers)
+
+    def _layer(self, layer: int, counts: IntArray, start_s: FloatArray, copies: list[CopyEngine]) -> SimulatedLayer:
+        cost = self.cost
+        boundary_s = np.empty((len(PHASES) + 1, len(start_s)))
+        boundary_s[Phase.ROUTE] = start_s
+        boundary_s[Phase.METADATA] = start_s + cost.route_s[layer]
+        # Nobody knows the counts before the last rank has sent its own.
+        boundary_s[Phase.PLAN] = boundary_s[Phase.METADATA].max() + cost.metadata_s
+        placed_s = self._place_anew(layer, counts, boundary_s[Phase.PLAN], copies)
+        flows, exchange, plan_s = self._plan(layer, counts)
+        boundary_s[Phase.DISPATCH] = placed_s + plan_s
+        ready_s = boundary_s[Phase.DISPATCH] + exchange.gather_s
+        arrived_s = ready_s.max() + exchange.wire_s + exchange.group_s
+        boundary_s[Phase.COMPUTE] = arrived_s if flows.slices is None else ready_s
+        done = self._memories.run(
+            layer, flows, self._placements[layer], copies, boundary_s[Phase.DISPATCH], boundary_s[Phase.COMPUTE]
+        )
+        end_s = done.end_s
+        if flows.slices is not None:
+            # A rank's own rows are executed while the others are on their way.
+            own_s = ready_s + cost.experts_s(flows.slices[0]).sum(axis=0)
+            end_s = end_s + np.maximum(arrived_s - own_s, 0.0)
+        boundary_s[Phase.COMBINE] = end_s
+        boundary_s[Phase.END] = (
+            _last_partner(end_s + exchange.group_s, flows.traffic) + exchange.wire_s + exchange.add_s + done.restoring_s
+        )
+        num_fetches = done.num_host_fetches + done.num_peer_fetches
+        columns: dict[str, IntArray | FloatArray] = {
+            "num_assignments": counts.sum(axis=1),
+            "executed_tokens": flows.executed.sum(axis=0),
+            "sent_tokens": _whole(flows.traffic.sum(axis=1) - flows.traffic.diagonal()),
+            "dropped_tokens": _whole(counts.sum(axis=1) - flows.traffic.sum(axis=1)),
+            "padded_tokens": (flows.executed if flows.computed is None else flows.computed).sum(axis=0)
+            - flows.executed.sum(axis=0),
+            "num_active_experts": (flows.executed > 0).sum(axis=0),
+            "num_host_fetches": done.num_host_fetches,
+            "num_peer_fetches": done.num_peer_fetches,
+            "num_restores": done.num_restores,
+            "fetch_bytes": num_fetches * cost.work.expert_bytes,
+            "fetch_s": done.fetch_s,
+            "fetch_wait_s": done.fetch_wait_s,
+            "restore_s": done.restore_s,
+            "restore_wait_s": done.restore_wait_s,
+        }
+        return SimulatedLayer(layer, boundary_s, columns)
+
+    def _place_anew(self, layer: int, counts: IntArray, now_s: FloatArray, copies: list[CopyEngine]) -> FloatArray:
+        """Let the policy change the residents; return when every rank can plan."""
+        if not self.places_anew:
+            return now_s
+        changed = self.policy.update_placement(layer, self._history[layer], self._placements[layer])
+        self._history[layer].append(counts)
+        if changed is None:
+            return now_s
+        self._placements[layer] = changed
+        return self._memories.place(layer, changed, now_s, copies)
+
+    def _plan(self, layer: int, counts: IntArray) -> tuple[Flows, Exchange, float]:
+        """Return the plan's flows, what they cost to exchange, and how long planning took."""
+        cost, placement = self.cost, self._placements[layer]
+        if not self._planned_before and cost.software.plan_s is None:
+            plan_flows(self.policy, counts, placement)  # compiles what is compiled at the first call
+            self._planned_before = True
+        begin = time.perf_counter()
+        flows = plan_flows(self.policy, counts, placement)
+        measured_s = time.perf_counter() - begin
+        num_tokens = cost.work.layer_tokens[layer]
+        capacity = int(counts.max()) if cost.software.padded else self.policy.capacity(counts)
+        if capacity is not None:
+            capacity = min(capacity, cost.software.capacity_limit or capacity)
+            flows = capped(flows, counts, capacity, placement)
+            exchange = padded_exchange(cost, num_tokens, capacity, placement)
+            executed = np.where(placement.resident, capacity * len(counts), 0)
+            extra_bytes = mask_bytes(cost.work, num_tokens, capacity) if cost.software.padded else 0.0
+            flows = Flows(flows.executed, flows.fetch, flows.traffic, computed=executed)
+        else:
+            exchange, executed, extra_bytes = plain_exchange(cost, flows.traffic), flows.executed, 0.0
+        needed = self.held_bytes + layer_bytes(cost.work, exchange.rows, executed) + extra_bytes
+        check_memory(needed, self._limit, f"MoE layer {layer}")
+        plan_s = cost.plan_s(measured_s, num_plan_steps(flows, counts, placement))
+        return flows, exchange, plan_s
+
+
+def _whole(values: FloatArray) -> IntArray:
+    return np.rint(values).astype(np.int64)
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+def _last_partner(ready_s: FloatArray, traffic: FloatArray) -> FloatArray:
+    """Return, for every rank, when the last of those that it exchanges rows with is ready, itself included."""
+    last = ready_s.copy()
+    for src in range(len(ready_s)):
+        for dst in range(len(ready_s)):
+            if traffic[src, dst] > 0:
+                last[src] = max(last[src], ready_s[dst])
+                last[dst] = max(last[dst], ready_s[src])
+    return last

@@ -1,0 +1,1 @@
+"""From documents to the tokens that the ranks read."""

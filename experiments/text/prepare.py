@@ -1,0 +1,15 @@
+"""The tokens of a point."""
+
+from __future__ import annotations
+
+from experiments.point.point import Point
+from experiments.text.tokens import TokenFile, prepare_tokens
+
+
+def prepare_point(point: Point) -> TokenFile:
+    """Tokenise what a point reads, or find it in the cache.
+
+    Raises:
+        ValueError: the data set is not usable.
+    """
+    return prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer, point.num_tokens)

@@ -1,0 +1,27 @@
+"""What one expert costs on a machine: the numbers that policies and schedules reckon with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExpertCost:
+    """What executing and moving one expert costs on the present machine, as calibration measured it.
+
+    Attributes:
+        token_s: seconds to execute one more token, in a slice of many.
+        fetch_s: seconds to bring one expert's weights to a rank.
+        exchange_token_s: seconds that a rank needs to receive one more token in an all-to-all; 0 where it is not known.
+        peer_fetch_s: seconds to bring one expert's weights from another rank; 0 where it is not known.
+    """
+
+    token_s: float
+    fetch_s: float
+    exchange_token_s: float = 0.0
+    peer_fetch_s: float = 0.0
+
+    def threshold_tokens(self) -> int:
+        """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""
+        nearest = max(1, round(self.fetch_s / self.token_s))
+        return nearest if nearest * self.token_s >= self.fetch_s else nearest + 1

@@ -1,0 +1,287 @@
+"""The experts interface of Transformers: finds a model's experts, describes them, and puts the engine behind them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from harmoeny.models.base import AdaptedModule, MoEContext, device_of
+from harmoeny.runtime.memory.experts import ExpertFunction, LayerExperts, gated_mlp, mlp, normed
+
+#: Our name among Transformers' implementations of experts.
+IMPLEMENTATION = "harmoeny"
+
+#: Computes a layer's experts: (hidden ``[..., H]``, expert ids ``[num_tokens, top_k]``, routing weights, the same).
+ExpertsCall = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_CALL = "_harmoeny_call"
+#: Our names of an expert's tensors, and the interface's.
+_NAMES = {
+    "gate_up": "gate_up_proj",
+    "up": "up_proj",
+    "down": "down_proj",
+    "gate_up_bias": "gate_up_proj_bias",
+    "up_bias": "up_proj_bias",
+    "down_bias": "down_proj_bias",
+}
+#: How models call what chooses the experts.
+_ROUTERS = ("gate", "router")
+_PROBE_TOKENS = 4
+
+
+def register(attach: Callable[[nn.Module], object] | None = None) -> None:
+    """Make ``harmoeny`` an implementation of experts that Transformers knows.
+
+    Args:
+        attach: called with experts that are run without having been bound; it has to :func:`bind` them. None keeps what
+            was registered before, which may be nothing.
+    """
+    if attach is None and IMPLEMENTATION in ALL_EXPERTS_FUNCTIONS:
+        return
+
+    def forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        if _CALL not in module.__dict__ and attach is not None:
+            attach(module)
+        call: ExpertsCall = module.__dict__[_CALL]
+        return call(hidden_states, top_k_index, top_k_weights)
+
+    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, forward)
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Tell whether a module is a layer's experts, declared through the interface."""
+    return hasattr(module, "is_transposed") and hasattr(module, "_apply_gate") and hasattr(module, "has_bias")
+
+
+def find_experts(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the experts in a model by path, in the order of its layers."""
+    return {path: module for path, module in model.named_modules() if is_experts(module)}
+
+
+def layer_experts(experts: nn.Module) -> LayerExperts:
+    """Describe a layer's experts; the tensors are the module's own, not copies.
+
+    Raises:
+        ValueError: its weights are not what the interface declares, as with quantised ones.
+    """
+    # Releases of Transformers before these flags had only experts with a gate, and none with a norm.
+    gated = bool(getattr(experts, "has_gate", True))
+    up = "gate_up" if gated else "up"
+    names = [up, "down", *((f"{up}_bias", "down_bias") if experts.has_bias else ())]
+    weights = {}
+    for name in names:
+        tensor = experts._parameters.get(_NAMES[name])
+        if tensor is None or not tensor.is_floating_point() or tensor.shape[0] != experts.num_experts:
+            raise ValueError(
+                f"{type(experts).__name__}.{_NAMES[name]}: must be one floating-point tensor with all experts' weights"
+            )
+        weights[name] = tensor.detach()
+    hidden_size = weights[up].shape[1 if experts.is_transposed else 2]
+    return LayerExperts(weights, _function(experts, gated=gated), hidden_size)
+
+
+def _function(experts: Any, *, gated: bool) -> ExpertFunction:
+    transposed = bool(experts.is_transposed)
+    if gated:
+        function = gated_mlp(experts._apply_gate, transposed=transposed)
+    else:
+        function = mlp(experts.act_fn, transposed=transposed)
+    return normed(function, experts.post_expert_norm) if getattr(experts, "has_post_expert_norm", False) else function
+
+
+def bind(experts: Any, weights: Mapping[str, Tensor], call: ExpertsCall) -> None:
+    """Let ``call`` compute a layer's experts, whose weights are no parameters of the model from then on.
+
+    Args:
+        experts: the module.
+        weights: its weights, as :func:`layer_experts` names them.
+        call: what computes them under the implementation ``harmoeny``.
+    """
+    for name, tensor in weights.items():
+        experts._parameters.pop(_NAMES[name], None)
+        # Models may ask for the type or shape of their experts' weights.
+        setattr(experts, _NAMES[name], torch.empty_like(tensor, device="meta"))
+    experts.__dict__[_CALL] = call
+    # What set_experts_implementation of a model sets too, but on the configuration that these experts read.
+    experts.config._experts_implementation_internal = IMPLEMENTATION
+
+
+def release(experts: Any, weights: Mapping[str, Tensor], implementation: str | None) -> None:
+    """Undo :func:`bind`: the weights become parameters again, and ``implementation`` computes the experts."""
+    experts.config._experts_implementation_internal = implementation
+    experts.__dict__.pop(_CALL, None)
+    for name, tensor in weights.items():
+        experts.__dict__.pop(_NAMES[name], None)
+        experts.register_parameter(_NAMES[name], nn.Parameter(tensor, requires_grad=False))
+
+
+def forward_dense(
+    experts: nn.Module, weights: Mapping[str, Tensor], hidden: Tensor, expert_ids: Tensor, routing_weights: Tensor
+) -> Tensor:
+    """Compute bound experts with the model's own code.
+
+    Args:
+        experts: the module.
+        weights: its weights, as :func:`layer_experts` names them.
+        hidden: ``[num_tokens, hidden_size]``.
+        expert_ids: int64 ``[num_tokens, top_k]``; a negative id leaves the assignment out.
+        routing_weights: ``[num_tokens, top_k]``.
+    """
+    placeholders = {name: experts.__dict__[_NAMES[name]] for name in weights}
+    for name, tensor in weights.items():
+        experts.__dict__[_NAMES[name]] = tensor.to(hidden.device)
+    try:
+        own = inspect.unwrap(type(experts).forward)
+        # Not every model's code knows an id for "none", but all multiply by the routing weight.
+        output: Tensor = own(experts, hidden, expert_ids.clamp(min=0), routing_weights.masked_fill(expert_ids < 0, 0))
+    finally:
+        for name, placeholder in placeholders.items():
+            experts.__dict__[_NAMES[name]] = placeholder
+    return output
+
+
+def check_function(experts: nn.Module, layer: LayerExperts, device: torch.device) -> None:
+    """Compare one bound expert with the model's own code on a few rows.
+
+    The interface cannot say everything about an expert: a class whose code does more than it declares is refused here.
+
+    Args:
+        experts: the module.
+        layer: its weights and how we apply them.
+        device: where the module's other parameters are.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    weights = {name: w.to(device) for name, w in layer.expert(layer.num_experts - 1).items()}
+    dtype = weights["down"].dtype
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(_PROBE_TOKENS, layer.hidden_size, generator=generator).to(device, dtype)
+    expert_ids = torch.full((_PROBE_TOKENS, 1), layer.num_experts - 1, device=device)
+    with torch.no_grad():
+        wanted = forward_dense(experts, layer.weights, rows, expert_ids, torch.ones_like(expert_ids, dtype=dtype))
+        output = torch.empty_like(rows)
+        layer.function(weights, rows, output)
+    error, scale = (output - wanted).abs().max(), wanted.abs().max()
+    if not error <= (1e-4 if dtype == torch.float32 else 3e-2) * scale:
+        raise ValueError(
+            f"{type(experts).__name__}: its own code computes something else than it declares to Transformers' experts "
+            f"interface (an expert differs by {float(error):.3g} at a scale of {float(scale):.3g})"
+        )
+
+
+class ExpertsBlock:
+    """One layer's experts, computed by the engine or, as the reference, by the model's own code."""
+
+    def __init__(self, experts: Any, described: LayerExperts, layer: int, context: MoEContext) -> None:
+        self.module: nn.Module = experts
+        self.layer = layer
+        self.context = context
+        self.experts = described
+        self._opened = False
+        before: str | None = getattr(experts.config, "_experts_implementation", None)
+        self._implementation = "eager" if before == IMPLEMENTATION else before
+        register()
+        bind(experts, self.experts.weights, self)
+
+    def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Compute the experts' part of a layer; all ranks call it together, each with its own tokens.
+
+        A pinned choice takes the place of the model's: the k-th expert pinned for a token gets the weight of its own
+        k-th expert, so that the weights keep the scale of the model's gating, whatever that is.
+
+        Args:
+            hidden: ``[..., hidden_size]``.
+            top_k_index: integer ``[num_tokens, top_k]``; an id that is no expert's leaves the assignment out.
+            top_k_weights: ``[num_tokens, top_k]``.
+
+        Raises:
+            RuntimeError: gradients are wanted.
+        """
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        none = (top_k_index < 0) | (top_k_index >= self.experts.num_experts)
+        expert_ids = self.context.tape.choose(self.layer, top_k_index.long().masked_fill(none, -1))
+        if self.context.dense:
+            output = forward_dense(self.module, self.experts.weights, rows, expert_ids, top_k_weights)
+            return output.view_as(hidden)
+        engine = self.context.engine
+        assert engine is not None, "bound experts have an engine"
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            raise RuntimeError(
+                "experts_implementation='harmoeny' is for inference: call the model under torch.inference_mode() or "
+                "torch.no_grad()"
+            )
+        if not self._opened:
+            engine.recorder.begin_layer(self.layer)
+        self._opened = False
+        return engine.forward(self.layer, rows, expert_ids, top_k_weights).view_as(hidden)
+
+    def begin(self, *_: object) -> None:
+        """Open the layer in the recorder; called when its router begins."""
+        if self.context.engine is not None and not self.context.dense:
+            self.context.engine.recorder.begin_layer(self.layer)
+            self._opened = True
+
+    def release(self, device: torch.device) -> None:
+        """Give the weights back to the model as parameters on ``device``."""
+        release(self.module, {name: w.to(device) for name, w in self.experts.weights.items()}, self._implementation)
+
+
+class AdaptedExperts(AdaptedModule):
+    """A module with experts behind the interface: a model, a part of one, or a layer's experts alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Take the experts' weights out of the module.
+
+        Raises:
+            ValueError: the module has no experts behind the interface, or their weights are not what it declares.
+        """
+        found = find_experts(module)
+        if not found:
+            raise ValueError(
+                f"{type(module).__name__} has no layer whose experts use Transformers' experts interface; "
+                "docs/models.md lists the models that do"
+            )
+        context, device = MoEContext(), device_of(module)
+        described = [layer_experts(experts) for experts in found.values()]  # all, before any is changed
+        self.blocks = [
+            ExpertsBlock(experts, layer, index, context)
+            for index, (experts, layer) in enumerate(zip(found.values(), described, strict=True))
+        ]
+        super().__init__(module, [block.experts for block in self.blocks], context, device)
+        self._hooks = []
+        for path, block in zip(found, self.blocks, strict=True):
+            router = _router(module, path)
+            if router is not None:
+                self._hooks.append(router.register_forward_pre_hook(block.begin))
+
+    def check(self) -> None:
+        """Check one layer of every kind; without weights, on the ``meta`` device, there is nothing to compare.
+
+        Raises:
+            ValueError: its code does more than the interface can say.
+        """
+        kinds = {type(block.module): block for block in reversed(self.blocks)}
+        for block in kinds.values():
+            if not any(w.is_meta for w in block.experts.weights.values()):
+                check_function(block.module, block.experts, self.device)
+
+    def release(self) -> None:
+        """Give the weights back as parameters, on the device of the others."""
+        for hook in self._hooks:
+            hook.remove()
+        for block in self.blocks:
+            block.release(self.device)
+
+
+def _router(module: nn.Module, path: str) -> nn.Module | None:
+    """Return what chooses the experts at ``path``: a module beside them."""
+    if not path:
+        return None
+    beside = dict(module.get_submodule(path.rpartition(".")[0]).named_children())
+    return next((beside[name] for name in _ROUTERS if name in beside), None)

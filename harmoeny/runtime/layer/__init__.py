@@ -1,0 +1,1 @@
+"""One MoE layer on all ranks, phase by phase, and the record of it."""

@@ -1,0 +1,132 @@
+"""How a system executes a MoE layer: what is the same for all of them, and the standard way to carry out a plan."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harmoeny.placement import IntArray
+from harmoeny.plan import Plan
+from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch
+from harmoeny.runtime.memory.fetch.base import FetchStats
+from harmoeny.runtime.memory.schedule import ExpertWork
+
+if TYPE_CHECKING:
+    from harmoeny.runtime.layer.engine import ExpertParallel
+    from harmoeny.runtime.layer.system import System
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """One rank's tokens in one MoE layer.
+
+    Attributes:
+        layer: MoE layer in order of execution.
+        hidden_TH: ``[num_tokens, hidden_size]``; ranks may differ in num_tokens, and it may be 0.
+        expert_ids_TK: int64 ``[num_tokens, top_k]``; a negative id leaves the assignment out.
+        routing_weights_TK: ``[num_tokens, top_k]``.
+    """
+
+    layer: int
+    hidden_TH: Tensor
+    expert_ids_TK: Tensor
+    routing_weights_TK: Tensor
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What an executor made of a layer on one rank.
+
+    Attributes:
+        output_TH: ``[num_tokens, hidden_size]``, the weighted sum of the experts' outputs.
+        assignment_S: int64 ``[S]``, the executed assignments (token * top_k + k), in any order.
+        fetch: what moving weights cost.
+        padded_tokens: rows that this rank executed besides the plan's, to fill buffers of equal size.
+    """
+
+    output_TH: Tensor
+    assignment_S: Tensor
+    fetch: FetchStats
+    padded_tokens: int = 0
+
+
+class Executor(ABC):
+    """Executes the MoE layers of one system on one rank, phase by phase."""
+
+    def __init__(self, engine: ExpertParallel, system: System) -> None:
+        """Keep what the layers are executed with.
+
+        Args:
+            engine: the rank's collectives, expert memory and recorder.
+            system: the system, whose placements and fetcher are there already.
+        """
+        self.comm = engine.comm
+        self.memory = engine.memory
+        self.recorder = engine.recorder
+        self._engine = engine
+        self._system = system
+
+    def forward(self, given: LayerInput) -> Tensor:
+        """Execute one MoE layer; all ranks call it together, each with its own tokens.
+
+        The caller opened the layer in the recorder and routed; from here on the phases are marked here.
+        """
+        record, ids_TK = self.recorder, given.expert_ids_TK
+        record.mark()  # metadata
+        counts = self.comm.gather_counts(count_assignments(ids_TK, self.memory.store.layers[given.layer].num_experts))
+        record.mark()  # plan
+        plan = self._system.plan(given.layer, counts, self.comm.rank)
+        result = self.execute(given, counts, plan)
+        record.mark()  # end
+        record.describe(plan, int(counts[self.comm.rank].sum()), result.fetch, result.padded_tokens)
+        if self._engine.keep_masks:
+            kept = torch.zeros(ids_TK.numel(), dtype=torch.bool, device=ids_TK.device)
+            kept[result.assignment_S] = True
+            self._engine.kept_TK.append(kept.view_as(ids_TK))
+        return result.output_TH
+
+    @abstractmethod
+    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
+        """Carry out the plan.
+
+        It is called in the phase ``plan`` and marks the beginning of ``dispatch``, ``compute`` and ``combine``.
+
+        Args:
+            given: this rank's tokens.
+            counts: int64 ``[world_size, num_experts]``, what was planned.
+            plan: the same on all ranks.
+        """
+
+
+class PlanExecutor(Executor):
+    """The standard: all tokens are dispatched, then all experts executed, then all results combined."""
+
+    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:  # noqa: ARG002
+        """Carry out any plan, with the system's fetch strategy."""
+        function, fetcher = self.memory.store.layers[given.layer].function, self._system.fetcher
+        fetcher.begin(given.layer, plan, work_of(plan.tokens[:, :, self.comm.rank].sum(axis=0)))
+        self.recorder.mark()  # dispatch
+        rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, plan, self.comm)
+        self.recorder.mark()  # compute
+        results_RH = torch.empty_like(rows_RH)
+
+        def execute(item: ExpertWork, weights: Mapping[str, Tensor]) -> None:
+            part = slice(item.start, item.start + item.num_tokens)
+            function(weights, rows_RH[part], results_RH[part])
+
+        fetch = fetcher.run(execute)
+        self.recorder.mark()  # combine
+        output_TH = combine(results_RH, given.routing_weights_TK, dispatched, self.comm)
+        return LayerResult(output_TH, dispatched.assignment_S, fetch)
+
+
+def work_of(executed: IntArray) -> list[ExpertWork]:
+    """Return the slices of rows that are grouped by ascending expert; ``executed``: int64 ``[num_experts]``."""
+    starts = np.cumsum(executed) - executed
+    return [ExpertWork(int(e), int(starts[e]), int(executed[e])) for e in np.flatnonzero(executed)]

@@ -1,0 +1,1 @@
+"""Expert weights: the store in host memory, the slots, the copies, and their schedule."""

@@ -1,0 +1,35 @@
+"""Fetch strategies: how a rank gets at the weights of the experts that it executes. One file each, one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harmoeny.placement import Placement
+from harmoeny.policy import FETCH_STRATEGIES, Policy
+from harmoeny.runtime.memory.fetch.base import FetchStrategy, RankMemory
+from harmoeny.runtime.memory.fetch.none import NoFetch
+from harmoeny.runtime.memory.fetch.overlapped import AsyncFetch
+from harmoeny.runtime.memory.fetch.peer import PeerFetch
+from harmoeny.runtime.memory.fetch.sync import SyncFetch
+
+
+def make_fetcher(policy: Policy, placements: Sequence[Placement], memory: RankMemory) -> FetchStrategy:
+    """Build the strategy that a policy asks for on this rank; all ranks do it together.
+
+    Args:
+        policy: names the strategy and its options.
+        placements: residency per layer before the first batch.
+        memory: shared by the systems of this rank.
+
+    Raises:
+        ValueError: the strategy is unknown or does not go with the placement.
+    """
+    resident = [placement.resident[:, memory.comm.rank] for placement in placements]
+    slots, order = policy.num_slots, policy.work_order
+    if policy.fetch == PeerFetch.name:
+        homes = [placement.home for placement in placements]
+        return PeerFetch(memory, resident, num_slots=slots, work_order=order, home=homes)
+    for strategy in (NoFetch, SyncFetch, AsyncFetch):
+        if policy.fetch == strategy.name:
+            return strategy(memory, resident, num_slots=slots, work_order=order)
+    raise ValueError(f"fetch: {policy.fetch!r}, must be one of {', '.join(FETCH_STRATEGIES)}")

@@ -1,0 +1,47 @@
+"""No fetches: every expert is resident on every rank, the bound that memory sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from harmoeny.placement import BoolArray
+from harmoeny.runtime.memory.fetch.base import FetchStrategy, RankMemory
+from harmoeny.runtime.memory.slots import SlotPool
+
+
+class NoFetch(FetchStrategy):
+    """All experts in device memory. On a CPU, whose device memory is host memory, the slots refer to the store."""
+
+    name: ClassVar[str] = "none"
+
+    def __init__(
+        self,
+        memory: RankMemory,
+        resident: Sequence[BoolArray],
+        *,
+        num_slots: int | None = None,
+        work_order: str = "covered",
+    ) -> None:
+        """Reserve a slot for every expert.
+
+        Raises:
+            ValueError: an expert is not resident, or there are not slots for all.
+        """
+        for held in resident:
+            if not held.all() or num_slots is not None:
+                raise ValueError("fetch: 'none', must go with a placement that holds every expert on every rank")
+        if memory.comm.device.type == "cpu":
+            memory = replace(memory, pool=SlotPool(memory.store, memory.comm.device))
+        super().__init__(memory, resident, num_slots=num_slots, work_order=work_order)
+
+    def prepare(self) -> None:
+        """Let the slots hold the experts."""
+        if self.memory.comm.device.type == "cuda":
+            super().prepare()
+            return
+        for layer, (slots, home) in enumerate(zip(self._slots, self._home, strict=True)):
+            for slot, expert_id in zip(slots, home, strict=True):
+                slot.refer(self.memory.store.layers[layer].expert(expert_id))
+                slot.expert_id = expert_id

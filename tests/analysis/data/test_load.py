@@ -1,0 +1,133 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.data.load import ITERATION_COLUMNS, LAYER_COLUMNS, MANIFEST_FIELDS, find_runs, load_run, load_sweep
+from tests import documented
+from tests.synthetic import change_manifest, write_run, write_sweep
+
+FILES = ("manifest.json", "config.yaml", "layers.parquet", "iterations.parquet")
+
+
+def test_run_comes_back_as_written(tmp_path: Path) -> None:
+    written = write_run(tmp_path / "run", skew=0.5)
+    run = load_run(written.folder)
+    assert run.layers.to_dict("records") == written.layers
+    assert run.iterations.to_dict("records") == written.iterations
+    assert run.config["router"]["skew"] == 0.5
+    assert list(run.systems) == ["harmoeny", "static_ep", "even_split", "drop", "ideal"]
+
+
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_unfinished_run_is_refused_by_name(status: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "myrun").folder
+    change_manifest(folder, status=status)
+    with pytest.raises(ValueError, match=rf"^.*/myrun: status is '{status}', must be 'finished'$"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(Path.unlink, id="missing"),
+        pytest.param(lambda path: path.write_bytes(b""), id="empty"),
+        pytest.param(lambda path: path.write_bytes(b"\xff{[: \0"), id="garbage"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:5]), id="truncated"),
+    ],
+)
+def test_damaged_run_is_refused_by_name(name: str, damage: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "myrun").folder
+    damage(folder / name)
+    with pytest.raises(ValueError, match=r"/myrun(:|/)"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("name", ["layers.parquet", "iterations.parquet", "manifest.json"])
+@pytest.mark.parametrize("lost", [1, 9, 200])
+def test_file_that_lost_its_end_is_refused_by_name(name: str, lost: int, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "myrun").folder / name
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(ValueError, match=r"/myrun: "):
+        load_run(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        *(("layers", column) for column in LAYER_COLUMNS),
+        *(("iterations", column) for column in ITERATION_COLUMNS),
+    ],
+)
+def test_missing_column_is_named(name: str, column: str, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "myrun").folder / f"{name}.parquet"
+    pd.read_parquet(path).drop(columns=column).to_parquet(path)
+    with pytest.raises(ValueError, match=rf"/myrun/{name}\.parquet: column '{column}' is missing$"):
+        load_run(path.parent)
+
+
+@pytest.mark.parametrize("field", MANIFEST_FIELDS)
+def test_missing_field_of_the_manifest_is_named(field: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "myrun").folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[field]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=rf"/myrun(/manifest\.json: field '{field}' is missing|.*has no {field})$"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("name", ["layers", "iterations"])
+@pytest.mark.parametrize("keep", [slice(0), slice(-1), slice(1, None)], ids=["none", "but the last", "but the first"])
+def test_missing_rows_are_noticed(name: str, keep: slice, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "myrun").folder / f"{name}.parquet"
+    pd.read_parquet(path)[keep].to_parquet(path)
+    with pytest.raises(ValueError, match=r"/myrun/(layers|iterations)\.parquet: \d+ rows, must be (\d+|at least 1)$"):
+        load_run(path.parent)
+
+
+def test_what_the_analysis_reads_of_a_manifest_is_documented() -> None:
+    assert set(MANIFEST_FIELDS) <= set(documented.names("`manifest.json`"))
+
+
+def test_finished_runs_are_found_and_others_passed_over(tmp_path: Path) -> None:
+    for name in ("b", "a", "deep/er"):
+        write_run(tmp_path / name)
+    change_manifest(write_run(tmp_path / "failed").folder, status="failed")
+    (write_run(tmp_path / "damaged").folder / "manifest.json").write_text("{")
+    assert [str(run.folder.relative_to(tmp_path)) for run in find_runs(tmp_path)] == ["a", "b", "deep/er"]
+
+
+class TestSweep:
+    def test_runs_come_in_the_sweeps_order_with_their_values(self, tmp_path: Path) -> None:
+        sweep = load_sweep(write_sweep(tmp_path, [0.9, 0.0, 0.5]))
+        assert sweep.points == [{"router.skew": 0.9}, {"router.skew": 0.0}, {"router.skew": 0.5}]
+        assert [run.config["router"]["skew"] for run in sweep.runs] == [0.9, 0.0, 0.5]
+        assert sweep.missing == []
+        assert sweep.experiment == "skew_sweep"
+
+    def test_what_is_not_finished_is_listed(self, tmp_path: Path) -> None:
+        folder = write_sweep(tmp_path, [0.0, 0.25, 0.5, 0.75])
+        change_manifest(tmp_path / "skew=0.0", status="failed")
+        (tmp_path / "skew=0.5" / "manifest.json").write_text('{"sta')
+        (tmp_path / "skew=0.75" / "manifest.json").unlink()
+        sweep = load_sweep(folder)
+        assert sweep.missing == ["skew=0.0", "skew=0.5", "skew=0.75"]
+        assert sweep.points == [{"router.skew": 0.25}]
+        assert [run.folder.name for run in sweep.runs] == ["skew=0.25"]
+
+    def test_damaged_table_of_a_finished_run_is_an_error_that_says_what_to_do(self, tmp_path: Path) -> None:
+        folder = write_sweep(tmp_path, [0.0, 0.5])
+        (tmp_path / "skew=0.5" / "layers.parquet").write_bytes(b"PAR1")
+        with pytest.raises(ValueError, match=r"/skew=0\.5: cannot be read \(.*\); delete the folder and run it again$"):
+            load_sweep(folder)
+
+    @pytest.mark.parametrize("text", ["", "{}", "[]", '{"run_ids": []}', '{"run_ids": ["a"], "values": []}'])
+    def test_damaged_list_is_refused_by_name(self, text: str, tmp_path: Path) -> None:
+        folder = write_sweep(tmp_path, [0.0])
+        (folder / "sweep.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(folder))}: no readable sweep\.json \("):
+            load_sweep(folder)

@@ -1,0 +1,107 @@
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis.data.load import load_run
+from analysis.data.metrics import METRICS, PHASES, per_iteration
+from tests import documented
+from tests.synthetic import NUM_LAYERS, WORLD_SIZE, Synthetic, write_run
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
+    return write_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="module")
+def computed(written: Synthetic) -> pd.DataFrame:
+    run = load_run(written.folder)
+    # The order of rows must not matter.
+    return per_iteration(run.layers.sample(frac=1, random_state=1), run.iterations.sample(frac=1, random_state=2))
+
+
+def column(name: str) -> Callable[[list[Row], Row], float]:
+    return lambda _, iteration: iteration[name]
+
+
+def share(part: str, whole: str) -> Callable[[list[Row], Row], float]:
+    return lambda layers, _: sum(row[part] for row in layers) / sum(row[whole] for row in layers)
+
+
+def per_rank(name: str) -> Callable[[list[Row], Row], float]:
+    return lambda layers, _: sum(row[name] for row in layers) / WORLD_SIZE
+
+
+def imbalance(layers: list[Row], _: Row) -> float:
+    largest = mean = 0.0
+    for layer in range(NUM_LAYERS):
+        loads = [row["executed_tokens"] for row in layers if row["layer"] == layer]
+        assert len(loads) == WORLD_SIZE
+        largest += max(loads)
+        mean += sum(loads) / WORLD_SIZE
+    return largest / mean
+
+
+def hidden(layers: list[Row], _: Row) -> float:
+    waited, fetched = (sum(row[name] for row in layers) for name in ("fetch_wait_s", "fetch_s"))
+    return 1 - waited / fetched if fetched else 1.0
+
+
+BY_HAND: dict[str, Callable[[list[Row], Row], float]] = {
+    "throughput_tokens_per_s": lambda _, iteration: iteration["input_tokens"] / iteration["latency_s"],
+    "ttft_s": column("ttft_s"),
+    "latency_s": column("latency_s"),
+    "drain_s": column("drain_s"),
+    "idle_share": share("idle_s", "layer_s"),
+    "imbalance": imbalance,
+    "num_fetches": lambda layers, _: sum(row["num_host_fetches"] + row["num_peer_fetches"] for row in layers),
+    "num_restores": lambda layers, _: sum(row["num_restores"] for row in layers),
+    "fetch_hidden_share": hidden,
+    "fetch_wait_share": share("fetch_wait_s", "layer_s"),
+    "dropped_share": share("dropped_tokens", "num_assignments"),
+    "padding_factor": lambda layers, _: (
+        sum(row["executed_tokens"] + row["padded_tokens"] for row in layers)
+        / sum(row["executed_tokens"] for row in layers)
+    ),
+}
+BY_HAND |= {f"{phase}_s": per_rank(f"{phase}_s") for phase in PHASES}
+
+
+@pytest.mark.parametrize("name", [metric.name for metric in METRICS])
+def test_metric_by_hand(name: str, written: Synthetic, computed: pd.DataFrame) -> None:
+    assert len(computed) == len(written.iterations)
+    for row, iteration in zip(computed.to_dict("records"), written.iterations, strict=True):
+        assert {key: row[key] for key in ("system", "round", "iteration")} == {
+            key: iteration[key] for key in ("system", "round", "iteration")
+        }
+        assert row[name] == pytest.approx(BY_HAND[name](written.layer_rows(iteration["iteration"]), iteration))
+
+
+def test_where_nothing_happens_shares_are_those_of_a_perfect_run(written: Synthetic) -> None:
+    """Without fetches nothing was left unhidden, and without tokens no rank had more than another."""
+    run = load_run(written.folder)
+    zero = run.layers.assign(
+        **dict.fromkeys(("executed_tokens", "num_assignments", "dropped_tokens"), 0),
+        **dict.fromkeys(("fetch_s", "fetch_wait_s", "idle_s", "layer_s"), 0.0),
+    )
+    values = per_iteration(zero, run.iterations)
+    expected = {"imbalance": 1.0, "fetch_hidden_share": 1.0, "dropped_share": 0.0, "idle_share": 0.0}
+    for name, value in expected.items():
+        assert (values[name] == value).all(), name
+
+
+def test_documentation_has_the_same_table() -> None:
+    assert documented.table("Derived metrics") == [
+        [f"`{metric.name}`", metric.unit, metric.better, metric.formula] for metric in METRICS
+    ]
+
+
+def test_a_formula_mentions_known_columns_only() -> None:
+    known = {*documented.names("`layers.parquet`"), *documented.names("`iterations.parquet`")}
+    for metric in METRICS:
+        words = {word.strip("(),;") for word in metric.formula.replace("(", " ").replace(")", " ").split()}
+        assert {word for word in words if word.endswith(("_s", "_tokens", "_fetches"))} <= known, metric.name

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.data.load import Sweep, load_run, load_sweep
+from analysis.data.summary import summarise
+from analysis.present.table import as_text, build_table, caption, figure_caption, skew_points, summary_frame
+from tests.synthetic import LATENCY_S, write_run, write_sweep
+
+SKEWS = [0.0, 0.5, 0.9]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return load_sweep(write_sweep(tmp_path_factory.mktemp("results"), SKEWS))
+
+
+@pytest.fixture(scope="module")
+def frame(sweep: Sweep) -> pd.DataFrame:
+    return summary_frame(sweep.runs, [summarise(run) for run in sweep.runs], sweep.points)
+
+
+def test_frame_has_a_row_per_run_and_system_with_the_numbers_of_its_summary(sweep: Sweep, frame: pd.DataFrame) -> None:
+    rows = {(row["router.skew"], row["system"]): row for row in frame.to_dict("records")}
+    assert list(rows) == [(skew, system) for skew in SKEWS for system in LATENCY_S]
+    for run, skew in zip(sweep.runs, SKEWS, strict=True):
+        summary = summarise(run)
+        for system, entry in summary["systems"].items():
+            row = rows[skew, system]
+            assert row["run_id"] == f"skew={skew}"
+            assert row["best_baseline"] == (system == "static_ep")
+            for name, value in entry.items():
+                if isinstance(value, dict):
+                    assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == (
+                        value["median"],
+                        value["low"],
+                        value["high"],
+                    )
+                else:
+                    assert row[name] == value
+
+
+def test_table_shows_the_numbers_and_marks_what_is_no_baseline(frame: pd.DataFrame) -> None:
+    lines = as_text(build_table(frame, ["router.skew"], "title")).splitlines()
+    cells = {tuple(line.split()[:2]): line for line in lines}
+    # At skew 0 static EP takes 3 s for 1,000 tokens and HarMoEny half of that, in every round.
+    assert "2.00 [2.00, 2.00]" in cells["0.0", "HarMoEny"]
+    assert " 667 " in cells["0.0", "HarMoEny"]
+    assert "= 1.00 [1.00, 1.00]" in cells["Static", "EP"]
+    assert "4,000" in next(line for line in lines if "Drop *" in line)  # latency 0.25 s
+    assert sum("Drop *" in line for line in lines) == len(SKEWS)
+    assert sum("HarMoEny *" in line for line in lines) == 0
+    assert [line.split()[0] for line in lines if "HarMoEny" in line] == ["0.0", "0.5", "0.9"]
+    assert max(map(len, lines)) <= 100
+
+
+def test_caption_says_what_the_numbers_were_measured_on(frame: pd.DataFrame) -> None:
+    assert caption(frame) == "gloo, CPU of tests, host link memcpy; 2 ranks; scope model; medians of 5 rounds"
+    assert "Model switch (8 experts x 3 MoE layers, top-1); data set pydoc." in figure_caption(frame)
+
+
+def test_results_of_different_machines_are_all_named(frame: pd.DataFrame) -> None:
+    other = frame.assign(device="GPU", backend="nccl", world_size=8, num_experts=128, host_link="cuda")
+    text = figure_caption(pd.concat([frame, other]))
+    for part in ("gloo + nccl", "CPU of tests + GPU", "cuda + memcpy", "2 + 8 ranks", "(128 experts", "(8 experts"):
+        assert part in text
+
+
+def test_without_a_baseline_the_ratio_is_empty(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", latency_s={"harmoeny": [1.0, 2.0]}).folder)
+    frame = summary_frame([run], [summarise(run)], [{}])
+    lines = as_text(build_table(frame, [], "title")).splitlines()
+    (line,) = [line for line in lines if "HarMoEny" in line]
+    assert "[" not in line
+
+
+def test_runs_without_a_sweep_are_told_apart_by_their_skew(sweep: Sweep) -> None:
+    assert skew_points(sweep.runs) == [{"router.skew": skew} for skew in SKEWS]
+    sweep.runs[0].config["router"].pop("skew")
+    assert skew_points(sweep.runs) == [{}, {}, {}]
+    sweep.runs[0].config["router"]["skew"] = SKEWS[0]

@@ -1,0 +1,220 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+
+from experiments.compose.checks import load_point
+from experiments.compose.help import CONF, choices
+from experiments.compose.messages import explain
+from experiments.compose.sweep_callback import ValidateSweep, sweep_points
+from experiments.registry import GROUPS, discover
+from experiments.routers.base import SkippedPoint
+from tests.conftest import ROOT, Compose, Load
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_is_valid_at_all_its_points(
+    path: Path, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose(f"experiment={path.stem}", f"results_dir={tmp_path}", multirun=True)
+    try:
+        points, axes = sweep_points(config)
+    except SkippedPoint as reason:
+        pytest.skip(str(reason))
+    assert {point["experiment"] for point, _ in points} == {path.stem}  # else its results would go to another's folder
+    swept = dict(config.hydra.sweeper.params or {})
+    assert set(axes) <= set(swept)
+    for point, values in points:
+        assert set(values) == set(axes)
+        assert all(point.labels().get(axis, value) == value for axis, value in values.items())
+
+
+PRESETS = [path for path in sorted(CONF.rglob("*/*.yaml")) if path.parent.name not in ("experiment", "local")]
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: str(path.relative_to(CONF).with_suffix("")))
+def test_every_preset_is_valid(path: Path, load: Load) -> None:
+    group = path.parent.relative_to(CONF)
+    # The weights of models from the hub are not on every machine.
+    drawn = ["model.random_weights=true"] if "hub_name:" in path.read_text(encoding="utf-8") else []
+    load(f"system=[{path.stem}]" if str(group) == "system" else f"{group}={path.stem}", *drawn)
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in discover(group)[0]])
+def test_every_component_is_valid_as_it_is_or_says_which_option_it_needs(group: str, name: str, load: Load) -> None:
+    try:
+        load(f"system=[{name}]" if group == "system" else f"{group}={name}")
+    except ValueError as error:
+        message = str(error)
+        assert re.match(rf"{group}\.\w+: (null|''), must be ", message), message
+
+
+class TestSweep:
+    @pytest.fixture
+    def results(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("HARMOENY_SWEEP_DIR", "")  # so that it is taken back afterwards
+        return tmp_path / "results"
+
+    @pytest.fixture
+    def small(self, results: Path) -> list[str]:
+        """A text and a vocabulary that are quickly prepared."""
+        text = results.parent / "text"
+        text.write_text("A short text. " * 500)
+        return [f"results_dir={results}", "model.vocab_size=512", "dataset=local", f"dataset.path={text}"]
+
+    def start(self, compose: Compose, *overrides: str) -> None:
+        ValidateSweep().on_multirun_start(compose(*overrides, multirun=True))
+
+    def test_writes_down_its_runs(self, compose: Compose, results: Path, small: list[str]) -> None:
+        self.start(compose, "experiment=smoke", "router.skew=0,0.5,0.5", "model.num_experts=4,8", *small)
+        sweep_dir = Path(os.environ["HARMOENY_SWEEP_DIR"])
+        assert sweep_dir.parent == results / "smoke" / "sweeps"
+        sweep = json.loads((sweep_dir / "sweep.json").read_text())
+        assert sweep["axes"] == ["router.skew", "model.num_experts"]
+        assert sweep["values"] == [
+            {"router.skew": skew, "model.num_experts": n} for skew in (0, 0.5) for n in (4, 8)
+        ]  # fmt: skip
+        point = load_point(compose("experiment=smoke", "router.skew=0.5", "model.num_experts=8", *small))
+        assert sweep["run_ids"][-1] == point.run_id
+        assert len(set(sweep["run_ids"])) == 4
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("router.skew=0,1.5", r"error: router\.skew: 1\.5, must be 0 to 1"),
+            ("system=[harmoeny],[nonsense]", "error: system: 'nonsense', must be one of"),
+            ("router=uniform,nonsense", "error: router: 'nonsense', must be one of"),
+            ("seq_len=32,100000000", r"error: seq_len: 100000000, must be at most \d+, the tokens of the data set"),
+        ],
+    )
+    def test_one_bad_point_stops_it(
+        self,
+        override: str,
+        message: str,
+        compose: Compose,
+        results: Path,
+        small: list[str],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        with pytest.raises(SystemExit) as caught:
+            self.start(compose, "model=switch_tiny", *small, override)
+        assert caught.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.match(message, line), line
+        assert not list(results.rglob("*.json"))
+
+    def test_a_defect_in_the_check_stops_it_too(
+        self, compose: Compose, small: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("experiments.compose.sweep_callback.load_swept_point", lambda *_: 1 / 0)
+        with pytest.raises(SystemExit) as caught:
+            self.start(compose, "experiment=smoke", *small)
+        assert caught.value.code == 1
+
+
+COMMANDS = {
+    "help": ["--help"],
+    "system": ["system=[nonsense]"],
+    "dataset": ["dataset=local", "dataset.path=/nonexistent"],
+    "sweep": ["--multirun", "router.skew=0,1.5"],
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What run.py answers to every command; all at once, for most of the time goes into imports."""
+    results = tmp_path_factory.mktemp("results")
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "run.py", *arguments, f"results_dir={results}"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for name, arguments in COMMANDS.items()
+    }  # fmt: skip
+    done = {}
+    for name, process in running.items():
+        try:
+            output, errors = process.communicate(timeout=250)
+        finally:
+            process.kill()
+        done[name] = subprocess.CompletedProcess(COMMANDS[name], process.returncode, output, errors)
+    assert not list(results.rglob("*.json")), "something ran"
+    return done
+
+
+Answers = dict[str, "subprocess.CompletedProcess[str]"]
+
+
+@pytest.mark.timeout(300)
+class TestCommandLine:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("system", r"error: system: 'nonsense', must be one of .*drop.*harmoeny.*static_ep"),
+            ("dataset", r"error: dataset\.path: '/nonexistent' does not exist, must be a file or a folder"),
+            ("sweep", r"error: router\.skew: 1\.5, must be 0 to 1"),
+        ],
+    )
+    def test_error_is_one_line(self, name: str, message: str, answers: Answers) -> None:
+        answer = answers[name]
+        assert answer.returncode == 2
+        (line,) = answer.stderr.splitlines()
+        assert re.match(message, line), line
+        assert answer.stdout == ""
+
+    def test_help_explains_every_choice(self, answers: Answers) -> None:
+        answer = answers["help"]
+        assert answer.returncode == 0
+        assert answer.stderr == ""
+        lines = [line.strip() for line in answer.stdout.splitlines()]
+        for group in ("system", "model", "router", "dataset"):
+            assert any(line.startswith(f"{group}: ") for line in lines)
+            for name, component in discover(group)[0].items():
+                assert f"{name:<16} {component.description}" in lines
+        for path in CONF.glob("*/*.yaml"):
+            assert any(line.split()[:1] == [path.stem] for line in lines), path
+        examples = [line for line in lines if line.startswith("python run.py ")]
+        assert len(examples) >= 4
+
+    def test_examples_in_the_help_work(self, answers: Answers, load: Load, tmp_path: Path) -> None:
+        (tmp_path / "FILE").write_text("text")
+        for line in answers["help"].stdout.splitlines():
+            if line.startswith("python run.py "):
+                overrides = re.split(r"\s{2,}", line)[0].split()[2:]
+                overrides = [o.replace("=FILE", f"={tmp_path / 'FILE'}") for o in overrides]
+                # One point of a sweep stands for all: the sweep itself is composed elsewhere.
+                load(*(re.sub(r"^(router\.skew=[^,]*),.*", r"\1", o) for o in overrides))
+
+
+def test_started_elsewhere_it_says_where_to_go(tmp_path: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, ROOT / "run.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert answer.returncode == 1
+    assert answer.stderr == f"error: run.py must be started in the repository's root: cd {ROOT} && python run.py ...\n"
+
+
+def test_choices_with_a_missing_dependency_are_named_with_the_reason(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "experiments.compose.messages.unavailable", lambda _: {"absent_moe": "No module named 'absent'"}
+    )
+    for choice, message in {
+        "absent_moe": r"^system: 'absent_moe' is unavailable here \(No module named 'absent'\), must be one ",
+        "nonsense": r"; unavailable here: absent_moe \(No module named 'absent'\)$",
+    }.items():
+        with pytest.raises(HydraException) as caught:
+            load(f"system=[{choice}]")
+        assert re.search(message, explain(caught.value))
+
+
+def test_choices_hold_components_and_presets(load: Load) -> None:
+    assert choices("model").keys() == {*discover("model")[0], *(path.stem for path in (CONF / "model").glob("*.yaml"))}
+    assert "measured" in choices("hardware")
+    assert choices("nonsense") == {}

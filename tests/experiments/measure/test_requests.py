@@ -1,0 +1,172 @@
+"""The open loop and the decode phase, on real ranks and by parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiments.compose.checks import load_point
+from experiments.launch.rank import run_rank
+from experiments.measure.batch import Batch, make_batch
+from experiments.measure.decode import make_decode_batch
+from experiments.measure.serving import Pool
+from experiments.point.request_options import RequestOptions
+from experiments.routing.trace_files import read_trace
+from experiments.text.prepare import prepare_point
+from experiments.text.tokens import TokenFile
+from harmoeny.runtime.exchange.comm import Communicator
+from tests.conftest import Load
+from tests.ranks import run_ranks
+
+STEPS, ROUNDS, REQUESTS = 4, 2, 11
+
+
+class TestArrivals:
+    def test_random_ones_have_their_rate_and_differ_by_round_only(self) -> None:
+        options = RequestOptions(arrivals="poisson", rate_per_s=20.0)
+        times = options.times(seed=1, round_index=0, default=4000)
+        assert len(times) == 4000
+        gaps = np.diff(times, prepend=0.0)
+        assert (gaps >= 0).all()
+        assert gaps.mean() == pytest.approx(1 / 20, rel=0.1)
+        assert gaps.std() == pytest.approx(1 / 20, rel=0.1)  # as only exponential gaps have it
+        np.testing.assert_array_equal(times, options.times(1, 0, 4000))
+        assert (times != options.times(1, 1, 4000)).all()
+
+    def test_recorded_ones_start_at_zero(self, tmp_path: Path) -> None:
+        path = tmp_path / "times"
+        path.write_text("7.5\n7.5\n8\n10\n")
+        assert RequestOptions(arrivals=str(path)).times(0, 3, 99).tolist() == [0.0, 0.0, 0.5, 2.5]
+        assert RequestOptions(arrivals=str(path), per_round=2).times(0, 0, 99).tolist() == [0.0, 0.0]
+
+    @pytest.mark.parametrize(
+        ("options", "text", "message"),
+        [
+            ({"arrivals": "poisson"}, "", "requests.rate_per_s: None, must be above 0"),
+            ({"arrivals": "poisson", "rate_per_s": 0.0}, "", "requests.rate_per_s: 0.0, must be above 0"),
+            ({"rate_per_s": 1.0}, "", "requests.rate_per_s: 1.0, must be null without"),
+            ({"per_round": 3}, "", "requests.per_round: 3, must be null with requests.arrivals=closed"),
+            (
+                {"arrivals": "poisson", "rate_per_s": 1.0, "per_round": 0},
+                "",
+                "requests.per_round: 0, must be at",
+            ),
+            ({"arrivals": "no"}, "", "requests.arrivals: 'no', must be closed, poisson, or a file"),
+            ({"arrivals": "FILE"}, "1\nx\n", "requests.arrivals: line 2 of .* is 'x', must be a time in s"),
+            ({"arrivals": "FILE"}, "2\n1\n", "requests.arrivals: line 2 of .* is '1', must be a time in s, not before"),
+            ({"arrivals": "FILE"}, "", "requests.arrivals: '.*' is empty"),
+            ({"arrivals": "FILE", "per_round": 3}, "1\n2\n", "requests.per_round: 3, must be at most 2"),
+        ],
+    )
+    def test_bad_ones_are_refused(self, options: dict[str, Any], text: str, message: str, tmp_path: Path) -> None:
+        (tmp_path / "times").write_text(text)
+        options = {k: str(tmp_path / "times") if v == "FILE" else v for k, v in options.items()}
+        with pytest.raises(ValueError, match=f"^{message}"):
+            RequestOptions(**options).validate()
+
+
+def test_a_request_keeps_its_tokens_and_routing_in_whichever_batch() -> None:
+    batch = Batch(torch.arange(12).view(3, 4), [torch.arange(24).view(12, 2), torch.arange(3).view(3, 1)])
+    pool = Pool.gather(batch, Communicator(torch.device("cpu")))
+    taken = pool.take([2, 0, 5])  # the sixth request is the third sequence again
+    assert taken.input_ids.tolist() == [[8, 9, 10, 11], [0, 1, 2, 3], [8, 9, 10, 11]]
+    assert taken.expert_ids[0].view(3, -1).tolist() == [list(range(16, 24)), list(range(8)), list(range(16, 24))]
+    assert taken.expert_ids[1].tolist() == [[2], [0], [2]]
+    nothing = pool.take([])
+    assert all((ids == -1).all() for ids in nothing.expert_ids)
+    assert len(nothing.expert_ids[0]) == 4
+
+
+def test_decode_computes_what_the_model_computes_without_keys_and_values(load: Load) -> None:
+    point = load(
+        "model=qwen3_tiny", "world_size=1", "batch_size=3", "seq_len=9", "dataset=random", "router=model", "rounds=1",
+        f"decode_tokens={STEPS}",
+    )  # fmt: skip
+    model = point.model.build(0)
+    with torch.inference_mode():
+        prompt = make_batch(point, model, prepare_point(point), 0, 0, torch.device("cpu"))
+        batch = make_decode_batch(point, model, prompt, 0, 0)
+        assert batch.tokens.shape == (STEPS, 3)
+        model.context.dense = True
+        ids = prompt.input_ids
+        for tokens, expert_ids in zip(batch.tokens, batch.expert_ids, strict=True):
+            model.context.tape.pin(None)
+            logits = model.forward(ids)
+            assert (logits.argmax(dim=-1) == tokens).all()  # greedy
+            ids = torch.cat([ids, tokens[:, None]], dim=1)
+            # The step's routing is that of the last position.
+            model.context.tape.pin(None)
+            logits = model.forward(ids)
+            for whole, step in zip(model.context.tape.recorded, expert_ids, strict=True):
+                assert (whole.view(3, -1, whole.shape[1])[:, -1] == step).all()
+        assert torch.allclose(logits, batch.logits, atol=1e-5)
+
+
+def test_phases_that_a_model_or_router_has_not_are_refused(load: Load) -> None:
+    for options, message in {
+        ("model=switch_tiny", "decode_tokens=2"): "decode_tokens: 2, must be 0: model=switch is no decoder",
+        ("decode_tokens=-1",): "decode_tokens: -1, must be at least 0",
+        ("requests.arrivals=poisson",): "requests.rate_per_s: None, must be above 0",
+        ("backend=simulator", "hardware=dgx1_v100", "requests.arrivals=poisson", "requests.rate_per_s=1"): (
+            "requests.arrivals: must be as in"
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{message}"):
+            load(*options)
+
+
+def _measure(rank: int, values: dict[str, Any], tokens: TokenFile, folder: str) -> None:
+    run_rank(load_point(values), tokens, Path(folder))
+
+
+@pytest.mark.ranks
+def test_two_ranks_serve_every_request_once_and_decode(load: Load, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.parquet"
+    point = load(
+        "model=qwen3_tiny", "world_size=2", "batch_size=2", "seq_len=8", "dataset=random", f"decode_tokens={STEPS}",
+        "system=[harmoeny,drop]", f"rounds={ROUNDS}", "warmup_rounds=0", "router.skew=0.4", "requests.arrivals=poisson",
+        "requests.rate_per_s=200", f"requests.per_round={REQUESTS}", f"trace.record={trace}", "trace.token_paths=true",
+    )  # fmt: skip
+    run_ranks(2, _measure, tmp_path, point.values, prepare_point(point), str(point.folder))
+
+    requests = pd.read_parquet(point.folder / "requests.parquet")
+    served = requests[requests["loop"] == "open"]
+    arrivals = {}
+    for (system, round_index), rows in served.groupby(["system", "round"]):
+        assert rows["request"].tolist() == list(range(REQUESTS))
+        assert rows["rank"].tolist() == [i % 2 for i in range(REQUESTS)]
+        assert rows["batch"].is_monotonic_increasing  # first come, first served
+        assert rows["batch"].value_counts().max() <= 4
+        assert (rows["queue_s"] >= 0).all()
+        assert (rows["first_token_s"] > rows["start_s"]).all()
+        ends = rows.groupby("batch")["first_token_s"].max()
+        starts = rows.groupby("batch")["start_s"].min()
+        assert (starts.iloc[1:].to_numpy() >= ends.iloc[:-1].to_numpy() - 1e-3).all()  # one batch after another
+        arrivals[system, round_index] = rows["arrival_s"].tolist()
+    assert len(arrivals) == 2 * ROUNDS
+    for round_index in range(ROUNDS):
+        expected = point.requests.times(point["seed"], round_index, 0).tolist()
+        assert arrivals["harmoeny", round_index] == arrivals["drop", round_index] == expected
+    closed = requests[requests["loop"] == "closed"]
+    iterations = pd.read_parquet(point.folder / "iterations.parquet").set_index(["system", "round"])["ttft_s"]
+    pd.testing.assert_series_equal(
+        closed.groupby(["system", "round"])["ttft_s"].mean(), iterations.sort_index(), check_exact=False
+    )
+
+    decode = pd.read_parquet(point.folder / "decode.parquet")
+    assert len(decode) == 2 * ROUNDS
+    assert set(decode["output_tokens"]) == {2 * 2 * STEPS}
+    checks = json.loads((point.folder / "manifest.json").read_text())["checks"]
+    assert checks["harmoeny"]["decode_error"] <= 1e-4
+    assert "decode_error" not in checks["drop"]
+
+    recorded = read_trace(trace)
+    assert recorded.counts.shape == (ROUNDS, 2, 2, 8)
+    assert (recorded.num_tokens == 2 * 8).all()
+    assert len(recorded.paths) == ROUNDS * 2 * 2

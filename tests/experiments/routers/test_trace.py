@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiments.compose.job import run_point
+from experiments.compose.sweep_callback import ValidateSweep
+from experiments.launch.rank import run_rank
+from experiments.results.manifest import is_done
+from experiments.routers.base import CALIBRATION_BATCH, RoutedRun, RoutingRequest, SkippedPoint
+from experiments.routers.trace import TraceRouter
+from experiments.routing.trace_files import read_trace, write_trace
+from experiments.text.tokens import prepare_tokens
+from tests.conftest import Compose, Load
+from tests.experiments.routing.test_authors_csv import HEADER, ROWS, written
+from tests.experiments.routing.test_trace import random_trace
+
+
+def request(num_tokens: int, *, batch: int = 0, layer: int = 0, rank: int = 0, world_size: int = 2) -> RoutingRequest:
+    return RoutingRequest(num_tokens, 5, 2, batch, layer, rank, seed=3, world_size=world_size)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "trace.parquet"
+    write_trace(random_trace(0, world_size=2, path=str(path))[0], "run")
+    return path
+
+
+@pytest.fixture
+def counts_only(tmp_path: Path) -> Path:
+    path = tmp_path / "counts.parquet"
+    write_trace(random_trace(0, world_size=2, token_paths=False, path=str(path))[0], "run")
+    return path
+
+
+def test_token_paths_are_replayed_token_by_token(path: Path) -> None:
+    router, (_, ids) = TraceRouter(path=str(path)), random_trace(0, world_size=2)
+    for batch, layer, rank in np.ndindex(2, 3, 2):
+        wanted = ids[rank][batch][layer]
+        asked = request(len(wanted), batch=batch, layer=layer, rank=rank)
+        np.testing.assert_array_equal(router.assign(asked), wanted)
+        np.testing.assert_array_equal(router.count(asked), [np.count_nonzero(wanted == e) for e in range(5)])
+    # Calibration looks at other batches than the measurement: the last ones.
+    np.testing.assert_array_equal(router.assign(request(12, batch=CALIBRATION_BATCH, rank=1)), ids[1][1][0])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_counts_are_replayed_exactly_with_different_experts_per_token(counts_only: Path, world_size: int) -> None:
+    router, trace = TraceRouter(path=str(counts_only)), read_trace(counts_only)
+    total = np.zeros(5, dtype=np.int64)
+    for rank in range(world_size):
+        asked = request(24 // world_size, rank=rank, world_size=world_size)
+        ids = router.assign(asked)
+        assert ids.shape == (24 // world_size, 2)
+        assert (ids[:, 0] != ids[:, 1])[(ids >= 0).all(axis=1)].all()
+        counts = np.array([np.count_nonzero(ids == e) for e in range(5)])
+        np.testing.assert_array_equal(router.count(asked), counts)
+        total += counts
+    np.testing.assert_array_equal(total, trace.counts[0, 0].sum(axis=0))
+
+
+def test_scaled_shares_are_those_recorded(counts_only: Path) -> None:
+    router, recorded = TraceRouter(path=str(counts_only), scale=True), read_trace(counts_only).counts[0, 0].sum(axis=0)
+    counts = router.count(request(7000))
+    assert counts.sum() == 14_000
+    np.testing.assert_allclose(counts / counts.sum(), recorded / recorded.sum(), atol=1e-3)
+
+
+def run(
+    tokens: list[int] | None = None, world_size: int = 2, num_batches: int = 2, learners: dict[str, int] | None = None
+) -> RoutedRun:
+    return RoutedRun(tokens or [12, 12, 3], world_size, num_batches, learners or {})
+
+
+def test_what_a_trace_cannot_give_is_refused(path: Path, counts_only: Path) -> None:
+    router = TraceRouter(path=str(path))
+    router.validate(5, 2)
+    router.validate_run(run())
+    router.validate_run(run(num_batches=1, learners={"exflow": 1}))
+    refused: list[tuple[Callable[[], None], str]] = [
+        (lambda: router.validate(8, 2), "router.path: .* has num_experts=5, must be model.num_experts=8"),
+        (lambda: router.validate(5, 1), "router.path: .* has top_k=2, must be model.top_k=1"),
+        (lambda: router.validate_run(run([12, 12])), "router.path: .* has 3 MoE layers, must be 2, as the model has"),
+        (lambda: router.validate_run(run(num_batches=3)), "rounds: 3, must be at most 2: .* has 2 batches"),
+        (lambda: router.validate_run(run(learners={"exflow": 1})), "rounds: 2, must be at most 1: .* has 2 batches"),
+        (lambda: router.validate_run(run([12, 12, 4])), r"router.path: .* has \[3, 3\] tokens .* layer 2, must be 4"),
+        (lambda: router.validate_run(run(world_size=4)), r"router.path: .* has \[6, 6, 6, 6\] tokens .*, must be 12"),
+        (lambda: TraceRouter(path=str(path), case="x").validate(5, 2), "router.case: 'x', must be null"),
+        (
+            lambda: TraceRouter(path=str(counts_only)).validate_run(run(num_batches=1, learners={"exflow": 1})),
+            "systems.exflow: learns from the paths of tokens, which .* does not have",
+        ),
+        (lambda: TraceRouter().validate(5, 2), "router.path: '', must be a recorded routing"),
+        (lambda: TraceRouter(path="/no/trace").validate(5, 2), "router.path: '/no/trace' does not exist"),
+    ]
+    for call, message in refused:
+        with pytest.raises(ValueError, match=f"^{message}"):
+            call()
+    TraceRouter(path=str(path), scale=True).validate_run(run([99, 99, 99], world_size=3))
+    with pytest.raises(SkippedPoint, match=r"^router.path: '/no/trace' does not exist, so there is nothing to replay"):
+        TraceRouter(path="/no/trace", optional=True).validate(5, 2)
+
+
+def test_published_routing_is_replayed(tmp_path: Path) -> None:
+    router = TraceRouter(path=str(written(tmp_path, ROWS, HEADER)), case="books")
+    router.validate(3, 1)
+    router.validate_run(run([2, 2], world_size=3))
+    total = sum(router.count(RoutingRequest(2, 3, 1, 1, 0, rank, 0, 3)) for rank in range(3))
+    assert np.asarray(total).tolist() == [1, 4, 1]
+
+
+def test_the_runs_name_follows_the_file(path: Path, load: Load) -> None:
+    options = (
+        "model=moe_stack", "model.num_experts=5", "model.top_k=2", "model.num_layers=3", "router=trace",
+        f"router.path={path}", "router.scale=true", "rounds=2",
+    )  # fmt: skip
+    before = load(*options).run_id
+    assert re.fullmatch(r"trace-scale=True-\w{8}", before)
+    write_trace(random_trace(1, world_size=2, path=str(path))[0], "run")
+    assert load(*options).run_id != before
+
+
+def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    threads = torch.get_num_threads()
+    path = tmp_path / "trace.parquet"
+    common = (
+        "model=switch_tiny", "world_size=1", "batch_size=2", "seq_len=32", "rounds=2", "warmup_rounds=0",
+        "system=[harmoeny,drop]",
+    )  # fmt: skip
+    layers = {}
+    for name, options in {
+        "recorded": ("router=model", f"trace.record={path}", "trace.token_paths=true"),
+        "replayed": ("router=trace", f"router.path={path}"),
+    }.items():
+        point = load(*common, *options)
+        tokens = prepare_tokens(point.dataset, point.model.vocab_size)
+        assert not is_done(point)
+        run_rank(point, tokens, point.folder)
+        assert is_done(point)
+        layers[name] = pd.read_parquet(point.folder / "layers.parquet").set_index(["system", "round", "layer"])
+    torch.set_num_threads(threads)
+    for column in ("num_assignments", "executed_tokens", "dropped_tokens", "num_active_experts"):
+        pd.testing.assert_series_equal(layers["replayed"][column], layers["recorded"][column])
+    trace = read_trace(path)
+    assert (trace.model, trace.dataset, trace.num_experts) == ("switch", "pydoc", 4)
+    recorded = load(*common, "router=model", f"trace.record={path}")
+    path.unlink()
+    assert not is_done(recorded)  # the run is there, but not what it was to write
+
+
+def test_recording_is_checked_before_anything_runs(path: Path, load: Load) -> None:
+    for options, message in {
+        ("trace.token_paths=true",): "trace.token_paths: true, must be false without trace.record=PATH",
+        ("trace.record=a.csv",): "trace.record: 'a.csv', must be a path that ends in .parquet",
+        (f"trace.record={path}",): "trace.record: '.*' holds another run's routing, must be a new file",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{message}"):
+            load("model=switch_tiny", *options)
+
+
+def test_without_the_authors_files_the_experiment_is_skipped_with_the_reason(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose("experiment=trace_replay", "router.path=/no/file.csv", f"results_dir={tmp_path}", multirun=True)
+    with pytest.raises(SystemExit) as caught:
+        ValidateSweep().on_multirun_start(config)
+    assert caught.value.code == 0
+    assert capsys.readouterr().err == (
+        "skipped: router.path: '/no/file.csv' does not exist, so there is nothing to replay\n"
+    )
+    assert run_point(compose("experiment=trace_replay", "router.path=/no/file.csv", f"results_dir={tmp_path}")) is None
+    assert not list(tmp_path.rglob("*.json"))

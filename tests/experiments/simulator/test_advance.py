@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.drop import Drop
+from baselines.eplb import EPLB
+from baselines.even_split import EvenSplit
+from baselines.fastermoe import FasterMoE
+from baselines.static_ep import StaticEP
+from experiments.point.simulator_options import SoftwareCost
+from experiments.simulator.advance import SimulatedLayer, SimulatedSystem
+from experiments.simulator.cost import CostModel
+from experiments.simulator.device_memory import OutOfMemoryError
+from experiments.simulator.flows import flows_of_executed, plan_flows
+from experiments.simulator.topology import Topology
+from experiments.simulator.work import ModelWork
+from harmoeny.hardware import Hardware
+from harmoeny.placement import IntArray
+from harmoeny.policy import Policy
+from harmoeny.rebalance import HarMoEny
+
+#: 1 s per token, 4 s per expert fetched, 1 s per token sent.
+UNIT = Hardware(expert_flops_per_s=2.0, host_link_bytes_per_s=10.0, all_to_all_bytes_per_s=4.0)
+NOTHING = np.zeros((0, 2))
+
+
+def work(num_experts: int, **changes: Any) -> ModelWork:
+    unit = ModelWork(
+        dense=[NOTHING, NOTHING],
+        route=[NOTHING],
+        layer_tokens=[1],
+        num_experts=num_experts,
+        top_k=1,
+        hidden_size=1,
+        intermediate_size=2,
+        element_bytes=4,
+        expert_bytes=40,
+        flops_per_token=2,
+        dense_bytes=0,
+        peak_bytes=0.0,
+        stacks=[0],
+        scope="layer",
+    )
+    return replace(unit, **changes)
+
+
+def system(
+    policy: Policy, counts: IntArray, hardware: Hardware = UNIT, software: SoftwareCost | None = None, **changes: Any
+) -> SimulatedSystem:
+    world_size, num_experts = counts.shape
+    cost = CostModel(
+        hardware, Topology(hardware, world_size), work(num_experts, **changes), software or SoftwareCost(plan_s=0.0)
+    )
+    return SimulatedSystem(policy, cost, hardware.device_memory_bytes)
+
+
+def simulate(policy: Policy, counts: list[list[int]], hardware: Hardware = UNIT, **options: Any) -> SimulatedLayer:
+    array = np.array(counts, dtype=np.int64)
+    return system(policy, array, hardware, **options).run([array]).layers[0]
+
+
+def column(layer: SimulatedLayer, name: str) -> list[float]:
+    return [row[name] for row in layer.rows()]
+
+
+def test_one_rank_takes_its_computation_and_nothing_else() -> None:
+    hardware = replace(UNIT, expert_launch_s=0.5)
+    layer = simulate(StaticEP(), [[3, 0, 4]], hardware)
+    assert column(layer, "compute_s") == [3 + 4 + 2 * 0.5]
+    assert column(layer, "layer_s") == column(layer, "compute_s")
+
+
+def test_few_tokens_cost_at_least_the_reading_of_the_weights() -> None:
+    hardware = replace(UNIT, device_memory_bytes_per_s=10.0)
+    layer = simulate(StaticEP(), [[1, 9]], hardware, hidden_size=0)
+    assert column(layer, "compute_s") == [4.0 + 9.0]
+
+
+def test_two_ranks_and_one_link() -> None:
+    # Rank 0 sends 5 tokens to expert 1, rank 1 sends 2 to expert 0; a token is 4 bytes and takes 1 s on the link.
+    layer = simulate(StaticEP(), [[1, 5], [2, 3]])
+    assert column(layer, "metadata_s") == [4.0, 4.0]  # two counts of 8 bytes
+    assert column(layer, "dispatch_s") == [5.0, 5.0]
+    assert column(layer, "compute_s") == [3.0, 8.0]
+    assert column(layer, "combine_s") == [5.0 + 5.0, 5.0]  # rank 0 waits for rank 1's results
+    assert column(layer, "layer_s") == [4.0 + 5.0 + 8.0 + 5.0] * 2
+    assert column(layer, "sent_tokens") == [5, 2]
+
+
+def test_smart_scheduling_executes_own_rows_while_the_others_are_on_their_way() -> None:
+    # As above, but slices of own rows and of those that arrive after 5 s are apart, each with a launch of 0.5 s.
+    hardware = replace(UNIT, expert_launch_s=0.5)
+    layer = simulate(FasterMoE(shadowing=False), [[1, 5], [2, 3]], hardware)
+    assert column(layer, "dispatch_s") == [0.0, 0.0]
+    assert column(layer, "compute_s") == [5.0 + 2.5, 5.0 + 5.5]
+    assert column(layer, "layer_s") == [4.0 + 5.0 + 5.5 + 5.0] * 2
+    apart = simulate(FasterMoE(shadowing=False, smart_scheduling=False), [[1, 5], [2, 3]], hardware)
+    assert column(apart, "layer_s") == [4.0 + 5.0 + 8.5 + 5.0] * 2
+
+
+def test_ranks_wait_for_the_last_one_before_the_counts_are_known() -> None:
+    counts = np.array([[1, 0], [0, 1]], dtype=np.int64)
+    batch = system(StaticEP(), counts, layer_tokens=[1, 1], dense=[NOTHING] * 3, route=[NOTHING] * 2).run(
+        [np.array([[5, 0], [0, 1]], dtype=np.int64), counts]
+    )
+    # Nothing is exchanged, so rank 1 is early in the second layer by the 4 tokens that rank 0 has more.
+    first, second = batch.layers
+    assert column(first, "compute_s") == [5.0, 1.0]
+    assert column(second, "metadata_s") == [4.0, 8.0]
+    assert batch.end_s.tolist() == [4.0 + 5.0 + 4.0 + 1.0] * 2
+
+
+def test_a_fetch_is_hidden_behind_dispatch_and_residents() -> None:
+    # 12 assignments, all for rank 0's expert 0: half of them move with its weights to rank 1.
+    policy = HarMoEny(threshold=1)
+    layer = simulate(policy, [[6, 0], [6, 0]])
+    assert column(layer, "executed_tokens") == [6, 6]
+    assert column(layer, "dispatch_s") == [0.0, 0.0]  # rank 1 executes its own
+    assert column(layer, "fetch_wait_s") == [0.0, 4.0]
+    assert column(layer, "compute_s") == [6.0, 4.0 + 6.0]
+    assert column(layer, "num_restores") == [0, 1]
+    blocking = simulate(replace(policy, fetch="sync"), [[6, 0], [6, 0]])
+    assert column(blocking, "compute_s") == [6.0, 4.0 + 6.0 + 4.0]
+
+
+def test_padding_fills_every_expert_to_the_largest_count() -> None:
+    software = SoftwareCost(plan_s=0.0, padded=True)
+    layer = simulate(StaticEP(), [[1, 5], [2, 3]], software=software, layer_tokens=[6])
+    assert column(layer, "compute_s") == [10.0, 10.0]  # two ranks' 5 rows for the one expert of each
+    product_s = 2 * 6 * (2 * 5) * 1 / 2
+    assert column(layer, "dispatch_s") == [product_s + 5.0] * 2
+    assert column(layer, "executed_tokens") == [3, 8]
+
+
+def test_a_policy_that_pads_says_to_what() -> None:
+    class Padding(StaticEP):
+        def capacity(self, counts: IntArray) -> int:
+            return int(counts.max())
+
+    layer = simulate(Padding(), [[1, 5], [2, 3]], layer_tokens=[6])
+    assert column(layer, "compute_s") == [10.0, 10.0]
+    assert column(layer, "padded_tokens") == [7, 2]
+    assert column(layer, "dispatch_s") == [5.0, 5.0]  # of copies, where memory takes no time, not of a product
+
+
+def test_a_capacity_limit_drops_what_is_above() -> None:
+    software = SoftwareCost(plan_s=0.0, padded=True, capacity_limit=4)
+    layer = simulate(StaticEP(), [[1, 5], [2, 3]], software=software, layer_tokens=[6])
+    assert column(layer, "dropped_tokens") == [1, 0]
+    assert column(layer, "compute_s") == [8.0, 8.0]
+
+
+def test_software_costs_are_added_where_they_belong() -> None:
+    software = SoftwareCost(layer_s=1.0, token_s=0.5, plan_s=2.0, plan_step_s=3.0)
+    layer = simulate(HarMoEny(threshold=1), [[6, 0], [6, 0]], software=software, layer_tokens=[6])
+    assert column(layer, "route_s") == [4.0, 4.0]
+    assert column(layer, "plan_s") == [5.0, 5.0]  # one expert moves
+
+
+def test_what_does_not_fit_gives_no_number() -> None:
+    # 40 bytes for the slot; 5 rows sent, 3 x 8 executed, and 8 values on either side of 8 tokens' activation.
+    needed = 40.0 + 4 * (5 + 3 * 8) + 2 * 8 * 2 * 4
+    simulate(StaticEP(), [[1, 5], [2, 3]], replace(UNIT, device_memory_bytes=needed))
+    with pytest.raises(OutOfMemoryError, match=r"rank 1 needs .* MoE layer 0"):
+        simulate(StaticEP(), [[1, 5], [2, 3]], replace(UNIT, device_memory_bytes=needed - 1))
+
+
+COUNTS = st.integers(1, 4).flatmap(
+    lambda w: st.integers(1, 6).flatmap(
+        lambda e: st.lists(st.lists(st.integers(0, 50), min_size=e, max_size=e), min_size=w, max_size=w)
+    )
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(COUNTS)
+def test_nothing_is_lost_and_bytes_are_those_of_the_fetches(counts: list[list[int]]) -> None:
+    for policy in (
+        StaticEP(),
+        HarMoEny(threshold=3),
+        EvenSplit(fetch="sync"),
+        Drop(),
+        HarMoEny(threshold=3, fetch="peer"),
+    ):
+        layer = simulate(policy, counts)
+        assert sum(column(layer, "executed_tokens")) + sum(column(layer, "dropped_tokens")) == np.sum(counts)
+        for row in layer.rows():
+            assert row["fetch_bytes"] == 40 * (row["num_host_fetches"] + row["num_peer_fetches"])
+            assert row["fetch_s"] >= row["num_host_fetches"] * 4.0 - 1e-9
+            phases = sum(row[f"{p}_s"] for p in ("route", "metadata", "plan", "dispatch", "compute", "combine"))
+            assert phases == pytest.approx(row["layer_s"])
+            assert row["compute_s"] == pytest.approx(
+                row["executed_tokens"] + row["fetch_wait_s"] + row["restore_wait_s"]
+            )
+
+
+@settings(deadline=None, max_examples=40)
+@given(COUNTS, st.floats(1.0, 5.0))
+def test_a_faster_machine_is_never_slower(counts: list[list[int]], factor: float) -> None:
+    for policy in (StaticEP(), EvenSplit(fetch="sync")):
+        slow = simulate(policy, counts).boundary_s[-1].max()
+        for name in ("expert_flops_per_s", "host_link_bytes_per_s", "all_to_all_bytes_per_s"):
+            fast = simulate(policy, counts, replace(UNIT, **{name: getattr(UNIT, name) * factor}))
+            assert fast.boundary_s[-1].max() <= slow * (1 + 1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(COUNTS)
+def test_flows_without_a_plan_agree_with_the_plan(counts: list[list[int]]) -> None:
+    array = np.array(counts, dtype=np.int64)
+    for policy in (StaticEP(), HarMoEny(threshold=3), HarMoEny(threshold=3, stop_rule="paper"), EPLB()):
+        placement = policy.place(0, array.shape[1], array.shape[0])
+        planned = plan_flows(policy, array, placement)
+        executed = policy.executed(array, placement)
+        assert executed is not None
+        np.testing.assert_array_equal(executed, planned.executed)
+        flows = flows_of_executed(array, executed, placement)
+        np.testing.assert_array_equal(flows.fetch, planned.fetch)
+        np.testing.assert_allclose(flows.traffic.sum(axis=0), planned.traffic.sum(axis=0))
+        np.testing.assert_allclose(flows.traffic.sum(axis=1), planned.traffic.sum(axis=1))
+        np.testing.assert_allclose(flows.traffic.diagonal(), planned.traffic.diagonal())

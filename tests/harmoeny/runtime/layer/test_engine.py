@@ -1,0 +1,151 @@
+"""The layer against one expert at a time, for every fetch strategy, on ranks that are threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.drop import Drop
+from harmoeny.policy import FETCH_STRATEGIES, Policy
+from harmoeny.rebalance import HarMoEny
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import Phase, Recorder
+from tests.harmoeny.runtime.cases import (
+    CPU,
+    TOLERANCE,
+    RandomPlan,
+    Tokens,
+    expected_output,
+    random_experts,
+    random_tokens,
+    rank_memory,
+)
+from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
+
+
+def run_layers(
+    world_size: int, policy: Policy, tokens: list[list[Tokens]], *, num_experts: int, batches: int = 1, **experts: Any
+) -> list[list[Any]]:
+    """Execute layers ``tokens[layer][rank]`` and compare every rank's output; returns the records by rank."""
+    layers = [random_experts(num_experts, seed=layer, **experts) for layer in range(len(tokens))]
+
+    def rank_main(comm: ThreadCommunicator) -> list[Any]:
+        memory = rank_memory(layers, comm)
+        engine = ExpertParallel(memory, Recorder(CPU))
+        system = engine.build_system("x", policy)
+        for _ in range(batches):
+            engine.use(system)
+            engine.recorder.begin_iteration()
+            for layer, by_rank in enumerate(tokens):
+                t = by_rank[comm.rank]
+                engine.keep_masks, engine.kept_TK = True, []
+                engine.recorder.begin_layer(layer)
+                output = engine.forward(layer, t.hidden, t.ids, t.weights)
+                expected = expected_output(layers[layer], t.hidden, t.ids, t.weights, engine.kept_TK[0])
+                if policy.exact and not getattr(policy, "drop", False):
+                    assert torch.equal(engine.kept_TK[0], t.ids >= 0)
+                if output.numel():
+                    error = (output.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
+                    assert error <= TOLERANCE[output.dtype]
+            engine.finish()
+        memory.engine.close()
+        return engine.recorder.collect()
+
+    return run_threads(world_size, rank_main)
+
+
+@settings(deadline=None, max_examples=120)
+@given(data=st.data())
+def test_every_strategy_slot_count_top_k_and_dtype_is_exact(data: st.DataObject) -> None:
+    world_size = data.draw(st.integers(1, 5))
+    num_experts = data.draw(st.integers(1, 9))
+    fetch = data.draw(st.sampled_from(FETCH_STRATEGIES))
+    slots = None if fetch == "none" else data.draw(st.none() | st.integers(1, num_experts))
+    top_k = data.draw(st.integers(1, min(3, num_experts)))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    layout = {"gated": data.draw(st.booleans()), "bias": data.draw(st.booleans())}
+    seed = data.draw(st.integers(0, 10**6))
+    drop = data.draw(st.booleans())
+    counts = [[data.draw(st.sampled_from([0, 1, 5, 16])) for _ in range(world_size)] for _ in range(2)]
+    tokens = [
+        [
+            random_tokens(seed + 17 * i + 100 * j, n, num_experts, top_k, dtype=dtype, masked=0.1)
+            for i, n in enumerate(c)
+        ]
+        for j, c in enumerate(counts)
+    ]
+    policy = RandomPlan(seed, drop=drop, fetch=fetch, num_slots=slots)
+    run_layers(world_size, policy, tokens, num_experts=num_experts, batches=2, dtype=dtype, **layout)
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 8])
+@pytest.mark.parametrize("fetch", FETCH_STRATEGIES)
+def test_harmoeny_is_exact_when_all_tokens_want_one_expert(world_size: int, fetch: str) -> None:
+    def all_to_one(rank: int) -> Tokens:
+        t = random_tokens(rank, 12, 8, 1)
+        return Tokens(t.hidden, torch.full_like(t.ids, 3), t.weights)
+
+    tokens = [[all_to_one(r) for r in range(world_size)]]
+    records = run_layers(world_size, HarMoEny(threshold=1, fetch=fetch), tokens, num_experts=8)
+    loads = [int(record[0].trace.plan.tokens[:, :, rank].sum()) for rank, record in enumerate(records)]
+    assert loads == [12] * world_size
+    fetched = sum(r[0].trace.fetch.num_host_fetches + r[0].trace.fetch.num_peer_fetches for r in records)
+    assert fetched == (0 if fetch == "none" else world_size - 1)
+
+
+def test_an_empty_batch_and_ranks_without_tokens() -> None:
+    empty = [[random_tokens(0, 0, 4, 2) for _ in range(3)]]
+    run_layers(3, HarMoEny(threshold=1), empty, num_experts=4)
+    one = [[random_tokens(1, 9 if rank == 2 else 0, 4, 2) for rank in range(3)]]
+    run_layers(3, HarMoEny(threshold=1), one, num_experts=4)
+    run_layers(3, Drop(), one, num_experts=4)
+
+
+def test_more_ranks_than_experts() -> None:
+    tokens = [[random_tokens(r, 10, 3, 2) for r in range(7)]]
+    run_layers(7, HarMoEny(threshold=1), tokens, num_experts=3)
+
+
+def test_records_name_the_source_of_every_fetch_and_phases_follow_each_other() -> None:
+    tokens = [[random_tokens(r, 16, 6, 2) for r in range(3)] for _ in range(2)]
+    for fetch, peer in (("async", False), ("sync", False), ("peer", True)):
+        records = run_layers(3, RandomPlan(5, fetch=fetch), tokens, num_experts=6)
+        for rank, layers in enumerate(records):
+            for times in layers:
+                stats, plan = times.trace.fetch, times.trace.plan
+                wanted = int(plan.fetch[:, rank].sum())
+                counted = (stats.num_peer_fetches, stats.num_host_fetches)
+                assert counted == ((wanted, 0) if peer else (0, wanted))
+                # Two matrices of 8 x 12 numbers of 4 bytes.
+                assert stats.fetch_bytes == wanted * 2 * 8 * 12 * 4
+                assert times.boundary_s == sorted(times.boundary_s)
+                assert times.fetch_wait_s <= times.phase_s(Phase.COMPUTE) + times.phase_s(Phase.PLAN)
+                assert (times.fetch_s > 0) == (wanted > 0)
+
+
+def test_a_recorder_that_is_off_takes_no_marks() -> None:
+    def rank_main(comm: ThreadCommunicator) -> int:
+        memory = rank_memory([random_experts(2, 0)], comm)
+        engine = ExpertParallel(memory, Recorder(CPU, enabled=False))
+        engine.use(engine.build_system("x", HarMoEny(threshold=1)))
+        t = random_tokens(0, 4, 2, 1)
+        engine.recorder.begin_iteration()
+        engine.recorder.begin_layer(0)
+        engine.forward(0, t.hidden, t.ids, t.weights)
+        return len(engine.recorder.collect())
+
+    assert run_threads(1, rank_main) == [0]
+
+
+def test_a_layer_without_a_system_is_refused() -> None:
+    def rank_main(comm: ThreadCommunicator) -> None:
+        engine = ExpertParallel(rank_memory([random_experts(2, 0)], comm), Recorder(CPU))
+        t = random_tokens(0, 4, 2, 1)
+        with pytest.raises(RuntimeError, match="no system selected"):
+            engine.forward(0, t.hidden, t.ids, t.weights)
+
+    run_threads(1, rank_main)

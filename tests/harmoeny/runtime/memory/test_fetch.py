@@ -1,0 +1,231 @@
+"""Slots and loads under random delays: weights that an expert computes with must be its own, from begin to end."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from harmoeny.cost import ExpertCost
+from harmoeny.hardware import Hardware
+from harmoeny.placement import Placement
+from harmoeny.plan import Plan
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.memory.experts import LayerExperts
+from harmoeny.runtime.memory.fetch import make_fetcher
+from harmoeny.runtime.memory.fetch.base import FetchStats, FetchStrategy, RankMemory
+from harmoeny.runtime.memory.fetch.none import NoFetch
+from harmoeny.runtime.memory.schedule import ExpertWork
+from harmoeny.runtime.memory.slots import Slot, Transfer, span_s
+from harmoeny.runtime.memory.transfer import ThreadEngine
+from tests.harmoeny.runtime.cases import CPU, RandomPlan, rank_memory
+
+NUM_EXPERTS = 6
+NO_PLAN = Plan(np.zeros((1, NUM_EXPERTS, 1), np.int64), np.zeros((NUM_EXPERTS, 1), np.bool_))
+
+
+def marked_experts(size: int = 64) -> LayerExperts:
+    """Every weight of expert e is the number e."""
+    marks = torch.arange(NUM_EXPERTS, dtype=torch.float32).view(-1, 1, 1)
+    weights = {name: marks.expand(-1, size, size).contiguous() for name in ("up", "down")}
+    return LayerExperts(weights, lambda *_: None, size)
+
+
+class SlowCopies(ThreadEngine):
+    """Copies tensor by tensor with random pauses, as another order of streams would."""
+
+    pauses_s: ClassVar[list[float]] = [0, 0, 0.001, 0.003]
+
+    def __init__(self, hardware: Hardware, seed: int) -> None:
+        self.random = random.Random(seed)
+        super().__init__(hardware)
+
+    def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:
+        for name, buffer in slot.buffers.items():
+            time.sleep(self.random.choice(self.pauses_s))
+            buffer.copy_(source[name])
+        slot.refer(slot.buffers)
+
+
+class RaceDetector:
+    """Executes nothing, but looks at the weights before and after the time that computing would take."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.executed: list[ExpertWork] = []
+
+    def __call__(self, work: ExpertWork, weights: Mapping[str, Tensor]) -> None:
+        for _ in range(3):
+            for tensor in weights.values():
+                assert (tensor == work.expert_id).all(), f"expert {work.expert_id} computes with {tensor}"
+            time.sleep(self.random.choice([0, 0, 0.001, 0.002]))
+        self.executed.append(work)
+
+
+def nanoseconds(transfer: Transfer) -> tuple[int, int]:
+    assert transfer.span is not None
+    begin, end = transfer.span
+    assert isinstance(begin, int)
+    assert isinstance(end, int)
+    return begin, end
+
+
+def fetcher(
+    engine: ThreadEngine, *, fetch: str = "async", resident: range = range(3), num_slots: int | None = None,
+    num_layers: int = 1,
+) -> FetchStrategy:  # fmt: skip
+    layers = [marked_experts() for _ in range(num_layers)]
+    held = np.zeros((NUM_EXPERTS, 1), np.bool_)
+    held[list(resident)] = True
+    placement = Placement(np.zeros(NUM_EXPERTS, np.int64), held)
+    memory = rank_memory(layers, Communicator(CPU), engine, ExpertCost(token_s=1e-4, fetch_s=2e-3))
+    strategy = make_fetcher(RandomPlan(0, fetch=fetch, num_slots=num_slots), [placement] * num_layers, memory)
+    strategy.prepare()
+    return strategy
+
+
+def one_layer(strategy: FetchStrategy, layer: int, work: list[ExpertWork], detector: RaceDetector) -> FetchStats:
+    detector.executed = []
+    strategy.begin(layer, NO_PLAN, work)
+    stats = strategy.run(detector)
+    assert sorted(detector.executed, key=lambda w: w.start) == work
+    return stats
+
+
+@pytest.mark.parametrize("fetch", ["sync", "async", "peer"])
+@pytest.mark.parametrize("num_slots", [1, 2, 3, 4, NUM_EXPERTS])
+def test_no_slot_is_overwritten_while_its_expert_computes(fetch: str, num_slots: int) -> None:
+    engine = SlowCopies(Hardware(), seed=num_slots)
+    strategy = fetcher(engine, fetch=fetch, num_slots=num_slots, num_layers=2)
+    rng = random.Random(num_slots)
+    detector = RaceDetector(num_slots)
+    for _ in range(6):
+        # Layers follow each other without a pause, so restores of one batch are under way in the next. Slices repeat
+        # experts, so that one may be fetched, overwritten and fetched again.
+        for layer in range(2):
+            experts = [rng.randrange(NUM_EXPERTS) for _ in range(rng.randrange(9))]
+            one_layer(
+                strategy, layer, [ExpertWork(e, i, rng.randrange(1, 30)) for i, e in enumerate(experts)], detector
+            )
+    strategy.finish()
+    engine.close()
+
+
+def test_the_detector_detects() -> None:
+    """The same work on a strategy that reuses a slot without waiting for its user must be caught."""
+
+    class Reckless(SlowCopies):
+        pauses_s: ClassVar[list[float]] = [0.02]
+
+        def wait(self, slot: Slot) -> None:
+            slot.transfer = None
+
+    engine = Reckless(Hardware(), seed=1)
+    strategy = fetcher(engine)
+    work = [ExpertWork(e, e, 5) for e in range(NUM_EXPERTS)]
+    with pytest.raises(AssertionError, match="computes with"):
+        one_layer(strategy, 0, work, RaceDetector(1))
+
+
+def test_residents_come_back_behind_later_layers() -> None:
+    engine = SlowCopies(Hardware(), seed=2)
+    strategy = fetcher(engine)
+    stats = one_layer(strategy, 0, [ExpertWork(e, e, 5) for e in range(NUM_EXPERTS)], RaceDetector(2))
+    assert stats.num_host_fetches == 3
+    assert 1 <= len(stats.restores) <= 2
+    strategy.finish()
+    held = {slot.expert_id for slot in strategy.memory.pool.slots[0]}
+    assert held == {0, 1, 2}
+    for slot in strategy.memory.pool.slots[0]:
+        assert (slot.weights["up"] == slot.expert_id).all()
+    stats = one_layer(strategy, 0, [ExpertWork(e, e, 5) for e in range(3)], RaceDetector(2))
+    assert (stats.num_host_fetches, stats.restores) == (0, [])
+    engine.close()
+
+
+def test_systems_take_turns_with_one_pool() -> None:
+    engine = SlowCopies(Hardware(), seed=3)
+    first = fetcher(engine, num_slots=2)
+    second_memory = RankMemory(first.memory.store, first.memory.pool, engine, first.memory.comm, first.memory.cost)
+    held = np.zeros((NUM_EXPERTS, 1), np.bool_)
+    held[3:] = True
+    other = make_fetcher(RandomPlan(0, num_slots=3), [Placement(np.zeros(NUM_EXPERTS, np.int64), held)], second_memory)
+    work = [ExpertWork(e, e, 5) for e in range(NUM_EXPERTS)]
+    for strategy in (other, first, other, first):
+        strategy.prepare()
+        one_layer(strategy, 0, work, RaceDetector(3))
+        strategy.finish()
+    assert len(first.memory.pool.slots[0]) == 3
+    assert (first.device_bytes, other.device_bytes) == (2 * 2 * 64 * 64 * 4, 3 * 2 * 64 * 64 * 4)
+    engine.close()
+
+
+@pytest.mark.parametrize("fetch", ["sync", "async"])
+def test_a_new_placement_moves_weights(fetch: str) -> None:
+    engine = SlowCopies(Hardware(), seed=4)
+    strategy = fetcher(engine, fetch=fetch)
+    resident = np.zeros(NUM_EXPERTS, np.bool_)
+    resident[[1, 4, 5]] = True
+    strategy.place(0, resident)
+    stats = one_layer(strategy, 0, [ExpertWork(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
+    assert (stats.num_host_fetches, len(stats.fetches)) == (2, 2), (
+        "the moves are counted in the batch that pays for them"
+    )
+    assert stats.fetch_bytes == 2 * strategy.memory.store.layers[0].expert_bytes
+    stats = one_layer(strategy, 0, [ExpertWork(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
+    assert stats.num_host_fetches == 0
+    strategy.finish()
+    assert {slot.expert_id for slot in strategy.memory.pool.slots[0]} == {1, 4, 5}
+    engine.close()
+
+
+def test_an_emulated_link_takes_its_time_and_no_less() -> None:
+    experts = marked_experts()
+    hardware = Hardware(
+        host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.02, host_link_latency_s=0.01
+    )
+    engine = ThreadEngine(hardware)
+    slot = Slot(experts, CPU)
+    transfers = [engine.submit(Slot(experts, CPU), 1, experts.expert(1)), engine.submit(slot, 2, experts.expert(2))]
+    engine.wait(slot)
+    assert (slot.weights["up"] == 2).all()
+    engine.drain()
+    assert all(span_s(t.span) >= 0.03 for t in transfers if t.span is not None)
+    assert nanoseconds(transfers[1])[0] >= nanoseconds(transfers[0])[1], "one link carries one expert at a time"
+    engine.close()
+
+
+def test_a_fetch_goes_before_restores() -> None:
+    experts = marked_experts()
+    engine = ThreadEngine(Hardware(host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.01))
+    slots = [Slot(experts, CPU) for _ in range(4)]
+    restores = [engine.submit(slot, 0, experts.expert(0), urgent=False) for slot in slots[:3]]
+    fetch = engine.submit(slots[3], 1, experts.expert(1))
+    engine.drain()
+    assert nanoseconds(fetch)[1] < nanoseconds(restores[1])[1], "only the restore that was under way came first"
+    engine.close()
+
+
+def test_a_load_that_fails_is_raised_where_it_is_waited_for() -> None:
+    engine = ThreadEngine(Hardware())
+    experts = marked_experts()
+    slot = Slot(experts, CPU)
+    engine.submit(slot, 0, {"up": torch.zeros(3), "down": torch.zeros(3)})
+    with pytest.raises(RuntimeError, match="loading an expert failed"):
+        engine.wait(slot)
+    engine.close()
+
+
+def test_no_fetch_needs_all_experts_resident() -> None:
+    memory = rank_memory([marked_experts()], Communicator(CPU))
+    held = np.ones(NUM_EXPERTS, np.bool_)
+    held[2] = False
+    with pytest.raises(ValueError, match="fetch: 'none'"):
+        NoFetch(memory, [held])
+    memory.engine.close()
