@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -22,6 +23,7 @@ def register_options() -> None:
     OmegaConf.register_new_resolver("help_on_choices", help_text, replace=True)
 
 
+@cache  # Hydra merges two choices of one component only where their schemas are the same class
 def _options(cls: type[Any]) -> type[Any]:
     """Make the schema of a dataclass's options: its fields, and the class to build of them."""
     hints = get_type_hints(cls)  # resolves annotations that are kept as strings
