@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from packaging.version import Version
 
 from baselines.drop import check_capacity_factor
+from harmoeny.choices import Fetch, WorkOrder
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
 from harmoeny.policy import Policy
-
-if TYPE_CHECKING:
-    from harmoeny.runtime.layer.engine import ExpertParallel
-    from harmoeny.runtime.layer.executor import Executor
-    from harmoeny.runtime.layer.system import System
 
 #: Earlier versions expect something else of a gate.
 _MINIMUM = "0.19.8"
@@ -46,6 +41,7 @@ class DeepSpeedMoE(Policy):
 
     name: ClassVar[str] = "deepspeed_moe"
     description: ClassVar[str] = "DeepSpeed's own layer: experts at home, all padded to the largest count"
+    executor: ClassVar[str] = "baselines.executors.deepspeed:DeepSpeedExecutor"
 
     def validate(self) -> None:
         """Check the configuration.
@@ -54,7 +50,7 @@ class DeepSpeedMoE(Policy):
             ValueError: an option for moving weights, which DeepSpeed does not do.
         """
         super().validate()
-        for option, allowed in (("fetch", "async"), ("num_slots", None), ("work_order", "covered")):
+        for option, allowed in (("fetch", Fetch.ASYNC), ("num_slots", None), ("work_order", WorkOrder.COVERED)):
             if getattr(self, option) != allowed:
                 raise ValueError(
                     f"{option}: {getattr(self, option)!r}, must be {allowed or 'null'}, the default: DeepSpeed holds "
@@ -81,19 +77,6 @@ class DeepSpeedMoE(Policy):
         """Send what fits of ``counts`` (int64 ``[world_size, num_experts]``) to the home ranks."""
         kept = np.minimum(counts, self.capacity(counts))
         return plan_from_tokens(home_tokens(kept, placement.home), placement)
-
-    def make_executor(self, engine: ExpertParallel, system: System) -> Executor:
-        """Build DeepSpeed's layers on this rank.
-
-        Raises:
-            ValueError: the ranks do not divide the experts.
-        """
-        self.validate_ranks(engine.memory.store.layers[0].num_experts, engine.comm.world_size)
-        if engine.comm.device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when the library is imported
-        from baselines.executors.deepspeed import DeepSpeedExecutor
-
-        return DeepSpeedExecutor(engine, system, self.capacity)
 
 
 @dataclass(kw_only=True)

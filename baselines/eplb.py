@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
+from harmoeny.choices import Fetch
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens, tokens_of_shares
 from harmoeny.policy import Policy
@@ -72,7 +73,7 @@ class EPLB(Policy):
             ValueError: nodes or groups that do not fit the layer, or too few slots.
         """
         placement = super().place(layer, num_experts, world_size)
-        if self.fetch == "none":
+        if self.fetch == Fetch.NONE:
             return placement
         num_slots = self._room(num_experts, world_size)
         resident = placement.resident.copy()
@@ -105,7 +106,7 @@ class EPLB(Policy):
         Returns:
             The new residency, or None where it is not due or nothing would change.
         """
-        if self.fetch == "none" or not history or (len(history) - 1) % self.interval:
+        if self.fetch == Fetch.NONE or not history or (len(history) - 1) % self.interval:
             return None
         load = np.sum(history[-self.window :], axis=(0, 1))
         num_slots = self._room(placement.num_experts, placement.world_size)

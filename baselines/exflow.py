@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from baselines.kit.affinity import count_crossings, count_pairs, place_by_affinity
+from harmoeny.choices import Fetch
 from harmoeny.placement import IntArray, Placement
 from harmoeny.placement import place as place_evenly
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
@@ -145,7 +146,7 @@ class ExFlow(Policy):
         if self.fit is None:
             return placement
         home = np.array(self.fit.home[layer], dtype=np.int64)
-        if self.fetch == "none":
+        if self.fetch == Fetch.NONE:
             return Placement(home=home, resident=placement.resident)
         return Placement.from_home(home, world_size)
 

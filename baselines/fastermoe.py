@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import numba
 import numpy as np
 
+from harmoeny.choices import Fetch
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
 from harmoeny.policy import Policy
-
-if TYPE_CHECKING:
-    from harmoeny.runtime.layer.engine import ExpertParallel
-    from harmoeny.runtime.layer.executor import Executor
-    from harmoeny.runtime.layer.system import System
 
 
 @dataclass(kw_only=True)
@@ -46,13 +42,18 @@ class FasterMoE(Policy):
     name: ClassVar[str] = "fastermoe"
     description: ClassVar[str] = "shadows the hottest experts where a cost model says that it pays; overlaps exchange"
 
-    fetch: str = "peer"
+    fetch: str = Fetch.PEER.value
     shadowing: bool = True
     smart_scheduling: bool = True
     group_size: int = 1
     token_s: float | None = None
     shadow_s: float | None = None
     exchange_tokens_per_s: float | None = None
+
+    @property
+    def executor(self) -> str:
+        """Smart scheduling, unless it is off."""
+        return "baselines.executors.pairwise:PairwiseExecutor" if self.smart_scheduling else super().executor
 
     def validate(self) -> None:
         """Check the configuration.
@@ -77,7 +78,7 @@ class FasterMoE(Policy):
         if not self.shadowing:
             return self
         exchange = 1 / cost.exchange_token_s if cost.exchange_token_s > 0 else None
-        shadow_s = cost.peer_fetch_s if self.fetch == "peer" and cost.peer_fetch_s > 0 else cost.fetch_s
+        shadow_s = cost.peer_fetch_s if self.fetch == Fetch.PEER and cost.peer_fetch_s > 0 else cost.fetch_s
         return replace(
             self,
             token_s=cost.token_s if self.token_s is None else self.token_s,
@@ -109,15 +110,6 @@ class FasterMoE(Policy):
             list(range(first, min(first + self.group_size, world_size)))
             for first in range(0, world_size, self.group_size)
         ]
-
-    def make_executor(self, engine: ExpertParallel, system: System) -> Executor | None:
-        """Return smart scheduling, unless it is off."""
-        groups = self.source_groups(engine.comm.world_size)
-        if groups is None:
-            return None
-        from baselines.executors.pairwise import PairwiseExecutor
-
-        return PairwiseExecutor(engine, system, groups)
 
 
 @numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numba
 import numpy as np
 
+from harmoeny.choices import Fetch
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
@@ -24,7 +25,7 @@ class Ideal(Policy):
     description: ClassVar[str] = "bound, not a system: even load, every expert resident on every rank"
     bound: ClassVar[bool] = True
 
-    fetch: str = "none"
+    fetch: str = Fetch.NONE.value
 
     def validate(self) -> None:
         """Check the configuration.
@@ -33,7 +34,7 @@ class Ideal(Policy):
             ValueError: a fetch strategy that moves weights.
         """
         super().validate()
-        if self.fetch != "none":
+        if self.fetch != Fetch.NONE:
             raise ValueError(f"fetch: {self.fetch!r}, must be none: the bound moves no weights")
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:

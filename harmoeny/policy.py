@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
+from harmoeny.choices import PLAN_EXECUTOR, Fetch, WorkOrder
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import PLACEMENTS, IntArray, Placement, place
 from harmoeny.plan import Plan
 from harmoeny.trace import RoutingTrace
 
-if TYPE_CHECKING:
-    from harmoeny.runtime.layer.engine import ExpertParallel
-    from harmoeny.runtime.layer.executor import Executor
-    from harmoeny.runtime.layer.system import System
-
-#: How a rank gets at the weights of experts that it does not hold; one file each in harmoeny/runtime/fetch.
-FETCH_STRATEGIES = ("none", "sync", "async", "peer")
-WORK_ORDERS = ("covered", "paper")
+#: An import path: module, colon, name.
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(kw_only=True)
@@ -53,9 +49,19 @@ class Policy(ABC):
     calibration_batches: ClassVar[int] = 0
 
     placement: str = "contiguous"
-    fetch: str = "async"
+    fetch: str = Fetch.ASYNC.value
     num_slots: int | None = None
-    work_order: str = "covered"
+    work_order: str = WorkOrder.COVERED.value
+
+    @property
+    def executor(self) -> str:
+        """What carries the plans out: ``plan``, the runtime's own way, or the import path of another executor.
+
+        An import path is ``package.module:ClassName``. The class extends
+        :class:`harmoeny.runtime.layer.executor.Executor` and reads this policy's options from its planner. A policy
+        names it in a class variable, or in a property where it depends on options.
+        """
+        return PLAN_EXECUTOR
 
     def validate(self) -> None:
         """Check the configuration before any worker starts.
@@ -65,14 +71,18 @@ class Policy(ABC):
         """
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement: {self.placement!r}, must be one of {', '.join(PLACEMENTS)}")
-        if self.fetch not in FETCH_STRATEGIES:
-            raise ValueError(f"fetch: {self.fetch!r}, must be one of {', '.join(FETCH_STRATEGIES)}")
-        if self.work_order not in WORK_ORDERS:
-            raise ValueError(f"work_order: {self.work_order!r}, must be one of {', '.join(WORK_ORDERS)}")
+        if self.fetch not in tuple(Fetch):
+            raise ValueError(f"fetch: {self.fetch!r}, must be one of {', '.join(Fetch)}")
+        if self.work_order not in tuple(WorkOrder):
+            raise ValueError(f"work_order: {self.work_order!r}, must be one of {', '.join(WorkOrder)}")
         if self.num_slots is not None and self.num_slots < 1:
             raise ValueError(f"num_slots: {self.num_slots}, must be at least 1, or null for as many as a rank holds")
-        if self.fetch == "none" and self.num_slots is not None:
+        if self.fetch == Fetch.NONE and self.num_slots is not None:
             raise ValueError(f"num_slots: {self.num_slots}, must be null with fetch=none, where every expert has room")
+        if self.executor != PLAN_EXECUTOR and not _IMPORT_PATH.fullmatch(self.executor):
+            raise ValueError(
+                f"executor: {self.executor!r}, must be {PLAN_EXECUTOR} or an import path, as package.module:ClassName"
+            )
 
     def validate_ranks(self, num_experts: int, world_size: int) -> None:  # noqa: B027
         """Check that the system can run a model on so many ranks, before any worker starts.
@@ -96,7 +106,7 @@ class Policy(ABC):
     def place(self, layer: int, num_experts: int, world_size: int) -> Placement:  # noqa: ARG002
         """Return a MoE layer's residency before the first batch."""
         placement = place(self.placement, num_experts, world_size)
-        if self.fetch == "none":
+        if self.fetch == Fetch.NONE:
             return Placement(home=placement.home, resident=np.ones_like(placement.resident))
         return placement
 
@@ -128,41 +138,3 @@ class Policy(ABC):
         Returns:
             A plan that keeps the invariants of :meth:`Plan.validate`.
         """
-
-    def capacity(self, counts: IntArray) -> int | None:  # noqa: ARG002
-        """Return how many rows every rank sends every expert, where a system fills its buffers to equal size.
-
-        None, the default: exactly the assignments are sent.
-
-        Args:
-            counts: int64 ``[world_size, num_experts]``.
-        """
-        return None
-
-    def executed(self, counts: IntArray, placement: Placement) -> IntArray | None:  # noqa: ARG002
-        """Return int64 ``[num_experts, world_size]``, what ``plan(counts, placement).executed()`` would be.
-
-        Only the simulator asks, where a whole plan has no room in memory: with a thousand ranks ``Plan.tokens`` takes
-        gigabytes. A policy may answer only if its ranks execute as many of their own assignments as its loads allow.
-        None, the default, says that nothing but the plan will do.
-        """
-        return None
-
-    def source_groups(self, world_size: int) -> Sequence[Sequence[int]] | None:  # noqa: ARG002
-        """Return the groups of ranks whose rows its executor takes up apart, as they arrive, after its own rank's.
-
-        Only the simulator asks. None, the default: a rank executes all rows of an expert together, after dispatch.
-        """
-        return None
-
-    def make_executor(self, engine: ExpertParallel, system: System) -> Executor | None:  # noqa: ARG002
-        """Return what carries plans out on this rank, or None for the runtime's own way; all ranks do it together.
-
-        Args:
-            engine: the rank's collectives, expert memory and recorder.
-            system: the system, whose placements and fetcher are there already.
-
-        Raises:
-            ValueError: the system can't run on these ranks.
-        """
-        return None

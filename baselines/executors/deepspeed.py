@@ -1,4 +1,4 @@
-"""DeepSpeed's MoE layer as an executor; imports the library, which takes seconds.
+"""DeepSpeed's MoE layer as an executor; the library, whose import takes seconds, is imported when one is built.
 
 Shape letters: T tokens of this rank, K top_k, S executed assignments of this rank, E experts, H hidden size.
 """
@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.moe.layer import MoE
 from torch import Tensor, nn
 
+from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.dispatch import ranges, send_order
-from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
-from harmoeny.runtime.layer.system import System
+from harmoeny.runtime.layer.planner import Planner
+from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.experts import ExpertFunction
-from harmoeny.runtime.memory.fetch.base import FetchStats
+from harmoeny.runtime.memory.fetch.base import FetchStats, RankMemory
 from harmoeny.runtime.memory.slots import Slot
+
+if TYPE_CHECKING:
+    from deepspeed.moe.layer import MoE
 
 
 class _Expert(nn.Module):
@@ -77,27 +79,39 @@ class _Layer:
 class DeepSpeedExecutor(Executor):
     """Dispatches, executes and combines with DeepSpeed's own code."""
 
-    def __init__(self, engine: ExpertParallel, system: System, capacity: Callable[[IntArray], int]) -> None:
+    def __init__(self, planner: Planner, memory: RankMemory, recorder: Recorder) -> None:
         """Build DeepSpeed's layers; all ranks do it together.
 
         Args:
-            engine: the rank's collectives, expert memory and recorder.
-            system: the system, whose placements hold equally many experts per rank.
-            capacity: from counts (int64 ``[world_size, num_experts]``) to the rows that a rank sends an expert.
+            planner: its policy gives the rows that a rank sends an expert; its placements hold equally many experts per
+                rank.
+            memory: the expert weights and the communicator of this rank.
+            recorder: phase times of the layers.
+
+        Raises:
+            ValueError: the policy does not say how many rows a rank sends.
         """
-        super().__init__(engine, system)
-        self._capacity = capacity
+        super().__init__(planner, memory, recorder)
+        if not isinstance(planner.policy, PadsBuffers):
+            raise ValueError(f"executor: {planner.policy.executor!r}, must go with a policy that has a capacity")
+        self._capacity = planner.policy.capacity
+        if self.comm.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when the library is imported
+        import deepspeed
+
         if self.comm.world_size > 1:
             # Else it compiles kernels for all-reduces on a CPU, which a MoE layer has none of.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             deepspeed.comm.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-        self._layers = [self._build(layer, system) for layer in range(len(system.placements))]
+        self._layers = [self._build(layer) for layer in range(len(planner.placements))]
 
-    def _build(self, layer: int, system: System) -> _Layer:
+    def _build(self, layer: int) -> _Layer:
+        from deepspeed.moe.layer import MoE
+
         experts, world_size = self.memory.store.layers[layer], self.comm.world_size
-        order_E = np.argsort(system.placements[layer].home, kind="stable").astype(np.int64)
+        order_E = np.argsort(self.planner.placements[layer].home, kind="stable").astype(np.int64)
         own = order_E.reshape(world_size, -1)[self.comm.rank]
-        slots = system.fetcher.residents(layer)
+        slots = self.planner.fetcher.residents(layer)
         with contextlib.redirect_stdout(io.StringIO()):  # it reports every process group
             module = MoE(experts.hidden_size, _Expert(experts.function), experts.num_experts, world_size)
             if world_size > 1:

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harmoeny.modelled import GroupsSources
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
 from harmoeny.runtime.exchange.dispatch import by_expert, send_order, weighted_sum
-from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult, work_of
-from harmoeny.runtime.layer.system import System
+from harmoeny.runtime.layer.planner import Planner
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.runtime.memory.fetch.base import RankMemory
 from harmoeny.runtime.memory.schedule import ExpertWork
 
 
@@ -56,16 +58,17 @@ class PairwiseExecutor(Executor):
     Source: He et al., PPoPP 2022, doi 10.1145/3503221.3508418, section 5.
     """
 
-    def __init__(self, engine: ExpertParallel, system: System, groups: list[list[int]]) -> None:
-        """Keep the groups.
+    def __init__(self, planner: Planner, memory: RankMemory, recorder: Recorder) -> None:
+        """Ask the policy for the groups.
 
-        Args:
-            engine: the rank's collectives, expert memory and recorder.
-            system: the system, whose fetcher is there already.
-            groups: all ranks, in groups.
+        Raises:
+            ValueError: the policy has none.
         """
-        super().__init__(engine, system)
-        self._fetcher = system.fetcher
+        super().__init__(planner, memory, recorder)
+        policy = planner.policy
+        groups = policy.source_groups(self.comm.world_size) if isinstance(policy, GroupsSources) else None
+        if groups is None:
+            raise ValueError(f"executor: {policy.executor!r}, must go with a policy that has source_groups")
         self._groups = groups
         self._own_group = next(i for i, group in enumerate(groups) if self.comm.rank in group)
 
@@ -73,7 +76,7 @@ class PairwiseExecutor(Executor):
         """Carry out any plan, with the system's fetch strategy."""
         function = self.memory.store.layers[given.layer].function
         steps = self._make_steps(plan.tokens[:, :, self.comm.rank])
-        self._fetcher.begin(given.layer, plan, [item for step in steps for item in step.work], keep_order=True)
+        self.planner.fetcher.begin(given.layer, plan, [item for step in steps for item in step.work], keep_order=True)
         self.recorder.mark()  # dispatch
         assignment_S = send_order(given.expert_ids_TK, plan.tokens[self.comm.rank])
         sent_SH = given.hidden_TH.index_select(0, assignment_S // given.expert_ids_TK.shape[1])
@@ -88,7 +91,7 @@ class PairwiseExecutor(Executor):
             step.unfinished -= 1
             exchange.return_finished()
 
-        fetch = self._fetcher.run(execute)
+        fetch = self.planner.fetcher.run(execute)
         self.recorder.mark()  # combine
         returned_SH = exchange.await_results()
         output_TH = weighted_sum(returned_SH, given.routing_weights_TK, assignment_S)

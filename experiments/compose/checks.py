@@ -29,6 +29,7 @@ from experiments.text.tokenizer import check_vocab_size
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
+from harmoeny.runtime.layer.executor import find_executor
 
 BACKENDS = ("ranks", "simulator")
 DEVICES = ("auto", "cpu", "cuda")
@@ -116,6 +117,7 @@ def _check(point: Point) -> None:
     for name, policy in point.systems.items():
         try:
             policy.validate()
+            find_executor(policy.executor)
             policy.place(0, point.model.num_experts, point["world_size"])
         except ValueError as error:
             raise ValueError(f"systems.{name}.{error}") from error

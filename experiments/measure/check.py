@@ -72,14 +72,13 @@ def check_system(
         CheckError: on every rank, when the outputs differ on any, or an exact system lost an assignment.
     """
     engine.use(system)
-    engine.keep_masks, engine.kept_TK = True, []
     model.context.tape.pin(expert_ids)
-    output = model.forward(input_ids)
-    engine.keep_masks = False
+    with engine.executed_masks() as masks:
+        output = model.forward(input_ids)
     # A second pass: the first one loads libraries and compiled code.
     _, peak_bytes = with_peak_bytes(lambda: model.forward(input_ids), engine.comm.device)
 
-    kept = [torch.where(mask, ids, -1) for mask, ids in zip(engine.kept_TK, expert_ids, strict=True)]
+    kept = [torch.where(mask, ids, -1) for mask, ids in zip(masks, expert_ids, strict=True)]
     model.context.tape.pin(kept)
     reference = dense_forward(model, input_ids)
 

@@ -17,6 +17,7 @@ from experiments.simulator.device_memory import check_memory, layer_bytes, mask_
 from experiments.simulator.exchange import Exchange, padded_exchange, plain_exchange
 from experiments.simulator.flows import Flows, capped, num_plan_steps, plan_flows
 from experiments.simulator.replay import CopyEngine
+from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.runtime.layer.recorder import PHASES, Phase
@@ -177,7 +178,11 @@ class SimulatedSystem:
         flows = plan_flows(self.policy, counts, placement)
         measured_s = time.perf_counter() - begin
         num_tokens = cost.work.layer_tokens[layer]
-        capacity = int(counts.max()) if cost.software.padded else self.policy.capacity(counts)
+        capacity = None
+        if cost.software.padded:
+            capacity = int(counts.max())
+        elif isinstance(self.policy, PadsBuffers):
+            capacity = self.policy.capacity(counts)
         if capacity is not None:
             capacity = min(capacity, cost.software.capacity_limit or capacity)
             flows = capped(flows, counts, capacity, placement)

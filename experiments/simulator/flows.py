@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from experiments.routers.base import FloatArray
+from harmoeny.modelled import GroupsSources, PredictsExecuted
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.policy import Policy
 
@@ -37,19 +38,19 @@ class Flows:
 
 
 def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
-    """Let a policy plan; a plan too large to be made is replaced by what :meth:`Policy.executed` says.
+    """Let a policy plan; a plan too large to be made is replaced by what :class:`PredictsExecuted` says.
 
     Args:
         policy: the policy.
         counts: int64 ``[world_size, num_experts]``.
         placement: the present residency.
     """
-    if counts.nbytes * counts.shape[0] > _LARGEST_PLAN_BYTES:
+    if counts.nbytes * counts.shape[0] > _LARGEST_PLAN_BYTES and isinstance(policy, PredictsExecuted):
         executed = policy.executed(counts, placement)
         if executed is not None:
             return flows_of_executed(counts, executed, placement)
     plan = policy.plan(counts, placement)
-    groups = policy.source_groups(len(counts))
+    groups = policy.source_groups(len(counts)) if isinstance(policy, GroupsSources) else None
     slices = None if groups is None else _slices(plan.tokens, groups)
     return Flows(plan.executed(), plan.fetch, plan.tokens.sum(axis=1).astype(np.float64), slices=slices)
 

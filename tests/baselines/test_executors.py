@@ -74,12 +74,12 @@ def run_cases(rank: int, cases: list[Case]) -> list[list[Outcome]]:
         for batch in range(len(case.num_tokens)):
             t = case.tokens(batch, rank)
             engine.use(system)
-            engine.keep_masks, engine.kept_TK = True, []
             engine.recorder.begin_iteration()
             engine.recorder.begin_layer(0)
-            output = engine.forward(0, t.hidden, t.ids, t.weights)
+            with engine.executed_masks() as masks:
+                output = engine.forward(0, t.hidden, t.ids, t.weights)
             engine.finish()
-            (kept,) = engine.kept_TK
+            (kept,) = masks
             expected = expected_output(layer, t.hidden, t.ids, t.weights, kept)
             assert output.shape == t.hidden.shape
             error = float((output.double() - expected).abs().max() / expected.abs().max()) if len(output) else 0.0

@@ -19,6 +19,6 @@ def test_every_expert_is_executed_at_home_which_is_the_plan_of_static_ep(batch: 
 
 
 def test_it_runs_in_the_runtime_as_static_ep_does() -> None:
-    for method in ("make_executor", "place", "update_placement", "calibrated", "fitted"):
+    for method in ("executor", "place", "update_placement", "calibrated", "fitted"):
         assert getattr(FastMoE, method) is getattr(StaticEP, method)
     assert {f: getattr(FastMoE(), f) for f in vars(FastMoE())} == vars(StaticEP())

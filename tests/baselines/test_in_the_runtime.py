@@ -60,7 +60,7 @@ def test_output_is_the_dense_one_in_every_batch(policy: Policy) -> None:
         system = engine.build_system("x", policy)
         worst, changes = 0.0, 0
         for batch in range(NUM_BATCHES):
-            before = [placement.resident.copy() for placement in system.placements]
+            before = [placement.resident.copy() for placement in system.planner.placements]
             engine.use(system)
             engine.recorder.begin_iteration()
             for layer, experts in enumerate(layers):
@@ -73,7 +73,7 @@ def test_output_is_the_dense_one_in_every_batch(policy: Policy) -> None:
                 worst = max(worst, float((output.double() - expected).abs().max() / expected.abs().max()))
             engine.finish()
             changes += sum(
-                bool((new.resident != old).any()) for new, old in zip(system.placements, before, strict=True)
+                bool((new.resident != old).any()) for new, old in zip(system.planner.placements, before, strict=True)
             )
         engine.memory.engine.close()
         return worst, changes

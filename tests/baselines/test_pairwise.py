@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,28 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines.executors.pairwise import PairwiseExecutor
 from baselines.fastermoe import FasterMoE
-from harmoeny.policy import FETCH_STRATEGIES
+from harmoeny.choices import Fetch
 from harmoeny.runtime.exchange.comm import PeerCopies
 from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.executor import Executor
 from harmoeny.runtime.layer.recorder import Recorder
-from harmoeny.runtime.layer.system import System
 from tests.harmoeny.runtime.cases import CPU, RandomPlan, random_experts, random_tokens, rank_memory
 from tests.harmoeny.runtime.layer.test_engine import run_layers
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
 
 class ScheduledRandomPlan(RandomPlan):
+    executor: ClassVar[str] = "baselines.executors.pairwise:PairwiseExecutor"
+
     def __init__(self, seed: int, group_size: int, **options: Any) -> None:
         super().__init__(seed, **options)
         self.group_size = group_size
 
-    def make_executor(self, engine: ExpertParallel, system: System) -> Executor:
-        groups = FasterMoE(group_size=self.group_size).source_groups(engine.comm.world_size)
-        assert groups is not None
-        return PairwiseExecutor(engine, system, groups)
+    def source_groups(self, world_size: int) -> Sequence[Sequence[int]] | None:
+        return FasterMoE(group_size=self.group_size).source_groups(world_size)
 
 
 @settings(deadline=None, max_examples=60)
@@ -42,7 +39,7 @@ class ScheduledRandomPlan(RandomPlan):
 def test_any_plan_is_exact(data: st.DataObject) -> None:
     world_size = data.draw(st.integers(1, 6))
     num_experts = data.draw(st.integers(1, 7))
-    fetch = data.draw(st.sampled_from(FETCH_STRATEGIES))
+    fetch = data.draw(st.sampled_from(Fetch))
     slots = None if fetch == "none" else data.draw(st.none() | st.integers(1, num_experts))
     seed, top_k = data.draw(st.integers(0, 10**6)), data.draw(st.integers(1, min(3, num_experts)))
     counts = [[data.draw(st.sampled_from([0, 1, 5, 16])) for _ in range(world_size)] for _ in range(2)]

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.registry import discover
+from harmoeny.choices import Fetch
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import PLACEMENTS, IntArray, Placement
 from harmoeny.plan import Plan
-from harmoeny.policy import FETCH_STRATEGIES, Policy
+from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
 from tests.strategies import counts_arrays, make_counts, scattered
 
@@ -176,7 +177,7 @@ def test_defaults_are_valid_and_all_fields_have_one(name: str) -> None:
     ("option", "value", "allowed"),
     [
         ("placement", "nowhere", ", ".join(PLACEMENTS)),
-        ("fetch", "soon", ", ".join(FETCH_STRATEGIES)),
+        ("fetch", "soon", ", ".join(Fetch)),
         ("num_slots", 0, "at least 1"),
     ],
 )

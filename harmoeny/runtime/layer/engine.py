@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 
 from harmoeny.policy import Policy
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.executor import LayerInput, PlanExecutor
+from harmoeny.runtime.layer.executor import LayerInput, find_executor
+from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.layer.system import System
 from harmoeny.runtime.memory.fetch import make_fetcher
@@ -20,16 +24,14 @@ class ExpertParallel:
         memory: the expert weights and device memory that all systems share.
         comm: the collectives.
         recorder: phase times of the layers.
-        kept_TK: while :attr:`keep_masks` is set, bool ``[T, K]`` per executed layer, the executed assignments.
     """
 
     def __init__(self, memory: RankMemory, recorder: Recorder) -> None:
         self.memory = memory
         self.comm: Communicator = memory.comm
         self.recorder = recorder
-        self.keep_masks = False
-        self.kept_TK: list[Tensor] = []
         self._system: System | None = None
+        self._masks_TK: list[Tensor] | None = None
 
     def build_system(self, name: str, policy: Policy) -> System:
         """Set up one system: its placement, this rank's expert memory, its executor; all ranks do it together.
@@ -37,15 +39,14 @@ class ExpertParallel:
         Raises:
             ValueError: the system can't run on these ranks.
         """
-        placements = [
-            policy.place(layer, experts.num_experts, self.comm.world_size)
-            for layer, experts in enumerate(self.memory.store.layers)
-        ]
+        layers, world_size = self.memory.store.layers, self.comm.world_size
+        policy.validate_ranks(layers[0].num_experts, world_size)
+        placements = [policy.place(layer, experts.num_experts, world_size) for layer, experts in enumerate(layers)]
         for placement in placements:
             placement.validate()
-        system = System(name, policy, placements, make_fetcher(policy, placements, self.memory))
-        system.executor = policy.make_executor(self, system) or PlanExecutor(self, system)
-        return system
+        make_executor = find_executor(policy.executor)
+        planner = Planner(policy, placements, make_fetcher(policy, placements, self.memory))
+        return System(name, planner, make_executor(planner, self.memory, self.recorder))
 
     def use(self, system: System) -> None:
         """Select the system that executes the layers from now on, and bring the slots to its residency."""
@@ -56,6 +57,16 @@ class ExpertParallel:
         """Block until the loads that the selected system left behind are complete."""
         if self._system is not None:
             self._system.fetcher.finish()
+
+    @contextmanager
+    def executed_masks(self) -> Iterator[list[Tensor]]:
+        """Collect, from every layer that runs meanwhile, bool ``[num_tokens, top_k]``: the executed assignments."""
+        masks_TK: list[Tensor] = []
+        self._masks_TK = masks_TK
+        try:
+            yield masks_TK
+        finally:
+            self._masks_TK = None
 
     def forward(self, layer: int, hidden_TH: Tensor, expert_ids_TK: Tensor, routing_weights_TK: Tensor) -> Tensor:
         """Execute one MoE layer; all ranks call it together, each with its own tokens.
@@ -77,4 +88,7 @@ class ExpertParallel:
         if self._system is None:
             raise RuntimeError("no system selected: call ExpertParallel.use first")
         given = LayerInput(layer, hidden_TH, expert_ids_TK, routing_weights_TK)
-        return self._system.executor.forward(given)
+        result = self._system.executor.forward(given)
+        if self._masks_TK is not None:
+            self._masks_TK.append(result.executed_mask(top_k=expert_ids_TK.shape[1]))
+        return result.output_TH

@@ -5,21 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from harmoeny.choices import PLAN_EXECUTOR
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch
-from harmoeny.runtime.memory.fetch.base import FetchStats
+from harmoeny.runtime.layer.planner import Planner
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.runtime.memory.fetch.base import FetchStats, RankMemory
 from harmoeny.runtime.memory.schedule import ExpertWork
-
-if TYPE_CHECKING:
-    from harmoeny.runtime.layer.engine import ExpertParallel
-    from harmoeny.runtime.layer.system import System
 
 
 @dataclass(frozen=True)
@@ -55,41 +54,46 @@ class LayerResult:
     fetch: FetchStats
     padded_tokens: int = 0
 
+    def executed_mask(self, top_k: int) -> Tensor:
+        """Return bool ``[num_tokens, top_k]``, true where an assignment was executed."""
+        mask = torch.zeros(len(self.output_TH) * top_k, dtype=torch.bool, device=self.output_TH.device)
+        mask[self.assignment_S] = True
+        return mask.view(-1, top_k)
+
 
 class Executor(ABC):
     """Executes the MoE layers of one system on one rank, phase by phase."""
 
-    def __init__(self, engine: ExpertParallel, system: System) -> None:
-        """Keep what the layers are executed with.
+    def __init__(self, planner: Planner, memory: RankMemory, recorder: Recorder) -> None:
+        """Keep what the layers are executed with; all ranks do it together.
 
         Args:
-            engine: the rank's collectives, expert memory and recorder.
-            system: the system, whose placements and fetcher are there already.
-        """
-        self.comm = engine.comm
-        self.memory = engine.memory
-        self.recorder = engine.recorder
-        self._engine = engine
-        self._system = system
+            planner: the system's policy, placements and fetcher.
+            memory: the expert weights and the communicator of this rank.
+            recorder: phase times of the layers.
 
-    def forward(self, given: LayerInput) -> Tensor:
+        Raises:
+            ValueError: the system can't run on these ranks.
+        """
+        self.planner = planner
+        self.memory = memory
+        self.comm = memory.comm
+        self.recorder = recorder
+
+    def forward(self, given: LayerInput) -> LayerResult:
         """Execute one MoE layer; all ranks call it together, each with its own tokens.
 
         The caller opened the layer in the recorder and routed; from here on the phases are marked here.
         """
-        record, ids_TK = self.recorder, given.expert_ids_TK
+        record, num_experts = self.recorder, self.memory.store.layers[given.layer].num_experts
         record.mark()  # metadata
-        counts = self.comm.gather_counts(count_assignments(ids_TK, self.memory.store.layers[given.layer].num_experts))
+        counts = self.comm.gather_counts(count_assignments(given.expert_ids_TK, num_experts))
         record.mark()  # plan
-        plan = self._system.plan(given.layer, counts, self.comm.rank)
+        plan = self.planner.plan(given.layer, counts, self.comm.rank)
         result = self.execute(given, counts, plan)
         record.mark()  # end
         record.describe(plan, int(counts[self.comm.rank].sum()), result.fetch, result.padded_tokens)
-        if self._engine.keep_masks:
-            kept = torch.zeros(ids_TK.numel(), dtype=torch.bool, device=ids_TK.device)
-            kept[result.assignment_S] = True
-            self._engine.kept_TK.append(kept.view_as(ids_TK))
-        return result.output_TH
+        return result
 
     @abstractmethod
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
@@ -109,7 +113,7 @@ class PlanExecutor(Executor):
 
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:  # noqa: ARG002
         """Carry out any plan, with the system's fetch strategy."""
-        function, fetcher = self.memory.store.layers[given.layer].function, self._system.fetcher
+        function, fetcher = self.memory.store.layers[given.layer].function, self.planner.fetcher
         fetcher.begin(given.layer, plan, work_of(plan.tokens[:, :, self.comm.rank].sum(axis=0)))
         self.recorder.mark()  # dispatch
         rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, plan, self.comm)
@@ -130,3 +134,25 @@ def work_of(executed: IntArray) -> list[ExpertWork]:
     """Return the slices of rows that are grouped by ascending expert; ``executed``: int64 ``[num_experts]``."""
     starts = np.cumsum(executed) - executed
     return [ExpertWork(int(e), int(starts[e]), int(executed[e])) for e in np.flatnonzero(executed)]
+
+
+def find_executor(name: str) -> type[Executor]:
+    """Return the executor that a policy names.
+
+    Args:
+        name: ``plan``, or an import path: module, colon, class.
+
+    Raises:
+        ValueError: there is no such executor.
+    """
+    if name == PLAN_EXECUTOR:
+        return PlanExecutor
+    refused = f"executor: {name!r}, must be {PLAN_EXECUTOR} or the import path of an Executor"
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(import_module(module_name), class_name, None)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{refused} ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, Executor)):
+        raise ValueError(f"{refused} ({module_name} has no such class)")
+    return found

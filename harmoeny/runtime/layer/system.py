@@ -1,52 +1,35 @@
-"""One system under test on one rank: its policy, its present placements, and what it has seen."""
+"""One system under test on one rank: its name, what plans for it, and what carries the plans out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from harmoeny.placement import IntArray, Placement
-from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.runtime.layer.executor import Executor
+from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.memory.fetch.base import FetchStrategy
 
 
-@dataclass
+@dataclass(frozen=True)
 class System:
     """One system under test on one rank.
 
     Attributes:
         name: its name in records.
-        policy: makes the plans.
-        placements: the present residency per MoE layer.
-        fetcher: this rank's expert memory.
-        history: int64 ``[world_size, num_experts]`` per MoE layer and earlier batch, for policies that place anew.
+        planner: its policy, placements and history.
         executor: carries the plans out.
     """
 
     name: str
-    policy: Policy
-    placements: list[Placement]
-    fetcher: FetchStrategy
-    history: list[list[IntArray]] = field(init=False)
-    executor: Executor = field(init=False)
+    planner: Planner
+    executor: Executor
 
-    def __post_init__(self) -> None:
-        self.history = [[] for _ in self.placements]
-        self._places_anew = type(self.policy).update_placement is not Policy.update_placement
+    @property
+    def policy(self) -> Policy:
+        """What makes the plans."""
+        return self.planner.policy
 
-    def plan(self, layer: int, counts: IntArray, rank: int) -> Plan:
-        """Plan a batch, after the policy had its chance to place its experts anew.
-
-        Args:
-            layer: MoE layer in order of execution.
-            counts: int64 ``[world_size, num_experts]``.
-            rank: this rank.
-        """
-        if self._places_anew:
-            changed = self.policy.update_placement(layer, self.history[layer], self.placements[layer])
-            self.history[layer].append(counts)
-            if changed is not None:
-                self.placements[layer] = changed
-                self.fetcher.place(layer, changed.resident[:, rank])
-        return self.policy.plan(counts, self.placements[layer])
+    @property
+    def fetcher(self) -> FetchStrategy:
+        """This rank's expert memory."""
+        return self.planner.fetcher

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harmoeny.choices import WorkOrder
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray
 
@@ -113,7 +114,7 @@ def make_schedule(
     home: Sequence[int],
     cost: ExpertCost,
     *,
-    work_order: str = "covered",
+    work_order: str = WorkOrder.COVERED,
     keep_order: bool = False,
 ) -> Schedule:
     """Order a rank's work so that loads hide behind computation.
@@ -149,7 +150,7 @@ def make_schedule(
             load = _next_load(misses[0].expert_id, needed, slots, max(link_s, miss_ends_s[-2]), cost.fetch_s)
         if load is None:
             hit_next = True
-        elif work_order == "paper":
+        elif work_order == WorkOrder.PAPER:
             hit_next = bool(hits) and len(steps) < _PAPER_LEAD
         else:
             hit_next = bool(hits) and load.ready_s > compute_s

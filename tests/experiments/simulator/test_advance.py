@@ -21,6 +21,7 @@ from experiments.simulator.flows import flows_of_executed, plan_flows
 from experiments.simulator.topology import Topology
 from experiments.simulator.work import ModelWork
 from harmoeny.hardware import Hardware
+from harmoeny.modelled import PredictsExecuted
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
@@ -217,6 +218,7 @@ def test_flows_without_a_plan_agree_with_the_plan(counts: list[list[int]]) -> No
     for policy in (StaticEP(), HarMoEny(threshold=3), HarMoEny(threshold=3, stop_rule="paper"), EPLB()):
         placement = policy.place(0, array.shape[1], array.shape[0])
         planned = plan_flows(policy, array, placement)
+        assert isinstance(policy, PredictsExecuted)
         executed = policy.executed(array, placement)
         assert executed is not None
         np.testing.assert_array_equal(executed, planned.executed)

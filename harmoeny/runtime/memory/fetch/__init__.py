@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harmoeny.choices import Fetch
 from harmoeny.placement import Placement
-from harmoeny.policy import FETCH_STRATEGIES, Policy
+from harmoeny.policy import Policy
 from harmoeny.runtime.memory.fetch.base import FetchStrategy, RankMemory
 from harmoeny.runtime.memory.fetch.none import NoFetch
 from harmoeny.runtime.memory.fetch.overlapped import AsyncFetch
@@ -32,4 +33,4 @@ def make_fetcher(policy: Policy, placements: Sequence[Placement], memory: RankMe
     for strategy in (NoFetch, SyncFetch, AsyncFetch):
         if policy.fetch == strategy.name:
             return strategy(memory, resident, num_slots=slots, work_order=order)
-    raise ValueError(f"fetch: {policy.fetch!r}, must be one of {', '.join(FETCH_STRATEGIES)}")
+    raise ValueError(f"fetch: {policy.fetch!r}, must be one of {', '.join(Fetch)}")

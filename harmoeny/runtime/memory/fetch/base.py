@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from harmoeny.choices import Fetch, WorkOrder
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray
 from harmoeny.plan import Plan
@@ -79,7 +80,7 @@ class FetchStrategy:
     loads that are still under way.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[Fetch]
     #: Whether loads begin as soon as their slot is free, or only when the expert is to be executed.
     ahead: ClassVar[bool] = True
 
@@ -89,7 +90,7 @@ class FetchStrategy:
         resident: Sequence[BoolArray],
         *,
         num_slots: int | None = None,
-        work_order: str = "covered",
+        work_order: str = WorkOrder.COVERED,
     ) -> None:
         """Reserve slots.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+from harmoeny.choices import Fetch, WorkOrder
 from harmoeny.placement import BoolArray
 from harmoeny.runtime.memory.fetch.base import FetchStrategy, RankMemory
 from harmoeny.runtime.memory.slots import SlotPool
@@ -14,7 +15,7 @@ from harmoeny.runtime.memory.slots import SlotPool
 class NoFetch(FetchStrategy):
     """All experts in device memory. On a CPU, whose device memory is host memory, the slots refer to the store."""
 
-    name: ClassVar[str] = "none"
+    name: ClassVar[Fetch] = Fetch.NONE
 
     def __init__(
         self,
@@ -22,7 +23,7 @@ class NoFetch(FetchStrategy):
         resident: Sequence[BoolArray],
         *,
         num_slots: int | None = None,
-        work_order: str = "covered",
+        work_order: str = WorkOrder.COVERED,
     ) -> None:
         """Reserve a slot for every expert.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from harmoeny.choices import Fetch
 from harmoeny.runtime.memory.fetch.base import FetchStrategy
 
 
@@ -13,4 +14,4 @@ class AsyncFetch(FetchStrategy):
     Residents that were overwritten are restored behind the computation of later layers.
     """
 
-    name: ClassVar[str] = "async"
+    name: ClassVar[Fetch] = Fetch.ASYNC

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from harmoeny.choices import Fetch, WorkOrder
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.memory.fetch.base import FetchStrategy, RankMemory
@@ -22,7 +23,7 @@ class PeerFetch(FetchStrategy):
     rank, but for which it has no slot, comes from host memory.
     """
 
-    name: ClassVar[str] = "peer"
+    name: ClassVar[Fetch] = Fetch.PEER
 
     def __init__(
         self,
@@ -30,7 +31,7 @@ class PeerFetch(FetchStrategy):
         resident: Sequence[BoolArray],
         *,
         num_slots: int | None = None,
-        work_order: str = "covered",
+        work_order: str = WorkOrder.COVERED,
         home: Sequence[IntArray],
     ) -> None:
         """Reserve slots and make a process group, so that weights never queue behind tokens; all ranks do it together.

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.drop import Drop
-from harmoeny.policy import FETCH_STRATEGIES, Policy
+from harmoeny.choices import Fetch
+from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.recorder import Phase, Recorder
@@ -42,12 +43,13 @@ def run_layers(
             engine.recorder.begin_iteration()
             for layer, by_rank in enumerate(tokens):
                 t = by_rank[comm.rank]
-                engine.keep_masks, engine.kept_TK = True, []
                 engine.recorder.begin_layer(layer)
-                output = engine.forward(layer, t.hidden, t.ids, t.weights)
-                expected = expected_output(layers[layer], t.hidden, t.ids, t.weights, engine.kept_TK[0])
+                with engine.executed_masks() as masks:
+                    output = engine.forward(layer, t.hidden, t.ids, t.weights)
+                (kept,) = masks
+                expected = expected_output(layers[layer], t.hidden, t.ids, t.weights, kept)
                 if policy.exact and not getattr(policy, "drop", False):
-                    assert torch.equal(engine.kept_TK[0], t.ids >= 0)
+                    assert torch.equal(kept, t.ids >= 0)
                 if output.numel():
                     error = (output.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
                     assert error <= TOLERANCE[output.dtype]
@@ -63,7 +65,7 @@ def run_layers(
 def test_every_strategy_slot_count_top_k_and_dtype_is_exact(data: st.DataObject) -> None:
     world_size = data.draw(st.integers(1, 5))
     num_experts = data.draw(st.integers(1, 9))
-    fetch = data.draw(st.sampled_from(FETCH_STRATEGIES))
+    fetch = data.draw(st.sampled_from(Fetch))
     slots = None if fetch == "none" else data.draw(st.none() | st.integers(1, num_experts))
     top_k = data.draw(st.integers(1, min(3, num_experts)))
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
@@ -83,7 +85,7 @@ def test_every_strategy_slot_count_top_k_and_dtype_is_exact(data: st.DataObject)
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 8])
-@pytest.mark.parametrize("fetch", FETCH_STRATEGIES)
+@pytest.mark.parametrize("fetch", Fetch)
 def test_harmoeny_is_exact_when_all_tokens_want_one_expert(world_size: int, fetch: str) -> None:
     def all_to_one(rank: int) -> Tokens:
         t = random_tokens(rank, 12, 8, 1)

@@ -1,0 +1,25 @@
+"""The names that a policy's options choose from, spelled once for the policy, which checks them, and the runtime."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Fetch(StrEnum):
+    """How a rank gets at weights that it does not hold; harmoeny/runtime/memory/fetch has one file each."""
+
+    NONE = "none"
+    SYNC = "sync"
+    ASYNC = "async"
+    PEER = "peer"
+
+
+class WorkOrder(StrEnum):
+    """When a rank executes fetched experts; :func:`harmoeny.runtime.memory.schedule.make_schedule` explains them."""
+
+    COVERED = "covered"
+    PAPER = "paper"
+
+
+#: The executor that carries out any plan: dispatch, then the experts, then combine.
+PLAN_EXECUTOR = "plan"

@@ -1,0 +1,49 @@
+"""What only a model of the runtime asks of a policy: optional, each a protocol of its own.
+
+A policy that has none of these methods is modelled from its plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from harmoeny.placement import IntArray, Placement
+
+
+@runtime_checkable
+class PadsBuffers(Protocol):
+    """A policy whose system fills its buffers to equal size; without this, exactly the assignments are sent."""
+
+    def capacity(self, counts: IntArray) -> int:
+        """Return how many rows every rank sends every expert; ``counts``: int64 ``[world_size, num_experts]``."""
+
+
+@runtime_checkable
+class PredictsExecuted(Protocol):
+    """A policy that knows what ranks execute without making a plan.
+
+    The simulator asks where a plan has no room in memory: with a thousand ranks ``Plan.tokens`` takes gigabytes.
+    """
+
+    def executed(self, counts: IntArray, placement: Placement) -> IntArray | None:
+        """Return int64 ``[num_experts, world_size]``, what ``plan(counts, placement).executed()`` would be.
+
+        A policy may answer only if its ranks execute as many of their own assignments as its loads allow; None says
+        that, with its present options, nothing but the plan will do.
+
+        Args:
+            counts: int64 ``[world_size, num_experts]``.
+            placement: the experts that every rank holds.
+        """
+
+
+@runtime_checkable
+class GroupsSources(Protocol):
+    """A policy whose executor takes up the rows of groups of ranks apart, as they arrive, after its own rank's.
+
+    Without this, a rank executes all rows of an expert together, after dispatch.
+    """
+
+    def source_groups(self, world_size: int) -> Sequence[Sequence[int]] | None:
+        """Return the groups, which hold every rank once; None: with its present options there are none."""
