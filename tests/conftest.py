@@ -22,12 +22,17 @@ from tests.smoke import SmokeRun, run_smoke
 ROOT = Path(__file__).resolve().parent.parent
 #: What mostly waits, and therefore goes beside what computes.
 WAITING = ROOT / "tests" / "cluster"
+#: Fixtures that start ranks.
+RANK_FIXTURES = {"smoke", "joined_smoke"}
 Compose = Callable[..., DictConfig]
 Load = Callable[..., Point]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what mostly waits, so that the other workers' tests compute beside it."""
+    """Mark what starts ranks through a fixture; begin with what mostly waits, so that others compute beside it."""
+    for item in items:
+        if isinstance(item, pytest.Function) and RANK_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.ranks)
     items.sort(key=lambda item: not item.path.is_relative_to(WAITING))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -15,6 +14,9 @@ from experiments.point.simulator_options import SimulatorOptions
 from experiments.registry import ALL_SYSTEMS, GROUPS, discover
 from harmoeny.hardware import Hardware
 
+#: By component: Hydra merges two choices of one component only where their schemas are the same class.
+_SCHEMAS: dict[type[Any], type[Any]] = {}
+
 
 def register_options() -> None:
     """Store everything that conf/config.yaml refers to; call it before Hydra composes."""
@@ -23,9 +25,14 @@ def register_options() -> None:
     OmegaConf.register_new_resolver("help_on_choices", help_text, replace=True)
 
 
-@cache  # Hydra merges two choices of one component only where their schemas are the same class
 def _options(cls: type[Any]) -> type[Any]:
-    """Make the schema of a dataclass's options: its fields, and the class to build of them."""
+    """Return the schema of a dataclass's options: its fields, and the class to build of them."""
+    if cls not in _SCHEMAS:
+        _SCHEMAS[cls] = _make_options(cls)
+    return _SCHEMAS[cls]
+
+
+def _make_options(cls: type[Any]) -> type[Any]:
     hints = get_type_hints(cls)  # resolves annotations that are kept as strings
     return dataclasses.make_dataclass(
         f"{cls.__name__}Options",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import socket
-import struct
 from collections.abc import Iterator
+from typing import ClassVar
+
+import psutil
 
 #: Below the ports that systems hand out by themselves.
 _PORTS = range(20000, 30000)
-#: Linux: asks for an interface's IPv4 address (netdevice(7)).
-_SIOCGIFADDR = 0x8915
 #: An address that is nobody's (RFC 5737).
 _ANYWHERE = "192.0.2.1"
 
@@ -29,7 +28,7 @@ def adopt_slurm_step() -> None:
     port = _PORTS[(int(given["SLURM_JOB_ID"]) * 31 + int(given["SLURM_STEP_ID"])) % len(_PORTS)]
     own_tasks = list(_repeated(given["SLURM_STEP_TASKS_PER_NODE"]))[int(given["SLURM_NODEID"])]
     several_hosts = given["SLURM_STEP_NUM_NODES"] != "1"
-    given.setdefault("MASTER_ADDR", first_host(given["SLURM_STEP_NODELIST"]) if several_hosts else "127.0.0.1")
+    given.setdefault("MASTER_ADDR", first_host() if several_hosts else "127.0.0.1")
     given.setdefault("MASTER_PORT", str(port))
     given.update(
         RANK=given["SLURM_PROCID"],
@@ -58,11 +57,14 @@ def num_threads(local_world_size: int) -> int:
     return max(1, cores // local_world_size)
 
 
-def first_host(nodes: str) -> str:
-    """Return the first name of SLURM's list, such as ``gpu[07-09,12],login1``."""
-    match = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^\[,]*)", nodes)
-    assert match is not None, "matches anything"
-    return "".join(part or "" for part in match.groups())
+def first_host() -> str:
+    """Return the first host of the step that ``srun`` started, from SLURM's list, such as ``gpu[07-09,12],login1``."""
+    from submitit.slurm.slurm import SlurmJobEnvironment  # here, as only a step of several hosts needs it
+
+    class Step(SlurmJobEnvironment):  # type: ignore[misc]  # it is not typed
+        _env: ClassVar[dict[str, str]] = {"nodes": "SLURM_STEP_NODELIST"}
+
+    return str(Step().hostnames[0])
 
 
 def _repeated(counts: str) -> Iterator[int]:
@@ -94,13 +96,9 @@ def interface_towards(host: str) -> str | None:
         except OSError:
             return None
         own_address = probe.getsockname()[0]
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:
-                continue  # it has no address
-            if socket.inet_ntoa(answer[20:24]) == own_address:
-                return name
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.family == socket.AF_INET and a.address == own_address for a in addresses):
+            return name
     return None
 
 

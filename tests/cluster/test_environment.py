@@ -93,10 +93,13 @@ def test_a_place_to_meet_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gpu[07-09,12],login1", "gpu07"),
         ("gpu[12,07]-ib,login[1-2]", "gpu12-ib"),
         ("rack3-node[001-128]", "rack3-node001"),
+        ("rack[1-2]node[03-04]", "rack1node03"),
+        ("r[1-2]c[0-3]-ib", "r1c0-ib"),
     ],
 )
-def test_first_host(nodes: str, first: str) -> None:
-    assert first_host(nodes) == first
+def test_first_host(nodes: str, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, SLURM_STEP_NODELIST=nodes)
+    assert first_host() == first
 
 
 def test_threads_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
