@@ -11,13 +11,15 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
 INSTALLED := $(VENV)/installed-torch-$(TORCH)
 DEEPSPEED := $(VENV)/installed-deepspeed
+LINT := set -e; $(BIN)/ruff check; $(BIN)/ruff format --check; $(BIN)/mypy; $(BIN)/lint-imports
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BENCHES := $(filter-out __init__,$(basename $(notdir $(wildcard scripts/bench/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures test bench validate claims clean
+.PHONY: help demo figures test check bench validate claims clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: $(INSTALLED) ## install into .venv and run the main experiment: python run.py experiment=skew_sweep
 	$(BIN)/python run.py experiment=skew_sweep
@@ -26,11 +28,12 @@ figures: $(INSTALLED) ## draw all figures that results/ allows into results/figu
 	$(BIN)/python -m analysis.figures --simulate
 
 test: $(INSTALLED) $(DEEPSPEED) ## install into .venv, DeepSpeed too, and run linters, type checker and all tests
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(LINT)
+	$(PYTEST)
+
+check: $(INSTALLED) ## what you run while you work: linters, type checker and the tests that start no ranks
+	$(LINT)
+	$(PYTEST) -m 'not ranks'
 
 bench: $(INSTALLED) ## measure the parts that have a time budget (scripts/bench)
 	set -e; for name in $(BENCHES); do $(BIN)/python -m scripts.bench.$$name; done
