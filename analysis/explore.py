@@ -13,6 +13,7 @@ from analysis.data.summary import summarise
 from analysis.figures.kit.base import FigureData, discover
 from analysis.present.style import RC
 from analysis.present.table import figure_caption, skew_points, summary_frame
+from results_schema.files import SWEEP
 
 
 def load_results(folder: str | Path, command: str = "python run.py experiment=skew_sweep") -> FigureData:
@@ -26,7 +27,7 @@ def load_results(folder: str | Path, command: str = "python run.py experiment=sk
         ValueError: nothing finished is there, or it is damaged.
     """
     folder = Path(folder)
-    sweeps = sorted(folder.rglob("sweep.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    sweeps = sorted(folder.rglob(SWEEP), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in sweeps:
         sweep = load_sweep(path.parent)
         if sweep.runs:

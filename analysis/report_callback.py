@@ -21,6 +21,7 @@ from analysis.present.table import skew_points
 from analysis.report.reports import report_runs, report_sweep, save_tables
 from analysis.wandb.log import is_logged, log_run, log_sweep, sweep_group
 from analysis.wandb.upload import upload
+from results_schema.files import SWEEP_DIR_VARIABLE
 
 
 class Report(Callback):
@@ -33,7 +34,7 @@ class Report(Callback):
         """Summarise, report and log the run that just ended; a run of a sweep is not printed."""
         if job_return.status != JobStatus.COMPLETED or job_return.return_value is None:
             return
-        sweep_dir = os.environ.get("HARMOENY_SWEEP_DIR")
+        sweep_dir = os.environ.get(SWEEP_DIR_VARIABLE)
         with self._errors_printed():
             run = load_run(Path(job_return.return_value))
             summary = write_summary(run)
@@ -50,7 +51,7 @@ class Report(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Report and log the sweep."""
-        sweep_dir = os.environ.get("HARMOENY_SWEEP_DIR")
+        sweep_dir = os.environ.get(SWEEP_DIR_VARIABLE)
         if sweep_dir is not None and os.environ.get("RANK", "0") == "0":
             with self._errors_printed():
                 sweep = load_sweep(Path(sweep_dir))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from analysis.data.load import load_run
 from analysis.data.summary import write_summary
+from results_schema.files import SUMMARY
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
             write_summary(load_run(folder))
         except ValueError as error:
             parser.error(str(error))
-        print(folder / "summary.json")
+        print(folder / SUMMARY)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +18,7 @@ from harmoeny.placement import place as place_evenly
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
+from results_schema.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,7 @@ class ExFlow(Policy):
 
 
 def _write(path: Path, fit: AffinityFit) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(fit) | {"gap": fit.gap}) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(asdict(fit) | {"gap": fit.gap}) + "\n")
 
 
 def _read(path: Path, num_experts: int, world_size: int, stacks: list[int]) -> AffinityFit:

@@ -30,7 +30,6 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from baselines.static_ep import StaticEP
-from experiments.files import atomic_path
 from experiments.launch.calls import call_on_ranks
 from experiments.results.manifest import device_name
 from experiments.routers.base import RoutingRequest
@@ -47,6 +46,7 @@ from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
 from harmoeny.runtime.memory.fetch.base import RankMemory
 from harmoeny.runtime.memory.slots import Slot, SlotPool
 from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
+from results_schema.atomic import atomic_path
 
 _TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048)
 #: Shares of the expert's size for which the host link is measured.

@@ -16,11 +16,11 @@ import pandas as pd
 from baselines.drop import Drop
 from baselines.even_split import EvenSplit
 from baselines.static_ep import StaticEP
-from experiments.files import atomic_path
 from experiments.routing.authors_csv import read_published
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
+from results_schema.atomic import atomic_path
 
 REFERENCE = Path("../shared/reference/harmoeny-paper")
 OUT = Path("results/published/balance_switch128.csv")

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from experiments.compose.compose import compose_point
-from experiments.files import atomic_path
 from experiments.point.point import Point
 from experiments.results.layer_rows import Platform, iteration_frame, layer_frame
 from experiments.simulator.backend import simulate
+from results_schema.atomic import atomic_path
 
 OUT = Path("results/predictions")
 SKEWS = (0.0, 0.5, 0.9)

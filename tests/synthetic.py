@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-PHASES = ("route", "metadata", "plan", "dispatch", "compute", "combine")
+from results_schema.tables import PHASES
+
 WORLD_SIZE, NUM_LAYERS, INPUT_TOKENS = 2, 3, 1000
 
 

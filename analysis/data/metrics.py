@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-PHASES = ("route", "metadata", "plan", "dispatch", "compute", "combine")
+from results_schema.tables import PHASES
 
 
 @dataclass(frozen=True)

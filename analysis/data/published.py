@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.data.load import Run
+from results_schema.tables import PHASES
 
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "published"
 CITATION = "arXiv 2506.12417, 8 x V100"
@@ -39,7 +40,7 @@ class _Schema:
 
 
 _RATES = ("batch_size", "num_sequences", "input_tokens", "throughput_tokens_per_s", "ttft_s", "num_batches")
-_PHASES = tuple(f"{name}_s" for name in ("route", "metadata", "plan", "dispatch", "compute", "combine"))
+_PHASES = tuple(f"{name}_s" for name in PHASES)
 _SCHEMAS = {
     "claims": _Schema("claims.csv", ("claim",), (), ("metric", "change_low", "change_high", "versus", "source")),
     "skew": _Schema("switch128_skew.csv", ("system", "router.skew"), _RATES),

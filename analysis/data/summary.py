@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +11,8 @@ import pandas as pd
 from analysis.data.load import Run
 from analysis.data.metrics import METRICS, per_iteration
 from analysis.data.stats import median_interval, paired_ratio
+from results_schema.atomic import write_text
+from results_schema.files import SUMMARY
 
 PERCENTILES = (50, 90, 99)
 
@@ -84,9 +85,7 @@ def write_summary(run: Run) -> dict[str, Any]:
     """Compute a run's summary, store it in one step unless the same is there already, and return it."""
     summary = summarise(run)
     text = json.dumps(summary, indent=2) + "\n"
-    target = run.folder / "summary.json"
+    target = run.folder / SUMMARY
     if not target.exists() or target.read_text(encoding="utf-8") != text:
-        temporary = run.folder / f".summary.{os.getpid()}.json"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
+        write_text(target, text)
     return summary

@@ -22,6 +22,7 @@ from analysis.data.summary import write_summary
 from analysis.figures.kit.base import FigureModule, draw_all, figure_data
 from analysis.figures.kit.collection import Collection, find_results
 from analysis.present.table import skew_points
+from results_schema.files import SWEEP
 
 _ROOT = Path(__file__).resolve().parents[2]
 #: Experiments that simulate what the paper shows, under its conditions.
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def _draw_folder(folder: Path, out: Path | None, published: bool | None) -> None:
-    if (folder / "sweep.json").exists():
+    if (folder / SWEEP).exists():
         sweep = load_sweep(folder)
         runs, points = sweep.runs, sweep.points
     else:

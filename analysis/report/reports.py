@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from analysis.figures.kit.base import FigureData, draw_all
 from analysis.present.table import as_text, build_table, figure_caption, summary_frame
 from analysis.report.html.collect import PAGE, reasons, title_of, write_page
 from analysis.report.html.section import split_sections
+from results_schema.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     frame, axes = summary_frame(runs, [summarise(run) for run in runs], points), list(points[0])
     table = build_table(frame, axes, title)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "table.txt", as_text(table))
-    _write(folder / "table.csv", frame.to_csv(index=False))
+    write_text(folder / "table.txt", as_text(table))
+    write_text(folder / "table.csv", frame.to_csv(index=False))
     drawn, _ = draw_all(FigureData(frame, axes, figure_caption(frame), runs), folder / "figures")
     files = [path.with_suffix(suffix) for path in drawn for suffix in (".png", ".pdf", ".csv")]
     return Saved(frame, table, drawn, [folder / "table.txt", folder / "table.csv", *files])
@@ -93,9 +93,3 @@ def report_sweep(sweep: Sweep) -> Saved | None:
     for run_id in sweep.missing:
         print(f"missing: {run_id} (start the same command again)")
     return saved
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -18,11 +18,11 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 
 from experiments.compose.submitted import load_swept_point
 from experiments.console import say
-from experiments.files import atomic_path
 from experiments.launch.environment import adopt_slurm_step
 from experiments.point.point import Point
 from experiments.results.manifest import forget_unfinished, is_done, read_manifest
 from experiments.results.sweep import SWEEP_DIR_VARIABLE, point_title
+from results_schema.atomic import atomic_path
 
 #: Between two looks at the queue: from the first to the last, so that short jobs end soon and long ones cost nothing.
 _POLL_S = (1.0, 30.0)

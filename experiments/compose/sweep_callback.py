@@ -25,7 +25,6 @@ from experiments.compose.job import fail
 from experiments.compose.messages import explain
 from experiments.compose.submitted import is_submitted, load_swept_point
 from experiments.console import say
-from experiments.files import atomic_path
 from experiments.launch.environment import is_main_rank
 from experiments.point.point import Point
 from experiments.registry import discover
@@ -33,6 +32,7 @@ from experiments.results.manifest import is_done
 from experiments.results.sweep import SWEEP_DIR_VARIABLE
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
+from results_schema.atomic import write_text
 
 
 class ValidateSweep(Callback):
@@ -135,8 +135,7 @@ def _write_sweep(points: Sequence[tuple[Point, dict[str, Any]]], axes: Sequence[
         "run_ids": run_ids,
         "values": [values for _, values in points],
     }
-    with atomic_path(folder / "sweep.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
     todo = sum(not is_done(point) for point, _ in points)
     number = "1 point" if len(points) == 1 else f"{len(points)} points"
     say(f"{experiment}: {number}, {todo} to run; results in {folder.parent.parent}")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from experiments.datasets.base import Dataset
-from experiments.files import atomic_path, cache_dir
+from experiments.files import cache_dir
+from results_schema.atomic import write_text
 
 #: A distribution that ships less than this has stripped its docstrings.
 MIN_CHARACTERS = 500_000
@@ -49,8 +50,7 @@ class PyDoc(Dataset):
                     f"dataset: 'pydoc' found too little text under {sysconfig.get_path('stdlib')}; "
                     "use dataset=local dataset.path=FILE"
                 )
-            with atomic_path(cached) as temporary:
-                temporary.write_text(json.dumps(texts), encoding="utf-8")
+            write_text(cached, json.dumps(texts))
         yield from json.loads(cached.read_text(encoding="utf-8"))
 
 

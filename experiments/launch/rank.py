@@ -14,7 +14,6 @@ import torch.distributed as dist
 import yaml
 
 from experiments.console import PointProgress
-from experiments.files import atomic_path
 from experiments.launch.environment import num_threads
 from experiments.measure.batch import make_batch
 from experiments.measure.check import check_system
@@ -49,6 +48,7 @@ from harmoeny.runtime.memory.sharing import share_model
 from harmoeny.runtime.memory.slots import SlotPool
 from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
 from harmoeny.trace import RoutingTrace
+from results_schema.atomic import write_text
 
 #: How long a rank that lost a peer waits before it reports that, so that the launcher sees the peer's own end first.
 _PEER_LOST_DELAY_S = 1.5
@@ -104,8 +104,7 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
     manifest = new_manifest(point) | _environment(point, comm, tokens)
     if comm.rank == 0:
         write_manifest(folder, manifest)
-        with atomic_path(folder / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(point.values, sort_keys=False), encoding="utf-8")
+        write_text(folder / "config.yaml", yaml.safe_dump(point.values, sort_keys=False))
 
     total = len(point.systems) * (point["rounds"] + point["warmup_rounds"] + 1) + num_steps(point)
     with PointProgress(point.run_id, total, enabled=comm.rank == 0) as progress:

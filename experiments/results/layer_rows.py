@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.files import atomic_path
 from harmoeny.placement import IntArray
 from harmoeny.runtime.layer.recorder import PHASES, LayerTimes
+from results_schema.atomic import atomic_path
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from experiments.files import atomic_path
 from experiments.point.point import Point
 from harmoeny.policy import Policy
+from results_schema.atomic import write_text
 
 _PACKAGES = ("torch", "transformers", "numpy", "numba", "pandas", "hydra-core", "tokenizers", "deepspeed")
 
@@ -56,8 +56,7 @@ def options_of(point: Point, name: str, policy: Policy) -> dict[str, Any]:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest in one step, so that a reader sees the old one or the new one."""
-    with atomic_path(folder / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

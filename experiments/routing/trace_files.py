@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.files import atomic_path
 from experiments.routing.trace import Place, Trace
 from harmoeny.placement import IntArray
+from results_schema.atomic import atomic_path
 
 VERSION = 1
 #: docs/metrics.md defines the columns.

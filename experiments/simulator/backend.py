@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import yaml
 
-from experiments.files import atomic_path
 from experiments.measure.batch import make_batch
 from experiments.point.point import Point
 from experiments.point.simulator_options import SoftwareCost
@@ -35,6 +34,7 @@ from harmoeny.models.base import MoEModel
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
+from results_schema.atomic import write_text
 
 
 @dataclass
@@ -132,8 +132,7 @@ def run_simulated(point: Point, tokens: TokenFile | None, folder: Path) -> dict[
         "dataset": {"name": point.dataset.name},
     }
     write_manifest(folder, manifest)
-    with atomic_path(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(point.values, sort_keys=False), encoding="utf-8")
+    write_text(folder / "config.yaml", yaml.safe_dump(point.values, sort_keys=False))
     simulation = simulate(point, tokens)
     manifest["out_of_memory"] = simulation.out_of_memory
     for name in simulation.out_of_memory:

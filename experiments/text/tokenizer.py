@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from experiments.console import say
 from experiments.datasets.pydoc import PyDoc
-from experiments.files import atomic_path, cache_dir
+from experiments.files import cache_dir
 from harmoeny.models.base import TokenizerFile
+from results_schema.atomic import atomic_path
 
 #: Their places are the ids that T5 and Switch expect.
 SPECIAL_TOKENS = ["<pad>", "</s>", "<unk>"]

@@ -15,10 +15,11 @@ from tokenizers import Tokenizer
 from experiments.console import say
 from experiments.datasets.base import Dataset
 from experiments.datasets.synthetic import Synthetic
-from experiments.files import atomic_path, cache_dir
+from experiments.files import cache_dir
 from experiments.text.tokenizer import END_ID, load_tokenizer
 from harmoeny.models.base import TokenizerFile
 from harmoeny.placement import IntArray
+from results_schema.atomic import atomic_path
 
 _DOCUMENTS_PER_CALL = 512
 

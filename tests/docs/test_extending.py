@@ -76,7 +76,10 @@ def test_every_example_is_read() -> None:
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which all examples were saved as the page says."""
     root = tmp_path_factory.mktemp("extended")
-    for folder in ("analysis", "baselines", "conf", "experiments", "harmoeny", "hydra_plugins", "results/published"):
+    for folder in (
+        "analysis", "baselines", "conf", "experiments", "harmoeny", "hydra_plugins", "results_schema",
+        "results/published",
+    ):  # fmt: skip
         shutil.copytree(CONF.parent / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("run.py", "pyproject.toml"):
         shutil.copy(CONF.parent / file, root)

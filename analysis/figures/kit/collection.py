@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from analysis.data.load import Run, load_run, load_sweep, read_manifest
+from analysis.data.load import Run, load_run, load_sweep
 from analysis.figures.kit.base import FigureData, FigureModule, discover, draw_all, figure_data
 from analysis.present.table import skew_points
+from results_schema.files import MANIFEST, SWEEP, SWEEPS
+from results_schema.manifest import Status, read_manifest
 
 #: Figures of single runs have a bar or a dot per rank.
 _MOST_RANKS = 16
@@ -78,7 +80,7 @@ def find_results(results: Path, published: bool | None = None) -> Collection:
         published: as in `FigureData`.
     """
     collection, swept = Collection(), set[Path]()
-    for path in sorted(results.glob("*/sweeps/*/sweep.json")):
+    for path in sorted(results.glob(f"*/{SWEEPS}/*/{SWEEP}")):
         try:
             sweep = load_sweep(path.parent)
         except ValueError as error:
@@ -88,11 +90,11 @@ def find_results(results: Path, published: bool | None = None) -> Collection:
         if sweep.runs:
             data = figure_data(sweep.runs, sweep.points, published)
             collection.sets.append(_result_set(sweep.experiment, path.parent.name, data))
-    for path in sorted(results.glob("*/*/manifest.json")):
+    for path in sorted(results.glob(f"*/*/{MANIFEST}")):
         if path.parent in swept:
             continue
         try:
-            if read_manifest(path.parent)["status"] != "finished":
+            if read_manifest(path.parent)["status"] != Status.FINISHED:
                 continue
             run = load_run(path.parent)
         except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,11 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.data.load import Run, Sweep, is_finished, load_run, load_sweep, read_manifest, run_folders
+from analysis.data.load import Run, Sweep, load_run, load_sweep, run_folders
 from analysis.data.summary import summarise
 from analysis.present.table import skew_points, summary_frame
 from analysis.report.html.page import Note, render_page
 from analysis.report.html.section import Section, split_sections
+from results_schema.atomic import write_text
+from results_schema.files import MANIFEST, SWEEP
+from results_schema.manifest import is_finished, read_manifest
 
 PAGE = "report.html"
 Points = Sequence[Mapping[str, Any]]
@@ -37,9 +39,9 @@ def write_report(folder: Path, target: Path | None = None) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder}: must be a folder of results")
     notes: list[Note] = []
-    if (folder / "manifest.json").exists():
+    if (folder / MANIFEST).exists():
         sections = _run_sections(load_run(folder))
-    elif (folder / "sweep.json").exists():
+    elif (folder / SWEEP).exists():
         sections = _sweep_sections(load_sweep(folder))
     else:
         sections, notes = _all_sections(folder)
@@ -89,7 +91,7 @@ def _readable(folder: Path) -> tuple[list[Run], list[Sweep], list[str]]:
             runs += [load_run(path)] if is_finished(path) else []
         except ValueError as error:
             reasons.append(str(error))
-    for path in sorted(folder.rglob("sweep.json")):
+    for path in sorted(folder.rglob(SWEEP)):
         try:
             sweeps.append(load_sweep(path.parent))
         except ValueError as error:
@@ -139,7 +141,4 @@ def _ended(sections: Sequence[Section]) -> str:
 def write_page(sections: Sequence[Section], title: str, target: Path, notes: Sequence[Note] = ()) -> None:
     """Render sections and store the page in one step."""
     created = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by python -m analysis.report."
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(render_page(sections, title, created, notes), encoding="utf-8")
-    temporary.replace(target)
+    write_text(target, render_page(sections, title, created, notes))

@@ -145,4 +145,4 @@ class Recorder:
 
 
 def _total_s(spans: Iterable[Span | None]) -> float:
-    return sum(span_s(span) for span in spans if span is not None)
+    return sum((span_s(span) for span in spans if span is not None), 0.0)

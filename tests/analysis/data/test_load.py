@@ -6,7 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.data.load import ITERATION_COLUMNS, LAYER_COLUMNS, MANIFEST_FIELDS, find_runs, load_run, load_sweep
+from analysis.data.load import find_runs, load_run, load_sweep
+from results_schema.manifest import MANIFEST_FIELDS, REQUIRED_FIELDS
+from results_schema.tables import ITERATIONS, LAYERS
 from tests import documented
 from tests.synthetic import change_manifest, write_run, write_sweep
 
@@ -59,8 +61,8 @@ def test_file_that_lost_its_end_is_refused_by_name(name: str, lost: int, tmp_pat
 @pytest.mark.parametrize(
     ("name", "column"),
     [
-        *(("layers", column) for column in LAYER_COLUMNS),
-        *(("iterations", column) for column in ITERATION_COLUMNS),
+        *(("layers", column) for column in LAYERS.column_names),
+        *(("iterations", column) for column in ITERATIONS.column_names),
     ],
 )
 def test_missing_column_is_named(name: str, column: str, tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_missing_column_is_named(name: str, column: str, tmp_path: Path) -> None
         load_run(path.parent)
 
 
-@pytest.mark.parametrize("field", MANIFEST_FIELDS)
+@pytest.mark.parametrize("field", REQUIRED_FIELDS)
 def test_missing_field_of_the_manifest_is_named(field: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "myrun").folder
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -90,7 +92,7 @@ def test_missing_rows_are_noticed(name: str, keep: slice, tmp_path: Path) -> Non
 
 
 def test_what_the_analysis_reads_of_a_manifest_is_documented() -> None:
-    assert set(MANIFEST_FIELDS) <= set(documented.names("`manifest.json`"))
+    assert set(REQUIRED_FIELDS) <= set(MANIFEST_FIELDS) == set(documented.names("`manifest.json`"))
 
 
 def test_finished_runs_are_found_and_others_passed_over(tmp_path: Path) -> None:

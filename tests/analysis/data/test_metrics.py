@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from analysis.data.load import load_run
-from analysis.data.metrics import METRICS, PHASES, per_iteration
+from analysis.data.metrics import METRICS, per_iteration
+from results_schema.tables import PHASES
 from tests import documented
 from tests.synthetic import NUM_LAYERS, WORLD_SIZE, Synthetic, write_run
 

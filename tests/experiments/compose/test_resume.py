@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.files import atomic_path
 from experiments.results.manifest import forget_unfinished, is_finished, write_manifest
 from experiments.results.sweep import SWEEP_DIR_VARIABLE, point_title
+from results_schema.atomic import atomic_path
 from tests.experiments.command import ROOT
 
 _KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from experiments.files import atomic_path
+from results_schema.atomic import atomic_path
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half a")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from experiments.datasets import pydoc
 from experiments.datasets.local import Local
 from experiments.datasets.pydoc import PyDoc
-from experiments.files import atomic_path, cache_dir
+from experiments.files import cache_dir
 from experiments.text.tokenizer import END_ID, MIN_VOCAB_SIZE, load_tokenizer
 from experiments.text.tokens import TokenFile, prepare_tokens
+from results_schema.atomic import atomic_path
 
 VOCAB_SIZE = 512
 # Modules that do something when they are imported, or that nothing here needs.

@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.data.load import DECODE_COLUMNS, ITERATION_COLUMNS, LAYER_COLUMNS, REQUEST_COLUMNS, ROUTING_COLUMNS
 from experiments.measure.decode import Decoded
 from experiments.measure.serving import Served
 from experiments.results.layer_rows import (
@@ -24,6 +23,7 @@ from harmoeny.plan import Plan
 from harmoeny.runtime.layer.recorder import LayerTimes, LayerTrace
 from harmoeny.runtime.memory.fetch.base import FetchStats
 from harmoeny.runtime.memory.slots import Transfer
+from results_schema import tables
 from tests import documented
 from tests.conftest import Load
 
@@ -200,21 +200,19 @@ def test_routing_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "columns", "frame"),
+    ("table", "frame"),
     [
-        ("`layers.parquet`", LAYER_COLUMNS, layer_frame(ITERATIONS, PLATFORM)),
-        ("`iterations.parquet`", ITERATION_COLUMNS, iteration_frame(ITERATIONS, PLATFORM, "model")),
-        ("`requests.parquet`", REQUEST_COLUMNS, request_frame(ITERATIONS, [], PLATFORM)),
-        ("`routing.parquet`", ROUTING_COLUMNS, routing_frame([np.ones((2, 4), dtype=np.int64)], [0, 0])),
-        ("`decode.parquet`", DECODE_COLUMNS, decode_frame([Decoded("x", 0, 0, 1, 1, 0.0, 1.0)], PLATFORM)),
+        (tables.LAYERS, layer_frame(ITERATIONS, PLATFORM)),
+        (tables.ITERATIONS, iteration_frame(ITERATIONS, PLATFORM, "model")),
+        (tables.REQUESTS, request_frame(ITERATIONS, [], PLATFORM)),
+        (tables.ROUTING, routing_frame([np.ones((2, 4), dtype=np.int64)], [0, 0])),
+        (tables.DECODE, decode_frame([Decoded("x", 0, 0, 1, 1, 0.0, 1.0)], PLATFORM)),
     ],
 )
-def test_documentation_analysis_and_records_have_the_same_columns(
-    heading: str, columns: tuple[str, ...], frame: pd.DataFrame
-) -> None:
-    written = documented.names(heading)
+def test_documentation_schema_and_records_have_the_same_columns(table: tables.Table, frame: pd.DataFrame) -> None:
+    written = documented.names(f"`{table.file}`")
     assert len(set(written)) == len(written)
-    assert set(frame.columns) == set(columns) == set(written)
+    assert set(frame.columns) == set(table.column_names) == set(written)
 
 
 def test_every_field_of_a_new_manifest_is_documented(load: Load) -> None:

@@ -1,0 +1,126 @@
+"""The tables of a run: files and columns in the order in which they are written; docs/metrics.md defines them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: Phases of a MoE layer in their order.
+PHASES = ("route", "metadata", "plan", "dispatch", "compute", "combine")
+
+DType = Literal["str", "int64", "float64", "list[int64]"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    Attributes:
+        name: its name.
+        dtype: of its values.
+        unit: empty for names, indices, ratios and numbers of events.
+        values: all that may stand there; empty where anything may.
+    """
+
+    name: str
+    dtype: DType
+    unit: str = ""
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, stored as Parquet.
+
+    Attributes:
+        name: its name, of which its file's is made.
+        columns: in the order in which they are written.
+        always: whether every run has it.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    always: bool = False
+
+    @property
+    def file(self) -> str:
+        """The name of its file in the run's folder."""
+        return f"{self.name}.parquet"
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of its columns."""
+        return tuple(column.name for column in self.columns)
+
+
+def _numbers(*names: str, unit: str = "") -> tuple[Column, ...]:
+    return tuple(Column(name, "int64", unit) for name in names)
+
+
+def _seconds(*names: str) -> tuple[Column, ...]:
+    return tuple(Column(name, "float64", "s") for name in names)
+
+
+_SYSTEM = Column("system", "str")
+_PLATFORM = (
+    Column("backend", "str", values=("gloo", "nccl", "simulator")),
+    Column("device", "str"),
+    Column("host_link", "str", values=("memcpy", "emulated", "cuda", "simulated")),
+)
+
+LAYERS = Table(
+    "layers",
+    (
+        _SYSTEM,
+        *_numbers("round", "iteration", "layer", "rank", "num_assignments"),
+        *_numbers("executed_tokens", "sent_tokens", "dropped_tokens", "padded_tokens", unit="tokens"),
+        *_numbers("num_active_experts", "num_host_fetches", "num_peer_fetches", "num_restores"),
+        *_numbers("fetch_bytes", unit="bytes"),
+        *_seconds("fetch_s", "fetch_wait_s", "restore_s", "restore_wait_s"),
+        *_seconds(*(f"{phase}_s" for phase in PHASES)),
+        *_seconds("layer_s", "idle_s"),
+        *_PLATFORM,
+    ),
+    always=True,
+)
+ITERATIONS = Table(
+    "iterations",
+    (
+        _SYSTEM,
+        *_numbers("round", "iteration"),
+        Column("scope", "str", values=("model", "layer")),
+        *_PLATFORM,
+        *_numbers("world_size", "num_sequences"),
+        *_numbers("input_tokens", unit="tokens"),
+        *_seconds("latency_s", "ttft_s"),
+        Column("throughput_tokens_per_s", "float64", "tokens/s"),
+        *_seconds("drain_s"),
+    ),
+    always=True,
+)
+ROUTING = Table("routing", (*_numbers("round", "layer", "stack"), Column("counts", "list[int64]")))
+REQUESTS = Table(
+    "requests",
+    (
+        _SYSTEM,
+        *_numbers("round", "batch", "request", "rank"),
+        *_numbers("input_tokens", unit="tokens"),
+        *_seconds("arrival_s", "start_s", "first_token_s"),
+        Column("loop", "str", values=("closed", "open")),
+        *_seconds("queue_s", "ttft_s"),
+        *_PLATFORM,
+    ),
+)
+DECODE = Table(
+    "decode",
+    (
+        _SYSTEM,
+        *_numbers("round"),
+        *_PLATFORM,
+        *_numbers("world_size", "num_sequences"),
+        *_numbers("output_tokens", unit="tokens"),
+        *_seconds("decode_s", "tpot_s"),
+        Column("output_tokens_per_s", "float64", "tokens/s"),
+    ),
+)
+TABLES = (LAYERS, ITERATIONS, ROUTING, REQUESTS, DECODE)
