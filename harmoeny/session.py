@@ -10,7 +10,6 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES, AdaptedModule, device_of
 from harmoeny.models.kit.experts_interface import AdaptedExperts
@@ -19,15 +18,10 @@ from harmoeny.models.kit.loading import build_module, load_config
 from harmoeny.models.switch import AdaptedSwitch, is_switch
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
-from harmoeny.runtime.calibrate import measure_expert_cost
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import Recorder
-from harmoeny.runtime.memory.experts import ExpertStore
-from harmoeny.runtime.memory.fetch.base import RankMemory
 from harmoeny.runtime.memory.sharing import rank_on_host, share_model, share_tensors
-from harmoeny.runtime.memory.slots import SlotPool
 from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
+from harmoeny.runtime.start import start_rank
 
 
 class Session:
@@ -48,15 +42,9 @@ class Session:
         except ValueError:
             adapted.release()
             raise
-        comm = Communicator(adapted.device)
         self.model: Any = adapted.module
         self._adapted = adapted
-        self._owns_transfers = transfers is None
-        self._transfers = transfers or make_engine(comm.device, Hardware())
-        store = ExpertStore(adapted.experts, pin=comm.device.type == "cuda")
-        self._cost: ExpertCost = measure_expert_cost(store.layers[0], comm, self._transfers)
-        memory = RankMemory(store, SlotPool(store, comm.device), self._transfers, comm, self._cost)
-        self.engine = ExpertParallel(memory, Recorder(comm.device, enabled=False))
+        self.engine = start_rank(adapted.experts, Communicator(adapted.device), transfers=transfers, record=False)
         adapted.context.engine = self.engine
         self.use(policy)
 
@@ -68,13 +56,11 @@ class Session:
         """
         policy.validate()
         self.engine.finish()
-        self.engine.use(self.engine.build_system(policy.name, policy.calibrated(self._cost)))
+        self.engine.use(self.engine.build_system(policy.name, policy.calibrated(self.engine.memory.cost)))
 
     def close(self) -> None:
         """Give the MoE layers and their weights back to the model, which is then as it was on this rank."""
-        self.engine.finish()
-        if self._owns_transfers:
-            self._transfers.close()
+        self.engine.close()
         self._adapted.release()
 
     def __enter__(self) -> Self:

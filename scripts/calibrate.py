@@ -41,11 +41,10 @@ from harmoeny.models.moe_stack import MoEStack
 from harmoeny.runtime.calibrate import all_to_all_s, cold_caches, expert_s, fetch_s, median_s
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import Recorder
-from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
-from harmoeny.runtime.memory.fetch.base import RankMemory
-from harmoeny.runtime.memory.slots import Slot, SlotPool
-from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
+from harmoeny.runtime.memory.experts import LayerExperts
+from harmoeny.runtime.memory.slots import Slot
+from harmoeny.runtime.memory.transfer import TransferEngine
+from harmoeny.runtime.start import start_rank
 from results_schema.atomic import atomic_path
 
 _TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048)
@@ -58,6 +57,8 @@ _NUM_EXPERTS = 8
 _NUM_COPIES = 8
 #: Loads beside a computation of so many tokens.
 _NUM_LOADS, _BESIDE_TOKENS = _NUM_EXPERTS - 1, 256
+#: For static EP, which asks nothing of it.
+_UNUSED_COST = ExpertCost(token_s=1e-9, fetch_s=1.0)
 #: Width of the experts in the layer that computes next to nothing.
 _NARROW = 8
 
@@ -70,29 +71,32 @@ def measure(
 ) -> dict[str, Samples]:
     """Measure as one of the ranks; every round measures everything once, and medians over the rounds count."""
     comm = Communicator(device)
-    engine = make_engine(device, Hardware())
     widths = [max(1, int(intermediate_size * share)) for share in _WIDTH_SHARES]
-    stores = [_experts(hidden_size, width, dtype, pin=device.type == "cuda") for width in widths]
-    slots = [Slot(experts, device) for experts in stores]
+    layers = [_experts(hidden_size, width, dtype) for width in widths]
+    engine = start_rank(layers, comm, cost=_UNUSED_COST)
+    transfers = engine.memory.engine
+    slots = [engine.memory.pool.reserve(layer, 1)[0] for layer in range(len(layers))]
     sent = [torch.zeros(rows * comm.world_size, hidden_size, dtype=DTYPES[dtype], device=device) for rows in _ROWS]
     remote_share = (comm.world_size - 1) / comm.world_size
-    narrow_layer = _narrow_layer(comm)
+    narrow = start_rank([_experts(_NARROW, _NARROW, "float32")], comm, cost=_UNUSED_COST)
+    narrow_layer = _narrow_layer(narrow)
     found: dict[tuple[str, float], list[float]] = defaultdict(list)
     for _ in range(rounds):
-        for experts, slot in zip(stores, slots, strict=True):
+        for experts, slot in zip(layers, slots, strict=True):
             comm.barrier()
-            found["host_link", experts.expert_bytes].append(fetch_s(experts, slot, engine))
+            found["host_link", experts.expert_bytes].append(fetch_s(experts, slot, transfers))
         for num_tokens in _TOKENS:
             comm.barrier()
-            found["expert", num_tokens].append(expert_s(stores[-1], slots[-1], engine, num_tokens))
+            found["expert", num_tokens].append(expert_s(layers[-1], slots[-1], transfers, num_tokens))
         comm.barrier()
-        found["beside_loads", _NUM_LOADS].append(beside_loads_s(stores[-1], device, engine))
+        found["beside_loads", _NUM_LOADS].append(beside_loads_s(layers[-1], device, transfers))
         for rows in sent:
             comm.barrier()
             found["copy", 2 * rows.nbytes].append(copy_s(rows))
             if comm.world_size > 1:
                 found["all_to_all", rows.nbytes * remote_share].append(all_to_all_s(rows, comm))
         found["layer", _LAYER_TOKENS].append(narrow_layer())
+    narrow.close()
     engine.close()
     samples: dict[str, Samples] = defaultdict(list)
     for (key, size), seconds in found.items():
@@ -112,40 +116,34 @@ def copy_s(rows: Tensor) -> float:
     return median_s(copy_all, rows.device, before=cold_caches(rows.device)) / _NUM_COPIES
 
 
-def beside_loads_s(experts: LayerExperts, device: torch.device, engine: TransferEngine) -> float:
+def beside_loads_s(experts: LayerExperts, device: torch.device, transfers: TransferEngine) -> float:
     """Return the median time of one expert's computation while others are loaded, in seconds."""
     slots = [Slot(experts, device) for _ in range(1 + _NUM_LOADS)]
     computing, *loading = slots
-    engine.submit(computing, 0, experts.expert(0))
-    engine.wait(computing)
+    transfers.submit(computing, 0, experts.expert(0))
+    transfers.wait(computing)
     sample = next(iter(experts.weights.values()))
     rows = torch.randn(_BESIDE_TOKENS, experts.hidden_size).to(device=device, dtype=sample.dtype)
     out = torch.empty_like(rows)
     empty_caches = cold_caches(device)
 
     def prepare() -> None:
-        engine.drain()
+        transfers.drain()
         empty_caches()
 
     def compute(_: int) -> None:
         for i, slot in enumerate(loading):
-            engine.submit(slot, i + 1, experts.expert(i + 1))
+            transfers.submit(slot, i + 1, experts.expert(i + 1))
         experts.function(computing.weights, rows, out)
 
     seconds = median_s(compute, device, before=prepare)
-    engine.drain()
+    transfers.drain()
     return seconds
 
 
-def _narrow_layer(comm: Communicator) -> Callable[[], float]:
+def _narrow_layer(engine: ExpertParallel) -> Callable[[], float]:
     """Return what gives the median time of a MoE layer of this runtime, in seconds."""
-    experts = _experts(_NARROW, _NARROW, "float32", pin=comm.device.type == "cuda")
-    store = ExpertStore([experts])
-    transfers = make_engine(comm.device, Hardware())
-    cost = ExpertCost(token_s=1e-9, fetch_s=1.0)
-    engine = ExpertParallel(
-        RankMemory(store, SlotPool(store, comm.device), transfers, comm, cost), Recorder(comm.device)
-    )
+    comm = engine.comm
     engine.use(engine.build_system(StaticEP.name, StaticEP()))
     empty_caches = cold_caches(comm.device)
 
@@ -162,12 +160,12 @@ def _narrow_layer(comm: Communicator) -> Callable[[], float]:
     return lambda: median_s(lambda _: engine.forward(0, hidden, expert_ids, weights), comm.device, before=prepare)
 
 
-def _experts(hidden_size: int, intermediate_size: int, dtype: str, *, pin: bool) -> LayerExperts:
+def _experts(hidden_size: int, intermediate_size: int, dtype: str) -> LayerExperts:
     config = MoEStack(
         num_experts=_NUM_EXPERTS, hidden_size=hidden_size, intermediate_size=intermediate_size, dtype=dtype,
         vocab_size=1,
     )  # fmt: skip
-    return ExpertStore(config.build(0).experts, pin=pin).layers[0]
+    return config.build(0).experts[0]
 
 
 def fit(samples: Samples) -> tuple[float, float]:

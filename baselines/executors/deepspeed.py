@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
+from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.dispatch import ranges, send_order
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.layer.planner import Planner
@@ -95,7 +96,7 @@ class DeepSpeedExecutor(Executor):
         if not isinstance(planner.policy, PadsBuffers):
             raise ValueError(f"executor: {planner.policy.executor!r}, must go with a policy that has a capacity")
         self._capacity = planner.policy.capacity
-        if self.comm.device.type == "cpu":
+        if not Device.of(self.comm.device).has_own_memory:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when the library is imported
         import deepspeed
 

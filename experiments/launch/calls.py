@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.launcher.api import elastic_launch
 
 from experiments.launch.host import host_config, stay_on_this_host
+from harmoeny.runtime.device import Device, choose_device
 
 T = TypeVar("T")
 
@@ -35,15 +36,12 @@ def call_on_ranks(world_size: int, device_type: str, function: Callable[..., T],
 
 def _entry(device_type: str, function: Callable[..., T], arguments: tuple[object, ...]) -> T:
     local_rank, world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
-    if device_type == "cuda":
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
+    device = choose_device(device_type, local_rank)
+    if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
     if world_size > 1:
         stay_on_this_host()
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=120))
+        dist.init_process_group(Device.of(device).process_group, timeout=timedelta(seconds=120))
     try:
         with torch.inference_mode():
             return function(device, *arguments)

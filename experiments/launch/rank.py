@@ -35,18 +35,12 @@ from experiments.results.manifest import device_name, new_manifest, now, options
 from experiments.results.request_rows import decode_frame, request_frame
 from experiments.routers.base import CALIBRATION_BATCH
 from experiments.text.tokens import TokenFile
-from harmoeny.cost import ExpertCost
 from harmoeny.models.base import MoEModel
 from harmoeny.policy import Policy
-from harmoeny.runtime.calibrate import measure_expert_cost
+from harmoeny.runtime.device import Device, choose_device
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import Recorder
-from harmoeny.runtime.memory.experts import ExpertStore
-from harmoeny.runtime.memory.fetch.base import RankMemory
 from harmoeny.runtime.memory.sharing import share_model
-from harmoeny.runtime.memory.slots import SlotPool
-from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
+from harmoeny.runtime.start import start_rank
 from harmoeny.trace import RoutingTrace
 from results_schema.atomic import write_text
 
@@ -58,16 +52,12 @@ def join(point: Point) -> torch.device:
     """Set this process up as a rank: threads, device and, for several ranks, the process group (once per process)."""
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", point["world_size"]))
-    if point.device_type == "cuda":
-        # SLURM may show every rank its own device only (--gpus-per-task), as number 0.
-        device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
+    device = choose_device(point.device_type, local_rank)
+    if device.type == "cpu":
         torch.set_num_threads(num_threads(local_world_size))
     if point["world_size"] > 1 and not dist.is_initialized():
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            Device.of(device).process_group,
             rank=rank,
             world_size=point["world_size"],
             timeout=timedelta(seconds=point["timeout_s"]),
@@ -110,11 +100,8 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
     with PointProgress(point.run_id, total, enabled=comm.rank == 0) as progress:
         progress.step("building the model")
         model = build_model(point, comm)
-        transfers = make_engine(device, point.hardware)
-        store = ExpertStore(model.experts, pin=device.type == "cuda")
-        cost = _expert_cost(point, store, comm, transfers)
-        memory = RankMemory(store, SlotPool(store, device), transfers, comm, cost)
-        engine = ExpertParallel(memory, Recorder(device))
+        engine = start_rank(model.experts, comm, point.hardware)
+        cost = engine.memory.cost
         model.attach(engine)
 
         progress.step("preparing the systems")
@@ -156,7 +143,7 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
             "num_experts": model.num_experts,
             "top_k": model.top_k,
             "expert_bytes": model.experts[0].expert_bytes,
-            "store_bytes": store.nbytes,
+            "store_bytes": engine.memory.store.nbytes,
         },
         "calibration": vars(cost),
         "checks": checks,
@@ -169,7 +156,7 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
     served = [request for rank in on_rank_0(extra.served, comm) for request in rank]
     decoded = [batch for rank in on_rank_0(extra.decoded, comm) for batch in rank]
     if comm.rank == 0:
-        platform = Platform(manifest["backend"], manifest["device"], transfers.link)
+        platform = Platform(manifest["backend"], manifest["device"], engine.memory.engine.link)
         write_parquet(layer_frame(everyone, platform), folder / "layers.parquet")
         write_parquet(iteration_frame(everyone, platform, model.scope), folder / "iterations.parquet")
         write_parquet(routing_frame(routed, model.stacks), folder / "routing.parquet")
@@ -177,7 +164,7 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
         if decoded:
             write_parquet(decode_frame(decoded, platform), folder / "decode.parquet")
         write_manifest(folder, manifest | {"status": "finished", "ended_at": now()})
-    transfers.close()
+    engine.close()
     comm.barrier()
 
 
@@ -187,17 +174,6 @@ def build_model(point: Point, comm: Communicator) -> MoEModel:
     model = point.model.build(point["seed"], "cpu" if local_rank == 0 or comm.world_size == 1 else "meta")
     share_model(model, comm, local_rank)
     return model
-
-
-def _expert_cost(point: Point, store: ExpertStore, comm: Communicator, transfers: TransferEngine) -> ExpertCost:
-    """Return what the hardware's calibration says of an expert, or measure it."""
-    experts = store.layers[0]
-    known = point.hardware.expert_cost(
-        expert_bytes=experts.expert_bytes,
-        flops_per_token=experts.flops_per_token,
-        token_bytes=experts.hidden_size * next(iter(experts.weights.values())).element_size(),
-    )
-    return known or measure_expert_cost(experts, comm, transfers)
 
 
 def _fit(policy: Policy, point: Point, model: MoEModel, tokens: TokenFile, comm: Communicator) -> Policy:
@@ -233,7 +209,7 @@ def _environment(point: Point, comm: Communicator, tokens: TokenFile) -> dict[st
         sequences_per_batch=point["world_size"] * point["batch_size"], seq_len=point["seq_len"]
     )
     return {
-        "backend": "nccl" if comm.device.type == "cuda" else "gloo",
+        "backend": Device.of(comm.device).process_group,
         "device": device_name(comm.device),
         "threads_per_rank": torch.get_num_threads(),
         "dataset": {

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harmoeny.cost import ExpertCost
+from harmoeny.runtime.device import Device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import LayerExperts
-from harmoeny.runtime.memory.slots import Slot, span_s
+from harmoeny.runtime.memory.slots import Slot
 from harmoeny.runtime.memory.transfer import TransferEngine
 
 _TOKENS = 512
@@ -92,17 +93,12 @@ def median_s(
     samples = []
     for i in range(_REPEATS + 1):
         before()
-        _synchronize(device)
+        Device.of(device).synchronize()
         start = time.perf_counter()
         action(i)
-        _synchronize(device)
+        Device.of(device).synchronize()
         samples.append(time.perf_counter() - start)
     return median(samples[1:])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def all_to_all_s(rows: Tensor, comm: Communicator) -> float:

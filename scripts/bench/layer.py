@@ -28,18 +28,15 @@ from experiments.launch.calls import call_on_ranks
 from experiments.results.manifest import device_name
 from experiments.routers.base import RoutingRequest
 from experiments.routers.uniform import UniformRouter
-from harmoeny.hardware import Hardware
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.rebalance import HarMoEny
-from harmoeny.runtime.calibrate import measure_expert_cost
+from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.executor import work_of
-from harmoeny.runtime.layer.recorder import PHASES, Recorder
-from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
-from harmoeny.runtime.memory.fetch.base import RankMemory
+from harmoeny.runtime.layer.recorder import PHASES
+from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.slots import SlotPool
-from harmoeny.runtime.memory.transfer import make_engine
+from harmoeny.runtime.start import start_rank
 
 OVERHEAD_BUDGET = 0.15
 _NUM_EXPERTS = 16
@@ -54,10 +51,8 @@ def measure(device: torch.device, rounds: int) -> dict[str, Any]:
     config = MoEStack(
         num_experts=_NUM_EXPERTS, hidden_size=_HIDDEN_SIZE, intermediate_size=_INTERMEDIATE_SIZE, vocab_size=1
     )
-    store = ExpertStore(config.build(0).experts, pin=device.type == "cuda")
-    transfers = make_engine(device, Hardware())
-    cost = measure_expert_cost(store.layers[0], comm, transfers)
-    engine = ExpertParallel(RankMemory(store, SlotPool(store, device), transfers, comm, cost), Recorder(device))
+    engine = start_rank(config.build(0).experts, comm)
+    cost = engine.memory.cost
     systems = [engine.build_system(p.name, p.calibrated(cost)) for p in (HarMoEny(), StaticEP())]
     request = RoutingRequest(_NUM_TOKENS, _NUM_EXPERTS, 1, batch=0, layer=0, rank=comm.rank, seed=0)
     expert_ids = torch.from_numpy(UniformRouter().assign(request)).to(device)
@@ -73,7 +68,7 @@ def measure(device: torch.device, rounds: int) -> dict[str, Any]:
         actions[system.name] = layer
     actions["matrix_products"] = matrix_products(engine.memory.pool, device, comm)
     if comm.world_size == 1:
-        actions["transformers_eager"] = transformers_eager(store.layers[0], hidden, expert_ids, weights)
+        actions["transformers_eager"] = transformers_eager(engine.memory.store.layers[0], hidden, expert_ids, weights)
     times: dict[str, list[float]] = {name: [] for name in actions}
     phases: dict[str, list[list[float]]] = {system.name: [] for system in systems}
     for index in range(-_WARM_UP, rounds):
@@ -85,15 +80,14 @@ def measure(device: torch.device, rounds: int) -> dict[str, Any]:
             comm.barrier()
             start = time.perf_counter()
             action()
-            if device.type == "cuda":
-                torch.cuda.current_stream(device).synchronize()
+            Device.of(device).synchronize_compute()
             elapsed = time.perf_counter() - start
             engine.finish()
             if index >= 0:
                 times[name].append(elapsed)
                 for times_of_layer in engine.recorder.collect():
                     phases[name].append([times_of_layer.phase_s(phase) for phase in PHASES])
-    transfers.close()
+    engine.close()
     return {"times_s": times, "phases_s": phases, "threshold": cost.threshold_tokens()}
 
 

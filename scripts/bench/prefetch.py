@@ -30,14 +30,12 @@ from harmoeny.hardware import Hardware
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.placement import Placement
 from harmoeny.plan import Plan
-from harmoeny.runtime.calibrate import measure_expert_cost
+from harmoeny.runtime.device import Device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.memory.experts import ExpertStore
 from harmoeny.runtime.memory.fetch import make_fetcher
-from harmoeny.runtime.memory.fetch.base import FetchStrategy, RankMemory
+from harmoeny.runtime.memory.fetch.base import FetchStrategy
 from harmoeny.runtime.memory.schedule import ExpertWork
-from harmoeny.runtime.memory.slots import SlotPool, span_s
-from harmoeny.runtime.memory.transfer import make_engine
+from harmoeny.runtime.start import start_rank
 
 HIDDEN_BUDGET = 0.9
 _NUM_RESIDENTS, _NUM_FETCHED = 4, 4
@@ -59,15 +57,10 @@ class Layer:
 
     def __init__(self, device: torch.device, hardware: Hardware) -> None:
         num_experts = _NUM_RESIDENTS + _NUM_FETCHED
-        self.store = ExpertStore(
-            MoEStack(num_experts=num_experts, vocab_size=1).build(0).experts, pin=device.type == "cuda"
-        )
-        self.experts = self.store.layers[0]
+        layers = MoEStack(num_experts=num_experts, vocab_size=1).build(0).experts
+        memory = start_rank(layers, Communicator(device), hardware).memory
+        self.experts, self.cost = layers[0], memory.cost
         self.device = device
-        comm = Communicator(device)
-        engine = make_engine(device, hardware)
-        self.cost = measure_expert_cost(self.experts, comm, engine)
-        memory = RankMemory(self.store, SlotPool(self.store, device), engine, comm, self.cost)
         held = (np.arange(num_experts) < _NUM_RESIDENTS)[:, None]
         placement = Placement(np.zeros(num_experts, np.int64), held)
         policies = {
@@ -90,19 +83,15 @@ class Layer:
             self.experts.function(weights, rows[part], out[part])
 
         strategy.prepare()
-        self._synchronize()
+        Device.of(self.device).synchronize_compute()
         start = time.perf_counter()
         strategy.begin(0, self.plan, work)
         stats = strategy.run(execute)
-        self._synchronize()
+        Device.of(self.device).synchronize_compute()
         elapsed = time.perf_counter() - start
         strategy.finish()
         fetched = sum(span_s(t.span) for t in stats.fetches if t.span is not None)
         return Sample(elapsed, fetched, sum(span_s(wait) for wait in stats.fetch_waits))
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
 
 
 def measure(device: torch.device, hardware: Hardware, rounds: int) -> tuple[int, list[dict[str, Any]]]:

@@ -13,11 +13,8 @@ from hypothesis import given, settings
 from experiments.compose.help import help_text
 from experiments.registry import discover
 from harmoeny.placement import IntArray, Placement
-from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import Recorder
 from tests.conftest import Load
-from tests.harmoeny.runtime.cases import CPU, TOLERANCE, expected_output, random_experts, random_tokens, rank_memory
+from tests.harmoeny.runtime.cases import TOLERANCE, expected_output, random_experts, random_tokens, start
 from tests.strategies import batches
 
 needs_deepspeed = pytest.mark.skipif(
@@ -51,7 +48,7 @@ def test_one_rank_without_a_process_group_is_exact_and_copies_no_weights() -> No
     from baselines.deepspeed_moe import DeepSpeedMoE
 
     layer, tokens = random_experts(4, 0), random_tokens(3, 11, 4, 2)
-    engine = ExpertParallel(rank_memory([layer], Communicator(CPU)), Recorder(CPU, enabled=False))
+    engine = start([layer], record=False)
     system = engine.build_system("x", DeepSpeedMoE())
     with torch.inference_mode():
         for _ in range(2):
@@ -62,7 +59,7 @@ def test_one_rank_without_a_process_group_is_exact_and_copies_no_weights() -> No
     assert system.fetcher.device_bytes == 4 * layer.expert_bytes
     module = system.executor._layers[0].module  # type: ignore[attr-defined]
     assert list(module.parameters()) == []
-    engine.memory.engine.close()
+    engine.close()
 
 
 @needs_deepspeed

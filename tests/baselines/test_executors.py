@@ -13,17 +13,14 @@ import torch
 from baselines.fastermoe import FasterMoE
 from harmoeny.placement import place
 from harmoeny.policy import Policy
-from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import Phase, Recorder
+from harmoeny.runtime.layer.recorder import Phase
 from tests.harmoeny.runtime.cases import (
-    CPU,
     TOLERANCE,
     Tokens,
     expected_output,
     random_experts,
     random_tokens,
-    rank_memory,
+    start,
 )
 from tests.ranks import run_ranks
 
@@ -68,7 +65,7 @@ def run_cases(rank: int, cases: list[Case]) -> list[list[Outcome]]:
     outcomes: list[list[Outcome]] = []
     for case in cases:
         layer = random_experts(NUM_EXPERTS, seed=1, dtype=case.dtype, **case.experts)
-        engine = ExpertParallel(rank_memory([layer], Communicator(CPU)), Recorder(CPU))
+        engine = start([layer])
         system = engine.build_system("x", case.policy)
         outcomes.append([])
         for batch in range(len(case.num_tokens)):
@@ -89,7 +86,7 @@ def run_cases(rank: int, cases: list[Case]) -> list[list[Outcome]]:
             outcomes[-1].append(
                 Outcome(error, kept.numpy(), times.trace.padded_tokens, int(executed), times.boundary_s)
             )
-        engine.memory.engine.close()
+        engine.close()
     return outcomes
 
 

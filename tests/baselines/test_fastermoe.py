@@ -12,10 +12,8 @@ from baselines.fastermoe import FasterMoE, choose_shadows
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement, place
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.executor import PlanExecutor
-from harmoeny.runtime.layer.recorder import Recorder
-from tests.harmoeny.runtime.cases import CPU, random_experts, rank_memory
+from tests.harmoeny.runtime.cases import CPU, random_experts, start
 from tests.strategies import batches
 
 COSTS = st.tuples(st.floats(1e-6, 1e-3), st.floats(1e-6, 1e-1), st.floats(0, 1e-3))
@@ -133,11 +131,10 @@ def test_without_shadowing_everything_goes_home_and_without_smart_scheduling_not
     policy.validate()
     policy = policy.calibrated(ExpertCost(token_s=1e-3, fetch_s=1e-9))
     assert policy.plan(counts, place("contiguous", 2, 2)).load().tolist() == [900, 100]
-    memory = rank_memory([random_experts(2, 0)], Communicator(CPU))
-    engine = ExpertParallel(memory, Recorder(CPU, enabled=False))
+    engine = start([random_experts(2, 0)], Communicator(CPU), record=False)
     assert type(engine.build_system("x", policy).executor) is PlanExecutor
     assert type(engine.build_system("x", FasterMoE(shadowing=False)).executor) is PairwiseExecutor
-    memory.engine.close()
+    engine.close()
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,8 @@ from baselines.exflow import ExFlow
 from baselines.fastermoe import FasterMoE
 from baselines.ideal import Ideal
 from harmoeny.policy import Policy
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.trace import RoutingTrace
-from tests.harmoeny.runtime.cases import CPU, Tokens, expected_output, random_experts, random_tokens, rank_memory
+from tests.harmoeny.runtime.cases import Tokens, expected_output, random_experts, random_tokens, start
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
 WORLD_SIZE, NUM_EXPERTS, NUM_LAYERS, NUM_BATCHES = 4, 8, 2, 5
@@ -56,7 +54,7 @@ def test_output_is_the_dense_one_in_every_batch(policy: Policy) -> None:
     layers = [random_experts(NUM_EXPERTS, seed=layer) for layer in range(NUM_LAYERS)]
 
     def rank_main(comm: ThreadCommunicator) -> tuple[float, int]:
-        engine = ExpertParallel(rank_memory(layers, comm), Recorder(CPU))
+        engine = start(layers, comm)
         system = engine.build_system("x", policy)
         worst, changes = 0.0, 0
         for batch in range(NUM_BATCHES):
@@ -75,7 +73,7 @@ def test_output_is_the_dense_one_in_every_batch(policy: Policy) -> None:
             changes += sum(
                 bool((new.resident != old).any()) for new, old in zip(system.planner.placements, before, strict=True)
             )
-        engine.memory.engine.close()
+        engine.close()
         return worst, changes
 
     results = run_threads(WORLD_SIZE, rank_main)

@@ -16,9 +16,7 @@ from torch import Tensor
 from baselines.fastermoe import FasterMoE
 from harmoeny.choices import Fetch
 from harmoeny.runtime.exchange.comm import PeerCopies
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import Recorder
-from tests.harmoeny.runtime.cases import CPU, RandomPlan, random_experts, random_tokens, rank_memory
+from tests.harmoeny.runtime.cases import RandomPlan, random_experts, random_tokens, start
 from tests.harmoeny.runtime.layer.test_engine import run_layers
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
@@ -91,8 +89,7 @@ def test_tokens_that_are_there_are_executed_and_returned_while_others_are_on_the
                     gate.set()
             layer.function(weights, rows, out)
 
-        memory = rank_memory([replace(layer, function=function)], gated)
-        engine = ExpertParallel(memory, Recorder(CPU, enabled=False))
+        engine = start([replace(layer, function=function)], gated, record=False)
         engine.use(engine.build_system("x", FasterMoE(shadowing=False, fetch="async")))
         ids = torch.arange(num_experts).repeat(4)[:, None]  # every rank has 4 tokens for every expert
         hidden = torch.randn(len(ids), 8, generator=torch.Generator().manual_seed(comm.rank))
@@ -104,7 +101,7 @@ def test_tokens_that_are_there_are_executed_and_returned_while_others_are_on_the
             layer.function(layer.expert(expert), rows, out)
             expected[ids[:, 0] == expert] = out
         torch.testing.assert_close(output, expected)
-        memory.engine.close()
+        engine.close()
 
     run_threads(world_size, rank_main)
     assert executed_before_the_gate == ([4] if opened_by == "its own tokens" else [4, 4])

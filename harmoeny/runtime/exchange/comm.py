@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harmoeny.placement import IntArray
+from harmoeny.runtime.device import Device
 
 #: PyTorch 2.13 renamed it and warns about the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -86,9 +87,8 @@ class Communicator:
         return received
 
     def barrier(self) -> None:
-        """Wait for all ranks and, on CUDA, for this rank's device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        """Wait for all ranks and for this rank's device."""
+        Device.of(self.device).synchronize()
         if self.world_size > 1:
             dist.barrier(group=self._group)
 

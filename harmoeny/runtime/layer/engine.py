@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 
@@ -26,12 +26,20 @@ class ExpertParallel:
         recorder: phase times of the layers.
     """
 
-    def __init__(self, memory: RankMemory, recorder: Recorder) -> None:
+    def __init__(self, memory: RankMemory, recorder: Recorder, resources: ExitStack | None = None) -> None:
+        """Use :func:`harmoeny.runtime.start.start_rank`.
+
+        Args:
+            memory: the expert weights and device memory.
+            recorder: phase times.
+            resources: what :meth:`close` lets go of.
+        """
         self.memory = memory
         self.comm: Communicator = memory.comm
         self.recorder = recorder
         self._system: System | None = None
         self._masks_TK: list[Tensor] | None = None
+        self._resources = resources or ExitStack()
 
     def build_system(self, name: str, policy: Policy) -> System:
         """Set up one system: its placement, this rank's expert memory, its executor; all ranks do it together.
@@ -54,9 +62,14 @@ class ExpertParallel:
         system.fetcher.prepare()
 
     def finish(self) -> None:
-        """Block until the loads that the selected system left behind are complete."""
+        """Block until the copies that the selected system left behind are complete."""
         if self._system is not None:
             self._system.fetcher.finish()
+
+    def close(self) -> None:
+        """Block until no copy is under way, and let go of what was started for this rank; nothing runs afterwards."""
+        self.finish()
+        self._resources.close()
 
     @contextmanager
     def executed_masks(self) -> Iterator[list[Tensor]]:

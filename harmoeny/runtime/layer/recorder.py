@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -10,8 +9,8 @@ from enum import IntEnum
 import torch
 
 from harmoeny.plan import Plan
+from harmoeny.runtime.device import Device, Mark, Span, span_s
 from harmoeny.runtime.memory.fetch.base import FetchStats
-from harmoeny.runtime.memory.slots import Mark, Span, span_s
 
 
 class Phase(IntEnum):
@@ -91,24 +90,24 @@ class Recorder:
 
     def __init__(self, device: torch.device, *, enabled: bool = True) -> None:
         self.enabled = enabled
-        self._cuda = device.type == "cuda"
+        self._device = Device.of(device)
         self._origin: Mark = 0
         self._traces: list[LayerTrace] = []
 
     def begin_iteration(self) -> None:
         """Forget earlier layers and set the origin of time."""
         self._traces = []
-        self._origin = self._now()
+        self._origin = self._device.now()
 
     def begin_layer(self, layer: int) -> None:
         """Open a layer; its first phase, ``route``, starts now."""
         if self.enabled:
-            self._traces.append(LayerTrace(layer, marks=[self._now()]))
+            self._traces.append(LayerTrace(layer, marks=[self._device.now()]))
 
     def mark(self) -> None:
         """Start the next phase of the open layer, or end its last."""
         if self.enabled:
-            self._traces[-1].marks.append(self._now())
+            self._traces[-1].marks.append(self._device.now())
 
     def describe(self, plan: Plan, num_assignments: int, fetch: FetchStats, padded_tokens: int = 0) -> None:
         """Attach what was executed to the open layer."""
@@ -122,8 +121,7 @@ class Recorder:
 
         Restores that are still under way count as far as they are complete: finish the system's loads first.
         """
-        if self._cuda:
-            torch.cuda.synchronize()
+        self._device.synchronize()
         return [
             LayerTimes(
                 trace=t,
@@ -135,13 +133,6 @@ class Recorder:
             )
             for t in self._traces
         ]
-
-    def _now(self) -> Mark:
-        if not self._cuda:
-            return time.perf_counter_ns()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
 
 
 def _total_s(spans: Iterable[Span | None]) -> float:

@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from harmoeny.runtime.device import Span
 from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
 from harmoeny.runtime.memory.schedule import EMPTY
-
-#: A point in time: nanoseconds of the host's monotonic clock, or a CUDA event.
-Mark = int | torch.cuda.Event
-Span = tuple[Mark, Mark]
 
 
 @dataclass(eq=False)
@@ -30,16 +27,6 @@ class Transfer:
     span: Span | None = None
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
-
-
-def span_s(span: Span) -> float:
-    """Return the length of a span in seconds; CUDA events must be complete."""
-    begin, end = span
-    if isinstance(begin, int):
-        assert isinstance(end, int)
-        return (end - begin) * 1e-9
-    assert not isinstance(end, int)
-    return float(begin.elapsed_time(end)) * 1e-3
 
 
 @dataclass(eq=False)

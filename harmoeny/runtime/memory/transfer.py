@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from harmoeny.hardware import Hardware
-from harmoeny.runtime.memory.slots import Slot, Span, Transfer
+from harmoeny.runtime.device import Span
+from harmoeny.runtime.memory.slots import Slot, Transfer
 
 _URGENT, _LATER, _STOP = 0, 1, 2
 

@@ -20,12 +20,11 @@ from harmoeny.models.kit.loading import build_module, config_from, limit_layers
 from harmoeny.models.switch import SwitchModel
 from harmoeny.models.transformers import Transformers, TransformersModel
 from harmoeny.rebalance import HarMoEny
-from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import PHASES, Phase, Recorder
+from harmoeny.runtime.layer.recorder import PHASES, Phase
 from tests.harmoeny.models.families import relative
 from tests.harmoeny.models.saved import save, unmodified
-from tests.harmoeny.runtime.cases import CPU, rank_memory
+from tests.harmoeny.runtime.cases import start
 
 CONF = Path(__file__).parents[3] / "conf" / "model"
 #: What the papers or model cards say, in billions.
@@ -50,7 +49,7 @@ def _one_thread() -> Iterator[None]:
 def attached(folder: Path) -> tuple[TransformersModel, ExpertParallel]:
     model = Transformers(local_path=str(folder)).build(0)
     assert isinstance(model, TransformersModel)
-    engine = ExpertParallel(rank_memory(model.experts, Communicator(CPU)), Recorder(CPU))
+    engine = start(model.experts)
     model.attach(engine)
     engine.use(engine.build_system("x", HarMoEny(threshold=1)))
     return model, engine
@@ -85,7 +84,7 @@ def test_pinned_routing_is_executed_by_engine_and_reference(name: str, tmp_path:
     order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
     for layer in model.experts:
         layer.weights.update({name: weights[order] for name, weights in layer.weights.items()})
-    engine = ExpertParallel(rank_memory(model.experts, Communicator(CPU)), Recorder(CPU))
+    engine = start(model.experts)
     model.attach(engine)
     engine.use(engine.build_system("x", HarMoEny(threshold=1)))
     new_name = torch.argsort(order)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harmoeny.cost import ExpertCost
-from harmoeny.hardware import Hardware
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts, gated_mlp, mlp, swiglu
-from harmoeny.runtime.memory.fetch.base import RankMemory
-from harmoeny.runtime.memory.slots import SlotPool
-from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.memory.experts import LayerExperts, gated_mlp, mlp, swiglu
+from harmoeny.runtime.start import start_rank
 
 COST = ExpertCost(token_s=1e-5, fetch_s=5e-5)
 #: Relative to the largest output; BF16 has 8 bits of mantissa.
@@ -88,11 +86,9 @@ def random_tokens(
     return Tokens(hidden, torch.from_numpy(ids), weights)
 
 
-def rank_memory(
-    layers: list[LayerExperts], comm: Communicator, engine: TransferEngine | None = None, cost: ExpertCost = COST
-) -> RankMemory:
-    store = ExpertStore(layers)
-    return RankMemory(store, SlotPool(store, CPU), engine or make_engine(CPU, Hardware()), comm, cost)
+def start(layers: list[LayerExperts], comm: Communicator | None = None, **options: Any) -> ExpertParallel:
+    """The runtime on one rank, which by default is alone, without a calibration."""
+    return start_rank(layers, comm or Communicator(CPU), **({"cost": COST} | options))
 
 
 class RandomPlan(Policy):

@@ -12,16 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harmoeny.cost import ExpertCost
 from harmoeny.placement import Placement
+from harmoeny.runtime.device import span_s
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.experts import ExpertStore
-from harmoeny.runtime.memory.fetch.base import RankMemory
-from harmoeny.runtime.memory.slots import Slot, SlotPool, span_s
+from harmoeny.runtime.memory.slots import Slot
 from harmoeny.runtime.memory.transfer import StreamEngine
-from tests.harmoeny.runtime.cases import RandomPlan, expected_output, random_experts, random_tokens
+from tests.harmoeny.runtime.cases import RandomPlan, expected_output, random_experts, random_tokens, start
 
 pytestmark = [
     pytest.mark.cuda,
@@ -61,10 +58,8 @@ class PartlyResident(RandomPlan):
 def test_exact_whatever_the_order_of_streams(num_slots: int, fetch: str, dtype: torch.dtype) -> None:
     device = torch.device("cuda")
     layers = [random_experts(NUM_EXPERTS, seed, dtype=dtype) for seed in range(3)]
-    store = ExpertStore(layers, pin=True)
     transfers = SlowStreams(device, seed=num_slots)
-    memory = RankMemory(store, SlotPool(store, device), transfers, Communicator(device), ExpertCost(1e-5, 1e-4))
-    engine = ExpertParallel(memory, Recorder(device))
+    engine = start(layers, Communicator(device), transfers=transfers)
     rng = random.Random(num_slots)
     with torch.inference_mode():
         engine.use(engine.build_system("x", PartlyResident(0, fetch=fetch, num_slots=num_slots)))
@@ -79,6 +74,7 @@ def test_exact_whatever_the_order_of_streams(num_slots: int, fetch: str, dtype: 
                 wanted.append(expected_output(layers[layer], t.hidden, t.ids, t.weights, t.ids >= 0))
         engine.finish()
         records = engine.recorder.collect()
+        engine.close()
     for output, expected in zip(outputs, wanted, strict=True):
         error = (output.cpu().double() - expected).abs().max() / expected.abs().max()
         assert error <= (1e-3 if dtype == torch.float32 else 4e-2)  # TF32 is off by default, sums run in another order

@@ -14,9 +14,8 @@ from harmoeny.models.moe_stack import MoEStack
 from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.sharing import share_model
-from tests.harmoeny.runtime.cases import CPU, RandomPlan, expected_output, random_experts, random_tokens, rank_memory
+from tests.harmoeny.runtime.cases import CPU, RandomPlan, expected_output, random_experts, random_tokens, start
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -26,7 +25,7 @@ def exactness(rank: int) -> float:
     """Run every strategy over random plans and return the largest relative error."""
     comm = Communicator(CPU)
     layers = [random_experts(10, seed=layer) for layer in range(2)]
-    engine = ExpertParallel(rank_memory(layers, comm), Recorder(CPU, enabled=False))
+    engine = start(layers, comm, record=False)
     policies = [
         *(RandomPlan(3, fetch=fetch, num_slots=2) for fetch in ("sync", "async", "peer")),
         EvenSplit(fetch="peer"),
@@ -71,7 +70,7 @@ def hold_model(rank: int, config: MoEStack) -> ExpertParallel:
     comm = Communicator(CPU)
     model = config.build(0, "cpu" if rank == 0 else "meta")
     share_model(model, comm, rank)
-    engine = ExpertParallel(rank_memory(model.experts, comm), Recorder(CPU))
+    engine = start(model.experts, comm)
     model.attach(engine)
     engine.use(engine.build_system("x", HarMoEny(threshold=1, num_slots=1)))
     for layer in model.experts:

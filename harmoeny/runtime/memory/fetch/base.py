@@ -12,6 +12,7 @@ from harmoeny.choices import Fetch, WorkOrder
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray
 from harmoeny.plan import Plan
+from harmoeny.runtime.device import Span
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
 from harmoeny.runtime.memory.schedule import (
@@ -23,7 +24,7 @@ from harmoeny.runtime.memory.schedule import (
     make_schedule,
     replace_residents,
 )
-from harmoeny.runtime.memory.slots import Slot, SlotPool, Span, Transfer
+from harmoeny.runtime.memory.slots import Slot, SlotPool, Transfer
 from harmoeny.runtime.memory.transfer import TransferEngine
 
 #: Executes one slice of the batch with the weights given.

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from harmoeny.choices import Fetch, WorkOrder
 from harmoeny.placement import BoolArray
+from harmoeny.runtime.device import Device
 from harmoeny.runtime.memory.fetch.base import FetchStrategy, RankMemory
 from harmoeny.runtime.memory.slots import SlotPool
 
@@ -33,13 +34,13 @@ class NoFetch(FetchStrategy):
         for held in resident:
             if not held.all() or num_slots is not None:
                 raise ValueError("fetch: 'none', must go with a placement that holds every expert on every rank")
-        if memory.comm.device.type == "cpu":
+        if not Device.of(memory.comm.device).has_own_memory:
             memory = replace(memory, pool=SlotPool(memory.store, memory.comm.device))
         super().__init__(memory, resident, num_slots=num_slots, work_order=work_order)
 
     def prepare(self) -> None:
         """Let the slots hold the experts."""
-        if self.memory.comm.device.type == "cuda":
+        if Device.of(self.memory.comm.device).has_own_memory:
             super().prepare()
             return
         for layer, (slots, home) in enumerate(zip(self._slots, self._home, strict=True)):

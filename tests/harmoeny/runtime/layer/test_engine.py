@@ -13,17 +13,15 @@ from baselines.drop import Drop
 from harmoeny.choices import Fetch
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.recorder import Phase, Recorder
+from harmoeny.runtime.layer.recorder import Phase
 from tests.harmoeny.runtime.cases import (
-    CPU,
     TOLERANCE,
     RandomPlan,
     Tokens,
     expected_output,
     random_experts,
     random_tokens,
-    rank_memory,
+    start,
 )
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
@@ -35,8 +33,7 @@ def run_layers(
     layers = [random_experts(num_experts, seed=layer, **experts) for layer in range(len(tokens))]
 
     def rank_main(comm: ThreadCommunicator) -> list[Any]:
-        memory = rank_memory(layers, comm)
-        engine = ExpertParallel(memory, Recorder(CPU))
+        engine = start(layers, comm)
         system = engine.build_system("x", policy)
         for _ in range(batches):
             engine.use(system)
@@ -54,7 +51,7 @@ def run_layers(
                     error = (output.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
                     assert error <= TOLERANCE[output.dtype]
             engine.finish()
-        memory.engine.close()
+        engine.close()
         return engine.recorder.collect()
 
     return run_threads(world_size, rank_main)
@@ -131,8 +128,7 @@ def test_records_name_the_source_of_every_fetch_and_phases_follow_each_other() -
 
 def test_a_recorder_that_is_off_takes_no_marks() -> None:
     def rank_main(comm: ThreadCommunicator) -> int:
-        memory = rank_memory([random_experts(2, 0)], comm)
-        engine = ExpertParallel(memory, Recorder(CPU, enabled=False))
+        engine = start([random_experts(2, 0)], comm, record=False)
         engine.use(engine.build_system("x", HarMoEny(threshold=1)))
         t = random_tokens(0, 4, 2, 1)
         engine.recorder.begin_iteration()
@@ -145,7 +141,7 @@ def test_a_recorder_that_is_off_takes_no_marks() -> None:
 
 def test_a_layer_without_a_system_is_refused() -> None:
     def rank_main(comm: ThreadCommunicator) -> None:
-        engine = ExpertParallel(rank_memory([random_experts(2, 0)], comm), Recorder(CPU))
+        engine = start([random_experts(2, 0)], comm)
         t = random_tokens(0, 4, 2, 1)
         with pytest.raises(RuntimeError, match="no system selected"):
             engine.forward(0, t.hidden, t.ids, t.weights)

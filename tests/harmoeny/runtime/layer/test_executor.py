@@ -15,11 +15,9 @@ from baselines.static_ep import StaticEP
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.rebalance import HarMoEny
-from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.executor import LayerInput, LayerResult, PlanExecutor, find_executor
-from harmoeny.runtime.layer.recorder import Recorder
 from tests.conftest import Load
-from tests.harmoeny.runtime.cases import CPU, random_experts, random_tokens, rank_memory
+from tests.harmoeny.runtime.cases import random_experts, random_tokens, start
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
 
@@ -57,15 +55,14 @@ def test_the_runtimes_own_is_the_default_and_others_are_named_by_import_path() -
 
 def test_an_executor_of_ones_own_reads_the_options_of_its_policy() -> None:
     def rank_main(comm: ThreadCommunicator) -> None:
-        memory, tokens = rank_memory([random_experts(2, 0)], comm), random_tokens(0, 4, 2, 1)
-        engine = ExpertParallel(memory, Recorder(CPU, enabled=False))
+        engine, tokens = start([random_experts(2, 0)], comm, record=False), random_tokens(0, 4, 2, 1)
         outputs = []
         for policy in (StaticEP(), Doubled()):
             policy.validate()
             engine.use(engine.build_system("x", policy))
             outputs.append(engine.forward(0, tokens.hidden, tokens.ids, tokens.weights))
         torch.testing.assert_close(outputs[1], 2 * outputs[0])
-        memory.engine.close()
+        engine.close()
 
     run_threads(1, rank_main)
 
@@ -105,7 +102,7 @@ def test_a_run_is_refused_before_its_ranks_start(load: Load, monkeypatch: pytest
 
 def test_an_executor_whose_options_the_policy_lacks_is_refused() -> None:
     def rank_main(comm: ThreadCommunicator) -> None:
-        engine = ExpertParallel(rank_memory([random_experts(2, 0)], comm), Recorder(CPU, enabled=False))
+        engine = start([random_experts(2, 0)], comm, record=False)
         with pytest.raises(ValueError, match=r"executor: .*, must go with a policy that has source_groups"):
             engine.build_system("x", Unfit())
 
@@ -114,7 +111,7 @@ def test_an_executor_whose_options_the_policy_lacks_is_refused() -> None:
 
 def test_ranks_that_a_policy_cannot_run_on_are_refused() -> None:
     def rank_main(comm: ThreadCommunicator) -> None:
-        engine = ExpertParallel(rank_memory([random_experts(3, 0)], comm), Recorder(CPU, enabled=False))
+        engine = start([random_experts(3, 0)], comm, record=False)
         with pytest.raises(ValueError, match="world_size: 2, must be 1"):
             engine.build_system("x", OneRank())
 

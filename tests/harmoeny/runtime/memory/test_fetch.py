@@ -16,15 +16,15 @@ from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.placement import Placement
 from harmoeny.plan import Plan
-from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.device import span_s
 from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchStats, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.fetch.none import NoFetch
 from harmoeny.runtime.memory.schedule import ExpertWork
-from harmoeny.runtime.memory.slots import Slot, Transfer, span_s
+from harmoeny.runtime.memory.slots import Slot, Transfer
 from harmoeny.runtime.memory.transfer import ThreadEngine
-from tests.harmoeny.runtime.cases import CPU, RandomPlan, rank_memory
+from tests.harmoeny.runtime.cases import CPU, RandomPlan, start
 
 NUM_EXPERTS = 6
 NO_PLAN = Plan(np.zeros((1, NUM_EXPERTS, 1), np.int64), np.zeros((NUM_EXPERTS, 1), np.bool_))
@@ -84,7 +84,7 @@ def fetcher(
     held = np.zeros((NUM_EXPERTS, 1), np.bool_)
     held[list(resident)] = True
     placement = Placement(np.zeros(NUM_EXPERTS, np.int64), held)
-    memory = rank_memory(layers, Communicator(CPU), engine, ExpertCost(token_s=1e-4, fetch_s=2e-3))
+    memory = start(layers, transfers=engine, cost=ExpertCost(token_s=1e-4, fetch_s=2e-3)).memory
     strategy = make_fetcher(RandomPlan(0, fetch=fetch, num_slots=num_slots), [placement] * num_layers, memory)
     strategy.prepare()
     return strategy
@@ -223,9 +223,9 @@ def test_a_load_that_fails_is_raised_where_it_is_waited_for() -> None:
 
 
 def test_no_fetch_needs_all_experts_resident() -> None:
-    memory = rank_memory([marked_experts()], Communicator(CPU))
+    engine = start([marked_experts()])
     held = np.ones(NUM_EXPERTS, np.bool_)
     held[2] = False
     with pytest.raises(ValueError, match="fetch: 'none'"):
-        NoFetch(memory, [held])
-    memory.engine.close()
+        NoFetch(engine.memory, [held])
+    engine.close()

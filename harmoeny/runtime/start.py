@@ -1,0 +1,60 @@
+"""Starts the runtime on one rank: puts together everything that MoE layers are executed with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from harmoeny.cost import ExpertCost
+from harmoeny.hardware import Hardware
+from harmoeny.runtime.calibrate import measure_expert_cost
+from harmoeny.runtime.device import Device
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
+from harmoeny.runtime.memory.fetch.base import RankMemory
+from harmoeny.runtime.memory.slots import SlotPool
+from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
+
+
+def start_rank(
+    layers: Sequence[LayerExperts],
+    comm: Communicator,
+    hardware: Hardware | None = None,
+    *,
+    cost: ExpertCost | None = None,
+    transfers: TransferEngine | None = None,
+    record: bool = True,
+) -> ExpertParallel:
+    """Start the runtime on this rank; all ranks do it together. :meth:`ExpertParallel.close` undoes it.
+
+    Args:
+        layers: the experts of every MoE layer, in order of execution; where the device has memory of its own, their
+            weights are pinned in place.
+        comm: the ranks.
+        hardware: its host link, and its calibration if it has one; None: this machine, unmeasured.
+        cost: what an expert costs; None: as the hardware's calibration says, else measured now.
+        transfers: copies weights into slots; shared with others, so whoever made it closes it. None: one of its own.
+        record: take phase times.
+    """
+    hardware = hardware or Hardware()
+    device = comm.device
+    with ExitStack() as resources:
+        if transfers is None:
+            transfers = make_engine(device, hardware)
+            resources.callback(transfers.close)
+        store = ExpertStore(layers, pin=Device.of(device).has_own_memory)
+        if cost is None:
+            cost = _calibrated_cost(layers[0], hardware) or measure_expert_cost(layers[0], comm, transfers)
+        memory = RankMemory(store, SlotPool(store, device), transfers, comm, cost)
+        return ExpertParallel(memory, Recorder(device, enabled=record), resources.pop_all())
+
+
+def _calibrated_cost(experts: LayerExperts, hardware: Hardware) -> ExpertCost | None:
+    sample = next(iter(experts.weights.values()))
+    return hardware.expert_cost(
+        expert_bytes=experts.expert_bytes,
+        flops_per_token=experts.flops_per_token,
+        token_bytes=experts.hidden_size * sample.element_size(),
+    )
