@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.files import atomic_path
 from harmoeny.placement import IntArray
 from harmoeny.runtime.layer.recorder import PHASES, LayerTimes
 
@@ -160,9 +158,3 @@ def routing_frame(batches: Sequence[IntArray], stacks: Sequence[int]) -> pd.Data
             for layer, stack in enumerate(stacks)
         ]
     )
-
-
-def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table under a temporary name and rename it."""
-    with atomic_path(path) as temporary:
-        frame.to_parquet(temporary, index=False)
