@@ -54,7 +54,7 @@ def predict(point: Point) -> pd.DataFrame:
             rows.append(
                 {
                     "system": system,
-                    "batch_size": num_sequences // point["world_size"],
+                    "batch_size": num_sequences // point.options.world_size,
                     "throughput_sequences_per_s": num_sequences / latency_s,
                     "ttft_ms_per_sequence": latency_s / num_sequences * 1e3,
                     "mean_idle_ms": idle_s[str(system)] * 1e3,

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.compose.checks import load_point
+from experiments.compose.load import load_point
 from experiments.compose.schema import register_options
 from experiments.point.point import Point
 from tests.smoke import SmokeRun, run_smoke

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from experiments.compose.checks import load_point
 from experiments.compose.help import CONF
+from experiments.compose.load import load_point
 from experiments.compose.schema import register_components
 from experiments.point.options import Options
 from experiments.point.point import Point

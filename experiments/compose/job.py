@@ -7,18 +7,16 @@ from typing import NoReturn
 
 from omegaconf import DictConfig
 
-from experiments.compose.checks import load_point
+from experiments.compose.backends import backend_of
+from experiments.compose.load import load_point
 from experiments.console import say, tidy_terminal
 from experiments.launch.environment import is_main_rank, joined_world_size
 from experiments.launch.joined import run_joined
-from experiments.launch.local import InterruptedRun, RanksError, launch
-from experiments.measure.check import CheckError
+from experiments.launch.local import InterruptedRun
 from experiments.point.point import Point
-from experiments.results.manifest import forget_unfinished, is_done, mark_failed, new_manifest, write_manifest
+from experiments.results.run_folder import RunError, RunFolder, is_done
 from experiments.results.sweep import point_title
 from experiments.routers.base import SkippedPoint
-from experiments.simulator.backend import run_simulated
-from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.text.prepare import prepare_point
 from experiments.text.tokens import TokenFile
 
@@ -41,7 +39,7 @@ def run_point(config: DictConfig) -> str | None:
         return None
     except ValueError as error:
         fail(error, 2)
-    except (RanksError, CheckError, OutOfMemoryError) as error:
+    except RunError as error:
         fail(error, 1)
     except InterruptedRun as error:
         leave_interrupted(error.signal)
@@ -52,38 +50,28 @@ def run_point(config: DictConfig) -> str | None:
 
 
 def _run(point: Point) -> bool:
+    """Run a point unless it is done; tell whether it was run."""
     if joined_world_size() is not None:
-        return run_joined(point, point.folder)
+        return run_joined(point)
     if is_done(point):
         return False
-    simulated = point["backend"] == "simulator"
-    tokens = None
-    if point.reads_text:
-        tokens = prepare_point(point)
-        tokens.check(point["seq_len"])
-    point.folder.mkdir(parents=True, exist_ok=True)
-    forget_unfinished(point.folder)
-    write_manifest(point.folder, new_manifest(point))
+    tokens = prepare_point(point) if point.reads_text else None
+    folder = RunFolder(point.folder)
+    folder.begin(point)
     try:
-        if simulated:
-            _simulate(point, tokens)
-        else:
-            assert tokens is not None, "real ranks read text"
-            launch(point, tokens, point.folder)
-    except (RanksError, InterruptedRun, OutOfMemoryError) as error:
+        _run_on_backend(point, tokens, folder)
+    except (RunError, InterruptedRun) as error:
         tidy_terminal()
-        mark_failed(point.folder, str(error))
+        folder.fail(str(error))
         raise
     return True
 
 
-def _simulate(point: Point, tokens: TokenFile | None) -> None:
+def _run_on_backend(point: Point, tokens: TokenFile | None, folder: RunFolder) -> None:
     try:
-        out_of_memory = run_simulated(point, tokens, point.folder)
+        backend_of(point).run(point, tokens, folder)
     except KeyboardInterrupt as error:
         raise InterruptedRun(signal.SIGINT) from error
-    for name, reason in out_of_memory.items():
-        say(f"{point_title(point.run_id)}: {name} does not fit: {reason}")
 
 
 def fail(error: object, status: int) -> NoReturn:

@@ -20,7 +20,7 @@ from experiments.compose.submitted import load_swept_point
 from experiments.console import say
 from experiments.launch.environment import adopt_slurm_step
 from experiments.point.point import Point
-from experiments.results.manifest import forget_unfinished, is_done, read_manifest
+from experiments.results.run_folder import RunFolder, is_done
 from experiments.results.sweep import SWEEP_DIR_VARIABLE, point_title
 from results_schema.atomic import atomic_path
 
@@ -68,7 +68,7 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
         for num, overrides in enumerate(job_overrides, initial_job_idx):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             point = load_swept_point(config)
-            jobs.setdefault(point.run_id, _Job(point, [*overrides, f"device={point['device']}"], num))
+            jobs.setdefault(point.run_id, _Job(point, [*overrides, f"device={point.options.device}"], num))
         todo = [job for job in jobs.values() if not _is_complete(job.point)]
         queued = _queue() if todo else set()
         missing = [job for job in todo if _submitted_as(job.point) not in queued]
@@ -91,10 +91,8 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
             slurm_max_num_timeout=parameters.pop("slurm_max_num_timeout"),
         )
         for job in jobs:
-            job.point.folder.mkdir(parents=True, exist_ok=True)
             if not is_done(job.point):  # else the task has only the summary to write
-                forget_unfinished(job.point.folder)
-                (job.point.folder / "manifest.json").unlink(missing_ok=True)
+                RunFolder(job.point.folder).forget()
         try:
             executor.update_parameters(**parameters)
             tasks = executor.map_array(
@@ -188,7 +186,7 @@ def _has_failed(point: Point) -> bool:
         if _is_complete(point):
             say(f"{point_title(point.run_id)}: finished")
             return False
-        manifest = read_manifest(point.folder)
+        manifest = RunFolder(point.folder).manifest
         if manifest.get("status") == "failed":
             reason = manifest["error"]
             break

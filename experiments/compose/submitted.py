@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, open_dict
 
-from experiments.compose.checks import load_point
+from experiments.compose.load import load_point
 from experiments.launch.environment import joined_world_size
 from experiments.point.point import Point
 
@@ -35,7 +35,7 @@ def load_swept_point(config: DictConfig) -> Point:
         with open_dict(config):
             config.device = "cuda" if _asks_for_gpus(config.hydra.launcher) else "cpu"
     point = load_point(config, here=False)
-    if point["backend"] == "ranks":
+    if not point.simulated:
         _check_room(point, config.hydra.launcher)
     return point
 
@@ -45,7 +45,7 @@ def _asks_for_gpus(launcher: DictConfig) -> bool:
 
 
 def _check_room(point: Point, launcher: DictConfig) -> None:
-    world_size, tasks = point["world_size"], launcher.nodes * launcher.tasks_per_node
+    world_size, tasks = point.options.world_size, launcher.nodes * launcher.tasks_per_node
     if tasks > 1 and world_size != tasks:
         raise ValueError(
             f"world_size: {world_size}, must be {tasks}, the ranks that SLURM starts "

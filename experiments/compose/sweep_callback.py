@@ -28,7 +28,7 @@ from experiments.console import say
 from experiments.launch.environment import is_main_rank
 from experiments.point.point import Point
 from experiments.registry import discover
-from experiments.results.manifest import is_done
+from experiments.results.run_folder import is_done
 from experiments.results.sweep import SWEEP_DIR_VARIABLE
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
@@ -116,15 +116,15 @@ def _check_texts(points: Sequence[Point]) -> None:
     """Refuse a point whose sequences are longer than its text, before an earlier point has run for hours."""
     for point in points:
         if point.reads_text and not is_done(point):
-            prepare_point(point).check(point["seq_len"])
+            prepare_point(point)
 
 
 def _write_sweep(points: Sequence[tuple[Point, dict[str, Any]]], axes: Sequence[str]) -> None:
     run_ids = [point.run_id for point, _ in points]
     sweep_id = hashlib.sha256(json.dumps([axes, run_ids]).encode()).hexdigest()[:8]
     first = points[0][0]
-    experiment = first["experiment"]
-    folder = Path(first["results_dir"]) / experiment / "sweeps" / sweep_id
+    experiment = first.options.experiment
+    folder = Path(first.options.results_dir) / experiment / "sweeps" / sweep_id
     os.environ[SWEEP_DIR_VARIABLE] = str(folder)
     if not is_main_rank():
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from pathlib import Path
 
 import torch.distributed as dist
 
@@ -13,11 +12,11 @@ from experiments.launch.environment import choose_gloo_interface, is_main_rank
 from experiments.launch.local import RanksError
 from experiments.launch.rank import is_peer_lost, join, run_rank
 from experiments.point.point import Point
-from experiments.results.manifest import forget_unfinished, is_done, mark_failed
+from experiments.results.run_folder import RunFolder, is_done
 from experiments.text.prepare import prepare_point
 
 
-def run_joined(point: Point, folder: Path) -> bool:
+def run_joined(point: Point) -> bool:
     """Run a point as this process's rank, together with all others.
 
     Returns:
@@ -29,36 +28,35 @@ def run_joined(point: Point, folder: Path) -> bool:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C has to end a rank that waits in a collective, too
     choose_gloo_interface()
+    folder = RunFolder(point.folder)
     try:
         return _run(point, folder)
     except RuntimeError as error:
-        if point["world_size"] == 1 or not is_peer_lost(error):
+        if point.options.world_size == 1 or not is_peer_lost(error):
             raise
         reason = _reason(error, point)
         if is_main_rank():
-            mark_failed(folder, reason)
+            folder.fail(reason)
         raise RanksError(reason) from error
 
 
-def _run(point: Point, folder: Path) -> bool:
+def _run(point: Point, folder: RunFolder) -> bool:
     join(point)
     if _agree(is_done(point), point):
         return False
     if is_main_rank():
-        forget_unfinished(folder)
+        folder.begin(point)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         prepare_point(point)
-    if point["world_size"] > 1:
+    if point.options.world_size > 1:
         dist.barrier()
-    tokens = prepare_point(point)
-    tokens.check(point["seq_len"])
-    run_rank(point, tokens, folder)
+    run_rank(point, prepare_point(point), folder)
     return True
 
 
 def _agree(answer: bool, point: Point) -> bool:
     """Give all ranks rank 0's answer: a shared file system may show the others an older state."""
-    if point["world_size"] == 1:
+    if point.options.world_size == 1:
         return answer
     answers = [answer]
     dist.broadcast_object_list(answers, src=0)
@@ -69,5 +67,5 @@ def _reason(error: RuntimeError, point: Point) -> str:
     first_line = str(error).strip().partition("\n")[0]
     return (
         f"rank {os.environ['RANK']} on {socket.gethostname()} (pid {os.getpid()}) lost another rank, "
-        f"which failed or cannot be reached (timeout_s is {point['timeout_s']}): {first_line}"
+        f"which failed or cannot be reached (timeout_s is {point.options.timeout_s}): {first_line}"
     )

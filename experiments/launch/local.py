@@ -19,17 +19,17 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import elastic_launch
 
-from experiments.compose.checks import load_point
 from experiments.launch.host import host_config, stay_on_this_host
 from experiments.launch.rank import run_rank
 from experiments.point.point import Point
+from experiments.results.run_folder import RunError, RunFolder
 from experiments.text.tokens import TokenFile
 
 #: What torchelastic answers with an exception while ranks run.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-class RanksError(RuntimeError):
+class RanksError(RunError):
     """A rank ended in error; the message is the first cause."""
 
 
@@ -45,7 +45,7 @@ class InterruptedRun(Exception):  # noqa: N818  (no error: somebody wanted it)
         self.signal = number
 
 
-def launch(point: Point, tokens: TokenFile, folder: Path) -> None:
+def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
     """Run a point on ``world_size`` new processes and wait for them.
 
     Rank 0 keeps this process's output, the others write to ``logs`` in the run's folder.
@@ -53,22 +53,23 @@ def launch(point: Point, tokens: TokenFile, folder: Path) -> None:
     Args:
         point: what to run.
         tokens: its text.
-        folder: where rank 0 writes the results.
+        folder: where rank 0 writes the results; the run has begun.
 
     Raises:
         RanksError: a rank failed; all others were stopped.
         InterruptedRun: this process was told to stop; all ranks were stopped.
     """
-    shutil.rmtree(folder / "logs", ignore_errors=True)
-    quiet = dict.fromkeys(range(1, point["world_size"]), Std.ALL)
-    logs = DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=quiet)
-    config = host_config(point["world_size"], point.device_type, "ranks", "experiments.launch.preload", logs)
+    logs_folder = folder.path / "logs"
+    shutil.rmtree(logs_folder, ignore_errors=True)
+    quiet = dict.fromkeys(range(1, point.options.world_size), Std.ALL)
+    logs = DefaultLogsSpecs(log_dir=str(logs_folder), redirects=quiet)
+    config = host_config(point.options.world_size, point.device_type, "ranks", "experiments.launch.preload", logs)
     try:
         with _signal_handlers_kept():
             _silence_torchelastic()
-            elastic_launch(config, _entry)(point.values, tokens, str(folder))
+            elastic_launch(config, _entry)(point, tokens, folder)
     except ChildFailedError as error:
-        raise RanksError(_first_cause(error, folder)) from error
+        raise RanksError(_first_cause(error, logs_folder)) from error
     except SignalException as error:
         raise InterruptedRun(error.sigval) from error
 
@@ -92,12 +93,12 @@ def _silence_torchelastic() -> None:
 
 
 @record
-def _entry(values: dict[str, Any], tokens: TokenFile, folder: str) -> None:
+def _entry(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
     # Ctrl-C reaches the whole process group: a rank just goes, even from inside a collective, and the launcher talks.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     stay_on_this_host()
-    run_rank(load_point(values), tokens, Path(folder))
+    run_rank(point, tokens, folder)
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.stdout.flush()
@@ -111,15 +112,15 @@ def _end_with_launcher() -> None:
     os._exit(1)
 
 
-def _first_cause(error: ChildFailedError, folder: Path) -> str:
+def _first_cause(error: ChildFailedError, logs_folder: Path) -> str:
     rank, failure = error.get_first_failure()
     message: Any = failure.message  # declared as text, but a dict where the rank wrote an error file
-    see = f"logs in {folder / 'logs'}"
+    see = f"logs in {logs_folder}"
     if failure.exitcode < 0:
         reason = f"was killed by {signal.Signals(-failure.exitcode).name}"
     elif isinstance(message, dict):
         reason = "failed: " + " ".join(message["message"].split())
-        trace = folder / "logs" / "traceback.txt"
+        trace = logs_folder / "traceback.txt"
         trace.write_text(message["extraInfo"]["py_callstack"], encoding="utf-8")
         see = f"see {trace}"
     else:

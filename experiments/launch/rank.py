@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import yaml
 
 from experiments.console import PointProgress
 from experiments.launch.environment import num_threads
@@ -29,10 +27,10 @@ from experiments.results.layer_rows import (
     iteration_frame,
     layer_frame,
     routing_frame,
-    write_parquet,
 )
-from experiments.results.manifest import device_name, new_manifest, now, options_of, write_manifest
+from experiments.results.manifest import device_name, model_fields, options_of
 from experiments.results.request_rows import decode_frame, request_frame
+from experiments.results.run_folder import RunFolder
 from experiments.routers.base import CALIBRATION_BATCH
 from experiments.text.tokens import TokenFile
 from harmoeny.models.base import MoEModel
@@ -42,7 +40,6 @@ from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.sharing import share_model
 from harmoeny.runtime.start import start_rank
 from harmoeny.trace import RoutingTrace
-from results_schema.atomic import write_text
 
 #: How long a rank that lost a peer waits before it reports that, so that the launcher sees the peer's own end first.
 _PEER_LOST_DELAY_S = 1.5
@@ -51,21 +48,21 @@ _PEER_LOST_DELAY_S = 1.5
 def join(point: Point) -> torch.device:
     """Set this process up as a rank: threads, device and, for several ranks, the process group (once per process)."""
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", point["world_size"]))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", point.options.world_size))
     device = choose_device(point.device_type, local_rank)
     if device.type == "cpu":
         torch.set_num_threads(num_threads(local_world_size))
-    if point["world_size"] > 1 and not dist.is_initialized():
+    if point.options.world_size > 1 and not dist.is_initialized():
         dist.init_process_group(
             Device.of(device).process_group,
             rank=rank,
-            world_size=point["world_size"],
-            timeout=timedelta(seconds=point["timeout_s"]),
+            world_size=point.options.world_size,
+            timeout=timedelta(seconds=point.options.timeout_s),
         )
     return device
 
 
-def run_rank(point: Point, tokens: TokenFile, folder: Path) -> None:
+def run_rank(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
     """Measure a point as one of its ranks; rank 0 writes the results.
 
     Raises:
@@ -76,7 +73,7 @@ def run_rank(point: Point, tokens: TokenFile, folder: Path) -> None:
         with torch.inference_mode():
             _run(point, tokens, folder, device)
     except (dist.DistError, RuntimeError) as error:
-        if point["world_size"] > 1 and is_peer_lost(error):
+        if point.options.world_size > 1 and is_peer_lost(error):
             time.sleep(_PEER_LOST_DELAY_S)
         raise
 
@@ -89,14 +86,13 @@ def is_peer_lost(error: BaseException) -> bool:
     return any(sign in text for sign in ("connection closed by peer", "connection reset", "gloo", "nccl"))
 
 
-def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) -> None:
+def _run(point: Point, tokens: TokenFile, folder: RunFolder, device: torch.device) -> None:
     comm = Communicator(device)
-    manifest = new_manifest(point) | _environment(point, comm, tokens)
+    environment = _environment(point, comm, tokens)
     if comm.rank == 0:
-        write_manifest(folder, manifest)
-        write_text(folder / "config.yaml", yaml.safe_dump(point.values, sort_keys=False))
+        folder.describe(environment)
 
-    total = len(point.systems) * (point["rounds"] + point["warmup_rounds"] + 1) + num_steps(point)
+    total = len(point.systems) * (point.options.rounds + point.options.warmup_rounds + 1) + num_steps(point)
     with PointProgress(point.run_id, total, enabled=comm.rank == 0) as progress:
         progress.step("building the model")
         model = build_model(point, comm)
@@ -105,18 +101,11 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
         model.attach(engine)
 
         progress.step("preparing the systems")
-        batches = [make_batch(point, model, tokens, i, comm.rank, device) for i in range(point["rounds"])]
+        batches = [make_batch(point, model, tokens, i, comm.rank, device) for i in range(point.options.rounds)]
         systems = [
             engine.build_system(name, _fit(policy.calibrated(cost), point, model, tokens, comm))
             for name, policy in point.systems.items()
         ]
-        for system in systems:
-            manifest["systems"][system.name] |= {
-                "options": options_of(point, system.name, system.policy),
-                "device_expert_bytes": system.fetcher.device_bytes,
-                "fit": system.policy.fit_report(),
-            }
-
         checks = {}
         for system in systems:
             progress.step(f"checking {system.name}")
@@ -128,42 +117,55 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
             engine,
             systems,
             batches,
-            warmup_rounds=point["warmup_rounds"],
+            warmup_rounds=point.options.warmup_rounds,
             clock_offset_s=offset_s,
             progress=progress,
         )
         extra = measure_phases(point, model, engine, systems, batches, offset_s, progress)
         for name, more in extra.checks.items():
             checks[name] = checks[name] | more
-    manifest |= {
+    fields = {
         "scope": model.scope,
-        "model": {
-            "name": point.model.name,
-            "num_moe_layers": len(model.experts),
-            "num_experts": model.num_experts,
-            "top_k": model.top_k,
-            "expert_bytes": model.experts[0].expert_bytes,
-            "store_bytes": engine.memory.store.nbytes,
-        },
+        "model": model_fields(
+            point,
+            num_moe_layers=len(model.experts),
+            num_experts=model.num_experts,
+            top_k=model.top_k,
+            expert_bytes=model.experts[0].expert_bytes,
+            store_bytes=engine.memory.store.nbytes,
+        ),
         "calibration": vars(cost),
         "checks": checks,
     }
-    if point["trace"]["record"] is not None:
-        record_routing(point, model, [batch.expert_ids for batch in batches], comm)
+    record_routing(point, model, [batch.expert_ids for batch in batches], comm)
     own = [expert_counts([ids.cpu().numpy() for ids in batch.expert_ids], model.num_experts) for batch in batches]
     routed = [np.sum(ranks, axis=0) for ranks in zip(*on_rank_0(own, comm), strict=True)]
     everyone = [it for rank in on_rank_0(iterations, comm) for it in rank]
     served = [request for rank in on_rank_0(extra.served, comm) for request in rank]
     decoded = [batch for rank in on_rank_0(extra.decoded, comm) for batch in rank]
     if comm.rank == 0:
-        platform = Platform(manifest["backend"], manifest["device"], engine.memory.engine.link)
-        write_parquet(layer_frame(everyone, platform), folder / "layers.parquet")
-        write_parquet(iteration_frame(everyone, platform, model.scope), folder / "iterations.parquet")
-        write_parquet(routing_frame(routed, model.stacks), folder / "routing.parquet")
-        write_parquet(request_frame(everyone, served, platform), folder / "requests.parquet")
-        if decoded:
-            write_parquet(decode_frame(decoded, platform), folder / "decode.parquet")
-        write_manifest(folder, manifest | {"status": "finished", "ended_at": now()})
+        platform = Platform(environment["backend"], environment["device"], engine.memory.engine.link)
+        folder.write_tables(
+            {
+                "layers": layer_frame(everyone, platform),
+                "iterations": iteration_frame(everyone, platform, model.scope),
+                "routing": routing_frame(routed, model.stacks),
+                "requests": request_frame(everyone, served, platform),
+                **({"decode": decode_frame(decoded, platform)} if decoded else {}),
+            }
+        )
+        folder.describe(
+            fields,
+            {
+                system.name: {
+                    "options": options_of(point, system.name, system.policy),
+                    "device_expert_bytes": system.fetcher.device_bytes,
+                    "fit": system.policy.fit_report(),
+                }
+                for system in systems
+            },
+        )
+        folder.finish()
     engine.close()
     comm.barrier()
 
@@ -171,7 +173,7 @@ def _run(point: Point, tokens: TokenFile, folder: Path, device: torch.device) ->
 def build_model(point: Point, comm: Communicator) -> MoEModel:
     """Build the model once per host and share its weights; all ranks call it together."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    model = point.model.build(point["seed"], "cpu" if local_rank == 0 or comm.world_size == 1 else "meta")
+    model = point.model.build(point.options.seed, "cpu" if local_rank == 0 or comm.world_size == 1 else "meta")
     share_model(model, comm, local_rank)
     return model
 
@@ -206,7 +208,7 @@ def _fit(policy: Policy, point: Point, model: MoEModel, tokens: TokenFile, comm:
 
 def _environment(point: Point, comm: Communicator, tokens: TokenFile) -> dict[str, Any]:
     fresh = tokens.fresh_batches(
-        sequences_per_batch=point["world_size"] * point["batch_size"], seq_len=point["seq_len"]
+        sequences_per_batch=point.options.world_size * point.options.batch_size, seq_len=point.options.seq_len
     )
     return {
         "backend": Device.of(comm.device).process_group,
@@ -216,6 +218,6 @@ def _environment(point: Point, comm: Communicator, tokens: TokenFile) -> dict[st
             "name": point.dataset.name,
             "num_tokens": tokens.num_tokens,
             "sha256": tokens.sha256,
-            "repeats_text": fresh < point["rounds"],
+            "repeats_text": fresh < point.options.rounds,
         },
     }

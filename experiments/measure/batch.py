@@ -29,10 +29,10 @@ class Batch:
 
 def make_batch(point: Point, model: MoEModel, tokens: TokenFile, index: int, rank: int, device: torch.device) -> Batch:
     """Read a batch and decide its routing, so that every system gets the same of both."""
-    batch_size, seq_len = point["batch_size"], point["seq_len"]
-    text_index = index if index < CALIBRATION_BATCH else point["rounds"] + index - CALIBRATION_BATCH
+    batch_size, seq_len = point.options.batch_size, point.options.seq_len
+    text_index = index if index < CALIBRATION_BATCH else point.options.rounds + index - CALIBRATION_BATCH
     ids = tokens.batch(
-        index=text_index, rank=rank, world_size=point["world_size"], batch_size=batch_size, seq_len=seq_len
+        index=text_index, rank=rank, world_size=point.options.world_size, batch_size=batch_size, seq_len=seq_len
     )
     input_ids = torch.from_numpy(ids).to(device)
     if point.router.from_model:
@@ -41,7 +41,7 @@ def make_batch(point: Point, model: MoEModel, tokens: TokenFile, index: int, ran
         return Batch(input_ids, model.context.tape.recorded)
     requests = [
         RoutingRequest(
-            num_tokens, model.num_experts, model.top_k, index, layer, rank, point["seed"], point["world_size"]
+            num_tokens, model.num_experts, model.top_k, index, layer, rank, point.options.seed, point.options.world_size
         )
         for layer, num_tokens in enumerate(model.layer_tokens(batch_size, seq_len))
     ]

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from experiments.measure.peak_memory import with_peak_bytes
+from experiments.results.run_folder import RunError
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.system import System
@@ -18,7 +19,7 @@ from harmoeny.runtime.layer.system import System
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
-class CheckError(RuntimeError):
+class CheckError(RunError):
     """A system's output is not what the dense model computes."""
 
 

@@ -73,7 +73,7 @@ def make_decode_batch(point: Point, model: MoEModel, prompt: Batch, index: int, 
     try:
         model.context.tape.pin(prompt.expert_ids)
         logits, cache = model.prefill(prompt.input_ids)
-        for step in range(point["decode_tokens"]):
+        for step in range(point.options.decode_tokens):
             tokens.append(logits.argmax(dim=-1))
             pinned = None if point.router.from_model else _assigned(point, model, prompt, index, rank, step)
             model.context.tape.pin(pinned)
@@ -89,7 +89,7 @@ def _assigned(point: Point, model: MoEModel, prompt: Batch, index: int, rank: in
     requests = [
         RoutingRequest(
             len(prompt.input_ids), model.num_experts, model.top_k, index, (step + 1) * layers + layer, rank,
-            point["seed"], point["world_size"],
+            point.options.seed, point.options.world_size,
         )
         for layer in range(layers)
     ]  # fmt: skip

@@ -33,8 +33,8 @@ class Extra:
 
 def num_steps(point: Point) -> int:
     """Return how often the phases tell of their progress."""
-    phases = int(point.requests.open_loop) + int(point["decode_tokens"] > 0)
-    return phases * len(point.systems) * int(point["rounds"])
+    phases = int(point.options.requests.open_loop) + int(point.options.decode_tokens > 0)
+    return phases * len(point.systems) * point.options.rounds
 
 
 def measure_phases(
@@ -49,11 +49,11 @@ def measure_phases(
     """Measure what the point asks for; all ranks together, all systems interleaved on the same requests."""
     extra = Extra()
     shared: dict[str, Any] = {"clock_offset_s": clock_offset_s, "progress": progress}
-    if point.requests.open_loop:
-        default = 2 * point["world_size"] * point["batch_size"]
-        arrivals_s = [point.requests.times(point["seed"], i, default) for i in range(len(batches))]
+    if point.options.requests.open_loop:
+        default = 2 * point.options.world_size * point.options.batch_size
+        arrivals_s = [point.options.requests.times(point.options.seed, i, default) for i in range(len(batches))]
         extra.served.extend(serve_rounds(model, engine, systems, batches, arrivals_s, **shared))
-    if point["decode_tokens"]:
+    if point.options.decode_tokens:
         progress.step("decoding with the dense model")
         rank = engine.comm.rank
         prompts: list[DecodeBatch] = [make_decode_batch(point, model, b, i, rank) for i, b in enumerate(batches)]

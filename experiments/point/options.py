@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from experiments.point.request_options import RequestOptions
 
@@ -28,7 +29,10 @@ class TraceOptions:
 
 @dataclass
 class Options:
-    """Schema of the configuration; conf/config.yaml holds the values and says what they mean."""
+    """Schema of the configuration; conf/config.yaml holds the values and says what they mean.
+
+    Components (``model`` to ``systems``) are configuration nodes here; a point has what was built of them.
+    """
 
     experiment: str = MISSING
     tag: str = MISSING
@@ -52,3 +56,12 @@ class Options:
     simulator: Any = MISSING
     systems: dict[str, Any] = field(default_factory=dict)
     wandb: WandbOptions = field(default_factory=WandbOptions)
+
+
+def make_options(values: Mapping[str, Any]) -> Options:
+    """Return resolved values as typed options.
+
+    Raises:
+        OmegaConfBaseException: a field that is not known, or a value of another type.
+    """
+    return cast(Options, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), values)))

@@ -1,10 +1,10 @@
-"""The configuration of one point: its schema for Hydra, and its checked form that everything else works with."""
+"""One point of an experiment in its checked form, which everything that runs it works with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from experiments.datasets.base import Dataset
-from experiments.point.request_options import RequestOptions
+from experiments.point.options import Options
 from experiments.point.simulator_options import SimulatorOptions
 from experiments.routers.base import Router
 from harmoeny.hardware import Hardware
@@ -27,10 +27,11 @@ _SIMULATOR_ONLY = ("backend", "simulator")
 
 @dataclass(frozen=True)
 class Point:
-    """One point of an experiment, checked and ready to run.
+    """One point of an experiment, checked and ready to run; it pickles, so that ranks get it as it is.
 
     Attributes:
-        values: the resolved configuration as plain data.
+        options: the typed configuration.
+        simulated: whether the backend predicts for the hardware that is described, and needs no ranks.
         model: builds the model.
         dataset: gives the text.
         router: decides where tokens go.
@@ -39,7 +40,8 @@ class Point:
         systems: policies by name, in the order of the configuration.
     """
 
-    values: dict[str, Any]
+    options: Options
+    simulated: bool
     model: ModelConfig
     dataset: Dataset
     router: Router
@@ -47,33 +49,29 @@ class Point:
     simulator: SimulatorOptions
     systems: dict[str, Policy]
 
-    def __getitem__(self, name: str) -> Any:
-        """Return a top-level value of the configuration."""
-        return self.values[name]
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration as plain data: what ``config.yaml`` holds and the run's identity is made of."""
+        return asdict(self.options)
 
     @property
     def device_type(self) -> str:
         """``cpu`` or ``cuda``."""
-        if self["device"] != "auto":
-            return str(self["device"])
+        if self.options.device != "auto":
+            return self.options.device
         return "cuda" if torch.cuda.is_available() else "cpu"
-
-    @property
-    def requests(self) -> RequestOptions:
-        """How requests come in."""
-        return RequestOptions(**self["requests"])
 
     @property
     def reads_text(self) -> bool:
         """Whether anybody asks for the data set's tokens: a simulation does only for the model's own routing."""
-        return self["backend"] == "ranks" or self.router.from_model
+        return not self.simulated or self.router.from_model
 
     @property
     def num_tokens(self) -> int:
         """Tokens that all ranks read: those of the measured batches, then those of batches to learn from."""
         learned = max((policy.calibration_batches for policy in self.systems.values()), default=0)
-        batches = int(self["rounds"]) + learned
-        return batches * int(self["world_size"]) * int(self["batch_size"]) * int(self["seq_len"])
+        o = self.options
+        return (o.rounds + learned) * o.world_size * o.batch_size * o.seq_len
 
     @cached_property
     def run_id(self) -> str:
@@ -81,11 +79,11 @@ class Point:
 
         The data set counts by its text, wherever that lies.
         """
-        identity = {k: v for k, v in self.values.items() if k not in _NOT_IDENTITY}
+        identity = {k: v for k, v in self.config.items() if k not in _NOT_IDENTITY}
         identity |= {"device": self.device_type, "dataset": [self.dataset.name, self.dataset.fingerprint()]}
         if routing := self.router.fingerprint():
             identity["routing"] = routing
-        if self["backend"] == "ranks":
+        if not self.simulated:
             identity = {k: v for k, v in identity.items() if k not in _SIMULATOR_ONLY}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         labels = [
@@ -93,16 +91,16 @@ class Point:
             for k, v in self.labels().items()
             if k not in ("router", "router.path", "router.optional") and v is not None and v is not False
         ]
-        simulated = [f"on-{self.hardware.name}"] if self["backend"] == "simulator" else []
-        parts = [*simulated, self.router.name, *labels, self["tag"], digest]
+        simulated = [f"on-{self.hardware.name}"] if self.simulated else []
+        parts = [*simulated, self.router.name, *labels, self.options.tag, digest]
         return "-".join(str(part) for part in parts if part)
 
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        return Path(str(self["results_dir"]), str(self["experiment"]), self.run_id)
+        return Path(self.options.results_dir, self.options.experiment, self.run_id)
 
     def labels(self) -> dict[str, Any]:
         """Return what tells this point from its neighbours: the router and its options."""
-        options = {f"router.{k}": v for k, v in self["router"].items() if k != "_target_"}
+        options = {f"router.{k}": v for k, v in self.options.router.items() if k != "_target_"}
         return {"router": self.router.name, **options}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import pandas as pd
 
 from harmoeny.placement import IntArray
 from harmoeny.runtime.layer.recorder import PHASES, LayerTimes
-from results_schema.atomic import atomic_path
 
 
 @dataclass(frozen=True)
@@ -160,9 +158,3 @@ def routing_frame(batches: Sequence[IntArray], stacks: Sequence[int]) -> pd.Data
             for layer, stack in enumerate(stacks)
         ]
     )
-
-
-def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table under a temporary name and rename it."""
-    with atomic_path(path) as temporary:
-        frame.to_parquet(temporary, index=False)

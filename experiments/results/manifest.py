@@ -1,8 +1,7 @@
-"""manifest.json: what ran, where, on what, and whether it came to its end."""
+"""What a run's manifest says: what ran, where and on what. The run's folder (run_folder.py) writes it."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import socket
@@ -16,7 +15,6 @@ import torch
 
 from experiments.point.point import Point
 from harmoeny.policy import Policy
-from results_schema.atomic import write_text
 
 _PACKAGES = ("torch", "transformers", "numpy", "numba", "pandas", "hydra-core", "tokenizers", "deepspeed")
 
@@ -25,15 +23,15 @@ def new_manifest(point: Point) -> dict[str, Any]:
     """Describe a run that starts now."""
     return {
         "run_id": point.run_id,
-        "experiment": point["experiment"],
+        "experiment": point.options.experiment,
         "status": "running",
         "started_at": now(),
         "ended_at": None,
         "git": _git(),
         "packages": _packages(),
         "host": _host(),
-        "seed": point["seed"],
-        "world_size": point["world_size"],
+        "seed": point.options.seed,
+        "world_size": point.options.world_size,
         "point": point.labels(),
         "systems": {
             name: {
@@ -51,48 +49,30 @@ def new_manifest(point: Point) -> dict[str, Any]:
 
 def options_of(point: Point, name: str, policy: Policy) -> dict[str, Any]:
     """Return the values of a system's configured options, with what calibration filled in."""
-    return {option: getattr(policy, option) for option in point["systems"][name] if not option.startswith("_")}
+    return {option: getattr(policy, option) for option in point.options.systems[name] if not option.startswith("_")}
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest in one step, so that a reader sees the old one or the new one."""
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+def model_fields(
+    point: Point, *, num_moe_layers: int, num_experts: int, top_k: int, expert_bytes: int, store_bytes: int
+) -> dict[str, Any]:
+    """Describe the model that ran.
 
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a run's manifest; empty where there is none or it is damaged."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
-
-
-def mark_failed(folder: Path, reason: str) -> None:
-    """Say in the manifest why the run failed; a run that has none yet, or has ended, is left as it is."""
-    manifest = read_manifest(folder)
-    if manifest.get("status") == "running":
-        write_manifest(folder, manifest | {"status": "failed", "ended_at": now(), "error": reason})
-
-
-def is_finished(folder: Path) -> bool:
-    """Tell whether a folder holds a run that came to its end; a damaged manifest counts as unfinished."""
-    return bool(read_manifest(folder).get("status") == "finished")
-
-
-def forget_unfinished(folder: Path) -> None:
-    """Remove what an unfinished run left, so that its numbers never mix with the new ones."""
-    for name in ("layers", "iterations", "routing", "requests", "decode"):
-        (folder / f"{name}.parquet").unlink(missing_ok=True)
-    (folder / "summary.json").unlink(missing_ok=True)
-    for temporary in folder.glob(".*"):
-        temporary.unlink()
-
-
-def is_done(point: Point) -> bool:
-    """Tell whether nothing of a point is left to do: its run is finished and the trace that it records is there."""
-    record = point["trace"]["record"]
-    return is_finished(point.folder) and (record is None or Path(record).exists())
+    Args:
+        point: names it.
+        num_moe_layers: MoE layers.
+        num_experts: experts per MoE layer.
+        top_k: experts per token.
+        expert_bytes: of the weights of one expert.
+        store_bytes: of the weights of all experts of all layers.
+    """
+    return {
+        "name": point.model.name,
+        "num_moe_layers": num_moe_layers,
+        "num_experts": num_experts,
+        "top_k": top_k,
+        "expert_bytes": expert_bytes,
+        "store_bytes": store_bytes,
+    }
 
 
 def now() -> str:

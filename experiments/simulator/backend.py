@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
-import yaml
 
+from experiments.console import say
 from experiments.measure.batch import make_batch
 from experiments.point.point import Point
 from experiments.point.simulator_options import SoftwareCost
@@ -20,9 +20,10 @@ from experiments.results.layer_rows import (
     iteration_frame,
     layer_frame,
     routing_frame,
-    write_parquet,
 )
-from experiments.results.manifest import new_manifest, now, write_manifest
+from experiments.results.manifest import model_fields
+from experiments.results.run_folder import RunFolder
+from experiments.results.sweep import point_title
 from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
 from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
@@ -34,7 +35,6 @@ from harmoeny.models.base import MoEModel
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
-from results_schema.atomic import write_text
 
 
 @dataclass
@@ -55,6 +55,31 @@ class Simulation:
     notes: dict[str, dict[str, Any]]
     out_of_memory: dict[str, str]
 
+    def model_fields(self, point: Point) -> dict[str, Any]:
+        """Return what the manifest says of the model."""
+        work = self.work
+        num_moe_layers = len(work.layer_tokens)
+        return {
+            "scope": work.scope,
+            "model": model_fields(
+                point,
+                num_moe_layers=num_moe_layers,
+                num_experts=work.num_experts,
+                top_k=work.top_k,
+                expert_bytes=work.expert_bytes,
+                store_bytes=work.expert_bytes * work.num_experts * num_moe_layers,
+            ),
+        }
+
+    def tables(self, point: Point) -> dict[str, pd.DataFrame]:
+        """Return the result tables."""
+        platform = Platform("simulator", point.hardware.name, "simulated")
+        return {
+            "layers": layer_frame(self.iterations, platform),
+            "iterations": iteration_frame(self.iterations, platform, self.work.scope),
+            "routing": routing_frame(self.routed, self.work.stacks),
+        }
+
 
 class Routing:
     """The routing of a point's batches, the same as ranks would get."""
@@ -64,7 +89,7 @@ class Routing:
         self._model: MoEModel | None = None
         self._counts: dict[tuple[int, int], list[IntArray]] = {}
         if point.router.from_model:
-            self._model = point.model.build(point["seed"])
+            self._model = point.model.build(point.options.seed)
 
     def counts(self, work: ModelWork, index: int, batch_size: int) -> list[IntArray]:
         """Return int64 ``[world_size, num_experts]`` per MoE layer of one batch."""
@@ -75,7 +100,7 @@ class Routing:
 
     def expert_ids(self, work: ModelWork, index: int) -> list[IntArray]:
         """Return int64 ``[num_tokens of all ranks, top_k]`` per MoE layer of one batch."""
-        ranks = range(self._point["world_size"])
+        ranks = range(self._point.options.world_size)
         if self._model is not None:
             batches = [self._recorded(index, rank) for rank in ranks]
             return [np.concatenate([batch[layer] for batch in batches]) for layer in range(len(work.layer_tokens))]
@@ -85,7 +110,7 @@ class Routing:
         ]
 
     def _count(self, work: ModelWork, index: int) -> list[IntArray]:
-        ranks, layers = range(self._point["world_size"]), range(len(work.layer_tokens))
+        ranks, layers = range(self._point.options.world_size), range(len(work.layer_tokens))
         if self._model is not None:
             batches = [self._recorded(index, rank) for rank in ranks]
             # Negative ids are assignments that the model itself leaves out.
@@ -100,7 +125,7 @@ class Routing:
     def _request(self, work: ModelWork, index: int, layer: int, rank: int) -> RoutingRequest:
         tokens, point = work.layer_tokens[layer], self._point
         return RoutingRequest(
-            tokens, work.num_experts, work.top_k, index, layer, rank, point["seed"], point["world_size"]
+            tokens, work.num_experts, work.top_k, index, layer, rank, point.options.seed, point.options.world_size
         )
 
     def _recorded(self, index: int, rank: int) -> list[IntArray]:
@@ -111,54 +136,60 @@ class Routing:
         return [ids.numpy() for ids in batch.expert_ids]
 
 
-def run_simulated(point: Point, tokens: TokenFile | None, folder: Path) -> dict[str, str]:
-    """Simulate a point and write its result files; systems that do not fit in memory are in none but the manifest.
+class Simulator:
+    """Predicts a point for hardware that is described, without ranks."""
 
-    Args:
-        point: the point.
-        tokens: its text; only the model's own routing needs it.
-        folder: where the results go.
+    name: ClassVar[str] = "simulator"
+    simulated: ClassVar[bool] = True
 
-    Returns:
-        By system that does not fit, which rank lacks how much.
+    def check(self, point: Point) -> None:
+        """Refuse hardware that is not described well enough, and options that nobody would read.
 
-    Raises:
-        OutOfMemoryError: not one system fits.
-    """
-    manifest = new_manifest(point) | {
-        "backend": "simulator",
-        "device": point.hardware.name,
-        "hardware_source": point.hardware.source,
-        "dataset": {"name": point.dataset.name},
-    }
-    write_manifest(folder, manifest)
-    write_text(folder / "config.yaml", yaml.safe_dump(point.values, sort_keys=False))
-    simulation = simulate(point, tokens)
-    manifest["out_of_memory"] = simulation.out_of_memory
-    for name in simulation.out_of_memory:
-        del manifest["systems"][name]
-    for name, notes in simulation.notes.items():
-        manifest["systems"][name] |= notes
-    if not simulation.iterations:
-        raise OutOfMemoryError("; ".join(f"{name}: {text}" for name, text in simulation.out_of_memory.items()))
-    work = simulation.work
-    manifest |= {
-        "scope": work.scope,
-        "model": {
-            "name": point.model.name,
-            "num_moe_layers": len(work.layer_tokens),
-            "num_experts": work.num_experts,
-            "top_k": work.top_k,
-            "expert_bytes": work.expert_bytes,
-            "store_bytes": work.expert_bytes * work.num_experts * len(work.layer_tokens),
-        },
-    }
-    platform = Platform("simulator", point.hardware.name, "simulated")
-    write_parquet(layer_frame(simulation.iterations, platform), folder / "layers.parquet")
-    write_parquet(iteration_frame(simulation.iterations, platform, work.scope), folder / "iterations.parquet")
-    write_parquet(routing_frame(simulation.routed, work.stacks), folder / "routing.parquet")
-    write_manifest(folder, manifest | {"status": "finished", "ended_at": now()})
-    return simulation.out_of_memory
+        Raises:
+            ValueError: a field, its value and what is allowed.
+        """
+        for name in ("expert_flops_per_s", "host_link_bytes_per_s"):
+            if getattr(point.hardware, name) is None:
+                raise ValueError(
+                    f"hardware.{name}: null, must be set for backend=simulator: choose a hardware= that has it, "
+                    "or calibrate this machine (python -m scripts.calibrate)"
+                )
+        Topology(point.hardware, point.options.world_size)
+        for name in point.systems:
+            _batch_size(point, name)
+        if point.router.from_model and point.simulator.batch_size:
+            raise ValueError(
+                "simulator.batch_size: must be empty with router=model, whose routing is of one batch size"
+            )
+
+    def check_host(self, point: Point) -> None:
+        """Accept every host: nothing of it matters."""
+
+    def run(self, point: Point, tokens: TokenFile | None, folder: RunFolder) -> None:
+        """Simulate a point and write its result files; systems that do not fit in memory are in none but the manifest.
+
+        Raises:
+            OutOfMemoryError: not one system fits.
+        """
+        folder.describe(
+            {
+                "backend": self.name,
+                "device": point.hardware.name,
+                "hardware_source": point.hardware.source,
+                "dataset": {"name": point.dataset.name},
+            }
+        )
+        simulation = simulate(point, tokens)
+        out_of_memory = simulation.out_of_memory
+        if not simulation.iterations:
+            raise OutOfMemoryError("; ".join(f"{name}: {text}" for name, text in out_of_memory.items()))
+        folder.describe(
+            {"out_of_memory": out_of_memory, **simulation.model_fields(point)}, simulation.notes, left_out=out_of_memory
+        )
+        folder.write_tables(simulation.tables(point))
+        folder.finish()
+        for name, reason in out_of_memory.items():
+            say(f"{point_title(point.run_id)}: {name} does not fit: {reason}")
 
 
 def simulate(point: Point, tokens: TokenFile | None = None) -> Simulation:
@@ -169,19 +200,19 @@ def simulate(point: Point, tokens: TokenFile | None = None) -> Simulation:
         tokens: its text; only the model's own routing needs it.
     """
     options, routing = point.simulator, Routing(point, tokens)
-    topology = Topology(point.hardware, point["world_size"])
+    topology = Topology(point.hardware, point.options.world_size)
     traced: dict[int, ModelWork] = {}
     iterations: list[RankIteration] = []
     notes: dict[str, dict[str, Any]] = {}
     out_of_memory: dict[str, str] = {}
     for name, policy in point.systems.items():
-        batch_size = options.batch_size_of(name, point["batch_size"], getattr(point.router, "skew", None))
+        batch_size = _batch_size(point, name)
         if batch_size not in traced:
-            traced[batch_size] = trace_model(point.model, batch_size, point["seq_len"])
+            traced[batch_size] = trace_model(point.model, batch_size, point.options.seq_len)
         work = traced[batch_size]
         software = options.software.get(name, SoftwareCost())
         cost = CostModel(point.hardware, topology, work, software)
-        fitted = _fit(policy.calibrated(cost.expert), routing, work, point["world_size"])
+        fitted = _fit(policy.calibrated(cost.expert), routing, work, point.options.world_size)
         try:
             system = SimulatedSystem(fitted, cost, point.hardware.device_memory_bytes)
             iterations += _run_rounds(point, name, system, routing, batch_size, len(iterations))
@@ -192,13 +223,19 @@ def simulate(point: Point, tokens: TokenFile | None = None) -> Simulation:
             }
         except OutOfMemoryError as error:
             out_of_memory[name] = str(error)
-    if point["batch_size"] in traced:
-        batch_size, work = point["batch_size"], traced[point["batch_size"]]
+    if point.options.batch_size in traced:
+        batch_size, work = point.options.batch_size, traced[point.options.batch_size]
     routed = [
         np.stack([counts.sum(axis=0) for counts in routing.counts(work, index, batch_size)])
-        for index in range(point["rounds"])
+        for index in range(point.options.rounds)
     ]
     return Simulation(iterations, work, routed, notes, out_of_memory)
+
+
+def _batch_size(point: Point, system: str) -> int:
+    """Return a system's sequences per rank."""
+    skew = getattr(point.router, "skew", None)
+    return point.simulator.batch_size_of(system, point.options.batch_size, skew)
 
 
 def _fit(policy: Policy, routing: Routing, work: ModelWork, world_size: int) -> Policy:
@@ -215,8 +252,8 @@ def _run_rounds(
 ) -> list[RankIteration]:
     """Simulate all rounds of one system, those too that a real run executes without recording them."""
     records: list[RankIteration] = []
-    world_size = point["world_size"]
-    for index in _rounds(point["rounds"], point["warmup_rounds"], places_anew=system.places_anew):
+    world_size = point.options.world_size
+    for index in _rounds(point.options.rounds, point.options.warmup_rounds, places_anew=system.places_anew):
         batch = system.run(routing.counts(system.cost.work, max(index, 0), batch_size))
         if index < 0:
             continue
@@ -231,7 +268,7 @@ def _run_rounds(
                 end_s=float(batch.end_s[rank]),
                 drain_s=float(batch.drain_s[rank]),
                 num_sequences=batch_size,
-                input_tokens=batch_size * point["seq_len"],
+                input_tokens=batch_size * point.options.seq_len,
                 layers=[layer[rank] for layer in rows],
             )
             for rank in range(world_size)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from experiments.results.run_folder import RunError
 from experiments.routers.base import FloatArray
 from experiments.simulator.work import ModelWork
 from harmoeny.placement import IntArray
 
 
-class OutOfMemoryError(Exception):
+class OutOfMemoryError(RunError):
     """A rank needs more device memory than there is; the message says which, and how much."""
 
 

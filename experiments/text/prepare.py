@@ -10,6 +10,8 @@ def prepare_point(point: Point) -> TokenFile:
     """Tokenise what a point reads, or find it in the cache.
 
     Raises:
-        ValueError: the data set is not usable.
+        ValueError: the data set is not usable, or shorter than a sequence.
     """
-    return prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer, point.num_tokens)
+    tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer, point.num_tokens)
+    tokens.check(point.options.seq_len)
+    return tokens

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.compose.checks import load_point
+from experiments.compose.load import load_point
 from experiments.compose.schema import register_options
 from experiments.text.prepare import prepare_point
 from tests.experiments.command import ROOT

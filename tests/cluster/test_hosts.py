@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.results.manifest import is_finished
+from experiments.results.run_folder import RunFolder
 from tests.cluster.hosts import ADDRESSES, TwoHosts, two_hosts
 from tests.experiments.command import Command
 
@@ -50,8 +50,10 @@ def test_both_hosts_end_when_the_network_between_them_fails(hosts: TwoHosts, tmp
             assert f"rank {rank} on harmoeny-" in error
             assert f"lost another rank, which failed or cannot be reached (timeout_s is {TIMEOUT_S})" in error
 
-    done, lost = sorted(tmp_path.glob("results/smoke/*/manifest.json"), key=lambda path: not is_finished(path.parent))
-    assert is_finished(done.parent)
+    done, lost = sorted(
+        tmp_path.glob("results/smoke/*/manifest.json"), key=lambda path: not RunFolder(path.parent).is_finished
+    )
+    assert RunFolder(done.parent).is_finished
     layers = pd.read_parquet(done.parent / "layers.parquet")
     sent = layers[layers["system"] == "static_ep"].groupby("rank")["sent_tokens"].sum()
     assert (sent > 0).all(), "each host had tokens for the other"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.results.manifest import is_finished
+from experiments.results.run_folder import RunFolder
 from tests.cluster.slurm_node import need_slurm, slurm_node
 from tests.experiments.command import ROOT, Command
 from tests.experiments.faulty import reached
@@ -44,7 +44,7 @@ class ArraySweep:
 
     def folders(self, *, finished: bool) -> list[Path]:
         found = (path.parent for path in self.results.glob("smoke/*/slurm.json"))
-        return sorted(folder for folder in found if is_finished(folder) == finished)
+        return sorted(folder for folder in found if RunFolder(folder).is_finished == finished)
 
     def num_submitted(self) -> int:
         return len(list(self.results.glob("smoke/slurm/*/*_submitted.pkl")))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.results.manifest import is_finished
+from experiments.results.run_folder import RunFolder
 from tests.experiments.command import Command
 from tests.experiments.faulty import reached
 
@@ -59,12 +59,12 @@ class FaultySweep:
         return {
             folder: {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
             for folder in self._folders()
-            if is_finished(folder)
+            if RunFolder(folder).is_finished
         }
 
     def unfinished(self) -> dict[str, Any]:
         """Return the manifest of the one unfinished point; nothing that looks like results lies beside it."""
-        (folder,) = (folder for folder in self._folders() if not is_finished(folder))
+        (folder,) = (folder for folder in self._folders() if not RunFolder(folder).is_finished)
         assert not [name for name in _TABLES if (folder / name).exists()]
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
         return manifest

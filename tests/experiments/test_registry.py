@@ -6,8 +6,8 @@ import pytest
 from hydra.core.config_store import ConfigStore
 
 import baselines
-from experiments.compose.checks import load_point
 from experiments.compose.help import help_text
+from experiments.compose.load import load_point
 from experiments.compose.schema import register_options
 from experiments.registry import GROUPS, discover
 from harmoeny.policy import Policy

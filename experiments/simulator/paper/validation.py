@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from experiments.compose.checks import load_point
 from experiments.compose.compose import compose_point
+from experiments.compose.load import load_point
 from experiments.point.point import Point
 from experiments.point.simulator_options import SoftwareCost
 from experiments.results.layer_rows import Platform, layer_frame
@@ -153,7 +153,7 @@ def compare_ranks(folder: Path, hardware: str) -> pd.DataFrame:
     Raises:
         ValueError: there is no such run.
     """
-    described = compose_point(f"hardware={hardware}").values["hardware"]
+    described = compose_point(f"hardware={hardware}").options.hardware
     rows = []
     for path in sorted(folder.rglob("layers.parquet")):
         config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))

@@ -178,9 +178,9 @@ class TestExperiments:
         published = load_published("skew").set_index(["system", "router.skew"])["batch_size"]
         point = compose_point("experiment=paper_skew")
         for skew in SKEWS:
-            sizes = {s: point.simulator.batch_size_of(s, point["batch_size"], skew) for s in point.systems}
+            sizes = {s: point.simulator.batch_size_of(s, point.options.batch_size, skew) for s in point.systems}
             assert sizes == published.xs(skew, level=1).to_dict()
-        assert (point["world_size"], point["seq_len"], point.hardware.name) == (8, 1024, "dgx1_v100")
+        assert (point.options.world_size, point.options.seq_len, point.hardware.name) == (8, 1024, "dgx1_v100")
 
     def test_paper_datasets_has_the_published_batches(self) -> None:
         config = yaml.safe_load((CONF / "experiment" / "paper_datasets.yaml").read_text())

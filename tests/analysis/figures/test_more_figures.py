@@ -129,7 +129,7 @@ SIMULATIONS = sorted({m.SOURCE.simulated for m in discover() if " " in m.SOURCE.
 @pytest.mark.parametrize("options", SIMULATIONS, ids=lambda options: options.split()[0])
 def test_simulations_are_valid_at_all_their_points(options: str, compose: Compose, tmp_path: Path) -> None:
     points, _ = sweep_points(compose(*options.split(), f"results_dir={tmp_path}", multirun=True))
-    assert {point["backend"] for point, _ in points} == {"simulator"}
+    assert {point.options.backend for point, _ in points} == {"simulator"}
 
 
 def test_every_figure_names_experiments_that_exist() -> None:

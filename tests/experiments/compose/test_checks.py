@@ -1,4 +1,5 @@
 import dataclasses
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.compose.checks import load_point
+from experiments.compose.load import load_point
 from experiments.compose.messages import explain
 from experiments.launch.environment import is_main_rank, joined_world_size
+from experiments.point.options import make_options
 from tests.conftest import Load
 
 # Overrides, and the one line that they must lead to.
@@ -96,7 +98,7 @@ def test_bad_configuration_gives_one_line_with_field_value_and_what_is_allowed(o
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a b"])
 def test_name_of_an_experiment_must_be_good_for_a_folder(name: str, load: Load) -> None:
     with pytest.raises(ValueError, match=rf"^experiment: '{re.escape(name)}', must "):
-        load_point(load().values | {"experiment": name})
+        load_point(load().config | {"experiment": name})
 
 
 def test_empty_text_file_is_refused(load: Load, tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_empty_text_file_is_refused(load: Load, tmp_path: Path) -> None:
 def test_defaults_are_valid(load: Load) -> None:
     point = load()
     assert list(point.systems) == ["harmoeny", "static_ep", "even_split", "drop"]
-    assert point["world_size"] == 2
+    assert point.options.world_size == 2
 
 
 def test_options_reach_the_components(load: Load) -> None:
@@ -125,9 +127,22 @@ def test_options_reach_the_components(load: Load) -> None:
 
 def test_values_are_enough_to_load_the_same_point_elsewhere(load: Load) -> None:
     point = load("router.skew=0.5", "systems.harmoeny.threshold=3")
-    again = load_point(point.values)
+    again = load_point(point.config)
     assert again == point
     assert again.run_id == point.run_id
+
+
+def test_a_point_travels_as_it_is(load: Load) -> None:
+    """Ranks get it pickled, policies of users' own files too, and neither build nor check anything again."""
+    point = load(
+        "router.skew=0.5", "requests.arrivals=poisson", "requests.rate_per_s=5",
+        "+systems.faulty={_target_:tests.experiments.faulty.Faulty,switch:none}",
+    )  # fmt: skip
+    received = pickle.loads(pickle.dumps(point))
+    assert received == point
+    assert received.run_id == point.run_id
+    assert type(received.systems["faulty"]).__module__ == "tests.experiments.faulty"
+    assert received.options.requests.rate_per_s == 5.0
 
 
 class TestRunId:
@@ -137,12 +152,13 @@ class TestRunId:
 
     def test_changes_with_every_value_that_the_measurement_depends_on(self, load: Load) -> None:
         point = load("dataset=pydoc")
-        leaves = [path for path in _leaves(point.values) if path[0] != "dataset"]
-        changing = {
-            ".".join(path)
-            for path in leaves
-            if dataclasses.replace(point, values=_changed(point.values, path)).run_id != point.run_id
-        }
+        leaves = [path for path in _leaves(point.config) if path[0] != "dataset"]
+
+        def run_id(path: tuple[str, ...]) -> str:
+            options = make_options(_changed(point.config, path))
+            return dataclasses.replace(point, options=options, simulated=options.backend != "ranks").run_id
+
+        changing = {".".join(path) for path in leaves if run_id(path) != point.run_id}
         assert {".".join(path) for path in leaves} - changing == {
             "experiment", "results_dir", "timeout_s", "trace.record", "trace.token_paths",
             "wandb.mode", "wandb.project",
@@ -191,6 +207,6 @@ class TestRanks:
             monkeypatch.setenv(name, value)
         assert joined_world_size() == 3
         assert not is_main_rank()
-        assert load()["world_size"] == 3  # conf/config.yaml takes it over
+        assert load().options.world_size == 3  # conf/config.yaml takes it over
         with pytest.raises(ValueError, match=r"^world_size: 2, must be 3, the number of ranks that were started$"):
             load("world_size=2")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
-from experiments.compose.checks import load_point
 from experiments.compose.help import CONF, choices
+from experiments.compose.load import load_point
 from experiments.compose.messages import explain
 from experiments.compose.sweep_callback import ValidateSweep, sweep_points
 from experiments.registry import GROUPS, discover
@@ -26,7 +26,9 @@ def test_every_experiment_is_valid_at_all_its_points(
         points, axes = sweep_points(config)
     except SkippedPoint as reason:
         pytest.skip(str(reason))
-    assert {point["experiment"] for point, _ in points} == {path.stem}  # else its results would go to another's folder
+    assert {point.options.experiment for point, _ in points} == {
+        path.stem
+    }  # else its results would go to another's folder
     swept = dict(config.hydra.sweeper.params or {})
     assert set(axes) <= set(swept)
     for point, values in points:

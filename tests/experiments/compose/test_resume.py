@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.results.manifest import forget_unfinished, is_finished, write_manifest
+from experiments.results.run_folder import RunFolder
 from experiments.results.sweep import SWEEP_DIR_VARIABLE, point_title
 from results_schema.atomic import atomic_path
 from tests.experiments.command import ROOT
@@ -35,7 +35,7 @@ def test_a_crash_while_writing_never_shows(tmp_path: Path, old: str | None) -> N
     assert (target.read_text() if target.exists() else None) == old
     (left,) = (path for path in tmp_path.iterdir() if path != target)
     assert left.name.startswith(".")
-    forget_unfinished(tmp_path)
+    RunFolder(tmp_path).forget()
     assert list(tmp_path.iterdir()) == [], "resuming begins with a clean folder"
 
 
@@ -58,9 +58,10 @@ def test_only_a_finished_run_counts_as_finished(tmp_path: Path, content: str | N
     (tmp_path / "layers.parquet").write_bytes(b"complete, as far as one can see")
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    assert not is_finished(tmp_path)
-    write_manifest(tmp_path, {"status": "finished"})
-    assert is_finished(tmp_path)
+    assert not RunFolder(tmp_path).is_finished
+    (tmp_path / "manifest.json").write_text(json.dumps({"status": "running"}))
+    RunFolder(tmp_path).finish()
+    assert RunFolder(tmp_path).is_finished
 
 
 def test_a_point_is_called_by_what_the_sweep_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

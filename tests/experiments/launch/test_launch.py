@@ -11,11 +11,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.compose.checks import load_point
+from experiments.compose.load import load_point
 from experiments.compose.schema import register_options
 from experiments.launch.environment import is_main_rank, joined_world_size
 from experiments.launch.local import launch
 from experiments.point.point import Point
+from experiments.results.run_folder import RunFolder
 from experiments.text.tokens import prepare_tokens
 from tests.experiments.command import ROOT
 
@@ -33,7 +34,9 @@ def test_any_number_of_ranks(world_size: int, tmp_path: Path) -> None:
     point = _point(tmp_path, f"world_size={world_size}", "system=[harmoeny,static_ep]", "router.skew=0.9")
     tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    launch(point, tokens, point.folder)
+    folder = RunFolder(point.folder)
+    folder.begin(point)
+    launch(point, tokens, folder)
 
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     manifest = json.loads((point.folder / "manifest.json").read_text())

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.compose.checks import load_point
 from experiments.launch.rank import run_rank
 from experiments.measure.batch import Batch, make_batch
 from experiments.measure.decode import make_decode_batch
 from experiments.measure.serving import Pool
+from experiments.point.point import Point
 from experiments.point.request_options import RequestOptions
+from experiments.results.run_folder import RunFolder
 from experiments.routing.trace_files import read_trace
 from experiments.text.prepare import prepare_point
 from experiments.text.tokens import TokenFile
@@ -121,8 +122,8 @@ def test_phases_that_a_model_or_router_has_not_are_refused(load: Load) -> None:
             load(*options)
 
 
-def _measure(rank: int, values: dict[str, Any], tokens: TokenFile, folder: str) -> None:
-    run_rank(load_point(values), tokens, Path(folder))
+def _measure(rank: int, point: Point, tokens: TokenFile, folder: RunFolder) -> None:
+    run_rank(point, tokens, folder)
 
 
 @pytest.mark.ranks
@@ -133,7 +134,9 @@ def test_two_ranks_serve_every_request_once_and_decode(load: Load, tmp_path: Pat
         "system=[harmoeny,drop]", f"rounds={ROUNDS}", "warmup_rounds=0", "router.skew=0.4", "requests.arrivals=poisson",
         "requests.rate_per_s=200", f"requests.per_round={REQUESTS}", f"trace.record={trace}", "trace.token_paths=true",
     )  # fmt: skip
-    run_ranks(2, _measure, tmp_path, point.values, prepare_point(point), str(point.folder))
+    folder = RunFolder(point.folder)
+    folder.begin(point)
+    run_ranks(2, _measure, tmp_path, point, prepare_point(point), folder)
 
     requests = pd.read_parquet(point.folder / "requests.parquet")
     served = requests[requests["loop"] == "open"]
@@ -151,7 +154,7 @@ def test_two_ranks_serve_every_request_once_and_decode(load: Load, tmp_path: Pat
         arrivals[system, round_index] = rows["arrival_s"].tolist()
     assert len(arrivals) == 2 * ROUNDS
     for round_index in range(ROUNDS):
-        expected = point.requests.times(point["seed"], round_index, 0).tolist()
+        expected = point.options.requests.times(point.options.seed, round_index, 0).tolist()
         assert arrivals["harmoeny", round_index] == arrivals["drop", round_index] == expected
     closed = requests[requests["loop"] == "closed"]
     iterations = pd.read_parquet(point.folder / "iterations.parquet").set_index(["system", "round"])["ttft_s"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.results.manifest import device_name, is_finished, new_manifest, now, write_manifest
+from experiments.results.manifest import device_name, new_manifest, now
+from experiments.results.run_folder import RunFolder
 from tests.conftest import ROOT, Load
 
 
@@ -37,14 +38,14 @@ def test_without_git_there_is_no_revision(load: Load, monkeypatch: pytest.Monkey
 
 
 def test_only_a_finished_run_counts_as_finished(tmp_path: Path) -> None:
-    assert not is_finished(tmp_path)
+    assert not RunFolder(tmp_path).is_finished
     for status, expected in {"running": False, "failed": False, "finished": True}.items():
-        write_manifest(tmp_path, {"status": status})
-        assert is_finished(tmp_path) is expected
+        (tmp_path / "manifest.json").write_text(json.dumps({"status": status}))
+        assert RunFolder(tmp_path).is_finished is expected
     whole = (tmp_path / "manifest.json").read_text()
     for damaged in (whole[:-5], "", "[]", "null", "{}", "\0"):
         (tmp_path / "manifest.json").write_text(damaged)
-        assert not is_finished(tmp_path)
+        assert not RunFolder(tmp_path).is_finished
 
 
 def test_times_order_as_text() -> None:

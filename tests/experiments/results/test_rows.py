@@ -15,10 +15,10 @@ from experiments.results.layer_rows import (
     layer_frame,
     layer_row,
     routing_frame,
-    write_parquet,
 )
 from experiments.results.manifest import new_manifest
 from experiments.results.request_rows import decode_frame, request_frame
+from experiments.results.run_folder import RunFolder
 from harmoeny.plan import Plan
 from harmoeny.runtime.layer.recorder import LayerTimes, LayerTrace
 from harmoeny.runtime.memory.fetch.base import FetchStats
@@ -225,6 +225,6 @@ def test_every_field_of_a_new_manifest_is_documented(load: Load) -> None:
 
 def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
     frame = layer_frame(ITERATIONS, PLATFORM)
-    write_parquet(frame, tmp_path / "layers.parquet")
+    RunFolder(tmp_path).write_tables({"layers": frame})
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "layers.parquet"), frame)
     assert [path.name for path in tmp_path.iterdir()] == ["layers.parquet"]

@@ -12,7 +12,7 @@ import torch
 from experiments.compose.job import run_point
 from experiments.compose.sweep_callback import ValidateSweep
 from experiments.launch.rank import run_rank
-from experiments.results.manifest import is_done
+from experiments.results.run_folder import RunFolder, is_done
 from experiments.routers.base import CALIBRATION_BATCH, RoutedRun, RoutingRequest, SkippedPoint
 from experiments.routers.trace import TraceRouter
 from experiments.routing.trace_files import read_trace, write_trace
@@ -143,7 +143,9 @@ def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, mo
         point = load(*common, *options)
         tokens = prepare_tokens(point.dataset, point.model.vocab_size)
         assert not is_done(point)
-        run_rank(point, tokens, point.folder)
+        folder = RunFolder(point.folder)
+        folder.begin(point)
+        run_rank(point, tokens, folder)
         assert is_done(point)
         layers[name] = pd.read_parquet(point.folder / "layers.parquet").set_index(["system", "round", "layer"])
     torch.set_num_threads(threads)

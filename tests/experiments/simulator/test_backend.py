@@ -9,13 +9,13 @@ from hydra.core.config_store import ConfigStore
 
 from analysis.data.load import Run, load_run
 from analysis.data.summary import summarise
-from experiments.compose.checks import load_point
+from experiments.compose.load import load_point
 from experiments.compose.schema import register_components
 from experiments.launch.local import launch
 from experiments.point.options import Options
 from experiments.point.point import Point
-from experiments.results.manifest import new_manifest, write_manifest
-from experiments.simulator.backend import run_simulated, simulate
+from experiments.results.run_folder import RunFolder
+from experiments.simulator.backend import Simulator, simulate
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.text.tokens import prepare_tokens
 
@@ -35,8 +35,9 @@ def make_point(results: Path, *overrides: str) -> Point:
 
 
 def run(point: Point) -> Run:
-    point.folder.mkdir(parents=True)
-    run_simulated(point, None, point.folder)
+    folder = RunFolder(point.folder)
+    folder.begin(point)
+    Simulator().run(point, None, folder)
     return load_run(point.folder)
 
 
@@ -45,9 +46,8 @@ def test_real_ranks_execute_send_and_fetch_the_same(tmp_path: Path) -> None:
     overrides = (*SMALL, "system=[harmoeny,static_ep,even_split,drop]", THRESHOLD, "router.skew=0.6")
     real = make_point(tmp_path, *overrides)
     tokens = prepare_tokens(real.dataset, real.model.vocab_size)
-    real.folder.mkdir(parents=True)
-    write_manifest(real.folder, new_manifest(real))
-    launch(real, tokens, real.folder)
+    RunFolder(real.folder).begin(real)
+    launch(real, tokens, RunFolder(real.folder))
     measured = load_run(real.folder)
     simulated = run(make_point(tmp_path, *overrides, "backend=simulator"))
     assert simulated.folder != measured.folder

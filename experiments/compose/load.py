@@ -1,0 +1,84 @@
+"""From a composed configuration to a checked point: build its components, then check everything before ranks start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.compose.backends import backend_named
+from experiments.compose.checks import check_point
+from experiments.compose.messages import explain
+from experiments.datasets.base import Dataset
+from experiments.point.options import Options, make_options
+from experiments.point.point import Point
+from experiments.point.simulator_options import load_options
+from experiments.routers.base import Router
+from harmoeny.hardware import Hardware
+from harmoeny.models.base import ModelConfig
+from harmoeny.policy import Policy
+
+_COMPONENTS: dict[str, type[Any]] = {"model": ModelConfig, "dataset": Dataset, "router": Router, "hardware": Hardware}
+
+
+def load_point(config: DictConfig | Mapping[str, Any], *, here: bool = True) -> Point:
+    """Check a configuration completely, before any worker starts.
+
+    Args:
+        config: the configuration.
+        here: whether this host, and the ranks that were started on it, will run it; another may have other devices.
+
+    Raises:
+        ValueError: the first field that is wrong, its value and what is allowed.
+    """
+    try:
+        values = _resolved(config)
+        parts = {name: _build(base, name, values[name]) for name, base in _COMPONENTS.items()}
+        parts["model"] = parts["model"].resolved()
+        systems = {name: _build(Policy, f"systems.{name}", node) for name, node in values["systems"].items()}
+        simulator = load_options(values["simulator"])
+        options = make_options(values)
+        backend = backend_named(options.backend)
+    except OmegaConfBaseException as error:
+        raise ValueError(explain(error)) from error
+    point = Point(options=options, simulated=backend.simulated, systems=systems, simulator=simulator, **parts)
+    check_point(point)
+    if here:
+        backend.check_host(point)
+    return point
+
+
+def _resolved(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Return all values as plain data, without Hydra's own."""
+    raw = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
+    assert isinstance(raw, Mapping)
+    own = OmegaConf.create({str(k): v for k, v in raw.items() if k != "hydra"})
+    values = cast(dict[str, Any], OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
+    _check_fields(values)
+    return values
+
+
+def _check_fields(values: Mapping[str, Any]) -> None:
+    """Refuse what ``+FIELD=`` added and ``~FIELD`` took away: nobody would read the one or do without the other."""
+    names = [option.name for option in fields(Options)]
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{name}: no such field, must be one of {', '.join(names)}")
+    for name in names:
+        if name not in values:
+            raise ValueError(f"{name}: missing, must be set")
+
+
+def _build(base: type[Any], field_name: str, node: Any) -> Any:
+    try:
+        component = instantiate(node, _convert_="all")
+    except HydraException as error:
+        raise ValueError(f"{field_name}: {explain(error)}") from error
+    if not isinstance(component, base):
+        raise ValueError(f"{field_name}: {node!r}, must be a {base.__name__}; python run.py --help lists them")
+    return component

@@ -1,0 +1,49 @@
+"""``backend=ranks``: real processes on this machine, each of which measures its share."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from experiments.launch.environment import joined_world_size
+from experiments.launch.local import launch
+from experiments.point.point import Point
+from experiments.results.run_folder import RunFolder
+from experiments.text.tokens import TokenFile
+
+
+class Ranks:
+    """Measures on real ranks that it starts; those that torchrun or SLURM started join instead (joined.py)."""
+
+    name: ClassVar[str] = "ranks"
+    simulated: ClassVar[bool] = False
+
+    def check(self, point: Point) -> None:
+        """Accept every point: what ranks need depends on the host."""
+
+    def check_host(self, point: Point) -> None:
+        """Refuse more ranks than were started, and devices that are not here.
+
+        Raises:
+            ValueError: ``world_size`` or ``device``.
+        """
+        joined, world_size = joined_world_size(), point.options.world_size
+        if joined is not None and joined != world_size:
+            raise ValueError(f"world_size: {world_size}, must be {joined}, the number of ranks that were started")
+        if point.options.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device: 'cuda', must be cpu or auto: this PyTorch sees no CUDA device")
+        if point.device_type == "cuda" and joined is None and world_size > torch.cuda.device_count():
+            raise ValueError(
+                f"world_size: {world_size}, must be at most {torch.cuda.device_count()}, the CUDA devices here"
+            )
+
+    def run(self, point: Point, tokens: TokenFile | None, folder: RunFolder) -> None:
+        """Start the ranks and wait for them.
+
+        Raises:
+            RanksError: a rank failed; all others were stopped.
+            InterruptedRun: this process was told to stop; all ranks were stopped.
+        """
+        assert tokens is not None, "real ranks read text"
+        launch(point, tokens, folder)

@@ -1,0 +1,107 @@
+"""The folder of a run and all that is written there, by real ranks and the simulator alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from experiments.point.point import Point
+from experiments.results.manifest import new_manifest, now
+from results_schema.atomic import atomic_path
+
+TABLES = ("layers", "iterations", "routing", "requests", "decode")
+
+
+class RunError(RuntimeError):
+    """A run failed; the message is the reason, as its manifest gives it."""
+
+
+class RunFolder:
+    """A run's files, from the manifest that says that it runs to the one that says how it ended.
+
+    :meth:`begin` comes first. Whoever has the path can go on with a run that another process began; what one process
+    writes the next one reads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The run's manifest; empty where there is none or it is damaged."""
+        try:
+            manifest = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return manifest if isinstance(manifest, dict) else {}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end; one with a damaged manifest counts as unfinished."""
+        return bool(self.manifest.get("status") == "finished")
+
+    def begin(self, point: Point) -> None:
+        """Remove what an unfinished run left and write down what runs now."""
+        self.forget()
+        with atomic_path(self.path / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(point.config, sort_keys=False), encoding="utf-8")
+        self._write_manifest(new_manifest(point))
+
+    def describe(
+        self,
+        fields: Mapping[str, Any],
+        systems: Mapping[str, Mapping[str, Any]] | None = None,
+        left_out: Iterable[str] = (),
+    ) -> None:
+        """Add to the manifest.
+
+        Args:
+            fields: of the manifest.
+            systems: by system, fields of its own.
+            left_out: systems that give no numbers.
+        """
+        manifest = self.manifest | dict(fields)
+        for name, own in (systems or {}).items():
+            manifest["systems"][name] |= own
+        for name in left_out:
+            del manifest["systems"][name]
+        self._write_manifest(manifest)
+
+    def write_tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
+        """Write tables by their names."""
+        for name, frame in tables.items():
+            assert name in TABLES, name
+            with atomic_path(self.path / f"{name}.parquet") as temporary:
+                frame.to_parquet(temporary, index=False)
+
+    def finish(self) -> None:
+        """Say that the run came to its end: from now on its tables count."""
+        self._write_manifest(self.manifest | {"status": "finished", "ended_at": now()})
+
+    def fail(self, reason: str) -> None:
+        """Say why the run failed; one that has not begun, or has ended, is left as it is."""
+        manifest = self.manifest
+        if manifest.get("status") == "running":
+            self._write_manifest(manifest | {"status": "failed", "ended_at": now(), "error": reason})
+
+    def forget(self) -> None:
+        """Remove what an unfinished run left, so that its numbers never mix with the new ones."""
+        for name in ("manifest.json", "summary.json", *(f"{table}.parquet" for table in TABLES)):
+            (self.path / name).unlink(missing_ok=True)
+        for temporary in self.path.glob(".*"):
+            temporary.unlink()
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        with atomic_path(self.path / "manifest.json") as temporary:
+            temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def is_done(point: Point) -> bool:
+    """Tell whether nothing of a point is left to do: its run is finished and the trace that it records is there."""
+    record = point.options.trace.record
+    return RunFolder(point.folder).is_finished and (record is None or Path(record).exists())
