@@ -17,6 +17,7 @@ from experiments.measure.turns import collector_paused, in_turn
 from experiments.point.point import Point
 from experiments.routers.base import RoutingRequest
 from harmoeny.models.base import MoEModel
+from harmoeny.runtime.device import Device
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.system import System
 
@@ -169,6 +170,5 @@ def _decode(model: MoEModel, engine: ExpertParallel, batch: DecodeBatch) -> tupl
 
 
 def _now(engine: ExpertParallel) -> float:
-    if engine.comm.device.type == "cuda":
-        torch.cuda.current_stream(engine.comm.device).synchronize()
+    Device.of(engine.comm.device).synchronize_compute()
     return time.perf_counter()

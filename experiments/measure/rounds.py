@@ -6,13 +6,12 @@ import gc
 import time
 from collections.abc import Sequence
 
-import torch
-
 from experiments.console import PointProgress
 from experiments.measure.batch import Batch
 from experiments.measure.turns import collector_paused, in_turn
 from experiments.results.layer_rows import RankIteration, layer_row
 from harmoeny.models.base import MoEModel
+from harmoeny.runtime.device import Device
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.system import System
 
@@ -78,7 +77,6 @@ def timed_forward(model: MoEModel, engine: ExpertParallel, batch: Batch) -> tupl
     engine.recorder.begin_iteration()
     start = time.perf_counter()
     model.forward(batch.input_ids)
-    if engine.comm.device.type == "cuda":
-        # The first token is out when the compute stream is done; copy streams may still restore residents.
-        torch.cuda.current_stream(engine.comm.device).synchronize()
+    # The first token is out when the computation is done; residents may still be restored.
+    Device.of(engine.comm.device).synchronize_compute()
     return start, time.perf_counter()

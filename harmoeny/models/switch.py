@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
-from transformers.activations import ACT2FN
-from transformers.models.switch_transformers.modeling_switch_transformers import (
-    SwitchTransformersLayerFF,
-    SwitchTransformersSparseMLP,
-)
 
 from harmoeny.models.base import (
     DTYPES,
@@ -26,6 +20,13 @@ from harmoeny.models.base import (
     require_positive,
 )
 from harmoeny.runtime.memory.experts import LayerExperts, mlp
+
+if TYPE_CHECKING:
+    from transformers import SwitchTransformersForConditionalGeneration
+    from transformers.models.switch_transformers.modeling_switch_transformers import (
+        SwitchTransformersLayerFF,
+        SwitchTransformersSparseMLP,
+    )
 
 #: Our names of an expert's matrices, and Transformers' names of the layers that hold them.
 _LINEARS = {"up": "wi", "down": "wo"}
@@ -104,6 +105,8 @@ class SwitchBlock(MoEBlock):
 
 def stack_experts(sparse_mlp: SwitchTransformersSparseMLP, activation: str) -> LayerExperts:
     """Move a layer's experts into stacked tensors; the layer's own parameters are left without memory."""
+    from transformers.activations import ACT2FN
+
     experts = list(sparse_mlp.experts.values())
     stacked = {
         name: torch.stack([getattr(expert, linear).weight.detach() for expert in experts])
@@ -120,6 +123,11 @@ def is_switch(module: nn.Module) -> bool:
 
 
 def _sparse_layers(module: nn.Module) -> list[SwitchTransformersLayerFF]:
+    from transformers.models.switch_transformers.modeling_switch_transformers import (
+        SwitchTransformersLayerFF,
+        SwitchTransformersSparseMLP,
+    )
+
     layers = [m for m in module.modules() if isinstance(m, SwitchTransformersLayerFF)]
     return [layer for layer in layers if isinstance(layer.mlp, SwitchTransformersSparseMLP)]
 
@@ -216,6 +224,8 @@ class Switch(ModelConfig):
 
     def build(self, seed: int, device: str = "cpu") -> MoEModel:
         """Build the model from Transformers' own class."""
+        from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+
         config = SwitchTransformersConfig(
             vocab_size=self.vocab_size,
             d_model=self.hidden_size,

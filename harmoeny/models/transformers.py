@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, SwitchTransformersConfig
 
 from harmoeny.models.base import DTYPES, ModelConfig, MoEModel, TokenizerFile
 from harmoeny.models.kit.experts_interface import AdaptedExperts
@@ -131,6 +130,8 @@ class Transformers(ModelConfig):
         Raises:
             ValueError: a field, its value and what is allowed.
         """
+        from transformers import SwitchTransformersConfig
+
         resolved = self.resolved()
         super(Transformers, resolved).validate()
         config = self._config()
@@ -173,6 +174,8 @@ class Transformers(ModelConfig):
         return self.random_weights and self.local_path is None and bool(self.architecture)
 
     def _config(self) -> Any:
+        from transformers import AutoModelForCausalLM, SwitchTransformersConfig
+
         if self._drawn:
             config = config_from(self.architecture, "model.architecture")
         else:

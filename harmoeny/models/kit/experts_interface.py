@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from harmoeny.models.base import AdaptedModule, MoEContext, device_of
 from harmoeny.runtime.memory.experts import ExpertFunction, LayerExperts, gated_mlp, mlp, normed
@@ -41,6 +40,8 @@ def register(attach: Callable[[nn.Module], object] | None = None) -> None:
         attach: called with experts that are run without having been bound; it has to :func:`bind` them. None keeps what
             was registered before, which may be nothing.
     """
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
     if attach is None and IMPLEMENTATION in ALL_EXPERTS_FUNCTIONS:
         return
 

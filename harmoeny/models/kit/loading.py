@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import nn
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 #: What configurations call the number of experts and the experts per token.
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -27,6 +23,9 @@ def find_folder(hub_name: str | None, local_path: str | None) -> Path:
     Raises:
         ValueError: it isn't there, neither under ``local_path`` nor in the hub's cache on this machine.
     """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
     way_out = "download it elsewhere and set model.local_path=FOLDER, or set model.random_weights=true"
     if local_path is not None:
         folder = Path(local_path).expanduser()
@@ -77,6 +76,9 @@ def config_from(values: Mapping[str, Any], source: str) -> Any:
     Raises:
         ValueError: the installed Transformers has no such model, or refuses the values.
     """
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     model_type = values.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
@@ -151,6 +153,8 @@ def build_module(config: Any, folder: Path | None, dtype: torch.dtype, *, seed: 
     Raises:
         ValueError: the files lack weights that the model needs.
     """
+    import transformers
+
     auto = next(
         getattr(transformers, name)
         for name in _AUTO_CLASSES
@@ -187,7 +191,8 @@ def _ready(module: nn.Module) -> nn.Module:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Transformers' progress bar and advice out of the output; what matters is raised."""
-    log = transformers.utils.logging
+    from transformers.utils import logging as log
+
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()

@@ -129,6 +129,17 @@ def test_import_is_cheap() -> None:
     assert answer.stdout.strip() == "[]"
 
 
+def test_modules_of_models_import_transformers_only_when_a_model_is_used() -> None:
+    code = (
+        "import importlib, pkgutil, sys, harmoeny.models, harmoeny.session; "
+        "names = [m.name for m in pkgutil.walk_packages(harmoeny.models.__path__, 'harmoeny.models.')]; "
+        "[importlib.import_module(name) for name in names]; "
+        "print(len(names) > 5, [m for m in ('transformers', 'huggingface_hub') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout.strip() == "True []"
+
+
 @pytest.mark.parametrize("name", DECODERS[:1])
 def test_examples_of_the_documentation_run(name: str, tmp_path: Path) -> None:
     folder = save(name, tmp_path)
