@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from harmoeny.placement import IntArray, Placement
-from harmoeny.plan import Plan, home_tokens, plan_from_tokens
+from harmoeny.plan import Plan, home_executed, home_tokens, plan_from_tokens
 from harmoeny.policy import Policy
 
 
@@ -25,6 +23,4 @@ class StaticEP(Policy):
 
     def executed(self, counts: IntArray, placement: Placement) -> IntArray:
         """Return int64 ``[num_experts, world_size]``: everything at home."""
-        executed = np.zeros((placement.num_experts, placement.world_size), dtype=np.int64)
-        executed[np.arange(placement.num_experts), placement.home] = counts.sum(axis=0)
-        return executed
+        return home_executed(counts, placement)

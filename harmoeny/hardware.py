@@ -25,7 +25,7 @@ class Hardware:
     Attributes:
         name: its name in records.
         host_link: on a CPU, what brings an expert from the store to a slot: ``memcpy`` (the processor copies) or
-            ``emulated`` (a load takes the time of the link below, without using the processor). CUDA uses its own link.
+            ``emulated`` (a copy takes the time of the link below, without using the processor). CUDA uses its own link.
         host_link_bytes_per_s: bandwidth from host to device memory; null where it was not measured.
         host_link_latency_s: time of a transfer of no bytes.
         expert_flops_per_s: rate of an expert's matrix products on one rank; null where it was not measured.
@@ -41,7 +41,7 @@ class Hardware:
         device_memory_bytes_per_s: its bandwidth; null: never a limit.
         dense_flops_per_s: rate of the matrix products outside the experts; null: as in the experts.
         operator_s: the least time that any operator outside the experts takes.
-        host_link_processor_share: share of a load's time that it takes from the computation of its rank, where the
+        host_link_processor_share: share of a copy's time that it takes from the computation of its rank, where the
             processor that computes copies too.
         runtime_layer_s: time of the runtime's own code per MoE layer, whatever is computed.
         peer_bytes_per_s: ``[ranks per node][ranks per node]``, bandwidth of the link from one rank to another inside a

@@ -129,6 +129,18 @@ def home_tokens(counts: IntArray, home: IntArray) -> IntArray:
     return tokens
 
 
+def home_executed(counts: IntArray, placement: Placement) -> IntArray:
+    """Return int64 ``[num_experts, world_size]``, what ranks execute where every assignment goes home.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        placement: names the home ranks.
+    """
+    executed = np.zeros((placement.num_experts, placement.world_size), dtype=np.int64)
+    executed[np.arange(placement.num_experts), placement.home] = counts.sum(axis=0)
+    return executed
+
+
 def even_load(total: int, world_size: int) -> int:
     """Return the least possible largest load: ``total`` assignments over ``world_size`` ranks, rounded up."""
     return -(-total // world_size)

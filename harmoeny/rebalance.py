@@ -10,13 +10,13 @@ import numpy as np
 
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement
-from harmoeny.plan import Plan, home_tokens
+from harmoeny.plan import Plan, home_executed, home_tokens
 from harmoeny.policy import Policy
 
 SENDER_ORDERS = ("local_first", "largest_first")
 STOP_RULES = ("covered", "paper")
-#: A covered move must shift this part of the even load: less is not worth the link, a slot and a restore.
-LEAST_PART = 512
+#: A covered move must shift at least the even load divided by this: less is not worth the link, a slot and a restore.
+MIN_MOVE_DIVISOR = 512
 
 
 @dataclass(kw_only=True)
@@ -33,7 +33,7 @@ class HarMoEny(Policy):
         stop_rule: ``paper``, or ``covered``: a move that does not pay for its fetch is made all the same if the
             receiver holds the weights, or if it has so much other work that all its fetches, one after another, end
             before that does (``threshold`` tokens take as long as a fetch) and the move is worth the trouble
-            (``LEAST_PART``). So every move of the paper is made, and the largest load is at most the paper's.
+            (``MIN_MOVE_DIVISOR``). So every move of the paper is made, and the largest load is at most the paper's.
         sender_order: whose tokens move. ``largest_first`` is the paper's order; ``local_first`` leaves as many as
             possible on the rank where they are, which gives the same loads with the least possible traffic.
     """
@@ -82,8 +82,7 @@ class HarMoEny(Policy):
         """Return int64 ``[num_experts, world_size]`` of the plan, if tokens stay where they are as far as possible."""
         if self.sender_order != "local_first":
             return None
-        executed = np.zeros((placement.num_experts, placement.world_size), dtype=np.int64)
-        executed[np.arange(placement.num_experts), placement.home] = counts.sum(axis=0)
+        executed = home_executed(counts, placement)
         experts, receivers, amounts = self._moves(counts, placement).T
         np.subtract.at(executed, (experts, placement.home[experts]), amounts)
         np.add.at(executed, (experts, receivers), amounts)
@@ -140,7 +139,7 @@ def choose_moves(counts: IntArray, home: IntArray, resident: BoolArray, threshol
         held = covered and resident[popular, under]
         if not pays and not held:
             hidden = (num_fetches[under] + 1) * threshold <= load[under]
-            if not (covered and hidden and amount * LEAST_PART >= target):
+            if not (covered and hidden and amount * MIN_MOVE_DIVISOR >= target):
                 break
         at_home[popular] -= amount
         load[over] -= amount

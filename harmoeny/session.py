@@ -12,8 +12,7 @@ from torch import nn
 
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES, AdaptedModule, device_of
-from harmoeny.models.kit.experts_interface import AdaptedExperts
-from harmoeny.models.kit.experts_interface import register as register_implementation
+from harmoeny.models.kit.experts_interface import AdaptedExperts, register_implementation
 from harmoeny.models.kit.loading import build_module, load_config
 from harmoeny.models.switch import AdaptedSwitch, is_switch
 from harmoeny.policy import Policy
@@ -40,7 +39,7 @@ class Session:
         try:
             adapted.check()
         except ValueError:
-            adapted.release()
+            adapted.restore()
             raise
         self.model: Any = adapted.module
         self._adapted = adapted
@@ -61,7 +60,7 @@ class Session:
     def close(self) -> None:
         """Give the MoE layers and their weights back to the model, which is then as it was on this rank."""
         self.engine.close()
-        self._adapted.release()
+        self._adapted.restore()
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +123,7 @@ def load(
         path: a folder with ``config.json`` and weights in safetensors files.
         policy: HarMoEny if None.
         dtype: ``float32`` or ``bfloat16``.
-        device: where the model computes; experts stay in host memory and are loaded from there.
+        device: where the model computes; experts stay in host memory and are copied from there.
 
     Raises:
         ValueError: the folder has no such model, or the model or policy is not supported.
@@ -160,5 +159,5 @@ def _attach(adapted: AdaptedModule, policy: Policy, transfers: TransferEngine | 
 
 @cache
 def _transfers(device: torch.device) -> TransferEngine:
-    """Return what loads experts for all layers that were attached when they first ran."""
+    """Return what copies experts for all layers that were attached when they first ran."""
     return make_engine(device, Hardware())

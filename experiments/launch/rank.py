@@ -98,7 +98,7 @@ def _run(point: Point, tokens: TokenFile, folder: RunFolder, device: torch.devic
         model = build_model(point, comm)
         engine = start_rank(model.experts, comm, point.hardware)
         cost = engine.memory.cost
-        model.attach(engine)
+        model.connect(engine)
 
         progress.step("preparing the systems")
         batches = [make_batch(point, model, tokens, i, comm.rank, device) for i in range(point.options.rounds)]

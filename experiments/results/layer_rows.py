@@ -44,24 +44,24 @@ class RankIteration:
 
 def layer_row(times: LayerTimes, rank: int, origin_s: float) -> dict[str, Any]:
     """Return the result columns of one layer on one rank."""
-    trace = times.trace
-    assert trace.plan is not None, "the layer was not executed to its end"
-    tokens = trace.plan.tokens
+    marks = times.marks
+    assert marks.plan is not None, "the layer was not executed to its end"
+    tokens = marks.plan.tokens
     sent = int(tokens[rank].sum())
     executed_by_expert = tokens[:, :, rank].sum(axis=0)
     return {
-        "layer": trace.layer,
+        "layer": marks.layer,
         "rank": rank,
-        "num_assignments": trace.num_assignments,
+        "num_assignments": marks.num_assignments,
         "executed_tokens": int(executed_by_expert.sum()),
         "sent_tokens": sent - int(tokens[rank, :, rank].sum()),
-        "dropped_tokens": trace.num_assignments - sent,
-        "padded_tokens": trace.padded_tokens,
+        "dropped_tokens": marks.num_assignments - sent,
+        "padded_tokens": marks.padded_tokens,
         "num_active_experts": int((executed_by_expert > 0).sum()),
-        "num_host_fetches": trace.fetch.num_host_fetches,
-        "num_peer_fetches": trace.fetch.num_peer_fetches,
-        "num_restores": len(trace.fetch.restores),
-        "fetch_bytes": trace.fetch.fetch_bytes,
+        "num_host_fetches": marks.fetch.num_host_fetches,
+        "num_peer_fetches": marks.fetch.num_peer_fetches,
+        "num_restores": len(marks.fetch.restores),
+        "fetch_bytes": marks.fetch.fetch_bytes,
         "fetch_s": times.fetch_s,
         "fetch_wait_s": times.fetch_wait_s,
         "restore_s": times.restore_s,

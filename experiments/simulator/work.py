@@ -75,7 +75,7 @@ def trace_model(config: ModelConfig, batch_size: int, seq_len: int) -> ModelWork
     """
     model = config.build(0, "meta")
     counter = _Counter()
-    model.attach(_NoExperts(counter))  # type: ignore[arg-type]
+    model.connect(_NoExperts(counter))  # type: ignore[arg-type]
     input_ids = torch.empty(batch_size, seq_len, dtype=torch.int64, device="meta")
     with torch.no_grad(), counter:
         model.forward(input_ids)

@@ -77,7 +77,7 @@ class MoEBlock(nn.Module, ABC):
             return self.forward_dense(hidden)
         engine = self.context.engine
         if engine is None:
-            raise RuntimeError("no engine attached: call MoEModel.attach first")
+            raise RuntimeError("no engine connected: call MoEModel.connect first")
         engine.recorder.begin_layer(self.layer)
         expert_ids, routing_weights = self.route(hidden)
         output = engine.forward(self.layer, hidden.reshape(-1, hidden.shape[-1]), expert_ids, routing_weights)
@@ -92,13 +92,13 @@ class MoEBlock(nn.Module, ABC):
         """Apply the layer with the model's own code, all experts on this rank."""
 
 
-class AdaptedModule(ABC):
-    """A module of any origin whose MoE layers an engine executes, until they are given back.
+class AdaptedModule:
+    """A module of any origin whose MoE layers an engine executes, until they are restored.
 
     Attributes:
         module: the module.
-        context: shared by its MoE layers.
         experts: the weights of its MoE layers, in order of execution; they are no parameters of the module.
+        context: shared by its MoE layers.
         device: where the module computes.
     """
 
@@ -110,7 +110,6 @@ class AdaptedModule(ABC):
         self.context = context
         self.device = device
 
-    @abstractmethod
     def check(self) -> None:
         """Compare how we apply an expert with the model's own code, where that can differ; the weights must be there.
 
@@ -118,17 +117,17 @@ class AdaptedModule(ABC):
             ValueError: the two differ.
         """
 
-    @abstractmethod
-    def release(self) -> None:
-        """Give the MoE layers and their weights back to the module."""
+    def restore(self) -> None:
+        """Give the MoE layers and their weights back to the module; nothing to do where they never were its own."""
 
 
 class MoEModel(ABC):
-    """A model whose MoE layers are blocks.
+    """A model that the harness can run: what an adapted module lacks for that.
 
     Attributes:
-        module: the model.
-        context: shared by its blocks.
+        adapted: the module whose MoE layers an engine executes.
+        module: the same module.
+        context: shared by its MoE layers.
         experts: the weights of its MoE layers, in order of execution.
         top_k: experts per token.
         scope: ``model``, or ``layer`` where there is nothing but MoE layers.
@@ -138,10 +137,11 @@ class MoEModel(ABC):
     #: Whether :meth:`prefill` and :meth:`decode` work.
     decodes: ClassVar[bool] = False
 
-    def __init__(self, module: nn.Module, context: MoEContext, experts: Sequence[LayerExperts], top_k: int) -> None:
-        self.module = module
-        self.context = context
-        self.experts = list(experts)
+    def __init__(self, adapted: AdaptedModule, top_k: int) -> None:
+        self.adapted = adapted
+        self.module = adapted.module
+        self.context = adapted.context
+        self.experts = adapted.experts
         self.top_k = top_k
 
     @property
@@ -154,10 +154,16 @@ class MoEModel(ABC):
         """Experts per MoE layer."""
         return self.experts[0].num_experts
 
-    def attach(self, engine: ExpertParallel) -> None:
-        """Let ``engine`` execute the MoE layers and move everything but the experts to its device."""
+    def connect(self, engine: ExpertParallel) -> None:
+        """Let ``engine`` execute the MoE layers and move everything but the experts to its device.
+
+        Raises:
+            ValueError: the experts' own code computes something else than we do.
+        """
         self.context.engine = engine
+        self.adapted.device = engine.comm.device
         self.module.to(engine.comm.device)
+        self.adapted.check()
 
     @abstractmethod
     def forward(self, input_ids: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from harmoeny.models.base import DTYPES, ModelConfig, MoEBlock, MoEContext, MoEModel, require_positive
+from harmoeny.models.base import DTYPES, AdaptedModule, ModelConfig, MoEBlock, MoEContext, MoEModel, require_positive
 from harmoeny.runtime.memory.experts import LayerExperts, gated_mlp, mlp, swiglu
 
 
@@ -124,7 +124,8 @@ class MoEStack(ModelConfig):
             blocks.append(StackBlock(router, experts[-1], self.top_k, layer, context))
         embedding = nn.Embedding(self.vocab_size, self.hidden_size, dtype=dtype, device="meta")
         embedding.weight = nn.Parameter(normal(self.vocab_size, self.hidden_size, fan_in=1))
-        return MoEStackModel(_Stack(embedding, blocks).eval(), context, experts, self.top_k)
+        stack = _Stack(embedding, blocks).eval()
+        return MoEStackModel(AdaptedModule(stack, experts, context, torch.device(device)), self.top_k)
 
     def _experts(self, normal: Callable[..., Tensor]) -> LayerExperts:
         e, h, i = self.num_experts, self.hidden_size, self.intermediate_size

@@ -92,7 +92,7 @@ class SwitchBlock(MoEBlock):
         output: Tensor = functional_call(sparse_mlp, experts, (hidden,))
         return output
 
-    def release(self, device: torch.device) -> SwitchTransformersSparseMLP:
+    def untouched(self, device: torch.device) -> SwitchTransformersSparseMLP:
         """Return the untouched layer with its own router, and its experts' weights on ``device``."""
         (sparse_mlp,) = self._untouched
         sparse_mlp.router = self.router.router
@@ -145,13 +145,10 @@ class AdaptedSwitch(AdaptedModule):
             self._blocks.append(layer.mlp)
         super().__init__(module, [block.experts for block in self._blocks], context, device)
 
-    def check(self) -> None:
-        """Find nothing to check: there is one kind of expert."""
-
-    def release(self) -> None:
+    def restore(self) -> None:
         """Put the untouched layers back."""
         for layer, block in zip(self._layers, self._blocks, strict=True):
-            layer.mlp = block.release(self.device)
+            layer.mlp = block.untouched(self.device)
 
 
 class SwitchModel(MoEModel):
@@ -159,8 +156,7 @@ class SwitchModel(MoEModel):
 
     def __init__(self, module: SwitchTransformersForConditionalGeneration) -> None:
         self._encoder_layers = len(_sparse_layers(module.encoder))
-        adapted = AdaptedSwitch(module)
-        super().__init__(module, adapted.context, adapted.experts, top_k=1)
+        super().__init__(AdaptedSwitch(module), top_k=1)
         self._start_token = int(module.config.decoder_start_token_id)
 
     @property

@@ -23,7 +23,6 @@ from harmoeny.models.kit.loading import (
     top_k_of,
 )
 from harmoeny.models.switch import SwitchModel, is_switch
-from harmoeny.runtime.layer.engine import ExpertParallel
 
 
 class TransformersModel(MoEModel):
@@ -32,24 +31,12 @@ class TransformersModel(MoEModel):
     decodes: ClassVar[bool] = True
 
     def __init__(self, module: Any, top_k: int) -> None:
-        self._adapted = AdaptedExperts(module)
-        super().__init__(module, self._adapted.context, self._adapted.experts, top_k)
+        super().__init__(AdaptedExperts(module), top_k)
         # Logits of the whole prompt would be a large matrix product that no prefill needs.
         one_token = "logits_to_keep" in inspect.signature(module.forward).parameters
         self._options = {"logits_to_keep": 1} if one_token else {}
         # Newer releases of Transformers call it `cache`, and warn of the older name.
         self._cache = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
-
-    def attach(self, engine: ExpertParallel) -> None:
-        """Let ``engine`` execute the MoE layers and move everything but the experts to its device.
-
-        Raises:
-            ValueError: the experts' own code does more than the interface can say.
-        """
-        super().attach(engine)
-        self._adapted.device = engine.comm.device
-        if engine.comm.device.type != "meta":  # tensors without values, as the simulator's, have none to compare
-            self._adapted.check()
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the first output token's logits, ``[batch_size, vocab_size]``."""
@@ -125,7 +112,7 @@ class Transformers(ModelConfig):
         return replace(self, **sizes)
 
     def validate(self) -> None:
-        """Check the configuration, and that the model's layers are what the engine can execute.
+        """Check the configuration, and that the model's layers are what the runtime can execute.
 
         Raises:
             ValueError: a field, its value and what is allowed.

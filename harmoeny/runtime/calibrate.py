@@ -23,20 +23,20 @@ _REPEATS = 7
 _SCRATCH_BYTES = 64 * 2**20
 
 
-def measure_expert_cost(experts: LayerExperts, comm: Communicator, engine: TransferEngine) -> ExpertCost:
+def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: TransferEngine) -> ExpertCost:
     """Measure one layer's experts on all ranks at once, so that they share memory bandwidth as they do in a run.
 
     Args:
         experts: the layer.
         comm: the ranks.
-        engine: what will load experts in the run.
+        transfers: what copies experts in the run.
 
     Returns:
         The mean over ranks of their medians, the same on every rank.
     """
     comm.barrier()
     slot = Slot(experts, comm.device)
-    measured = [expert_s(experts, slot, engine, _TOKENS) / _TOKENS, fetch_s(experts, slot, engine), 0.0, 0.0]
+    measured = [expert_s(experts, slot, transfers, _TOKENS) / _TOKENS, fetch_s(experts, slot, transfers), 0.0, 0.0]
     if comm.world_size > 1:
         dtype = next(iter(experts.weights.values())).dtype
         rows = torch.zeros(_TOKENS * comm.world_size, experts.hidden_size, dtype=dtype, device=comm.device)
@@ -48,13 +48,13 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, engine: Trans
     return ExpertCost(*(costs / comm.world_size).tolist())
 
 
-def expert_s(experts: LayerExperts, slot: Slot, engine: TransferEngine, num_tokens: int) -> float:
+def expert_s(experts: LayerExperts, slot: Slot, transfers: TransferEngine, num_tokens: int) -> float:
     """Return the median time of one expert's computation on ``num_tokens`` rows, in seconds.
 
     Caches are cold, as they are for an expert whose turn comes after all others had theirs.
     """
-    engine.submit(slot, 0, experts.expert(0))
-    engine.wait(slot)
+    transfers.submit(slot, 0, experts.expert(0))
+    transfers.wait(slot)
     sample = next(iter(experts.weights.values()))
     rows = torch.randn(num_tokens, experts.hidden_size).to(device=slot.device, dtype=sample.dtype)
     out = torch.empty_like(rows)
@@ -67,16 +67,16 @@ def cold_caches(device: torch.device) -> Callable[[], object]:
     return scratch.zero_
 
 
-def fetch_s(experts: LayerExperts, slot: Slot, engine: TransferEngine) -> float:
-    """Return the median time of loading one expert into a slot, in seconds."""
+def fetch_s(experts: LayerExperts, slot: Slot, transfers: TransferEngine) -> float:
+    """Return the median time of copying one expert into a slot, in seconds."""
     samples = []
     for i in range(_REPEATS + 1):
         # Another expert every time: the one just copied may still be in a cache.
-        transfer = engine.submit(slot, i, experts.expert(i % experts.num_experts))
-        engine.wait(slot)
-        engine.drain()
-        assert transfer.span is not None
-        samples.append(span_s(transfer.span))
+        copy = transfers.submit(slot, i, experts.expert(i % experts.num_experts))
+        transfers.wait(slot)
+        transfers.drain()
+        assert copy.span is not None
+        samples.append(span_s(copy.span))
     return median(samples[1:])
 
 

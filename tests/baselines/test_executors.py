@@ -81,10 +81,10 @@ def run_cases(rank: int, cases: list[Case]) -> list[list[Outcome]]:
             assert output.shape == t.hidden.shape
             error = float((output.double() - expected).abs().max() / expected.abs().max()) if len(output) else 0.0
             (times,) = engine.recorder.collect()
-            assert times.trace.plan is not None
-            executed = times.trace.plan.tokens[:, :, rank].sum()
+            assert times.marks.plan is not None
+            executed = times.marks.plan.tokens[:, :, rank].sum()
             outcomes[-1].append(
-                Outcome(error, kept.numpy(), times.trace.padded_tokens, int(executed), times.boundary_s)
+                Outcome(error, kept.numpy(), times.marks.padded_tokens, int(executed), times.boundary_s)
             )
         engine.close()
     return outcomes

@@ -12,7 +12,7 @@ from baselines.static_ep import StaticEP
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.plan import Plan, even_load
-from harmoeny.rebalance import LEAST_PART, SENDER_ORDERS, STOP_RULES, HarMoEny, choose_moves
+from harmoeny.rebalance import MIN_MOVE_DIVISOR, SENDER_ORDERS, STOP_RULES, HarMoEny, choose_moves
 from tests.strategies import batches
 
 Batch = tuple[IntArray, Placement]
@@ -40,7 +40,7 @@ def reference_tokens(counts: IntArray, placement: Placement, threshold: int, sto
             fetched = [e for e in experts if not resident[e, under] and any(tokens[s][e][under] for s in ranks)]
             its_fetches_end = threshold * (len(fetched) + 1)
             amount = min(load[over] - average, average - load[under], popularity[expert])
-            free = resident[expert, under] or (its_fetches_end <= load[under] and amount >= average / LEAST_PART)
+            free = resident[expert, under] or (its_fetches_end <= load[under] and amount >= average / MIN_MOVE_DIVISOR)
             if stop_rule == "paper" or not free:
                 return np.array(tokens)
         while load[over] > average and load[under] < average and any(tokens[s][expert][over] for s in ranks):

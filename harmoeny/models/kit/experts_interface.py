@@ -33,21 +33,21 @@ _ROUTERS = ("gate", "router")
 _PROBE_TOKENS = 4
 
 
-def register(attach: Callable[[nn.Module], object] | None = None) -> None:
+def register_implementation(on_unbound: Callable[[nn.Module], object] | None = None) -> None:
     """Make ``harmoeny`` an implementation of experts that Transformers knows.
 
     Args:
-        attach: called with experts that are run without having been bound; it has to :func:`bind` them. None keeps what
-            was registered before, which may be nothing.
+        on_unbound: called with experts that are run without having been bound; it has to :func:`bind` them. None keeps
+            what was registered before, which may be nothing.
     """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    if attach is None and IMPLEMENTATION in ALL_EXPERTS_FUNCTIONS:
+    if on_unbound is None and IMPLEMENTATION in ALL_EXPERTS_FUNCTIONS:
         return
 
     def forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        if _CALL not in module.__dict__ and attach is not None:
-            attach(module)
+        if _CALL not in module.__dict__ and on_unbound is not None:
+            on_unbound(module)
         call: ExpertsCall = module.__dict__[_CALL]
         return call(hidden_states, top_k_index, top_k_weights)
 
@@ -112,7 +112,7 @@ def bind(experts: Any, weights: Mapping[str, Tensor], call: ExpertsCall) -> None
     experts.config._experts_implementation_internal = IMPLEMENTATION
 
 
-def release(experts: Any, weights: Mapping[str, Tensor], implementation: str | None) -> None:
+def unbind(experts: Any, weights: Mapping[str, Tensor], implementation: str | None) -> None:
     """Undo :func:`bind`: the weights become parameters again, and ``implementation`` computes the experts."""
     experts.config._experts_implementation_internal = implementation
     experts.__dict__.pop(_CALL, None)
@@ -187,7 +187,7 @@ class ExpertsBlock:
         self._opened = False
         before: str | None = getattr(experts.config, "_experts_implementation", None)
         self._implementation = "eager" if before == IMPLEMENTATION else before
-        register()
+        register_implementation()
         bind(experts, self.experts.weights, self)
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -228,9 +228,9 @@ class ExpertsBlock:
             self.context.engine.recorder.begin_layer(self.layer)
             self._opened = True
 
-    def release(self, device: torch.device) -> None:
+    def restore(self, device: torch.device) -> None:
         """Give the weights back to the model as parameters on ``device``."""
-        release(self.module, {name: w.to(device) for name, w in self.experts.weights.items()}, self._implementation)
+        unbind(self.module, {name: w.to(device) for name, w in self.experts.weights.items()}, self._implementation)
 
 
 class AdaptedExperts(AdaptedModule):
@@ -272,12 +272,12 @@ class AdaptedExperts(AdaptedModule):
             if not any(w.is_meta for w in block.experts.weights.values()):
                 check_function(block.module, block.experts, self.device)
 
-    def release(self) -> None:
+    def restore(self) -> None:
         """Give the weights back as parameters, on the device of the others."""
         for hook in self._hooks:
             hook.remove()
         for block in self.blocks:
-            block.release(self.device)
+            block.restore(self.device)
 
 
 def _router(module: nn.Module, path: str) -> nn.Module | None:

@@ -29,7 +29,7 @@ PHASES = tuple(phase for phase in Phase if phase is not Phase.END)
 
 
 @dataclass
-class LayerTrace:
+class LayerMarks:
     """What one rank did in one execution of one MoE layer.
 
     Attributes:
@@ -38,7 +38,7 @@ class LayerTrace:
         num_assignments: assignments of this rank's tokens.
         fetch: what moving weights cost.
         padded_tokens: rows executed besides the plan's, to fill buffers of equal size.
-        marks: start of every phase and the end, as the clock gave them.
+        boundaries: start of every phase and the end, as the device's clock gave them.
     """
 
     layer: int
@@ -46,7 +46,7 @@ class LayerTrace:
     num_assignments: int = 0
     fetch: FetchStats = field(default_factory=FetchStats)
     padded_tokens: int = 0
-    marks: list[Mark] = field(default_factory=list)
+    boundaries: list[Mark] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LayerTimes:
     """Phase boundaries of one execution of a layer, in seconds since the iteration's origin.
 
     Attributes:
-        trace: the execution.
+        marks: the execution.
         boundary_s: ``[7]``, start of every phase of :data:`PHASES` and the end of the last.
         fetch_s: how long the fetches took, all together.
         fetch_wait_s: how long computation stood still for them.
@@ -62,7 +62,7 @@ class LayerTimes:
         restore_wait_s: how long computation stood still for those.
     """
 
-    trace: LayerTrace
+    marks: LayerMarks
     boundary_s: list[float]
     fetch_s: float
     fetch_wait_s: float
@@ -92,46 +92,46 @@ class Recorder:
         self.enabled = enabled
         self._device = Device.of(device)
         self._origin: Mark = 0
-        self._traces: list[LayerTrace] = []
+        self._layers: list[LayerMarks] = []
 
     def begin_iteration(self) -> None:
-        """Forget earlier layers and set the origin of time."""
-        self._traces = []
+        """Drop the layers of earlier iterations; times count from now."""
+        self._layers = []
         self._origin = self._device.now()
 
     def begin_layer(self, layer: int) -> None:
         """Open a layer; its first phase, ``route``, starts now."""
         if self.enabled:
-            self._traces.append(LayerTrace(layer, marks=[self._device.now()]))
+            self._layers.append(LayerMarks(layer, boundaries=[self._device.now()]))
 
     def mark(self) -> None:
         """Start the next phase of the open layer, or end its last."""
         if self.enabled:
-            self._traces[-1].marks.append(self._device.now())
+            self._layers[-1].boundaries.append(self._device.now())
 
     def describe(self, plan: Plan, num_assignments: int, fetch: FetchStats, padded_tokens: int = 0) -> None:
         """Attach what was executed to the open layer."""
         if self.enabled:
-            trace = self._traces[-1]
-            trace.plan, trace.num_assignments, trace.fetch = plan, num_assignments, fetch
-            trace.padded_tokens = padded_tokens
+            marks = self._layers[-1]
+            marks.plan, marks.num_assignments, marks.fetch = plan, num_assignments, fetch
+            marks.padded_tokens = padded_tokens
 
     def collect(self) -> list[LayerTimes]:
         """Return the layers since :meth:`begin_iteration`, in order of execution; waits for the device.
 
-        Restores that are still under way count as far as they are complete: finish the system's loads first.
+        Restores that are still under way count as far as they are complete: finish the system first.
         """
         self._device.synchronize()
         return [
             LayerTimes(
-                trace=t,
-                boundary_s=[span_s((self._origin, mark)) for mark in t.marks],
-                fetch_s=_total_s(transfer.span for transfer in t.fetch.fetches),
-                fetch_wait_s=_total_s(t.fetch.fetch_waits),
-                restore_s=_total_s(transfer.span for transfer in t.fetch.restores),
-                restore_wait_s=_total_s(t.fetch.restore_waits),
+                marks=marks,
+                boundary_s=[span_s((self._origin, mark)) for mark in marks.boundaries],
+                fetch_s=_total_s(transfer.span for transfer in marks.fetch.fetches),
+                fetch_wait_s=_total_s(marks.fetch.fetch_waits),
+                restore_s=_total_s(transfer.span for transfer in marks.fetch.restores),
+                restore_wait_s=_total_s(marks.fetch.restore_waits),
             )
-            for t in self._traces
+            for marks in self._layers
         ]
 
 

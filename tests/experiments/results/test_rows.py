@@ -20,7 +20,7 @@ from experiments.results.manifest import new_manifest
 from experiments.results.request_rows import decode_frame, request_frame
 from experiments.results.run_folder import RunFolder
 from harmoeny.plan import Plan
-from harmoeny.runtime.layer.recorder import LayerTimes, LayerTrace
+from harmoeny.runtime.layer.recorder import LayerMarks, LayerTimes
 from harmoeny.runtime.memory.fetch.base import FetchStats
 from harmoeny.runtime.memory.slots import Transfer
 from results_schema import tables
@@ -34,8 +34,8 @@ def times(tokens: list[Any], *, num_assignments: int, boundary_s: list[float], l
     counts = np.array(tokens, dtype=np.int64)
     plan = Plan(tokens=counts, fetch=np.zeros((counts.shape[1], counts.shape[0]), dtype=np.bool_))
     moved = FetchStats(num_host_fetches=3, num_peer_fetches=2, fetch_bytes=640, restores=[Transfer()] * 4)
-    trace = LayerTrace(layer, plan=plan, num_assignments=num_assignments, fetch=moved, padded_tokens=7)
-    return LayerTimes(trace, boundary_s, fetch_s=0.5, fetch_wait_s=0.25, restore_s=0.75, restore_wait_s=0.125)
+    marks = LayerMarks(layer, plan=plan, num_assignments=num_assignments, fetch=moved, padded_tokens=7)
+    return LayerTimes(marks, boundary_s, fetch_s=0.5, fetch_wait_s=0.25, restore_s=0.75, restore_wait_s=0.125)
 
 
 # tokens[src][expert][dst] of two ranks and three experts: rank 0 wants 12 and drops 2, rank 1 wants 8 and drops none.

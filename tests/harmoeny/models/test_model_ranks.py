@@ -36,7 +36,7 @@ def errors_of(rank: int, folder: str) -> dict[str, float]:
                 session.engine.recorder.begin_iteration()
                 output = logits(session.model, seed=batch[0], batch_size=batch[1])
                 found[f"load {name} {policy.name}"] = relative(output, wanted)
-                plans = [times.trace.plan for times in session.engine.recorder.collect()]
+                plans = [times.marks.plan for times in session.engine.recorder.collect()]
                 elsewhere = sum(int(p.tokens[rank].sum() - p.tokens[rank, :, rank].sum()) for p in plans if p)
                 assert elsewhere > 0, "no token went to the other rank"
         model = unmodified(saved)

@@ -50,7 +50,7 @@ def attached(folder: Path) -> tuple[TransformersModel, ExpertParallel]:
     model = Transformers(local_path=str(folder)).build(0)
     assert isinstance(model, TransformersModel)
     engine = start(model.experts)
-    model.attach(engine)
+    model.connect(engine)
     engine.use(engine.build_system("x", HarMoEny(threshold=1)))
     return model, engine
 
@@ -85,7 +85,7 @@ def test_pinned_routing_is_executed_by_engine_and_reference(name: str, tmp_path:
     for layer in model.experts:
         layer.weights.update({name: weights[order] for name, weights in layer.weights.items()})
     engine = start(model.experts)
-    model.attach(engine)
+    model.connect(engine)
     engine.use(engine.build_system("x", HarMoEny(threshold=1)))
     new_name = torch.argsort(order)
     for output in both(model, input_ids, [new_name[ids] for ids in own]):
@@ -113,11 +113,11 @@ def test_layers_are_recorded_from_their_router_on(tmp_path: Path) -> None:
     with torch.inference_mode():
         model.forward(torch.tensor([[5, 6, 7]]))
     layers = engine.recorder.collect()
-    assert [times.trace.layer for times in layers] == [0, 1]
+    assert [times.marks.layer for times in layers] == [0, 1]
     for times in layers:
         assert len(times.boundary_s) == len(PHASES) + 1
         assert times.phase_s(Phase.ROUTE) > 0
-        assert times.trace.num_assignments == 3 * 2
+        assert times.marks.num_assignments == 3 * 2
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONF.glob("*.yaml") if "hub_name" in p.read_text()))

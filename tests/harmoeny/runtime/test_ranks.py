@@ -71,7 +71,7 @@ def hold_model(rank: int, config: MoEStack) -> ExpertParallel:
     model = config.build(0, "cpu" if rank == 0 else "meta")
     share_model(model, comm, rank)
     engine = start(model.experts, comm)
-    model.attach(engine)
+    model.connect(engine)
     engine.use(engine.build_system("x", HarMoEny(threshold=1, num_slots=1)))
     for layer in model.experts:
         for weights in layer.weights.values():

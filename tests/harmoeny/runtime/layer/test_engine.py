@@ -90,9 +90,9 @@ def test_harmoeny_is_exact_when_all_tokens_want_one_expert(world_size: int, fetc
 
     tokens = [[all_to_one(r) for r in range(world_size)]]
     records = run_layers(world_size, HarMoEny(threshold=1, fetch=fetch), tokens, num_experts=8)
-    loads = [int(record[0].trace.plan.tokens[:, :, rank].sum()) for rank, record in enumerate(records)]
+    loads = [int(record[0].marks.plan.tokens[:, :, rank].sum()) for rank, record in enumerate(records)]
     assert loads == [12] * world_size
-    fetched = sum(r[0].trace.fetch.num_host_fetches + r[0].trace.fetch.num_peer_fetches for r in records)
+    fetched = sum(r[0].marks.fetch.num_host_fetches + r[0].marks.fetch.num_peer_fetches for r in records)
     assert fetched == (0 if fetch == "none" else world_size - 1)
 
 
@@ -115,7 +115,7 @@ def test_records_name_the_source_of_every_fetch_and_phases_follow_each_other() -
         records = run_layers(3, RandomPlan(5, fetch=fetch), tokens, num_experts=6)
         for rank, layers in enumerate(records):
             for times in layers:
-                stats, plan = times.trace.fetch, times.trace.plan
+                stats, plan = times.marks.fetch, times.marks.plan
                 wanted = int(plan.fetch[:, rank].sum())
                 counted = (stats.num_peer_fetches, stats.num_host_fetches)
                 assert counted == ((wanted, 0) if peer else (0, wanted))
