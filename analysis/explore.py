@@ -9,10 +9,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from analysis.data.load import Run, find_runs, load_sweep
-from analysis.data.summary import summarise
-from analysis.figures.kit.base import FigureData, discover
+from analysis.figures.kit.base import FigureData, discover, figure_data
 from analysis.present.style import RC
-from analysis.present.table import figure_caption, skew_points, summary_frame
+from analysis.present.table import skew_points
 from results_schema.files import SWEEP
 
 
@@ -31,16 +30,16 @@ def load_results(folder: str | Path, command: str = "python run.py experiment=sk
     for path in sweeps:
         sweep = load_sweep(path.parent)
         if sweep.runs:
-            return _data(sweep.runs, sweep.points)
+            return figure_data(sweep.runs, sweep.points)
     runs = find_runs(folder) if folder.is_dir() else []
     if not runs:
         raise ValueError(f"{folder}: no finished run in it; make some in the repository's root: {command}")
-    return _data(runs, skew_points(runs))
+    return figure_data(runs, skew_points(runs))
 
 
 def of_run(run: Run) -> FigureData:
     """Return one run of a sweep, for figures that show one."""
-    return _data([run], skew_points([run]))
+    return figure_data([run], skew_points([run]))
 
 
 def draw(name: str, data: FigureData) -> Figure:
@@ -61,8 +60,3 @@ def draw(name: str, data: FigureData) -> Figure:
         raise ValueError(f"{name}: {reason}")
     with mpl.rc_context(cast(Any, RC)):
         return modules[name].plot(data)
-
-
-def _data(runs: list[Run], points: list[dict[str, Any]]) -> FigureData:
-    frame = summary_frame(runs, [summarise(run) for run in runs], points)
-    return FigureData(frame, list(points[0]), figure_caption(frame), runs)

@@ -20,7 +20,7 @@ from pathlib import Path
 from analysis.data.load import find_runs, load_sweep
 from analysis.data.summary import write_summary
 from analysis.figures.kit.base import FigureModule, draw_all, figure_data
-from analysis.figures.kit.collection import Collection, find_results
+from analysis.figures.kit.result_sets import ResultSets, find_result_sets
 from analysis.present.table import skew_points
 from results_schema.files import SWEEP
 
@@ -88,35 +88,35 @@ def _draw_folder(folder: Path, out: Path | None, published: bool | None) -> None
 
 
 def _draw_everything(results: Path, out: Path, published: bool | None, *, simulate: bool) -> None:
-    collection = find_results(results, published)
-    if simulate and (commands := _simulations(collection)):
+    found = find_result_sets(results, published)
+    if simulate and (commands := _simulations(found)):
         with ThreadPoolExecutor(_SIMULATIONS_AT_ONCE) as pool:
             for line in pool.map(lambda command: _simulate(command, results), commands):
                 print(line, flush=True)
-        collection = find_results(results, published)
-    for folder, names in collection.draw(out):
+        found = find_result_sets(results, published)
+    for folder, names in found.draw(out):
         print(f"{folder}: {', '.join(names)}", flush=True)
-    for problem in collection.unreadable:
+    for problem in found.unreadable:
         print(f"passed over: {problem}")
-    for line in missing_lines(collection):
+    for line in missing_lines(found):
         print(line)
 
 
-def _simulations(collection: Collection) -> list[str]:
+def _simulations(found: ResultSets) -> list[str]:
     """Return what gives the figures that no result allows, and the paper's own with the published values on them."""
-    experiments = {found.name.parts[0] for found in collection.sets}
-    commands = [module.SOURCE.simulation for module in collection.lacking()]
+    experiments = {one.name.parts[0] for one in found.sets}
+    commands = [module.SOURCE.simulation for module in found.lacking()]
     commands += [f"python run.py experiment={name}" for name in _PAPER if name not in experiments]
     return list(dict.fromkeys(commands))
 
 
-def missing_lines(collection: Collection) -> list[str]:
+def missing_lines(found: ResultSets) -> list[str]:
     """Say which figures are missing, or show simulations only, with the commands that give them."""
     lines = []
-    if only := collection.only_simulated():
+    if only := found.only_simulated():
         lines += ["", "Simulated only; on real ranks:"]
         lines += [f"  {module.NAME}: {_measured(module)}" for module in only]
-    if lacking := collection.lacking():
+    if lacking := found.lacking():
         lines += ["", "Not drawn, since no result allows it:"]
         for module in lacking:
             if module.SOURCE.minutes is not None:

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from analysis.figures.kit.bars import grouped_bars
 from analysis.figures.kit.base import SIMULATED_TEXTS, FigureData, Source
-from analysis.figures.kit.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.figures.kit.policies import policies_only
+from analysis.present.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
 
 NAME = "dataset_policies"
 SOURCE = Source("dataset_policies", minutes=4, simulated=SIMULATED_TEXTS)

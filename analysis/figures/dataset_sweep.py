@@ -13,7 +13,7 @@ from analysis.data.published import router_is
 from analysis.data.stats import median_interval
 from analysis.figures.kit.bars import Comparison, bars_legend, compare, draw_caption, grouped_bars, limit_height
 from analysis.figures.kit.base import SIMULATED_TEXTS, FigureData, Source
-from analysis.figures.kit.layout import PAGE_IN
+from analysis.present.layout import PAGE_IN
 from analysis.present.style import look
 
 NAME = "dataset_sweep"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.data.routing import sorted_shares
 from analysis.figures.kit.base import SIMULATED_TEXTS, FigureData, Source
-from analysis.figures.kit.layout import COLUMN_IN, PAGE_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.present.layout import COLUMN_IN, PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.present.style import dataset_look
 from analysis.present.table import INTERVALS
 

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.kit.base import FigureData, Source
-from analysis.figures.kit.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.figures.kit.lines import summary_lines
+from analysis.present.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
 
 NAME = "gpu_scaling"
 SOURCE = Source("paper_gpus", minutes=None, simulated="experiment=paper_gpus router.skew=0.0,0.9")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from analysis.data.load import Run
 from analysis.data.metrics import per_iteration
 from analysis.figures.kit.base import FigureData, Source
-from analysis.figures.kit.layout import COLUMN_IN, PAGE_IN, new_figure, set_caption
+from analysis.present.layout import COLUMN_IN, PAGE_IN, new_figure, set_caption
 from analysis.present.style import label, look
 from analysis.present.table import INTERVALS
 

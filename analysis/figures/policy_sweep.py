@@ -16,9 +16,9 @@ from analysis.figures.kit.bars import (
     comparison_table,
 )
 from analysis.figures.kit.base import FigureData, Source
-from analysis.figures.kit.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.figures.kit.lines import decimal_log, published_points, summary_lines
 from analysis.figures.kit.policies import policies_only
+from analysis.present.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
 
 NAME = "policy_sweep"
 SOURCE = Source(

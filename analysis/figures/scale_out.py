@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter
 
 from analysis.figures.kit.bars import draw_caption
 from analysis.figures.kit.base import FigureData, Source
-from analysis.figures.kit.layout import PAGE_IN, panel_title
+from analysis.present.layout import PAGE_IN, panel_title
 from analysis.present.style import label, look
 
 NAME = "scale_out"

@@ -12,8 +12,8 @@ from analysis.data.published import CITATION, load_published, on_papers_machine
 from analysis.data.stats import paired_ratio
 from analysis.figures.kit import iterations
 from analysis.figures.kit.base import FigureData
-from analysis.figures.kit.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.figures.kit.lines import published_points, system_line
+from analysis.present.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
 
 NAME = "skew_response"
 SOURCE = iterations.SOURCE

@@ -16,7 +16,7 @@ from analysis.figures.kit.bars import (
     limit_height,
 )
 from analysis.figures.kit.base import FigureData, Source
-from analysis.figures.kit.layout import PAGE_IN, panel_title
+from analysis.present.layout import PAGE_IN, panel_title
 
 NAME = "skew_sweep"
 SOURCE = Source("skew_sweep", minutes=5, simulated="experiment=paper_skew")

@@ -9,17 +9,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.data.breakdown import PARTS, breakdown
 from analysis.data.load import Run
 from analysis.data.published import CITATION, load_published, on_papers_machine, router_is
 from analysis.figures.kit.bars import draw_caption
 from analysis.figures.kit.base import FigureData, Source
-from analysis.figures.kit.layout import PAGE_IN
+from analysis.present.layout import PAGE_IN
 from analysis.present.style import PHASE_COLOURS, label
 
 NAME = "time_breakdown"
 SOURCE = Source("prefetch_ablation", minutes=1, simulated="experiment=paper_breakdown")
-#: Parts of a layer in the order of drawing; together they are the layer.
-PARTS = ("route", "metadata", "plan", "dispatch", "compute", "wait for weights", "idle", "combine")
 _TIME = "Milliseconds per MoE layer"
 #: Inches per bar.
 _BAR = 0.26
@@ -37,21 +36,7 @@ def table(data: FigureData) -> pd.DataFrame:
 
     Published rows, where they are drawn, are means over ranks too and have no rank.
     """
-    layers = data.runs[0].layers
-    waits = layers["fetch_wait_s"] + layers["restore_wait_s"]
-    parts = pd.DataFrame(
-        {
-            **{phase: layers[f"{phase}_s"] for phase in ("route", "metadata", "plan", "dispatch")},
-            "compute": layers["compute_s"] - waits,
-            "wait for weights": waits,
-            # A rank that is through with its own computation idles in combine, until the last rank joins it.
-            "idle": layers[["idle_s", "combine_s"]].min(axis=1),
-            "combine": (layers["combine_s"] - layers["idle_s"]).clip(lower=0),
-        }
-    )[list(PARTS)]
-    keys = [layers[key] for key in ("system", "round", "rank")]
-    by_round = parts.groupby(keys, sort=False).mean()
-    frame = by_round.groupby(["system", "rank"], sort=False).median().add_suffix("_s").reset_index()
+    frame = breakdown(data.runs[0].layers)
     return pd.concat([frame, _published()]) if _beside(data) else frame
 
 

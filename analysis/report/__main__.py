@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from analysis.report.html.collect import PAGE, write_report
+from analysis.report.html.write import PAGE, write_report
 
 
 def main() -> None:

@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.data.load import Run, Sweep
-from analysis.data.summary import summarise
-from analysis.figures.kit.base import FigureData, draw_all
-from analysis.present.table import as_text, build_table, figure_caption, summary_frame
-from analysis.report.html.collect import PAGE, reasons, title_of, write_page
+from analysis.figures.kit.base import draw_all, figure_data
+from analysis.present.table import as_text, build_table
 from analysis.report.html.section import split_sections
+from analysis.report.html.write import PAGE, reasons, title_of, write_page
 from results_schema.atomic import write_text
 
 
@@ -46,14 +45,14 @@ def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
         title: of the table.
         folder: is created.
     """
-    frame, axes = summary_frame(runs, [summarise(run) for run in runs], points), list(points[0])
-    table = build_table(frame, axes, title)
+    data = figure_data(runs, points)
+    table = build_table(data.summary, data.axes, title)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.txt", as_text(table))
-    write_text(folder / "table.csv", frame.to_csv(index=False))
-    drawn, _ = draw_all(FigureData(frame, axes, figure_caption(frame), runs), folder / "figures")
+    write_text(folder / "table.csv", data.summary.to_csv(index=False))
+    drawn, _ = draw_all(data, folder / "figures")
     files = [path.with_suffix(suffix) for path in drawn for suffix in (".png", ".pdf", ".csv")]
-    return Saved(frame, table, drawn, [folder / "table.txt", folder / "table.csv", *files])
+    return Saved(data.summary, table, drawn, [folder / "table.txt", folder / "table.csv", *files])
 
 
 def report_runs(

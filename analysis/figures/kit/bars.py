@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from analysis.data.load import Run
 from analysis.data.published import CITATION, beside, load_published, on_papers_machine, with_batches
 from analysis.figures.kit.base import FigureData
-from analysis.figures.kit.layout import letters_per_line
+from analysis.present.layout import letters_per_line
 from analysis.present.style import label, look
 
 _ENDS = ("", "_low", "_high")

@@ -90,12 +90,20 @@ class FigureModule(Protocol):
 
 
 def discover() -> list[FigureModule]:
-    """Import all figure modules, by name."""
+    """Import all figure modules, by name.
+
+    Raises:
+        TypeError: a module in ``analysis/figures`` is no figure, or lacks a part of one.
+    """
     modules = []
     for info in sorted(pkgutil.iter_modules(analysis.figures.__path__), key=lambda i: i.name):
+        if info.ispkg or info.name == "__main__":
+            continue
         module = importlib.import_module(f"analysis.figures.{info.name}")
-        if hasattr(module, "NAME"):
-            modules.append(cast(FigureModule, module))
+        lacking = [name for name in ("NAME", "SOURCE", "missing", "table", "plot") if not hasattr(module, name)]
+        if lacking:
+            raise TypeError(f"{module.__name__}: no figure, it lacks {', '.join(lacking)}; helpers go to figures/kit")
+        modules.append(cast(FigureModule, module))
     return modules
 
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from analysis.data.metrics import per_iteration
 from analysis.data.routing import gini_by_round
 from analysis.figures.kit.base import FigureData, Source
-from analysis.figures.kit.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.figures.kit.lines import system_line
+from analysis.present.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.present.table import INTERVALS
 
 SOURCE = Source(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from analysis.data.published import CITATION
 from analysis.figures.kit.bars import draw_caption
 from analysis.figures.kit.base import FigureData
-from analysis.figures.kit.layout import PAGE_IN, panel_title
+from analysis.present.layout import PAGE_IN, panel_title
 from analysis.present.style import label, look
 
 #: With more values than these their labels are turned.

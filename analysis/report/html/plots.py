@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.data.breakdown import PARTS, breakdown
 from analysis.data.load import Run
-from analysis.figures import time_breakdown
-from analysis.figures.kit.base import FigureData
 from analysis.present.style import PHASE_COLOURS, label
-from analysis.report.html.plot_looks import PlotLook, looks, plot_label, plot_text
+from analysis.report.html.plotly_style import PlotLook, looks, plot_label, plot_text
 from analysis.report.html.section import Section, axis_name, point_label, value_text
 
 #: More values of a numeric option than these are drawn as lines, fewer as groups of bars.
@@ -272,7 +271,7 @@ def _breakdown(section: Section) -> Plot:
 
 
 def _stacked(section: Section, run: Run, *, per_rank: bool) -> tuple[dict[str, Any], int]:
-    frame = time_breakdown.table(FigureData(section.rows(run), [], "", [run], published=False))
+    frame = breakdown(run.layers)
     if not per_rank:
         frame = frame.drop(columns="rank").groupby("system", sort=False).mean().reset_index()
     order = {system: i for i, system in enumerate(section.systems)}
@@ -293,7 +292,7 @@ def _stacked(section: Section, run: Run, *, per_rank: bool) -> tuple[dict[str, A
             "marker": _phase_marker(part),
             "hovertemplate": f"<b>%{{customdata[0]}}</b>, %{{customdata[1]}}<br>{part}: %{{x:.3~r}} ms<extra></extra>",
         }
-        for part in time_breakdown.PARTS
+        for part in PARTS
     ]
     rows = [
         key

@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 
+from analysis.data.breakdown import PARTS
 from analysis.data.load import load_run, load_sweep
 from analysis.data.summary import summarise
 from analysis.figures import __main__ as command
@@ -259,7 +260,7 @@ class TestTimeBreakdown:
     def test_bars_have_the_widths_of_the_table_and_lie_end_to_end(self, single: FigureData) -> None:
         bars = bars_of(time_breakdown.plot(single).axes[0])
         table = time_breakdown.table(single)
-        assert list(bars) == list(time_breakdown.PARTS)
+        assert list(bars) == list(PARTS)
         systems = list(single.runs[0].systems)
         rows = table.set_index(["system", "rank"]).loc[[(s, r) for s in systems for r in range(WORLD_SIZE)]]
         ends = np.zeros(len(rows))
@@ -321,7 +322,7 @@ class TestStyle:
         assert len({entry.colour for entry in looks}) == len(looks)
 
     def test_every_part_of_a_layer_has_its_own_colour(self) -> None:
-        assert set(PHASE_COLOURS) == set(time_breakdown.PARTS)
+        assert set(PHASE_COLOURS) == set(PARTS)
         assert len(set(PHASE_COLOURS.values())) == len(PHASE_COLOURS)
 
     def test_systems_here_are_told_apart(self) -> None:

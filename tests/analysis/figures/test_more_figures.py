@@ -26,7 +26,7 @@ from analysis.figures import (
     policy_sweep,
 )
 from analysis.figures.kit.base import FigureData, FigureModule, discover, draw_all, figure_data
-from analysis.figures.kit.layout import COLUMN_IN, PAGE_IN
+from analysis.present.layout import COLUMN_IN, PAGE_IN
 from analysis.present.style import dataset_look, label, look
 from experiments.compose.help import CONF
 from experiments.compose.sweep_callback import sweep_points

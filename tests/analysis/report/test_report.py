@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,6 +66,13 @@ def test_command_writes_the_page_and_says_where(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err.splitlines()[-1].endswith("nothing: must be a folder of results")
 
 
+def test_every_start_of_run_py_imports_the_callback_and_none_of_what_it_reports_with() -> None:
+    heavy = ("matplotlib", "numpy", "pandas", "plotly", "scipy", "wandb")
+    code = f"import sys, analysis.report_callback; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 class TestCallback:
     """What Hydra calls after a job, after a single run and after a sweep."""
 
@@ -122,7 +131,7 @@ class TestCallback:
     def test_defect_is_shown_and_not_made_a_warning(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("analysis.report_callback.write_summary", lambda _: SimpleNamespace().nothing)
+        monkeypatch.setattr("analysis.report.finish.write_summary", lambda _: SimpleNamespace().nothing)
         report = Report()
         report.on_job_end(CONFIG, self.job(write_run(tmp_path / "run").folder))
         assert "AttributeError" in capsys.readouterr().err

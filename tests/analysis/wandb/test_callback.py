@@ -33,7 +33,7 @@ def uploaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     def upload(given: Sequence[Path]) -> None:
         folders.extend(given)
 
-    monkeypatch.setattr("analysis.report_callback.upload", upload)
+    monkeypatch.setattr("analysis.report.finish.upload", upload)
     return folders
 
 

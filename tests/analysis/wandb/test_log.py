@@ -9,9 +9,9 @@ import wandb
 
 from analysis.data.load import Run, load_run, load_sweep
 from analysis.data.metrics import METRICS, per_iteration
-from analysis.report.reports import save_tables
 from analysis.data.summary import summarise, write_summary
 from analysis.present.table import skew_points, summary_frame
+from analysis.report.reports import save_tables
 from analysis.wandb.log import is_logged, log_run, log_sweep, sweep_group
 from tests.analysis.wandb.records import read_back
 from tests.synthetic import change_manifest, write_run, write_sweep

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from analysis.present.style import label, look
-from analysis.report.html.collect import write_report
+from analysis.report.html.write import write_report
 from tests.analysis.report.html.browser import need_chromium
 from tests.synthetic import LATENCY_S, write_sweep
 

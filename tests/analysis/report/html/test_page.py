@@ -17,9 +17,9 @@ import yaml
 
 from analysis.data.stats import median_interval, paired_ratio
 from analysis.present.style import label
-from analysis.report.html.collect import write_report
 from analysis.report.html.comparison import significant
 from analysis.report.html.page import render_page
+from analysis.report.html.write import write_report
 from tests.analysis.report.html.results import change_config, good_run, section_of, sections_of, write_sweep_of
 from tests.synthetic import LATENCY_S, change_manifest, write_run, write_serving, write_sweep
 

@@ -6,7 +6,7 @@ import pytest
 from plotly import graph_objects
 
 from analysis.present.style import look
-from analysis.report.html.plot_looks import looks
+from analysis.report.html.plotly_style import looks
 from analysis.report.html.plots import Plot, plots_of
 from tests.analysis.report.html.results import QUIET_S, good_run, section_of, write_sweep_of
 from tests.synthetic import LATENCY_S, write_sweep

@@ -10,11 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import analysis.figures
+from analysis.data.results import find_results
 from analysis.data.summary import summarise
 from analysis.figures import __main__ as command
 from analysis.figures import skew_sweep, time_breakdown
 from analysis.figures.kit.base import discover
-from analysis.figures.kit.collection import find_results
+from analysis.figures.kit.result_sets import find_result_sets
 from tests.synthetic import change_manifest, change_platform, write_run, write_sweep
 
 SKEWS = [0.0, 0.9]
@@ -24,7 +26,7 @@ FEW: list[Any] = [skew_sweep, time_breakdown]
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("analysis.figures.kit.base", "analysis.figures.kit.collection"):
+    for module in ("analysis.figures.kit.base", "analysis.figures.kit.result_sets"):
         monkeypatch.setattr(f"{module}.discover", lambda: FEW)
 
 
@@ -43,7 +45,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 def test_measured_and_simulated_figures_of_one_experiment_lie_apart(few: None, tmp_path: Path) -> None:
     for simulated in (False, True):
         write_results(tmp_path / str(simulated), simulated=simulated)
-        ((folder, names),) = find_results(tmp_path / str(simulated)).draw(tmp_path / "figures")
+        ((folder, names),) = find_result_sets(tmp_path / str(simulated)).draw(tmp_path / "figures")
         assert names == ["skew_sweep", "time_breakdown"]
         assert folder.parent == tmp_path / "figures" / "skew_sweep"
     assert sorted(path.name for path in folder.parent.iterdir()) == [
@@ -53,7 +55,7 @@ def test_measured_and_simulated_figures_of_one_experiment_lie_apart(few: None, t
 
 def test_of_a_sweep_the_most_unbalanced_run_gives_the_figures_of_one_run(tmp_path: Path) -> None:
     write_results(tmp_path, simulated=False)
-    (found,) = find_results(tmp_path).sets
+    (found,) = find_result_sets(tmp_path).sets
     (whole, for_sweep), (one, for_run) = found.parts
     assert not for_sweep & for_run
     imbalance = {
@@ -69,11 +71,11 @@ def test_single_runs_are_found_unfinished_ones_passed_over_and_damaged_ones_name
     change_manifest(write_run(tmp_path / "single" / "alone").folder, experiment="single")
     change_manifest(write_run(tmp_path / "single" / "failed").folder, status="failed")
     (write_run(tmp_path / "single" / "damaged").folder / "layers.parquet").write_bytes(b"")
-    collection = find_results(tmp_path)
-    assert [str(found.name) for found in collection.sets] == [
+    found = find_result_sets(tmp_path)
+    assert [str(found.name) for found in found.sets] == [
         "skew_sweep/measured-cpu-of-tests-0123abcd", "single/measured-cpu-of-tests-alone",
     ]  # fmt: skip
-    (problem,) = collection.unreadable
+    (problem,) = found.unreadable
     assert "single/damaged" in problem
 
 
@@ -147,3 +149,27 @@ def test_help_explains_where_figures_go(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_every_figure_has_a_name_of_its_own() -> None:
     names = [module.NAME for module in discover()]
     assert len(set(names)) == len(names)
+
+
+def test_a_module_among_the_figures_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "helper_of_figures.py").write_text('NAME = "helper"\n')
+    monkeypatch.setattr("analysis.figures.__path__", [*analysis.figures.__path__, str(tmp_path)])
+    with pytest.raises(
+        TypeError, match=r"^analysis\.figures\.helper_of_figures: .* lacks SOURCE, missing, table, plot;"
+    ):
+        discover()
+
+
+def test_all_results_are_found_below_a_folder_each_once(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "deep" / "skew_sweep", SKEWS)
+    write_run(tmp_path / "deep" / "single" / "alone")
+    change_manifest(write_run(tmp_path / "failed").folder, status="failed")
+    change_manifest(write_run(tmp_path / "deep" / "skew_sweep" / "skew=0.5").folder, status="running")
+    damaged = write_sweep(tmp_path / "damaged", [0.0])
+    (tmp_path / "damaged" / "skew=0.0" / "layers.parquet").write_bytes(b"")
+    results = find_results(tmp_path)
+    assert [[run.folder.name for run in sweep.runs] for sweep in results.sweeps] == [["skew=0.0", "skew=0.9"]]
+    assert [run.folder.name for run in results.single_runs] == ["alone"]
+    assert results.unfinished == ["skew=0.5", "failed"]
+    (problem,) = results.unreadable
+    assert problem.startswith(f"{damaged.parent.parent / 'skew=0.0'}: cannot be read")

@@ -1,4 +1,4 @@
-"""From a folder of results to the page: which sweeps and runs are in it, and a section for each."""
+"""Writes the page of a folder of results: a section for every sweep and every single run in it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.data.load import Run, Sweep, load_run, load_sweep, run_folders
+from analysis.data.load import Run, Sweep, load_run, load_sweep
+from analysis.data.results import find_results
 from analysis.data.summary import summarise
 from analysis.present.table import skew_points, summary_frame
 from analysis.report.html.page import Note, render_page
 from analysis.report.html.section import Section, split_sections
 from results_schema.atomic import write_text
 from results_schema.files import MANIFEST, SWEEP
-from results_schema.manifest import is_finished, read_manifest
+from results_schema.manifest import read_manifest
 
 PAGE = "report.html"
 Points = Sequence[Mapping[str, Any]]
@@ -55,7 +56,9 @@ def write_report(folder: Path, target: Path | None = None) -> Path:
 
 def _all_sections(folder: Path) -> tuple[list[Section], list[Note]]:
     """Return a section per sweep, the latest first, then one per run that is in none, and what has no section."""
-    runs, sweeps, unreadable = _readable(folder)
+    results = find_results(folder)
+    if results.unreadable and not results.sweeps and not results.single_runs:
+        raise ValueError(results.unreadable[0])
     summaries: dict[Path, dict[str, Any]] = {}
 
     def frame(of: Sequence[Run], points: Points) -> pd.DataFrame:
@@ -64,39 +67,18 @@ def _all_sections(folder: Path) -> tuple[list[Section], list[Note]]:
                 summaries[run.folder.resolve()] = summarise(run)
         return summary_frame(of, [summaries[run.folder.resolve()] for run in of], points)
 
-    swept = {run.folder.resolve() for sweep in sweeps for run in sweep.runs}
-    by_sweep = [_sweep_sections(sweep, frame) for sweep in sweeps if sweep.runs]
-    loose = [_run_sections(run, frame) for run in runs if run.folder.resolve() not in swept]
-    groups = [group for parts in (by_sweep, loose) for group in sorted(parts, key=_ended, reverse=True)]
-    known = {run_id for sweep in sweeps if sweep.runs for run_id in sweep.missing}
-    unfinished = [path.name for path in run_folders(folder) if path.name not in known and not is_finished(path)]
+    by_sweep = [_sweep_sections(sweep, frame) for sweep in results.sweeps]
+    by_run = [_run_sections(run, frame) for run in results.single_runs]
+    groups = [group for parts in (by_sweep, by_run) for group in sorted(parts, key=_ended, reverse=True)]
     notes = [
         Note(f"{what}, hence not shown: {len(items)}", items)
         for what, items in (
-            ("Runs that did not come to an end", unfinished),
-            ("Results that cannot be read", unreadable),
+            ("Runs that did not come to an end", results.unfinished),
+            ("Results that cannot be read", results.unreadable),
         )
         if items
     ]
-    if not groups and unreadable:
-        raise ValueError(unreadable[0])
     return [section for group in groups for section in group], notes
-
-
-def _readable(folder: Path) -> tuple[list[Run], list[Sweep], list[str]]:
-    """Load what can be loaded of a folder, and say of the rest why not: one old run shall not hide all the others."""
-    runs, sweeps, reasons = [], [], []
-    for path in run_folders(folder):
-        try:
-            runs += [load_run(path)] if is_finished(path) else []
-        except ValueError as error:
-            reasons.append(str(error))
-    for path in sorted(folder.rglob(SWEEP)):
-        try:
-            sweeps.append(load_sweep(path.parent))
-        except ValueError as error:
-            reasons.append(str(error))
-    return runs, sweeps, reasons
 
 
 def _sweep_sections(sweep: Sweep, frame: Frame | None = None) -> list[Section]:

@@ -1,17 +1,16 @@
-"""All results of a folder: which runs are drawn together, where their figures go, and which figures none allows."""
+"""What is drawn of a folder of results: which runs together, into which folder, and which figures no run allows."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis.data.load import Run, load_run, load_sweep
+from analysis.data.load import Run
+from analysis.data.results import find_results
 from analysis.figures.kit.base import FigureData, FigureModule, discover, draw_all, figure_data
 from analysis.present.table import skew_points
-from results_schema.files import MANIFEST, SWEEP, SWEEPS
-from results_schema.manifest import Status, read_manifest
 
 #: Figures of single runs have a bar or a dot per rank.
 _MOST_RANKS = 16
@@ -39,17 +38,17 @@ class ResultSet:
         return frozenset().union(*(names for _, names in self.parts))
 
 
-@dataclass
-class Collection:
-    """All results of a folder.
+@dataclass(frozen=True)
+class ResultSets:
+    """All that is drawn of a folder of results.
 
     Attributes:
         sets: what is drawn together.
         unreadable: what is wrong with results that were passed over.
     """
 
-    sets: list[ResultSet] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
+    sets: list[ResultSet]
+    unreadable: list[str]
 
     def lacking(self) -> list[FigureModule]:
         """Return the figures that no result allows."""
@@ -72,37 +71,23 @@ class Collection:
                 yield out / found.name, sorted(drawn)
 
 
-def find_results(results: Path, published: bool | None = None) -> Collection:
-    """Find all sweeps, and all finished runs that belong to none.
+def find_result_sets(folder: Path, published: bool | None = None) -> ResultSets:
+    """Find what is drawn of a folder: all sweeps, and all finished runs that belong to none.
 
     Args:
-        results: holds ``<experiment>/<run_id>`` and ``<experiment>/sweeps/<sweep_id>``.
+        folder: holds ``<experiment>/<run_id>`` and ``<experiment>/sweeps/<sweep_id>``.
         published: as in `FigureData`.
     """
-    collection, swept = Collection(), set[Path]()
-    for path in sorted(results.glob(f"*/{SWEEPS}/*/{SWEEP}")):
-        try:
-            sweep = load_sweep(path.parent)
-        except ValueError as error:
-            collection.unreadable.append(str(error))
-            continue
-        swept |= {run.folder for run in sweep.runs}
-        if sweep.runs:
-            data = figure_data(sweep.runs, sweep.points, published)
-            collection.sets.append(_result_set(sweep.experiment, path.parent.name, data))
-    for path in sorted(results.glob(f"*/*/{MANIFEST}")):
-        if path.parent in swept:
-            continue
-        try:
-            if read_manifest(path.parent)["status"] != Status.FINISHED:
-                continue
-            run = load_run(path.parent)
-        except ValueError as error:
-            collection.unreadable.append(str(error))
-            continue
-        data = figure_data([run], skew_points([run]), published)
-        collection.sets.append(_result_set(run.manifest["experiment"], path.parent.name, data))
-    return collection
+    results = find_results(folder)
+    sets = [
+        _result_set(sweep.experiment, sweep.folder.name, figure_data(sweep.runs, sweep.points, published))
+        for sweep in results.sweeps
+    ]
+    sets += [
+        _result_set(run.manifest["experiment"], run.folder.name, figure_data([run], skew_points([run]), published))
+        for run in results.single_runs
+    ]
+    return ResultSets(sets, results.unreadable)
 
 
 def most_unbalanced(data: FigureData) -> FigureData | None:
