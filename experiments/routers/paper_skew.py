@@ -48,15 +48,18 @@ class PaperSkewRouter(Router):
         """Draw the counts."""
         seed = np.random.SeedSequence([request.seed, request.batch], spawn_key=(request.layer,))
         rng = np.random.default_rng(seed)
-        num_tokens, others = request.num_tokens, request.num_experts - 1
+        num_tokens, num_others = request.num_tokens, request.num_experts - 1
         hot = int(rng.binomial(num_tokens, self.skew))
         counts = np.empty(request.num_experts, dtype=np.int64)
         counts[0] = hot
-        counts[1:] = rng.multinomial(num_tokens * request.top_k - hot, np.full(others, 1 / others))
-        # An expert takes a token once; with few experts a draw may exceed that, and the next ones take it over.
-        for expert in range(1, request.num_experts):
-            excess = int(counts[expert]) - num_tokens
-            if excess > 0:
-                counts[expert] = num_tokens
-                counts[1 + np.argmin(counts[1:])] += excess
+        counts[1:] = rng.multinomial(num_tokens * request.top_k - hot, np.full(num_others, 1 / num_others))
+        # An expert takes a token at most once; what a draw of few experts has above that, the least popular ones take.
+        others = counts[1:]
+        excess = int(np.maximum(others - num_tokens, 0).sum())
+        np.minimum(others, num_tokens, out=others)
+        while excess:
+            lowest = int(np.argmin(others))
+            taken = min(excess, num_tokens - int(others[lowest]))
+            others[lowest] += taken
+            excess -= taken
         return counts

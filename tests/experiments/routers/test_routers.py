@@ -13,6 +13,7 @@ from experiments.registry import discover
 from experiments.routers.base import Router, RoutingRequest, exact_counts
 from experiments.routers.dynamic import DynamicRouter
 from experiments.routers.model import ModelRouter
+from experiments.routers.paper_skew import PaperSkewRouter
 from experiments.routers.skew import SkewRouter
 from experiments.routers.uniform import UniformRouter
 from experiments.routers.zipf import ZipfRouter
@@ -37,9 +38,11 @@ def routers(draw: st.DrawFn, num_experts: int, top_k: int) -> Router:
     num_hot = draw(st.integers(1, num_experts), label="num_hot")
     limit = min(1.0, num_hot / top_k)
     skew, other = sorted(draw(st.floats(0, limit), label="skew") for _ in range(2))
+    paper = [PaperSkewRouter(skew=draw(st.floats(0, 1), label="paper_skew"))] if num_experts > top_k else []
     return draw(
         st.sampled_from(
             [
+                *paper,
                 UniformRouter(),
                 SkewRouter(skew=skew, num_hot=num_hot),
                 DynamicRouter(min_skew=skew, max_skew=other, num_hot=num_hot),
@@ -73,6 +76,15 @@ def test_every_token_goes_to_top_k_different_experts(data: st.DataObject, req: R
     assert expert_ids.dtype == np.int64
     assert all(len(set(row)) == req.top_k and set(row) <= set(range(req.num_experts)) for row in expert_ids.tolist())
     np.testing.assert_array_equal(router.assign(req), expert_ids)
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(4, 3), (5, 4), (2, 1)])
+@pytest.mark.parametrize("skew", [0.0, 0.5, 1.0])
+def test_the_papers_skew_gives_no_expert_a_token_twice(num_experts: int, top_k: int, skew: float) -> None:
+    for seed in range(60):  # a quarter to a half of the draws of the first two exceed what an expert can take
+        ids = PaperSkewRouter(skew=skew).assign(request(40, num_experts, top_k, seed=seed))
+        assert all(len(set(row)) == top_k for row in ids.tolist())
+        assert counts_of(ids, num_experts).sum() == 40 * top_k
 
 
 @settings(deadline=None)
