@@ -27,15 +27,21 @@ class RoutingTape:
 
     def __init__(self) -> None:
         self._pinned: Sequence[Tensor] | None = None
+        self._kept: Sequence[Tensor] | None = None
         self._recording = False
         self.recorded: list[Tensor] = []
 
-    def pin(self, expert_ids: Sequence[Tensor] | None) -> None:
-        """Fix the choice of the next forward pass; ``expert_ids``: int64 ``[num_tokens, top_k]`` per MoE layer.
+    def pin(self, expert_ids: Sequence[Tensor] | None, kept: Sequence[Tensor] | None = None) -> None:
+        """Fix the choice of the next forward pass.
 
-        None leaves the choice to the model's routers, which :attr:`recorded` then holds.
+        Args:
+            expert_ids: int64 ``[num_tokens, top_k]`` per MoE layer, negative where a token has no expert; None leaves
+                the choice to the model's routers, which :attr:`recorded` then holds.
+            kept: bool ``[num_tokens, top_k]`` per MoE layer, false where a system dropped the assignment after its
+                routing weight was computed; None: nothing is dropped.
         """
         self._pinned = expert_ids
+        self._kept = kept
         self._recording = expert_ids is None
         self.recorded = []
 
@@ -46,6 +52,13 @@ class RoutingTape:
         if self._recording:
             self.recorded.append(own_choice)
         return own_choice
+
+    def keep(self, layer: int, expert_ids: Tensor) -> Tensor:
+        """Return a layer's choice with -1 where :meth:`pin` says that the assignment is dropped.
+
+        Dense code asks for it once it has the routing weights, which are those of the whole choice.
+        """
+        return expert_ids if self._kept is None else torch.where(self._kept[layer], expert_ids, -1)
 
 
 class MoEContext:

@@ -26,12 +26,14 @@ class StackBlock(MoEBlock):
         """Choose the top_k experts by softmax probability, renormalised over the chosen ones."""
         probabilities = torch.softmax(self.router(hidden).flatten(0, -2).float(), dim=-1)
         expert_ids = self.context.tape.choose(self.layer, probabilities.topk(self.top_k, dim=-1).indices)
-        chosen = probabilities.gather(1, expert_ids.clamp(min=0))
-        return expert_ids, (chosen / chosen.sum(dim=-1, keepdim=True)).to(hidden.dtype)
+        chosen = probabilities.gather(1, expert_ids.clamp(min=0)) * (expert_ids >= 0)
+        total = chosen.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(chosen.dtype).tiny)  # a token may have none
+        return expert_ids, (chosen / total).to(hidden.dtype)
 
     def forward_dense(self, hidden: Tensor) -> Tensor:
         """Apply expert after expert to the tokens that chose it, as eager implementations do."""
         expert_ids, routing_weights = self.route(hidden)
+        expert_ids = self.context.tape.keep(self.layer, expert_ids)
         rows = hidden.flatten(0, -2)
         output = torch.zeros_like(rows)
         for expert_id in range(self._experts.num_experts):

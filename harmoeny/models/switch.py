@@ -58,6 +58,7 @@ class SwitchRouter(nn.Module):
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Answer as Transformers' own router does: one-hot choice, probability and logits."""
         expert_ids, probabilities, logits = self.choose(hidden)
+        expert_ids = self.context.tape.keep(self.layer, expert_ids)
         mask = torch.zeros_like(logits, dtype=torch.int64).flatten(0, -2)
         mask.scatter_(1, expert_ids.clamp(min=0), (expert_ids >= 0).long())
         return mask.view(logits.shape), probabilities.view(*logits.shape[:-1], 1), logits

@@ -208,6 +208,7 @@ class ExpertsBlock:
         none = (top_k_index < 0) | (top_k_index >= self.experts.num_experts)
         expert_ids = self.context.tape.choose(self.layer, top_k_index.long().masked_fill(none, -1))
         if self.context.dense:
+            expert_ids = self.context.tape.keep(self.layer, expert_ids)
             output = forward_dense(self.module, self.experts.weights, rows, expert_ids, top_k_weights)
             return output.view_as(hidden)
         engine = self.context.engine
