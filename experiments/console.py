@@ -1,4 +1,4 @@
-"""Progress of a point on rank 0: a bar on a terminal, a line per step elsewhere."""
+"""What a run says on standard error: lines, and the progress of a point as a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments.results.sweep import point_title
-
 
 def say(text: str) -> None:
     """Print one line of information on standard error."""
@@ -16,13 +14,20 @@ def say(text: str) -> None:
 
 
 class PointProgress:
-    """Counts forward passes; silent on ranks other than 0."""
+    """Counts the forward passes of a point: a bar on a terminal, a line per step elsewhere."""
 
-    def __init__(self, run_id: str, total: int, *, enabled: bool) -> None:
+    def __init__(self, title: str, total: int, *, enabled: bool) -> None:
+        """Prepare the bar.
+
+        Args:
+            title: what the point is called.
+            total: number of passes.
+            enabled: say anything at all; off on ranks other than 0.
+        """
         console = Console(stderr=True)
         self._enabled = enabled
         self._bar: Progress | None = None
-        self._title = point_title(run_id)
+        self._title = title
         if enabled and console.is_terminal:
             self._bar = Progress(
                 TextColumn(self._title.replace("{", "{{").replace("}", "}}"), markup=False),
@@ -47,7 +52,7 @@ class PointProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def step(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Name what happens now."""
         if self._bar is not None:
             self._bar.update(self._task, description=text)

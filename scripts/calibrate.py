@@ -154,7 +154,10 @@ def _narrow_layer(engine: ExpertParallel) -> Callable[[], float]:
         engine.recorder.begin_layer(0)
 
     hidden = torch.randn(_LAYER_TOKENS, _NARROW, device=comm.device)
-    request = RoutingRequest(_LAYER_TOKENS, _NUM_EXPERTS, 1, batch=0, layer=0, rank=comm.rank, seed=0)
+    request = RoutingRequest(
+        num_tokens=_LAYER_TOKENS, num_experts=_NUM_EXPERTS, top_k=1, batch=0, layer=0, rank=comm.rank, seed=0,
+        world_size=comm.world_size,
+    )  # fmt: skip
     expert_ids = torch.from_numpy(UniformRouter().assign(request)).to(comm.device)
     weights = torch.ones(_LAYER_TOKENS, 1, device=comm.device)
     return lambda: median_s(lambda _: engine.forward(0, hidden, expert_ids, weights), comm.device, before=prepare)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,8 +20,9 @@ from experiments.console import say
 from experiments.launch.environment import adopt_slurm_step
 from experiments.point.point import Point
 from experiments.results.run_folder import RunFolder, is_done
-from experiments.results.sweep import SWEEP_DIR_VARIABLE, point_title
-from results_schema.atomic import atomic_path
+from experiments.results.sweep import point_title
+from results_schema.files import SUMMARY, SWEEP_DIR_VARIABLE
+from results_schema.manifest import Status
 
 #: Between two looks at the queue: from the first to the last, so that short jobs end soon and long ones cost nothing.
 _POLL_S = (1.0, 30.0)
@@ -106,8 +106,7 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
         except submitit.core.utils.FailedJobError as error:
             raise ValueError(f"hydra/launcher: 'slurm', sbatch refused the job: {error}") from error
         for job, task in zip(jobs, tasks, strict=True):
-            with atomic_path(job.point.folder / "slurm.json") as temporary:
-                temporary.write_text(json.dumps({"job": task.job_id, "output": str(task.paths.stdout)}) + "\n")
+            RunFolder(job.point.folder).note_submission(task.job_id, task.paths.stdout)
         name = tasks[0].job_id.partition("_")[0]
         say(f"SLURM job {name}: {_number(len(jobs))} submitted; output in {tasks[0].paths.folder.parent}")
 
@@ -117,19 +116,11 @@ def _number(points: int, one: str = "", several: str = "") -> str:
 
 
 def _is_complete(point: Point) -> bool:
-    return is_done(point) and (point.folder / "summary.json").exists()
-
-
-def _submission(point: Point) -> dict[str, str]:
-    try:
-        submission: dict[str, str] = json.loads((point.folder / "slurm.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return submission
+    return is_done(point) and (point.folder / SUMMARY).exists()
 
 
 def _submitted_as(point: Point) -> str | None:
-    return _submission(point).get("job")
+    return RunFolder(point.folder).submission.get("job")
 
 
 def _queue() -> set[str]:
@@ -157,7 +148,7 @@ def _wait(points: Sequence[Point]) -> None:
     Raises:
         SystemExit: a point failed, or Ctrl-C.
     """
-    waiting = {_submission(point)["job"]: point for point in points}
+    waiting = {RunFolder(point.folder).submission["job"]: point for point in points}
     failed, pause_s = False, _POLL_S[0]
     try:
         while waiting:
@@ -180,18 +171,19 @@ def _wait(points: Sequence[Point]) -> None:
 
 def _has_failed(point: Point) -> bool:
     """Say how a point ended."""
+    folder = RunFolder(point.folder)
     reason = "ended without a result, as a cancelled or killed job does"
     end = time.monotonic() + _FILES_LATE_S
     while time.monotonic() < end:
         if _is_complete(point):
             say(f"{point_title(point.run_id)}: finished")
             return False
-        manifest = RunFolder(point.folder).manifest
-        if manifest.get("status") == "failed":
+        manifest = folder.manifest
+        if manifest.get("status") == Status.FAILED:
             reason = manifest["error"]
             break
         time.sleep(0.5)
-    say(f"error: {point_title(point.run_id)}: {reason}; output in {_submission(point)['output']}")
+    say(f"error: {point_title(point.run_id)}: {reason}; output in {folder.submission['output']}")
     return True
 
 

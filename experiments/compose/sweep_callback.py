@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import traceback
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -29,10 +26,10 @@ from experiments.launch.environment import is_main_rank
 from experiments.point.point import Point
 from experiments.registry import discover
 from experiments.results.run_folder import is_done
-from experiments.results.sweep import SWEEP_DIR_VARIABLE
+from experiments.results.sweep import sweep_folder, write_sweep
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
-from results_schema.atomic import write_text
+from results_schema.files import SWEEP_DIR_VARIABLE
 
 
 class ValidateSweep(Callback):
@@ -46,11 +43,12 @@ class ValidateSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check all points and write ``sweeps/<sweep_id>/sweep.json``."""
         try:
-            points, axes = sweep_points(config)
+            swept, axes = sweep_points(config)
+            points = [point for point, _ in swept]
             if is_main_rank():
-                _check_texts([point for point, _ in points])
-            _write_sweep(points, axes)
-            _name_unavailable(points[0][0])
+                _check_texts(points)
+            _write_sweep(points, [values for _, values in swept], axes)
+            _name_unavailable(points[0])
         except SkippedPoint as reason:
             say(f"skipped: {reason}")
             raise SystemExit(0) from None
@@ -119,23 +117,12 @@ def _check_texts(points: Sequence[Point]) -> None:
             prepare_point(point)
 
 
-def _write_sweep(points: Sequence[tuple[Point, dict[str, Any]]], axes: Sequence[str]) -> None:
-    run_ids = [point.run_id for point, _ in points]
-    sweep_id = hashlib.sha256(json.dumps([axes, run_ids]).encode()).hexdigest()[:8]
-    first = points[0][0]
-    experiment = first.options.experiment
-    folder = Path(first.options.results_dir) / experiment / "sweeps" / sweep_id
+def _write_sweep(points: Sequence[Point], values: Sequence[dict[str, Any]], axes: Sequence[str]) -> None:
+    folder = sweep_folder(points, axes)
     os.environ[SWEEP_DIR_VARIABLE] = str(folder)
     if not is_main_rank():
         return
-    content = {
-        "sweep_id": sweep_id,
-        "experiment": experiment,
-        "axes": axes,
-        "run_ids": run_ids,
-        "values": [values for _, values in points],
-    }
-    write_text(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
-    todo = sum(not is_done(point) for point, _ in points)
+    write_sweep(folder, points, axes, values)
+    todo = sum(not is_done(point) for point in points)
     number = "1 point" if len(points) == 1 else f"{len(points)} points"
-    say(f"{experiment}: {number}, {todo} to run; results in {folder.parent.parent}")
+    say(f"{points[0].options.experiment}: {number}, {todo} to run; results in {folder.parent.parent}")

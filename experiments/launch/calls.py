@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -12,9 +10,10 @@ import torch.distributed as dist
 from torch.distributed.launcher.api import elastic_launch
 
 from experiments.launch.host import host_config, stay_on_this_host
-from harmoeny.runtime.device import Device, choose_device
+from experiments.launch.join import join
 
 T = TypeVar("T")
+_TIMEOUT_S = 120
 
 
 def call_on_ranks(world_size: int, device_type: str, function: Callable[..., T], *arguments: object) -> list[T]:
@@ -35,16 +34,11 @@ def call_on_ranks(world_size: int, device_type: str, function: Callable[..., T],
 
 
 def _entry(device_type: str, function: Callable[..., T], arguments: tuple[object, ...]) -> T:
-    local_rank, world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
-    device = choose_device(device_type, local_rank)
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world_size))
-    if world_size > 1:
-        stay_on_this_host()
-        dist.init_process_group(Device.of(device).process_group, timeout=timedelta(seconds=120))
+    stay_on_this_host()
+    device = join(device_type, _TIMEOUT_S)
     try:
         with torch.inference_mode():
             return function(device, *arguments)
     finally:
-        if world_size > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()

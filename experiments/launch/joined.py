@@ -9,8 +9,9 @@ import socket
 import torch.distributed as dist
 
 from experiments.launch.environment import choose_gloo_interface, is_main_rank
+from experiments.launch.join import join
 from experiments.launch.local import RanksError
-from experiments.launch.rank import is_peer_lost, join, run_rank
+from experiments.launch.rank import is_peer_lost, run_rank
 from experiments.point.point import Point
 from experiments.results.run_folder import RunFolder, is_done
 from experiments.text.prepare import prepare_point
@@ -41,7 +42,7 @@ def run_joined(point: Point) -> bool:
 
 
 def _run(point: Point, folder: RunFolder) -> bool:
-    join(point)
+    join(point.device_type, point.options.timeout_s)
     if _agree(is_done(point), point):
         return False
     if is_main_rank():

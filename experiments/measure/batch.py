@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from experiments.measure.check import dense_forward
 from experiments.point.point import Point
 from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
 from experiments.text.tokens import TokenFile
@@ -29,20 +30,72 @@ class Batch:
 
 def make_batch(point: Point, model: MoEModel, tokens: TokenFile, index: int, rank: int, device: torch.device) -> Batch:
     """Read a batch and decide its routing, so that every system gets the same of both."""
-    batch_size, seq_len = point.options.batch_size, point.options.seq_len
-    text_index = index if index < CALIBRATION_BATCH else point.options.rounds + index - CALIBRATION_BATCH
+    options = point.options
+    # The text of calibration follows that of the measured batches.
+    text_index = index if index < CALIBRATION_BATCH else options.rounds + index - CALIBRATION_BATCH
     ids = tokens.batch(
-        index=text_index, rank=rank, world_size=point.options.world_size, batch_size=batch_size, seq_len=seq_len
+        index=text_index,
+        rank=rank,
+        world_size=options.world_size,
+        batch_size=options.batch_size,
+        seq_len=options.seq_len,
     )
     input_ids = torch.from_numpy(ids).to(device)
     if point.router.from_model:
-        model.context.tape.pin(None)
-        dense_forward(model, input_ids)
+        dense_forward(model, input_ids, None)
         return Batch(input_ids, model.context.tape.recorded)
-    requests = [
-        RoutingRequest(
-            num_tokens, model.num_experts, model.top_k, index, layer, rank, point.options.seed, point.options.world_size
-        )
-        for layer, num_tokens in enumerate(model.layer_tokens(batch_size, seq_len))
+    expert_ids = [
+        assigned(point, model, index=index, rank=rank, layer=layer, num_tokens=num_tokens)
+        for layer, num_tokens in enumerate(model.layer_tokens(options.batch_size, options.seq_len))
     ]
-    return Batch(input_ids, [torch.from_numpy(point.router.assign(r)).to(device) for r in requests])
+    return Batch(input_ids, [ids.to(device) for ids in expert_ids])
+
+
+def assigned(point: Point, model: MoEModel, *, index: int, rank: int, layer: int, num_tokens: int) -> Tensor:
+    """Let the point's router decide for one layer.
+
+    Args:
+        point: names the router.
+        model: is routed.
+        index: of the batch.
+        rank: whose tokens.
+        layer: MoE layer in order of execution; those of decode steps follow those of the prompt.
+        num_tokens: tokens of the rank.
+
+    Returns:
+        int64 ``[num_tokens, top_k]``, on the CPU.
+    """
+    request = RoutingRequest(
+        num_tokens=num_tokens,
+        num_experts=model.num_experts,
+        top_k=model.top_k,
+        batch=index,
+        layer=layer,
+        rank=rank,
+        seed=point.options.seed,
+        world_size=point.options.world_size,
+    )
+    return torch.from_numpy(point.router.assign(request))
+
+
+@contextmanager
+def dense(model: MoEModel) -> Iterator[None]:
+    """Compute MoE layers with the model's own code on this rank alone."""
+    model.context.dense = True
+    try:
+        yield
+    finally:
+        model.context.dense = False
+
+
+def dense_forward(model: MoEModel, input_ids: Tensor, expert_ids: Sequence[Tensor] | None) -> Tensor:
+    """Run the untouched model on this rank alone.
+
+    Args:
+        model: the model.
+        input_ids: int64 ``[batch_size, seq_len]``.
+        expert_ids: int64 ``[num_tokens, top_k]`` per MoE layer, the routing; None: the model's own.
+    """
+    model.context.tape.pin(expert_ids)
+    with dense(model):
+        return model.forward(input_ids)

@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from experiments.measure.batch import Batch, dense_forward
+from experiments.measure.bench import Bench
 from experiments.measure.peak_memory import with_peak_bytes
 from experiments.results.run_folder import RunError
-from harmoeny.models.base import MoEModel
-from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.system import System
 
 #: Largest absolute error, relative to the largest absolute output of the reference.
@@ -46,69 +47,109 @@ class Check:
     passed: bool
 
 
-def dense_forward(model: MoEModel, input_ids: Tensor) -> Tensor:
-    """Run the untouched model on this rank alone."""
-    model.context.dense = True
-    try:
-        return model.forward(input_ids)
-    finally:
-        model.context.dense = False
+def check_systems(bench: Bench) -> dict[str, dict[str, Any]]:
+    """Compare every system's output on the first batch with the dense model's, with the same routing.
 
+    Systems that executed all assignments share one reference; a dropping system is compared with the dense model on
+    exactly the assignments that it executed.
 
-def check_system(
-    model: MoEModel, engine: ExpertParallel, system: System, input_ids: Tensor, expert_ids: list[Tensor]
-) -> Check:
-    """Compare a system's output with the dense model's, with the same routing.
-
-    A dropping system is compared with the dense model on exactly the assignments that it executed.
-
-    Args:
-        model: the model, attached to ``engine``.
-        engine: executes its layers.
-        system: the system to check.
-        input_ids: int64 ``[batch_size, seq_len]``.
-        expert_ids: int64 ``[num_tokens, top_k]`` per layer.
+    Returns:
+        By system, the fields of its :class:`Check`.
 
     Raises:
         CheckError: on every rank, when the outputs differ on any, or an exact system lost an assignment.
     """
+    batch = bench.batches[0]
+    complete: Tensor | None = None
+    checks = {}
+    for system in bench.systems:
+        bench.progress.say(f"checking {system.name}")
+        output, kept, peak_bytes = _execute(bench, system, batch)
+        is_complete = all(torch.equal(some, ids) for some, ids in zip(kept, batch.expert_ids, strict=True))
+        if is_complete and complete is not None:
+            reference = complete
+        else:
+            reference = dense_forward(bench.model, batch.input_ids, kept)
+        if is_complete:
+            complete = reference
+        outcome = Outcome.of(output, reference, batch.expert_ids, kept, peak_bytes)
+        checks[system.name] = vars(_judged(system, outcome, reference.dtype, bench.comm))
+        bench.progress.advance()
+    return checks
+
+
+def _execute(bench: Bench, system: System, batch: Batch) -> tuple[Tensor, list[Tensor], int | None]:
+    """Run a system; return its output, the assignments that it executed (-1: dropped) and its peak memory in bytes."""
+    engine, model = bench.engine, bench.model
     engine.use(system)
-    model.context.tape.pin(expert_ids)
+    model.context.tape.pin(batch.expert_ids)
     with engine.executed_masks() as masks:
-        output = model.forward(input_ids)
+        output = model.forward(batch.input_ids)
     # A second pass: the first one loads libraries and compiled code.
-    _, peak_bytes = with_peak_bytes(lambda: model.forward(input_ids), engine.comm.device)
+    _, peak_bytes = with_peak_bytes(lambda: model.forward(batch.input_ids), bench.comm.device)
+    kept = [torch.where(mask, ids, -1) for mask, ids in zip(masks, batch.expert_ids, strict=True)]
+    return output, kept, peak_bytes
 
-    kept = [torch.where(mask, ids, -1) for mask, ids in zip(masks, expert_ids, strict=True)]
-    model.context.tape.pin(kept)
-    reference = dense_forward(model, input_ids)
 
-    num_wanted = sum(int((ids >= 0).sum()) for ids in expert_ids)
-    num_kept = sum(int((ids >= 0).sum()) for ids in kept)
-    error = float((output.float() - reference.float()).abs().max()) if output.numel() else 0.0
-    scale = float(reference.float().abs().max()) if output.numel() else 0.0
-    finite = bool(torch.isfinite(output).all())
-    rows: list[Any] = [(error, scale, num_wanted, num_kept, finite, peak_bytes)]
-    if engine.comm.world_size > 1:
-        rows = [None] * engine.comm.world_size
-        dist.all_gather_object(rows, (error, scale, num_wanted, num_kept, finite, peak_bytes))
-    check = _judge(rows, TOLERANCE[reference.dtype], exact=system.policy.exact)
+@dataclass(frozen=True)
+class Outcome:
+    """How one rank's output compares with the reference.
+
+    Attributes:
+        error: largest absolute difference.
+        scale: largest absolute output of the reference.
+        num_wanted: assignments.
+        num_kept: executed ones.
+        finite: whether all outputs are numbers.
+        peak_bytes: memory that the pass needed beyond what was held before; None: unknown.
+    """
+
+    error: float
+    scale: float
+    num_wanted: int
+    num_kept: int
+    finite: bool
+    peak_bytes: int | None
+
+    @classmethod
+    def of(
+        cls, output: Tensor, reference: Tensor, wanted: list[Tensor], kept: list[Tensor], peak_bytes: int | None
+    ) -> Outcome:
+        """Compare; ``wanted`` and ``kept`` are int64 ``[num_tokens, top_k]`` per MoE layer, -1 for none."""
+        return cls(
+            error=float((output.float() - reference.float()).abs().max()) if output.numel() else 0.0,
+            scale=float(reference.float().abs().max()) if output.numel() else 0.0,
+            num_wanted=sum(int((ids >= 0).sum()) for ids in wanted),
+            num_kept=sum(int((ids >= 0).sum()) for ids in kept),
+            finite=bool(torch.isfinite(output).all()),
+            peak_bytes=peak_bytes,
+        )
+
+
+def _judged(system: System, own: Outcome, dtype: torch.dtype, comm: Communicator) -> Check:
+    """Return the check of a system over all ranks, which call it together."""
+    ranks: list[Any] = [own]
+    if comm.world_size > 1:
+        ranks = [None] * comm.world_size
+        dist.all_gather_object(ranks, own)
+    check = _judge(ranks, TOLERANCE[dtype], exact=system.policy.exact)
     if not check.passed:
         raise CheckError(f"{system.name}: output differs from the dense model's: {asdict(check)}")
     return check
 
 
-def _judge(rows: list[tuple[float, float, int, int, bool, int | None]], tolerance: float, *, exact: bool) -> Check:
-    errors, scales, wanted, kept, finite, peaks = zip(*rows, strict=True)
-    scale = max(scales)
-    relative = max(errors) / scale if scale else max(errors)
-    kept_share = sum(kept) / sum(wanted) if sum(wanted) else 1.0
+def _judge(ranks: list[Outcome], tolerance: float, *, exact: bool) -> Check:
+    max_error, scale = max(rank.error for rank in ranks), max(rank.scale for rank in ranks)
+    relative = max_error / scale if scale else max_error
+    num_wanted = sum(rank.num_wanted for rank in ranks)
+    kept_share = sum(rank.num_kept for rank in ranks) / num_wanted if num_wanted else 1.0
+    peaks = [rank.peak_bytes for rank in ranks if rank.peak_bytes is not None]
     return Check(
-        max_abs_error=max(errors),
+        max_abs_error=max_error,
         scale=scale,
         relative_error=relative,
         tolerance=tolerance,
         kept_share=kept_share,
-        working_memory_bytes=None if None in peaks else max(peaks),
-        passed=all(finite) and relative <= tolerance and (not exact or kept_share == 1.0),
+        working_memory_bytes=max(peaks) if len(peaks) == len(ranks) else None,
+        passed=all(rank.finite for rank in ranks) and relative <= tolerance and (not exact or kept_share == 1.0),
     )

@@ -10,15 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from experiments.console import PointProgress
-from experiments.measure.batch import Batch
+from experiments.measure.batch import Batch, assigned, dense
+from experiments.measure.bench import Bench
 from experiments.measure.check import TOLERANCE, CheckError
 from experiments.measure.turns import collector_paused, in_turn
 from experiments.point.point import Point
-from experiments.routers.base import RoutingRequest
+from experiments.results.request_rows import Decoded
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.device import Device
-from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.system import System
 
 
@@ -40,29 +39,6 @@ class DecodeBatch:
     logits: Tensor
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """One measured batch as one rank saw it; times are seconds on the common clock.
-
-    Attributes:
-        system: the system.
-        round: round of interleaved systems.
-        rank: the rank.
-        num_sequences: its sequences.
-        num_steps: tokens after the first, per sequence.
-        first_token_s: when it had its first tokens.
-        last_token_s: when it had its last tokens.
-    """
-
-    system: str
-    round: int
-    rank: int
-    num_sequences: int
-    num_steps: int
-    first_token_s: float
-    last_token_s: float
-
-
 def make_decode_batch(point: Point, model: MoEModel, prompt: Batch, index: int, rank: int) -> DecodeBatch:
     """Let the untouched model decode, and keep its tokens and the routing of every step.
 
@@ -70,34 +46,29 @@ def make_decode_batch(point: Point, model: MoEModel, prompt: Batch, index: int, 
     """
     steps: list[list[Tensor]] = []
     tokens: list[Tensor] = []
-    model.context.dense = True
-    try:
+    with dense(model):
         model.context.tape.pin(prompt.expert_ids)
         logits, cache = model.prefill(prompt.input_ids)
         for step in range(point.options.decode_tokens):
             tokens.append(logits.argmax(dim=-1))
-            pinned = None if point.router.from_model else _assigned(point, model, prompt, index, rank, step)
+            pinned = None if point.router.from_model else _step_routing(point, model, prompt, index, rank, step)
             model.context.tape.pin(pinned)
             logits = model.decode(tokens[-1], cache)
             steps.append(model.context.tape.recorded if pinned is None else pinned)
-    finally:
-        model.context.dense = False
     return DecodeBatch(prompt, torch.stack(tokens), steps, logits)
 
 
-def _assigned(point: Point, model: MoEModel, prompt: Batch, index: int, rank: int, step: int) -> list[Tensor]:
-    layers, device = len(model.experts), prompt.input_ids.device
-    requests = [
-        RoutingRequest(
-            len(prompt.input_ids), model.num_experts, model.top_k, index, (step + 1) * layers + layer, rank,
-            point.options.seed, point.options.world_size,
-        )
-        for layer in range(layers)
-    ]  # fmt: skip
-    return [torch.from_numpy(point.router.assign(request)).to(device) for request in requests]
+def _step_routing(point: Point, model: MoEModel, prompt: Batch, index: int, rank: int, step: int) -> list[Tensor]:
+    """Return int64 ``[batch_size, top_k]`` per MoE layer."""
+    num_layers, ids = len(model.experts), prompt.input_ids
+    first = (step + 1) * num_layers
+    return [
+        assigned(point, model, index=index, rank=rank, layer=first + layer, num_tokens=len(ids)).to(ids.device)
+        for layer in range(num_layers)
+    ]
 
 
-def check_decode(model: MoEModel, engine: ExpertParallel, system: System, batch: DecodeBatch) -> float:
+def check_decode(bench: Bench, system: System, batch: DecodeBatch) -> float:
     """Compare what an exact system says after the last step with the untouched model; all ranks together.
 
     Returns:
@@ -106,12 +77,12 @@ def check_decode(model: MoEModel, engine: ExpertParallel, system: System, batch:
     Raises:
         CheckError: the error is larger than the type of number explains.
     """
-    engine.use(system)
-    logits, _, _ = _decode(model, engine, batch)
-    engine.finish()
+    bench.engine.use(system)
+    logits, _, _ = _decode(bench, batch)
+    bench.engine.finish()
     error, scale = float((logits - batch.logits).abs().max()), float(batch.logits.abs().max())
-    worst = torch.tensor([error, scale], device=engine.comm.device)
-    if engine.comm.world_size > 1:
+    worst = torch.tensor([error, scale], device=bench.comm.device)
+    if bench.comm.world_size > 1:
         dist.all_reduce(worst, dist.ReduceOp.MAX)
     relative = float(worst[0] / worst[1])
     if not relative <= TOLERANCE[batch.logits.dtype]:
@@ -119,56 +90,49 @@ def check_decode(model: MoEModel, engine: ExpertParallel, system: System, batch:
     return relative
 
 
-def decode_rounds(
-    model: MoEModel,
-    engine: ExpertParallel,
-    systems: Sequence[System],
-    batches: Sequence[DecodeBatch],
-    *,
-    clock_offset_s: float,
-    progress: PointProgress,
-) -> list[Decoded]:
-    """Measure the decode phase of every system on every batch, one batch a round; all ranks together.
-
-    Args:
-        model: the model, attached to ``engine``.
-        engine: executes its MoE layers.
-        systems: the systems to compare.
-        batches: one per round.
-        clock_offset_s: seconds from this rank's clock to rank 0's.
-        progress: told of every system's round.
-    """
-    found = []
+def decode_rounds(bench: Bench, batches: Sequence[DecodeBatch]) -> list[Decoded]:
+    """Measure the decode phase of every system on every batch, one batch a round; all ranks together."""
+    records = []
     for round_index, batch in enumerate(batches):
-        for system in in_turn(systems, round_index):
-            progress.step(f"decode, round {round_index + 1} of {len(batches)}")
-            engine.use(system)
+        for system in in_turn(bench.systems, round_index):
+            bench.progress.say(f"decode, round {round_index + 1} of {len(batches)}")
+            bench.engine.use(system)
             with collector_paused():
-                _, first_s, last_s = _decode(model, engine, batch)
-            engine.finish()
+                _, first_s, last_s = _decode(bench, batch)
+            bench.engine.finish()
             num_steps, num_sequences = batch.tokens.shape
-            times = first_s + clock_offset_s, last_s + clock_offset_s
-            found.append(Decoded(system.name, round_index, engine.comm.rank, num_sequences, num_steps, *times))
-            progress.advance()
-    return found
+            records.append(
+                Decoded(
+                    system=system.name,
+                    round=round_index,
+                    rank=bench.comm.rank,
+                    num_sequences=num_sequences,
+                    num_steps=num_steps,
+                    first_token_s=first_s + bench.clock_offset_s,
+                    last_token_s=last_s + bench.clock_offset_s,
+                )
+            )
+            bench.progress.advance()
+    return records
 
 
-def _decode(model: MoEModel, engine: ExpertParallel, batch: DecodeBatch) -> tuple[Tensor, float, float]:
-    """Return the logits after the last step, and when the first and the last tokens were out."""
-    engine.comm.barrier()
-    engine.recorder.begin_iteration()
+def _decode(bench: Bench, batch: DecodeBatch) -> tuple[Tensor, float, float]:
+    """Return the logits after the last step, and when the first and the last tokens were out, in seconds."""
+    model, recorder = bench.model, bench.engine.recorder
+    bench.comm.barrier()
+    recorder.begin_iteration()
     model.context.tape.pin(batch.prompt.expert_ids)
     logits, cache = model.prefill(batch.prompt.input_ids)
     logits.argmax(dim=-1)
-    first_s = _now(engine)
+    first_s = _now_s(bench)
     for tokens, expert_ids in zip(batch.tokens, batch.expert_ids, strict=True):
-        engine.recorder.begin_iteration()
+        recorder.begin_iteration()
         model.context.tape.pin(expert_ids)
         logits = model.decode(tokens, cache)
         logits.argmax(dim=-1)
-    return logits, first_s, _now(engine)
+    return logits, first_s, _now_s(bench)
 
 
-def _now(engine: ExpertParallel) -> float:
-    Device.of(engine.comm.device).synchronize_compute()
+def _now_s(bench: Bench) -> float:
+    Device.of(bench.comm.device).synchronize_compute()
     return time.perf_counter()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.console import PointProgress
-from experiments.measure.batch import Batch
-from experiments.measure.decode import DecodeBatch, Decoded, check_decode, decode_rounds, make_decode_batch
-from experiments.measure.serving import Served, serve_rounds
+from experiments.measure.bench import Bench
+from experiments.measure.decode import DecodeBatch, check_decode, decode_rounds, make_decode_batch
+from experiments.measure.serving import serve_rounds
 from experiments.point.point import Point
-from harmoeny.models.base import MoEModel
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.system import System
+from experiments.results.request_rows import Decoded, Served
 
 
 @dataclass(frozen=True)
@@ -31,34 +27,28 @@ class Extra:
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def num_steps(point: Point) -> int:
-    """Return how often the phases tell of their progress."""
-    phases = int(point.options.requests.open_loop) + int(point.options.decode_tokens > 0)
-    return phases * len(point.systems) * point.options.rounds
+def num_extra_passes(point: Point) -> int:
+    """Return how often the extra loops advance the progress."""
+    num_loops = int(point.options.requests.open_loop) + int(point.options.decode_tokens > 0)
+    return num_loops * len(point.systems) * point.options.rounds
 
 
-def measure_phases(
-    point: Point,
-    model: MoEModel,
-    engine: ExpertParallel,
-    systems: Sequence[System],
-    batches: Sequence[Batch],
-    clock_offset_s: float,
-    progress: PointProgress,
-) -> Extra:
+def measure_extra_loops(bench: Bench) -> Extra:
     """Measure what the point asks for; all ranks together, all systems interleaved on the same requests."""
     extra = Extra()
-    shared: dict[str, Any] = {"clock_offset_s": clock_offset_s, "progress": progress}
-    if point.options.requests.open_loop:
-        default = 2 * point.options.world_size * point.options.batch_size
-        arrivals_s = [point.options.requests.times(point.options.seed, i, default) for i in range(len(batches))]
-        extra.served.extend(serve_rounds(model, engine, systems, batches, arrivals_s, **shared))
-    if point.options.decode_tokens:
-        progress.step("decoding with the dense model")
-        rank = engine.comm.rank
-        prompts: list[DecodeBatch] = [make_decode_batch(point, model, b, i, rank) for i, b in enumerate(batches)]
-        for system in systems:
+    options = bench.point.options
+    if options.requests.open_loop:
+        default = 2 * options.world_size * options.batch_size
+        arrivals_s = [options.requests.times(options.seed, i, default) for i in range(len(bench.batches))]
+        extra.served.extend(serve_rounds(bench, arrivals_s))
+    if options.decode_tokens:
+        bench.progress.say("decoding with the dense model")
+        prompts: list[DecodeBatch] = [
+            make_decode_batch(bench.point, bench.model, batch, i, bench.comm.rank)
+            for i, batch in enumerate(bench.batches)
+        ]
+        for system in bench.systems:
             if system.policy.exact:
-                extra.checks[system.name] = {"decode_error": check_decode(model, engine, system, prompts[0])}
-        extra.decoded.extend(decode_rounds(model, engine, systems, prompts, **shared))
+                extra.checks[system.name] = {"decode_error": check_decode(bench, system, prompts[0])}
+        extra.decoded.extend(decode_rounds(bench, prompts))
     return extra

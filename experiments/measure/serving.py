@@ -11,78 +11,50 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from experiments.console import PointProgress
 from experiments.measure.batch import Batch
+from experiments.measure.bench import Bench
 from experiments.measure.rounds import timed_forward
 from experiments.measure.turns import collector_paused, in_turn
+from experiments.results.request_rows import Served
 from experiments.routers.base import FloatArray
-from harmoeny.models.base import MoEModel
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.system import System
 
 
-@dataclass(frozen=True)
-class Served:
-    """One request; times are seconds since the first request of the round could have arrived.
-
-    Attributes:
-        system: the system that served it.
-        round: round of interleaved systems.
-        batch: batch of the round that it was served in.
-        request: its number in the order of arrival.
-        rank: the rank that served it.
-        input_tokens: its length.
-        arrival_s: when it arrived.
-        start_s: when its batch began.
-        first_token_s: when its first token was out.
-    """
-
-    system: str
-    round: int
-    batch: int
-    request: int
-    rank: int
-    input_tokens: int
-    arrival_s: float
-    start_s: float
-    first_token_s: float
-
-
-def serve_rounds(
-    model: MoEModel,
-    engine: ExpertParallel,
-    systems: Sequence[System],
-    batches: Sequence[Batch],
-    arrivals_s: Sequence[FloatArray],
-    *,
-    clock_offset_s: float,
-    progress: PointProgress,
-) -> list[Served]:
+def serve_rounds(bench: Bench, arrivals_s: Sequence[FloatArray]) -> list[Served]:
     """Let every system serve the same requests at the same arrival times, round after round; all ranks together.
 
+    The sequences of all ranks' batches, with their routing, are a round's requests, again from the first where a round
+    has more.
+
     Args:
-        model: the model, attached to ``engine``.
-        engine: executes its MoE layers.
-        systems: the systems to compare.
-        batches: one per round; the sequences of all ranks' batches, with their routing, are the round's requests, again
-            from the first where a round has more.
+        bench: what to measure.
         arrivals_s: per round float64 ``[num_requests]``, ascending.
-        clock_offset_s: seconds from this rank's clock to rank 0's.
-        progress: told of every system's round.
     """
     served: list[Served] = []
-    for round_index, (batch, times) in enumerate(zip(batches, arrivals_s, strict=True)):
-        pool = Pool.gather(batch, engine.comm)
-        for system in in_turn(systems, round_index):
-            progress.step(f"open loop, round {round_index + 1} of {len(batches)}")
-            engine.use(system)
+    for round_index, (batch, times) in enumerate(zip(bench.batches, arrivals_s, strict=True)):
+        pool = Pool.gather(batch, bench.comm)
+        for system in in_turn(bench.systems, round_index):
+            bench.progress.say(f"open loop, round {round_index + 1} of {len(bench.batches)}")
+            bench.engine.use(system)
             with collector_paused():
-                found = _serve(model, engine, pool, times, len(batch.input_ids), clock_offset_s)
-            engine.finish()
-            rank, length = engine.comm.rank, batch.input_ids.shape[1]
-            served += [Served(system.name, round_index, b, i, rank, length, *seen) for b, i, *seen in found]
-            progress.advance()
+                passes = _serve(bench, pool, times, len(batch.input_ids))
+            bench.engine.finish()
+            served += [
+                Served(
+                    system=system.name,
+                    round=round_index,
+                    batch=index,
+                    request=request,
+                    rank=bench.comm.rank,
+                    input_tokens=batch.input_ids.shape[1],
+                    arrival_s=float(times[request]),
+                    start_s=done.start_s,
+                    first_token_s=done.first_token_s,
+                )
+                for index, done in enumerate(passes)
+                for request in done.requests
+            ]
+            bench.progress.advance()
     return served
 
 
@@ -125,29 +97,39 @@ class Pool:
         return Batch(self.input_ids[rows], expert_ids)
 
 
-def _serve(
-    model: MoEModel, engine: ExpertParallel, pool: Pool, arrivals_s: FloatArray, batch_size: int, clock_offset_s: float
-) -> list[tuple[int, int, float, float, float]]:
-    """Serve one round and return batch, request, arrival, start and first token of this rank's requests."""
-    comm, found = engine.comm, []
+@dataclass(frozen=True)
+class ServedBatch:
+    """One batch of a round; times are seconds from the round's beginning, on rank 0's clock.
+
+    Attributes:
+        requests: numbers of this rank's requests in it.
+        start_s: when it began.
+        first_token_s: when its first tokens were out.
+    """
+
+    requests: list[int]
+    start_s: float
+    first_token_s: float
+
+
+def _serve(bench: Bench, pool: Pool, arrivals_s: FloatArray, batch_size: int) -> list[ServedBatch]:
+    """Serve one round, batch after batch of those that wait."""
+    comm, batches = bench.comm, []
     comm.barrier()
     begin_s = _from_rank_0(time.perf_counter(), comm)  # on rank 0's clock, as all times from here on
-    done = batch_index = 0
-    while done < len(arrivals_s):
+    num_done = 0
+    while num_done < len(arrivals_s):
         now_s = time.perf_counter() - begin_s  # only rank 0's counts
-        if comm.rank == 0 and arrivals_s[done] > now_s:
-            time.sleep(arrivals_s[done] - now_s)
+        if comm.rank == 0 and arrivals_s[num_done] > now_s:
+            time.sleep(arrivals_s[num_done] - now_s)
             now_s = time.perf_counter() - begin_s
-        waiting = int(np.searchsorted(arrivals_s, now_s, side="right")) - done
+        waiting = int(np.searchsorted(arrivals_s, now_s, side="right")) - num_done
         number = int(_from_rank_0(float(min(max(waiting, 1), batch_size * comm.world_size)), comm))
-        requests = [i for i in range(done, done + number) if i % comm.world_size == comm.rank]
-        batch = pool.take(requests)
-        model.context.tape.pin(batch.expert_ids)
-        start_s, end_s = (t + clock_offset_s - begin_s for t in timed_forward(model, engine, batch))
-        found += [(batch_index, i, float(arrivals_s[i]), start_s, end_s) for i in requests]
-        done += number
-        batch_index += 1
-    return found
+        requests = [i for i in range(num_done, num_done + number) if i % comm.world_size == comm.rank]
+        start_s, end_s = (t + bench.clock_offset_s - begin_s for t in timed_forward(bench, pool.take(requests)))
+        batches.append(ServedBatch(requests, start_s, end_s))
+        num_done += number
+    return batches
 
 
 def _from_rank_0(value: float, comm: Communicator) -> float:

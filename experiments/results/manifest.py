@@ -15,6 +15,7 @@ import torch
 
 from experiments.point.point import Point
 from harmoeny.policy import Policy
+from results_schema.manifest import Status
 
 _PACKAGES = ("torch", "transformers", "numpy", "numba", "pandas", "hydra-core", "tokenizers", "deepspeed")
 
@@ -24,7 +25,7 @@ def new_manifest(point: Point) -> dict[str, Any]:
     return {
         "run_id": point.run_id,
         "experiment": point.options.experiment,
-        "status": "running",
+        "status": Status.RUNNING,
         "started_at": now(),
         "ended_at": None,
         "git": _git(),

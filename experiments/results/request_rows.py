@@ -3,13 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from experiments.measure.decode import Decoded
-from experiments.measure.serving import Served
 from experiments.results.layer_rows import Platform, RankIteration
+
+
+@dataclass(frozen=True)
+class Served:
+    """One request; times are seconds since the first request of the round could have arrived.
+
+    Attributes:
+        system: the system that served it.
+        round: round of interleaved systems.
+        batch: batch of the round that it was served in.
+        request: its number in the order of arrival.
+        rank: the rank that served it.
+        input_tokens: its length.
+        arrival_s: when it arrived.
+        start_s: when its batch began.
+        first_token_s: when its first token was out.
+    """
+
+    system: str
+    round: int
+    batch: int
+    request: int
+    rank: int
+    input_tokens: int
+    arrival_s: float
+    start_s: float
+    first_token_s: float
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One measured batch as one rank saw it; times are seconds on the common clock.
+
+    Attributes:
+        system: the system.
+        round: round of interleaved systems.
+        rank: the rank.
+        num_sequences: its sequences.
+        num_steps: tokens after the first, per sequence.
+        first_token_s: when it had its first tokens.
+        last_token_s: when it had its last tokens.
+    """
+
+    system: str
+    round: int
+    rank: int
+    num_sequences: int
+    num_steps: int
+    first_token_s: float
+    last_token_s: float
 
 
 def request_frame(iterations: Sequence[RankIteration], served: Sequence[Served], platform: Platform) -> pd.DataFrame:
@@ -24,10 +72,17 @@ def request_frame(iterations: Sequence[RankIteration], served: Sequence[Served],
             number = numbers[it.iteration] = numbers.get(it.iteration, -1) + 1
             rows.append(
                 Served(
-                    it.system, it.round, 0, number, it.rank, it.input_tokens // it.num_sequences,
-                    arrival_s=0.0, start_s=0.0, first_token_s=it.end_s - begins[it.iteration],
+                    system=it.system,
+                    round=it.round,
+                    batch=0,
+                    request=number,
+                    rank=it.rank,
+                    input_tokens=it.input_tokens // it.num_sequences,
+                    arrival_s=0.0,
+                    start_s=0.0,
+                    first_token_s=it.end_s - begins[it.iteration],
                 )
-            )  # fmt: skip
+            )
     in_order = sorted(served, key=lambda request: (request.round, request.system, request.request))
     frame = pd.DataFrame(
         [asdict(row) | {"loop": "closed"} for row in rows] + [asdict(row) | {"loop": "open"} for row in in_order]

@@ -12,9 +12,12 @@ import yaml
 
 from experiments.point.point import Point
 from experiments.results.manifest import new_manifest, now
-from results_schema.atomic import atomic_path
+from results_schema import files
+from results_schema.atomic import atomic_path, write_text
+from results_schema.manifest import Status, is_finished, read_manifest
+from results_schema.tables import TABLES, Table
 
-TABLES = ("layers", "iterations", "routing", "requests", "decode")
+_SLURM = "slurm.json"
 
 
 class RunError(RuntimeError):
@@ -35,21 +38,19 @@ class RunFolder:
     def manifest(self) -> dict[str, Any]:
         """The run's manifest; empty where there is none or it is damaged."""
         try:
-            manifest = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_manifest(self.path)
+        except ValueError:
             return {}
-        return manifest if isinstance(manifest, dict) else {}
 
     @property
     def is_finished(self) -> bool:
         """Whether the run came to its end; one with a damaged manifest counts as unfinished."""
-        return bool(self.manifest.get("status") == "finished")
+        return is_finished(self.path)
 
     def begin(self, point: Point) -> None:
         """Remove what an unfinished run left and write down what runs now."""
         self.forget()
-        with atomic_path(self.path / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(point.config, sort_keys=False), encoding="utf-8")
+        write_text(self.path / files.CONFIG, yaml.safe_dump(point.config, sort_keys=False))
         self._write_manifest(new_manifest(point))
 
     def describe(
@@ -72,33 +73,44 @@ class RunFolder:
             del manifest["systems"][name]
         self._write_manifest(manifest)
 
-    def write_tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
-        """Write tables by their names."""
-        for name, frame in tables.items():
-            assert name in TABLES, name
-            with atomic_path(self.path / f"{name}.parquet") as temporary:
-                frame.to_parquet(temporary, index=False)
+    def write_tables(self, tables: Mapping[Table, pd.DataFrame]) -> None:
+        """Write tables, their columns in the order of the schema."""
+        for table, frame in tables.items():
+            with atomic_path(self.path / table.file) as temporary:
+                frame[list(table.column_names)].to_parquet(temporary, index=False)
 
     def finish(self) -> None:
         """Say that the run came to its end: from now on its tables count."""
-        self._write_manifest(self.manifest | {"status": "finished", "ended_at": now()})
+        self._write_manifest(self.manifest | {"status": Status.FINISHED, "ended_at": now()})
 
     def fail(self, reason: str) -> None:
         """Say why the run failed; one that has not begun, or has ended, is left as it is."""
         manifest = self.manifest
-        if manifest.get("status") == "running":
-            self._write_manifest(manifest | {"status": "failed", "ended_at": now(), "error": reason})
+        if manifest.get("status") == Status.RUNNING:
+            self._write_manifest(manifest | {"status": Status.FAILED, "ended_at": now(), "error": reason})
 
     def forget(self) -> None:
         """Remove what an unfinished run left, so that its numbers never mix with the new ones."""
-        for name in ("manifest.json", "summary.json", *(f"{table}.parquet" for table in TABLES)):
+        for name in (files.MANIFEST, files.SUMMARY, *(table.file for table in TABLES)):
             (self.path / name).unlink(missing_ok=True)
         for temporary in self.path.glob(".*"):
             temporary.unlink()
 
+    def note_submission(self, job: str, output: Path) -> None:
+        """Write down which SLURM job runs the point, and where that job's output goes."""
+        write_text(self.path / _SLURM, json.dumps({"job": job, "output": str(output)}) + "\n")
+
+    @property
+    def submission(self) -> dict[str, str]:
+        """The ``job`` and ``output`` of :meth:`note_submission`; empty where there are none."""
+        try:
+            submission: dict[str, str] = json.loads((self.path / _SLURM).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return submission
+
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        with atomic_path(self.path / "manifest.json") as temporary:
-            temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        write_text(self.path / files.MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def is_done(point: Point) -> bool:

@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[np.float64]
 CALIBRATION_BATCH = 1_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RoutingRequest:
     """The tokens to route: one rank's share of one batch in one MoE layer.
 
@@ -40,7 +40,7 @@ class RoutingRequest:
     layer: int
     rank: int
     seed: int
-    world_size: int = 1
+    world_size: int
 
     def generator(self) -> np.random.Generator:
         """Return the generator of these tokens: the same for the same request, independent of all others."""

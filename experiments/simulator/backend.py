@@ -35,6 +35,7 @@ from harmoeny.models.base import MoEModel
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
+from results_schema.tables import ITERATIONS, LAYERS, ROUTING, Table
 
 
 @dataclass
@@ -71,13 +72,13 @@ class Simulation:
             ),
         }
 
-    def tables(self, point: Point) -> dict[str, pd.DataFrame]:
+    def tables(self, point: Point) -> dict[Table, pd.DataFrame]:
         """Return the result tables."""
         platform = Platform("simulator", point.hardware.name, "simulated")
         return {
-            "layers": layer_frame(self.iterations, platform),
-            "iterations": iteration_frame(self.iterations, platform, self.work.scope),
-            "routing": routing_frame(self.routed, self.work.stacks),
+            LAYERS: layer_frame(self.iterations, platform),
+            ITERATIONS: iteration_frame(self.iterations, platform, self.work.scope),
+            ROUTING: routing_frame(self.routed, self.work.stacks),
         }
 
 
@@ -125,7 +126,14 @@ class Routing:
     def _request(self, work: ModelWork, index: int, layer: int, rank: int) -> RoutingRequest:
         tokens, point = work.layer_tokens[layer], self._point
         return RoutingRequest(
-            tokens, work.num_experts, work.top_k, index, layer, rank, point.options.seed, point.options.world_size
+            num_tokens=tokens,
+            num_experts=work.num_experts,
+            top_k=work.top_k,
+            batch=index,
+            layer=layer,
+            rank=rank,
+            seed=point.options.seed,
+            world_size=point.options.world_size,
         )
 
     def _recorded(self, index: int, rank: int) -> list[IntArray]:

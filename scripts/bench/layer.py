@@ -54,7 +54,10 @@ def measure(device: torch.device, rounds: int) -> dict[str, Any]:
     engine = start_rank(config.build(0).experts, comm)
     cost = engine.memory.cost
     systems = [engine.build_system(p.name, p.calibrated(cost)) for p in (HarMoEny(), StaticEP())]
-    request = RoutingRequest(_NUM_TOKENS, _NUM_EXPERTS, 1, batch=0, layer=0, rank=comm.rank, seed=0)
+    request = RoutingRequest(
+        num_tokens=_NUM_TOKENS, num_experts=_NUM_EXPERTS, top_k=1, batch=0, layer=0, rank=comm.rank, seed=0,
+        world_size=comm.world_size,
+    )  # fmt: skip
     expert_ids = torch.from_numpy(UniformRouter().assign(request)).to(device)
     hidden = torch.randn(_NUM_TOKENS, _HIDDEN_SIZE, generator=torch.Generator().manual_seed(comm.rank)).to(device)
     weights = torch.rand(_NUM_TOKENS, 1, generator=torch.Generator().manual_seed(comm.rank)).to(device)

@@ -85,7 +85,9 @@ def _ready(cls: type[Policy], shares: FloatArray, world_size: int) -> Policy:
     policy = cls().calibrated(COST)
     if not policy.calibration_batches:
         return policy
-    request = RoutingRequest(1024, len(shares), 1, batch=0, layer=0, rank=0, seed=0)
+    request = RoutingRequest(
+        num_tokens=1024, num_experts=len(shares), top_k=1, batch=0, layer=0, rank=0, seed=0, world_size=1
+    )
     trace = RoutingTrace(expert_ids=[route_by_shares(shares, request)] * 2, stacks=[0, 0])
     return policy.fitted(trace, len(shares), world_size)
 

@@ -112,10 +112,20 @@ def skew_counts(work: ModelWork, skew: float, num_batches: int) -> Iterator[list
     """Yield batches of the authors' synthetic routing, int64 ``[world_size, num_experts]`` per MoE layer."""
     router = PaperSkewRouter(skew=skew)
     for index in range(num_batches):
-        yield [
-            np.tile(router.count(RoutingRequest(n, work.num_experts, 1, index, layer, 0, 0)), (WORLD_SIZE, 1))
-            for layer, n in enumerate(work.layer_tokens)
+        requests = [
+            RoutingRequest(
+                num_tokens=num_tokens,
+                num_experts=work.num_experts,
+                top_k=1,
+                batch=index,
+                layer=layer,
+                rank=0,
+                seed=0,
+                world_size=WORLD_SIZE,
+            )
+            for layer, num_tokens in enumerate(work.layer_tokens)
         ]
+        yield [np.tile(router.count(request), (WORLD_SIZE, 1)) for request in requests]
 
 
 def dataset_counts(folder: Path, dataset: str, work: ModelWork, num_batches: int) -> Iterator[list[IntArray]]:

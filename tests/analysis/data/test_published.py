@@ -190,7 +190,10 @@ class TestExperiments:
 
     def test_paper_breakdown_gives_ten_experts_nine_tenths(self) -> None:
         point = compose_point("experiment=paper_breakdown")
-        counts = point.router.count(RoutingRequest(48 * 1024, 128, 1, 0, 0, 0, 0))
+        request = RoutingRequest(
+            num_tokens=48 * 1024, num_experts=128, top_k=1, batch=0, layer=0, rank=0, seed=0, world_size=8
+        )
+        counts = point.router.count(request)
         assert counts[:10].sum() / counts.sum() == pytest.approx(0.9, abs=1e-3)
         assert set(point.systems) == set(load_published("breakdown")["system"])
         assert point.systems["harmoeny_sync"].fetch == "sync"

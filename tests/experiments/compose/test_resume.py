@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from experiments.results.run_folder import RunFolder
-from experiments.results.sweep import SWEEP_DIR_VARIABLE, point_title
+from experiments.results.sweep import point_title
 from results_schema.atomic import atomic_path
+from results_schema.files import SWEEP_DIR_VARIABLE
 from tests.experiments.command import ROOT
 
 _KILLED_WHILE_WRITING = """

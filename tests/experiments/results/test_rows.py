@@ -5,8 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.measure.decode import Decoded
-from experiments.measure.serving import Served
 from experiments.results.layer_rows import (
     Platform,
     RankIteration,
@@ -17,7 +15,7 @@ from experiments.results.layer_rows import (
     routing_frame,
 )
 from experiments.results.manifest import new_manifest
-from experiments.results.request_rows import decode_frame, request_frame
+from experiments.results.request_rows import Decoded, Served, decode_frame, request_frame
 from experiments.results.run_folder import RunFolder
 from harmoeny.plan import Plan
 from harmoeny.runtime.layer.recorder import LayerMarks, LayerTimes
@@ -225,6 +223,6 @@ def test_every_field_of_a_new_manifest_is_documented(load: Load) -> None:
 
 def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
     frame = layer_frame(ITERATIONS, PLATFORM)
-    RunFolder(tmp_path).write_tables({"layers": frame})
+    RunFolder(tmp_path).write_tables({tables.LAYERS: frame})
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "layers.parquet"), frame)
     assert [path.name for path in tmp_path.iterdir()] == ["layers.parquet"]

@@ -21,7 +21,12 @@ from harmoeny.placement import IntArray
 
 
 def request(num_tokens: int, num_experts: int, top_k: int, **others: int) -> RoutingRequest:
-    return RoutingRequest(num_tokens, num_experts, top_k, **{"batch": 0, "layer": 0, "rank": 0, "seed": 0} | others)
+    return RoutingRequest(
+        num_tokens=num_tokens,
+        num_experts=num_experts,
+        top_k=top_k,
+        **{"batch": 0, "layer": 0, "rank": 0, "seed": 0, "world_size": 1} | others,
+    )
 
 
 @st.composite

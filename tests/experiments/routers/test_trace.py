@@ -23,7 +23,10 @@ from tests.experiments.routing.test_trace import random_trace
 
 
 def request(num_tokens: int, *, batch: int = 0, layer: int = 0, rank: int = 0, world_size: int = 2) -> RoutingRequest:
-    return RoutingRequest(num_tokens, 5, 2, batch, layer, rank, seed=3, world_size=world_size)
+    return RoutingRequest(
+        num_tokens=num_tokens, num_experts=5, top_k=2, batch=batch, layer=layer, rank=rank, seed=3,
+        world_size=world_size,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -112,7 +115,11 @@ def test_published_routing_is_replayed(tmp_path: Path) -> None:
     router = TraceRouter(path=str(written(tmp_path, ROWS, HEADER)), case="books")
     router.validate(3, 1)
     router.validate_run(run([2, 2], world_size=3))
-    total = sum(router.count(RoutingRequest(2, 3, 1, 1, 0, rank, 0, 3)) for rank in range(3))
+    requests = [
+        RoutingRequest(num_tokens=2, num_experts=3, top_k=1, batch=1, layer=0, rank=rank, seed=0, world_size=3)
+        for rank in range(3)
+    ]
+    total = sum(router.count(request) for request in requests)
     assert np.asarray(total).tolist() == [1, 4, 1]
 
 

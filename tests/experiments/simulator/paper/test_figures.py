@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,11 @@ from experiments.simulator.paper.validation import PaperMachine, compare_through
 REFERENCE = Path(__file__).resolve().parents[5] / "shared" / "reference" / "harmoeny-paper"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"the authors' data are not in {REFERENCE}")
 SYSTEMS = ("harmoeny", "fastmoe", "fastermoe", "exflow", "deepspeed_moe")
+
+
+def request(num_tokens: int, **others: Any) -> RoutingRequest:
+    values = {"num_experts": 8, "top_k": 1, "batch": 0, "layer": 0, "rank": 0, "seed": 0, "world_size": 8}
+    return RoutingRequest(num_tokens=num_tokens, **(values | others))
 
 
 @needs_reference
@@ -34,7 +40,7 @@ def test_the_papers_router_gives_the_recorded_frequencies() -> None:
     experts = [str(e) for e in range(128)]
     for skew, rows in recorded[recorded["layer_idx"] == 0].groupby("router_skew"):
         shares = rows[experts].to_numpy() / rows[experts].to_numpy().sum(axis=1, keepdims=True)
-        counts = PaperSkewRouter(skew=float(skew)).count(RoutingRequest(65536, 128, 1, 0, 0, 0, 0))  # type: ignore[arg-type]
+        counts = PaperSkewRouter(skew=float(skew)).count(request(65536, num_experts=128))  # type: ignore[arg-type]
         assert counts[0] / 65536 == pytest.approx(shares[:, 0].mean(), abs=0.005)
         assert counts.max() / 65536 == pytest.approx(shares.max(axis=1).mean(), rel=0.05)
 
@@ -51,17 +57,17 @@ def test_all_figures_are_read_once() -> None:
 
 def test_the_papers_router_assigns_what_it_counts() -> None:
     for top_k, skew in ((1, 0.0), (1, 0.7), (3, 0.9)):
-        request = RoutingRequest(500, 8, top_k, 2, 1, 3, 7)
+        routed = request(500, top_k=top_k, batch=2, layer=1, rank=3, seed=7)
         router = PaperSkewRouter(skew=skew)
-        chosen = router.assign(request)
-        np.testing.assert_array_equal(np.bincount(chosen.ravel(), minlength=8), router.count(request))
+        chosen = router.assign(routed)
+        np.testing.assert_array_equal(np.bincount(chosen.ravel(), minlength=8), router.count(routed))
         assert all(len(set(row)) == top_k for row in chosen.tolist())
         assert np.mean((chosen == 0).any(axis=1)) == pytest.approx(skew, abs=0.06)
 
 
 def test_all_ranks_get_the_papers_same_numbers() -> None:
     router = PaperSkewRouter(skew=0.3)
-    first, second = (router.count(RoutingRequest(500, 8, 1, 0, 0, rank, 0)) for rank in (0, 5))
+    first, second = (router.count(request(500, rank=rank)) for rank in (0, 5))
     np.testing.assert_array_equal(first, second)
 
 

@@ -1,0 +1,30 @@
+"""Sets a process up as one of the ranks, whatever started it: threads, device, process group."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from experiments.launch.environment import num_threads
+from harmoeny.runtime.device import Device, choose_device
+
+
+def join(device_type: str, timeout_s: int) -> torch.device:
+    """Join the ranks that torchrun's variables name, once per process, and return this rank's device.
+
+    Args:
+        device_type: ``cpu`` (gloo; the host's cores are shared out) or ``cuda`` (NCCL; one device per rank).
+        timeout_s: how long a collective may take.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+    device = choose_device(device_type, int(os.environ.get("LOCAL_RANK", rank)))
+    if device.type == "cpu":
+        torch.set_num_threads(num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group(
+            Device.of(device).process_group, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+        )
+    return device

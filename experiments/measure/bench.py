@@ -1,0 +1,80 @@
+"""What measuring on one rank needs: the model on the runtime, the systems under test, and the batches they all get."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.console import PointProgress
+from experiments.measure.batch import Batch, make_batch
+from experiments.measure.clock import clock_offset_s
+from experiments.measure.fit import fit
+from experiments.point.point import Point
+from experiments.text.tokens import TokenFile
+from harmoeny.models.base import MoEModel
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.layer.system import System
+from harmoeny.runtime.memory.sharing import share_model
+from harmoeny.runtime.start import start_rank
+
+
+@dataclass
+class Bench:
+    """One rank's share of a point, ready to measure.
+
+    Attributes:
+        point: the point.
+        model: the model, attached to ``engine``.
+        engine: executes its MoE layers.
+        systems: the systems to compare.
+        batches: one per measured round.
+        progress: told of every forward pass.
+        clock_offset_s: seconds from this rank's clock to rank 0's, see :meth:`set_clock`.
+    """
+
+    point: Point
+    model: MoEModel
+    engine: ExpertParallel
+    systems: Sequence[System]
+    batches: Sequence[Batch]
+    progress: PointProgress
+    clock_offset_s: float = 0.0
+
+    @classmethod
+    def set_up(cls, point: Point, tokens: TokenFile, comm: Communicator, progress: PointProgress) -> Bench:
+        """Build the model, start the runtime and prepare batches and systems; all ranks do it together."""
+        progress.say("building the model")
+        model = build_model(point, comm)
+        engine = start_rank(model.experts, comm, point.hardware)
+        model.connect(engine)
+        progress.say("preparing the systems")
+        batches = [make_batch(point, model, tokens, i, comm.rank, comm.device) for i in range(point.options.rounds)]
+        systems = [
+            engine.build_system(name, fit(policy.calibrated(engine.memory.cost), point, model, tokens, comm))
+            for name, policy in point.systems.items()
+        ]
+        return cls(point, model, engine, systems, batches, progress)
+
+    @property
+    def comm(self) -> Communicator:
+        """The ranks."""
+        return self.engine.comm
+
+    def set_clock(self) -> None:
+        """Find out how far this rank's clock is from rank 0's; all ranks do it together."""
+        self.clock_offset_s = clock_offset_s(self.comm)
+
+    def close(self) -> None:
+        """Let the runtime go, when all ranks have come to here."""
+        self.engine.close()
+        self.comm.barrier()
+
+
+def build_model(point: Point, comm: Communicator) -> MoEModel:
+    """Build the model once per host and share its weights; all ranks call it together."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    model = point.model.build(point.options.seed, "cpu" if local_rank == 0 or comm.world_size == 1 else "meta")
+    share_model(model, comm, local_rank)
+    return model

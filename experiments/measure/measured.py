@@ -1,0 +1,130 @@
+"""Brings what the ranks measured to rank 0, which writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from experiments.measure.bench import Bench
+from experiments.measure.extra_loops import Extra
+from experiments.point.point import Point
+from experiments.results.gather import all_on_rank_0, on_rank_0
+from experiments.results.layer_rows import (
+    Platform,
+    RankIteration,
+    expert_counts,
+    iteration_frame,
+    layer_frame,
+    routing_frame,
+)
+from experiments.results.manifest import device_name, model_fields, options_of
+from experiments.results.request_rows import decode_frame, request_frame
+from experiments.results.run_folder import RunFolder
+from experiments.text.tokens import TokenFile
+from harmoeny.placement import IntArray
+from harmoeny.runtime.device import Device
+from harmoeny.runtime.exchange.comm import Communicator
+from results_schema.tables import DECODE, ITERATIONS, LAYERS, REQUESTS, ROUTING, Table
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one rank measured.
+
+    Attributes:
+        checks: by system, the outcome of its check.
+        iterations: the closed loop.
+        extra: what was measured beside it.
+    """
+
+    checks: Mapping[str, dict[str, Any]]
+    iterations: Sequence[RankIteration]
+    extra: Extra
+
+
+def write_results(bench: Bench, measured: Measured, folder: RunFolder) -> None:
+    """Write everything and finish the run; all ranks call it together, and rank 0 writes."""
+    tables = _tables(bench, measured)
+    if bench.comm.rank != 0:
+        return
+    folder.write_tables(tables)
+    folder.describe(_fields(bench, measured), {system.name: _notes(bench, i) for i, system in enumerate(bench.systems)})
+    folder.finish()
+
+
+def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> dict[str, Any]:
+    """Return what the manifest says of the ranks and the text, known before anything is measured."""
+    options = point.options
+    fresh = tokens.fresh_batches(sequences_per_batch=options.world_size * options.batch_size, seq_len=options.seq_len)
+    return {
+        "backend": Device.of(comm.device).process_group,
+        "device": device_name(comm.device),
+        "threads_per_rank": torch.get_num_threads(),
+        "dataset": {
+            "name": point.dataset.name,
+            "num_tokens": tokens.num_tokens,
+            "sha256": tokens.sha256,
+            "repeats_text": fresh < options.rounds,
+        },
+    }
+
+
+def _tables(bench: Bench, measured: Measured) -> dict[Table, pd.DataFrame]:
+    """Gather all ranks' records and return the tables on rank 0, none on the others."""
+    comm, model = bench.comm, bench.model
+    routed = on_rank_0(_routed(bench), comm)
+    iterations = all_on_rank_0(measured.iterations, comm)
+    served = all_on_rank_0(measured.extra.served, comm)
+    decoded = all_on_rank_0(measured.extra.decoded, comm)
+    if comm.rank != 0:
+        return {}
+    device = Device.of(comm.device)
+    platform = Platform(device.process_group, device_name(comm.device), bench.engine.memory.engine.link)
+    tables = {
+        LAYERS: layer_frame(iterations, platform),
+        ITERATIONS: iteration_frame(iterations, platform, model.scope),
+        ROUTING: routing_frame([np.sum(ranks, axis=0) for ranks in zip(*routed, strict=True)], model.stacks),
+        REQUESTS: request_frame(iterations, served, platform),
+    }
+    return tables | ({DECODE: decode_frame(decoded, platform)} if decoded else {})
+
+
+def _routed(bench: Bench) -> list[IntArray]:
+    """Return int64 ``[num_layers, num_experts]`` per round, this rank's assignments."""
+    return [
+        expert_counts([ids.cpu().numpy() for ids in batch.expert_ids], bench.model.num_experts)
+        for batch in bench.batches
+    ]
+
+
+def _fields(bench: Bench, measured: Measured) -> dict[str, Any]:
+    """Return what the manifest says of the model and of what came out."""
+    model, memory = bench.model, bench.engine.memory
+    return {
+        "scope": model.scope,
+        "model": model_fields(
+            bench.point,
+            num_moe_layers=len(model.experts),
+            num_experts=model.num_experts,
+            top_k=model.top_k,
+            expert_bytes=model.experts[0].expert_bytes,
+            store_bytes=memory.store.nbytes,
+        ),
+        "calibration": vars(memory.cost),
+        "checks": {name: check | measured.extra.checks.get(name, {}) for name, check in measured.checks.items()},
+    }
+
+
+def _notes(bench: Bench, index: int) -> dict[str, Any]:
+    """Return what the manifest says of one system beside what was known before."""
+    system = bench.systems[index]
+    return {
+        "options": options_of(bench.point, system.name, system.policy),
+        "device_expert_bytes": system.fetcher.device_bytes,
+        "fit": system.policy.fit_report(),
+    }
