@@ -161,9 +161,9 @@ def balance(load: IntArray, present: BoolArray, num_slots: int, num_nodes: int, 
 def _renumber(new: BoolArray, present: BoolArray) -> BoolArray:
     """Reorder the columns of ``new`` such that as much as possible of ``present`` stays where it is."""
     stays = new.astype(np.float32).T @ present.astype(np.float32)  # whole numbers, and much faster than with integers
-    columns, places = linear_sum_assignment(stays, maximize=True)
+    columns, targets = linear_sum_assignment(stays, maximize=True)
     renumbered = np.empty_like(new)
-    renumbered[:, places] = new[:, columns]
+    renumbered[:, targets] = new[:, columns]
     return renumbered
 
 

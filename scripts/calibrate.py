@@ -39,6 +39,7 @@ from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.runtime.calibrate import all_to_all_s, cold_caches, expert_s, fetch_s, median_s
+from harmoeny.runtime.device import best_device_type
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.memory.experts import LayerExperts
@@ -313,7 +314,7 @@ def main() -> None:
     path: Path = arguments.out / f"{arguments.name}.yaml"
     if path.exists() and not arguments.force:
         parser.error(f"{path} exists already: choose another --name, or --force")
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    device_type = best_device_type()
     if device_type == "cuda" and arguments.world_size > torch.cuda.device_count():
         parser.error(f"--world-size: {arguments.world_size}, must be at most {torch.cuda.device_count()} CUDA devices")
     try:

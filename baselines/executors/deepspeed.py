@@ -52,7 +52,7 @@ class _Expert(nn.Module):
 class _Gate(nn.Module):
     """Gives DeepSpeed's layer the routes of the batch, where its own gate would choose them."""
 
-    #: Loss, capacity, number of experts, then per assignment ``[K, T]`` expert, place and weight, then counts.
+    #: Loss, capacity, number of experts, then per assignment ``[K, T]`` expert, position and weight, then counts.
     routes: tuple[Tensor, int, int, Tensor, Tensor, Tensor, Tensor]
 
     def forward(self, *_: Any) -> tuple[Tensor, int, int, Tensor, Tensor, Tensor, Tensor]:
@@ -68,7 +68,7 @@ class _Layer:
         module: the module.
         gate: its gate.
         slots: this rank's experts.
-        order_E: int64 ``[E]``, our expert at every place of DeepSpeed's order, which is by rank.
+        order_E: int64 ``[E]``, our expert at every position of DeepSpeed's order, which is by rank.
     """
 
     module: MoE
@@ -133,13 +133,13 @@ class DeepSpeedExecutor(Executor):
         assignment_S = send_order(given.expert_ids_TK, sent_EW)
         sent_E = sent_EW.sum(axis=1)[layer.order_E]
         expert_S = np.repeat(np.arange(num_experts), sent_E)
-        place_S = ranges(np.zeros_like(sent_E), sent_E)
+        position_S = ranges(np.zeros_like(sent_E), sent_E)
         layer.gate.routes = (
             given.hidden_TH.new_zeros(()),
             capacity,
             num_experts,
             _by_assignment(given.expert_ids_TK, assignment_S, expert_S),
-            _by_assignment(given.expert_ids_TK, assignment_S, place_S),
+            _by_assignment(given.expert_ids_TK, assignment_S, position_S),
             given.routing_weights_TK.t().float(),
             torch.from_numpy(sent_E),
         )

@@ -1,4 +1,4 @@
-"""FasterMoE's smart scheduling: the exchange in steps between groups of ranks, each step's rows executed on arrival.
+"""FasterMoE's smart scheduling: the exchange in stages between groups of ranks, each stage's rows executed on arrival.
 
 Shape letters: S rows sent, R rows received, K top_k, W ranks, E experts, H hidden size.
 """
@@ -26,14 +26,15 @@ from harmoeny.runtime.memory.schedule import ExpertWork
 
 
 @dataclass
-class _Step:
+class _Stage:
     """What is exchanged at once.
 
     Attributes:
         targets: ranks that this rank sends rows, and gets results from.
         sources: ranks that it gets rows from, and sends results.
         rows: where the rows stand among all that this rank executes, by source on arrival, then by expert.
-        grouping: int64 on the device, the arrived row at every place of the order by expert; None: they arrive in it.
+        grouping: int64 ``[rows of the stage]`` on the device, the arrived row at every position of the order by expert;
+            None: they arrive in it.
         work: what is to be executed of it.
         unfinished: slices of it that were not executed yet.
         arriving: its rows on their way; None once they were waited for.
@@ -51,9 +52,9 @@ class _Step:
 class PairwiseExecutor(Executor):
     """Exchanges tokens with one group of ranks after another and executes each group's as soon as they are there.
 
-    Step i sends to the i-th group after this rank's own and receives from the i-th group before it. All rows are on
-    their way from the start, in the order of the steps; a rank's own rows, which are first, need no exchange. Results
-    of a step go back when all of it was executed, while the next step's rows are computed.
+    Stage i sends to the i-th group after this rank's own and receives from the i-th group before it. All rows are on
+    their way from the start, in the order of the stages; a rank's own rows, which are first, need no exchange. Results
+    of a stage go back when all of it was executed, while the next stage's rows are computed.
 
     Source: He et al., PPoPP 2022, doi 10.1145/3503221.3508418, section 5.
     """
@@ -75,20 +76,22 @@ class PairwiseExecutor(Executor):
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:  # noqa: ARG002
         """Carry out any plan, with the system's fetch strategy."""
         function = self.memory.store.layers[given.layer].function
-        steps = self._make_steps(plan.tokens[:, :, self.comm.rank])
-        self.planner.fetcher.begin(given.layer, plan, [item for step in steps for item in step.work], keep_order=True)
+        stages = self._make_stages(plan.tokens[:, :, self.comm.rank])
+        self.planner.fetcher.begin(
+            given.layer, plan, [item for stage in stages for item in stage.work], keep_order=True
+        )
         self.recorder.mark()  # dispatch
         assignment_S = send_order(given.expert_ids_TK, plan.tokens[self.comm.rank])
         sent_SH = given.hidden_TH.index_select(0, assignment_S // given.expert_ids_TK.shape[1])
-        exchange = _Exchange(self.comm, plan, sent_SH, steps)
+        exchange = _Exchange(self.comm, plan, sent_SH, stages)
         self.recorder.mark()  # compute
-        step_of = {item.start: step for step in steps for item in step.work}
+        stage_of = {item.start: stage for stage in stages for item in stage.work}
 
         def execute(item: ExpertWork, weights: Mapping[str, Tensor]) -> None:
-            step, part = step_of[item.start], slice(item.start, item.start + item.num_tokens)
-            exchange.await_rows(step)
+            stage, part = stage_of[item.start], slice(item.start, item.start + item.num_tokens)
+            exchange.await_rows(stage)
             function(weights, exchange.rows_RH[part], exchange.results_RH[part])
-            step.unfinished -= 1
+            stage.unfinished -= 1
             exchange.return_finished()
 
         fetch = self.planner.fetcher.run(execute)
@@ -97,23 +100,23 @@ class PairwiseExecutor(Executor):
         output_TH = weighted_sum(returned_SH, given.routing_weights_TK, assignment_S)
         return LayerResult(output_TH, assignment_S, fetch)
 
-    def _make_steps(self, received_WE: IntArray) -> list[_Step]:
-        """Return the steps in order, this rank's own rows first; ``received_WE``: int64 ``[W, E]``."""
+    def _make_stages(self, received_WE: IntArray) -> list[_Stage]:
+        """Return the stages in order, this rank's own rows first; ``received_WE``: int64 ``[W, E]``."""
         rank, num_groups = self.comm.rank, len(self._groups)
         partners = [([rank], [rank])]
         for i in range(num_groups):
             targets, sources = (self._groups[(self._own_group + d) % num_groups] for d in (i, -i))
             partners.append(([r for r in targets if r != rank], [r for r in sources if r != rank]))
-        steps, start = [], 0
+        stages, start = [], 0
         for targets, sources in partners:
             blocks = received_WE[sources]
             work = [ExpertWork(w.expert_id, start + w.start, w.num_tokens) for w in work_of(blocks.sum(axis=0))]
             several = np.count_nonzero(blocks.sum(axis=1)) > 1
             grouping = by_expert(blocks).to(self.comm.device) if several else None
             rows = slice(start, start + int(blocks.sum()))
-            steps.append(_Step(targets, sources, rows, grouping, work, len(work)))
+            stages.append(_Stage(targets, sources, rows, grouping, work, len(work)))
             start = rows.stop
-        return steps
+        return stages
 
 
 @dataclass
@@ -124,15 +127,15 @@ class _Exchange:
         comm: the ranks.
         plan: what goes where.
         sent_SH: ``[S, H]``, this rank's rows by destination and expert.
-        steps: the exchanges in order.
-        rows_RH: ``[R, H]``, rows to execute, those of a step once they were waited for.
+        stages: the exchanges in order.
+        rows_RH: ``[R, H]``, rows to execute, those of a stage once they were waited for.
         results_RH: ``[R, H]``, to be filled with their results.
     """
 
     comm: Communicator
     plan: Plan
     sent_SH: Tensor
-    steps: list[_Step]
+    stages: list[_Stage]
     rows_RH: Tensor = field(init=False)
     results_RH: Tensor = field(init=False)
 
@@ -140,60 +143,60 @@ class _Exchange:
         """Start to send and to receive all rows."""
         rank, hidden_size = self.comm.rank, self.sent_SH.shape[1]
         self._sent = _slices(range(self.comm.world_size), self.plan.tokens[rank].sum(axis=0))
-        self.rows_RH = self.sent_SH.new_empty((self.steps[-1].rows.stop, hidden_size))
+        self.rows_RH = self.sent_SH.new_empty((self.stages[-1].rows.stop, hidden_size))
         self.results_RH = torch.empty_like(self.rows_RH)
         self._returned_SH = torch.empty_like(self.sent_SH)
         self._sending: list[PeerCopies] = []
         self._returning: list[PeerCopies] = []
-        own, *others = self.steps
+        own, *others = self.stages
         self.rows_RH[own.rows] = self.sent_SH[self._sent[rank]]
-        for step in others:
-            step.arriving = self.comm.copy_between_peers(
-                _parts(self.sent_SH, self._sent, step.targets),
-                _parts(self.rows_RH[step.rows], self._received(step), step.sources),
+        for stage in others:
+            stage.arriving = self.comm.copy_between_peers(
+                _parts(self.sent_SH, self._sent, stage.targets),
+                _parts(self.rows_RH[stage.rows], self._received(stage), stage.sources),
             )
-            self._sending.append(step.arriving)
+            self._sending.append(stage.arriving)
 
-    def await_rows(self, step: _Step) -> None:
-        """Wait until the step's rows are there, and group them by expert."""
-        if step.arriving is None:
+    def await_rows(self, stage: _Stage) -> None:
+        """Wait until the stage's rows are there, and group them by expert."""
+        if stage.arriving is None:
             return
-        _await(step.arriving.receiving)
-        step.arriving = None
-        if step.grouping is not None:
-            self.rows_RH[step.rows] = self.rows_RH[step.rows].index_select(0, step.grouping)
+        _await(stage.arriving.receiving)
+        stage.arriving = None
+        if stage.grouping is not None:
+            self.rows_RH[stage.rows] = self.rows_RH[stage.rows].index_select(0, stage.grouping)
 
     def return_finished(self) -> None:
-        """Start to send back the results of the steps that are finished, in the order of the steps.
+        """Start to send back the results of the stages that are finished, in the order of the stages.
 
         NCCL demands the same order on all ranks.
         """
-        while len(self._returning) < len(self.steps) - 1:
-            step = self.steps[len(self._returning) + 1]
-            if step.unfinished:
+        while len(self._returning) < len(self.stages) - 1:
+            stage = self.stages[len(self._returning) + 1]
+            if stage.unfinished:
                 return
-            results = self.results_RH[step.rows]
-            if step.grouping is not None:
-                results = torch.empty_like(results).index_copy_(0, step.grouping, results)
+            results = self.results_RH[stage.rows]
+            if stage.grouping is not None:
+                results = torch.empty_like(results).index_copy_(0, stage.grouping, results)
             self._returning.append(
                 self.comm.copy_between_peers(
-                    _parts(results, self._received(step), step.sources),
-                    _parts(self._returned_SH, self._sent, step.targets),
+                    _parts(results, self._received(stage), stage.sources),
+                    _parts(self._returned_SH, self._sent, stage.targets),
                 )
             )
 
     def await_results(self) -> Tensor:
-        """Return ``[S, H]``, the results of :attr:`sent_SH`; all steps must be finished."""
+        """Return ``[S, H]``, the results of :attr:`sent_SH`; all stages must be finished."""
         self.return_finished()
-        self._returned_SH[self._sent[self.comm.rank]] = self.results_RH[self.steps[0].rows]
+        self._returned_SH[self._sent[self.comm.rank]] = self.results_RH[self.stages[0].rows]
         _await(works for copies in self._returning for works in copies.receiving)
         # What was sent may be overwritten from here on.
         _await(copies.sending for copies in (*self._sending, *self._returning))
         return self._returned_SH
 
-    def _received(self, step: _Step) -> dict[int, slice]:
-        """Return where every source's rows stand among the step's."""
-        return _slices(step.sources, self.plan.tokens[step.sources, :, self.comm.rank].sum(axis=1))
+    def _received(self, stage: _Stage) -> dict[int, slice]:
+        """Return where every source's rows stand among the stage's."""
+        return _slices(stage.sources, self.plan.tokens[stage.sources, :, self.comm.rank].sum(axis=1))
 
 
 def _slices(ranks: Iterable[int], lengths: IntArray) -> dict[int, slice]:
@@ -202,9 +205,9 @@ def _slices(ranks: Iterable[int], lengths: IntArray) -> dict[int, slice]:
     return {r: slice(int(e - n), int(e)) for r, n, e in zip(ranks, lengths, ends, strict=True)}
 
 
-def _parts(rows: Tensor, places: Mapping[int, slice], ranks: Iterable[int]) -> list[tuple[Tensor, int]]:
+def _parts(rows: Tensor, parts: Mapping[int, slice], ranks: Iterable[int]) -> list[tuple[Tensor, int]]:
     """Return the rows for or from each rank; two ranks with nothing between them exchange nothing."""
-    return [(rows[places[r]], r) for r in ranks if places[r].start < places[r].stop]
+    return [(rows[parts[r]], r) for r in ranks if parts[r].start < parts[r].stop]
 
 
 def _await(groups: Iterable[Iterable[Any]]) -> None:

@@ -23,6 +23,9 @@ class RoutingTape:
     A pinned router still computes its logits, so its cost is real; only the choice of experts is replaced. The routing
     weights are the router's own probabilities of the experts chosen, or, where the router is out of reach (see
     harmoeny/models/transformers.py), those of its own choice. Nothing is recorded before the first :meth:`pin`.
+
+    Attributes:
+        recorded: the routers' own choices since the last :meth:`pin`, int64 ``[num_tokens, top_k]`` per MoE layer.
     """
 
     def __init__(self) -> None:
@@ -77,7 +80,7 @@ class MoEContext:
 
 
 class MoEBlock(nn.Module, ABC):
-    """One MoE layer of a model, executed by the engine or, as the reference, by the model's own code."""
+    """One MoE layer of a model, executed expert-parallel or, as the reference, by the model's own code."""
 
     def __init__(self, layer: int, context: MoEContext) -> None:
         super().__init__()

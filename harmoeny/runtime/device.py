@@ -92,6 +92,11 @@ class CudaDevice(Device):
         torch.cuda.current_stream(self._device).synchronize()
 
 
+def best_device_type() -> str:
+    """Return ``cuda`` where PyTorch sees such a device, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def choose_device(device_type: str, local_rank: int) -> torch.device:
     """Return the device of a rank and make it the current one.
 

@@ -30,7 +30,7 @@ from experiments.routers.base import RoutingRequest
 from experiments.routers.uniform import UniformRouter
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.rebalance import HarMoEny
-from harmoeny.runtime.device import Device
+from harmoeny.runtime.device import Device, best_device_type
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.executor import work_of
 from harmoeny.runtime.layer.recorder import PHASES
@@ -193,7 +193,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.world_size < 1 or _NUM_EXPERTS % arguments.world_size:
         parser.error(f"--rounds must be at least 1, --world-size a divisor of {_NUM_EXPERTS}")
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    device_type = best_device_type()
     device = device_name(torch.device(device_type))
     console = Console()
     results: dict[str, Any] = {"device": device, "torch": torch.__version__}

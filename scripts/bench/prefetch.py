@@ -30,7 +30,7 @@ from harmoeny.hardware import Hardware
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.placement import Placement
 from harmoeny.plan import Plan
-from harmoeny.runtime.device import Device, span_s
+from harmoeny.runtime.device import Device, best_device_type, choose_device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchStrategy
@@ -136,12 +136,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.bandwidth <= 0:
         parser.error("--rounds must be at least 1, --bandwidth above 0")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(best_device_type(), 0)
     torch.set_num_threads(1)
     hardware = Hardware(host_link="emulated", host_link_bytes_per_s=arguments.bandwidth, host_link_latency_s=1e-5)
     with torch.inference_mode():
         threshold, rows = measure(device, hardware, arguments.rounds)
-    link = "its own link" if device.type == "cuda" else f"emulated link of {arguments.bandwidth / 1e9:g} GB/s"
+    link = (
+        "its own link" if Device.of(device).has_own_memory else f"emulated link of {arguments.bandwidth / 1e9:g} GB/s"
+    )
     table = Table(
         title=f"{_NUM_RESIDENTS} resident and {_NUM_FETCHED} fetched Switch-Base experts, threshold {threshold} tokens",
         caption=f"{device_name(device)}, {link}",

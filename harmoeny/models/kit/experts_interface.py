@@ -1,4 +1,4 @@
-"""The experts interface of Transformers: finds a model's experts, describes them, and puts the engine behind them."""
+"""Transformers' experts interface: finds a model's experts, describes them, and has the runtime execute them."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def check_function(experts: nn.Module, layer: LayerExperts, device: torch.device
 
 
 class ExpertsBlock:
-    """One layer's experts, computed by the engine or, as the reference, by the model's own code."""
+    """One layer's experts, computed expert-parallel or, as the reference, by the model's own code."""
 
     def __init__(self, experts: Any, described: LayerExperts, layer: int, context: MoEContext) -> None:
         self.module: nn.Module = experts

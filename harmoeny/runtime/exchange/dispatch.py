@@ -25,8 +25,8 @@ class Dispatched:
         assignment_S: int64 ``[S]``, the assignment (token * K + k) behind every row sent, by destination and expert.
         send_splits: ``[W]``, rows sent to every rank.
         recv_splits: ``[W]``, rows received from every rank.
-        grouping_R: int64 ``[R]``, the received row at every place of the order by expert; None where the rows arrive in
-            that order.
+        grouping_R: int64 ``[R]``, the received row at every position of the order by expert; None where the rows
+            arrive in that order.
         num_executed_E: int64 ``[E]`` on the host, rows per expert after grouping.
     """
 
@@ -128,7 +128,7 @@ def by_expert(received_WE: IntArray) -> Tensor:
         received_WE: int64 ``[W, E]``, rows of every source and expert.
 
     Returns:
-        int64 ``[R]`` on the host, the row at every place of the new order, which is by (expert, source).
+        int64 ``[R]`` on the host, the row at every position of the new order, which is by (expert, source).
     """
     starts_WE = _exclusive_cumsum(received_WE.reshape(-1)).reshape(received_WE.shape)
     return torch.from_numpy(ranges(starts_WE.T.reshape(-1), received_WE.T.reshape(-1)))
