@@ -1,4 +1,4 @@
-"""The one table of derived metrics: name, formula, unit and direction, with the function that computes each."""
+"""The one table of derived metrics: name, title, unit and direction, with the formula and the function of each."""
 
 from __future__ import annotations
 
@@ -12,21 +12,32 @@ from results_schema.tables import PHASES
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A number per iteration.
+class Quantity:
+    """A number of a system that tables and figures show.
 
     Attributes:
         name: its column.
-        formula: over the columns of docs/metrics.md.
-        unit: empty for ratios.
+        title: its name for people.
+        unit: empty for ratios and numbers of events.
         better: direction in which it is better.
-        compute: from one system's ``layers`` and ``iterations`` rows to a series indexed by iteration.
     """
 
     name: str
-    formula: str
+    title: str
     unit: str
-    better: Literal["higher", "lower", "none"]
+    better: Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Metric(Quantity):
+    """A quantity that every iteration has.
+
+    Attributes:
+        formula: over the columns of docs/metrics.md.
+        compute: from one system's ``layers`` and ``iterations`` rows to a series indexed by iteration.
+    """
+
+    formula: str
     compute: Callable[[pd.DataFrame, pd.DataFrame], pd.Series]
 
 
@@ -66,57 +77,73 @@ def _imbalance(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
 
 METRICS = (
     Metric(
-        "throughput_tokens_per_s", "input_tokens / latency_s", "tokens/s", "higher", _column("throughput_tokens_per_s")
+        "throughput_tokens_per_s", "Throughput", "tokens/s", "higher",
+        "input_tokens / latency_s", _column("throughput_tokens_per_s"),
     ),
-    Metric("ttft_s", "mean over sequences of f_r - b", "s", "lower", _column("ttft_s")),
-    Metric("latency_s", "max over ranks(f_r) - b", "s", "lower", _column("latency_s")),
+    Metric("ttft_s", "Time to first token", "s", "lower", "mean over sequences of f_r - b", _column("ttft_s")),
+    Metric("latency_s", "Latency", "s", "lower", "max over ranks(f_r) - b", _column("latency_s")),
     Metric(
-        "idle_share", "sum of idle_s / sum of layer_s, over layers and ranks", "", "lower", _share("idle_s", "layer_s")
+        "idle_share", "Idle share of the MoE layers", "", "lower",
+        "sum of idle_s / sum of layer_s, over layers and ranks", _share("idle_s", "layer_s"),
     ),
     Metric(
-        "imbalance",
+        "imbalance", "Imbalance", "", "lower",
         "sum over layers of max over ranks(executed_tokens) / sum over layers of mean over ranks(executed_tokens)",
-        "",
-        "lower",
         _imbalance,
     ),
     Metric(
-        "num_fetches",
+        "num_fetches", "Fetches per batch", "", "lower",
         "sum of num_host_fetches + num_peer_fetches over layers and ranks",
-        "",
-        "lower",
         _total("num_host_fetches", "num_peer_fetches"),
     ),
-    Metric("num_restores", "sum of num_restores over layers and ranks", "", "lower", _total("num_restores")),
     Metric(
-        "fetch_hidden_share",
+        "num_restores", "Restores per batch", "", "lower",
+        "sum of num_restores over layers and ranks", _total("num_restores"),
+    ),
+    Metric(
+        "fetch_hidden_share", "Share of fetch time hidden", "", "higher",
         "1 - sum of fetch_wait_s / sum of fetch_s over layers and ranks, at least 0; 1 where nothing is fetched",
-        "",
-        "higher",
         _hidden,
     ),
     Metric(
-        "drain_s", "max over ranks of time from f_r to the end of the last restore", "s", "lower", _column("drain_s")
+        "drain_s", "Drain time", "s", "lower",
+        "max over ranks of time from f_r to the end of the last restore", _column("drain_s"),
     ),
     Metric(
-        "fetch_wait_share", "sum of fetch_wait_s / sum of layer_s, over layers and ranks", "", "lower",
-        _share("fetch_wait_s", "layer_s"),
+        "fetch_wait_share", "Waiting for weights", "", "lower",
+        "sum of fetch_wait_s / sum of layer_s, over layers and ranks", _share("fetch_wait_s", "layer_s"),
     ),
     Metric(
-        "dropped_share", "sum of dropped_tokens / sum of num_assignments, over layers and ranks", "", "lower",
+        "dropped_share", "Dropped", "", "lower",
+        "sum of dropped_tokens / sum of num_assignments, over layers and ranks",
         _share("dropped_tokens", "num_assignments"),
     ),
     Metric(
-        "padding_factor", "1 + sum of padded_tokens / sum of executed_tokens, over layers and ranks", "", "lower",
+        "padding_factor", "Padding", "", "lower",
+        "1 + sum of padded_tokens / sum of executed_tokens, over layers and ranks",
         lambda layers, iterations: 1 + _share("padded_tokens", "executed_tokens")(layers, iterations),
     ),
     *(
         Metric(
-            f"{phase}_s", f"mean over ranks of the sum over layers of {phase}_s", "s", "lower", _per_rank(f"{phase}_s")
+            f"{phase}_s", phase.capitalize(), "s", "lower",
+            f"mean over ranks of the sum over layers of {phase}_s", _per_rank(f"{phase}_s"),
         )
         for phase in PHASES
     ),
 )  # fmt: skip
+
+#: What summaries and figures derive from these, or from requests and the decode phase.
+DERIVED = (
+    Quantity("throughput_ratio_to_best_baseline", "Throughput to the best baseline", "", "higher"),
+    Quantity("throughput_relative", "Throughput / Static EP's", "", "higher"),
+    Quantity("throughput_to_best_threshold", "Throughput / the best threshold's", "", "higher"),
+    Quantity("ttft_ms_per_sequence", "Time to first token", "ms per sequence", "lower"),
+    Quantity("ttft_p99_s", "Time to first token, 99th percentile", "s", "lower"),
+    Quantity("open_loop_ttft_p99_s", "Open loop, time to first token, 99th percentile", "s", "lower"),
+    Quantity("tpot_s", "Time per output token", "s", "lower"),
+    Quantity("output_tokens_per_s", "Output throughput", "tokens/s", "higher"),
+)
+QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in (*METRICS, *DERIVED)}
 
 
 def per_iteration(layers: pd.DataFrame, iterations: pd.DataFrame) -> pd.DataFrame:

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 
 from analysis.figures.kit import iterations
 from analysis.figures.kit.base import FigureData
+from analysis.present.panel import THROUGHPUT
 
 NAME = "changing_skew"
 SOURCE = iterations.SOURCE
-_METRIC = "throughput_tokens_per_s"
 
 
 def missing(data: FigureData) -> str | None:
@@ -20,11 +20,11 @@ def missing(data: FigureData) -> str | None:
 
 def table(data: FigureData) -> pd.DataFrame:
     """Return throughput and Gini index by round and system."""
-    return iterations.round_table(data, _METRIC)
+    return iterations.round_table(data, THROUGHPUT.column)
 
 
 def plot(data: FigureData) -> Figure:
     """Draw both over the rounds."""
-    figure = iterations.plot_rounds(data, table(data), _METRIC, "Throughput (1,000 tokens/s)", 1e-3)
+    figure = iterations.plot_rounds(data, table(data), THROUGHPUT)
     figure.axes[1].set_ylim(bottom=0)
     return figure

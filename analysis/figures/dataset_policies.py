@@ -8,15 +8,13 @@ from matplotlib.figure import Figure
 from analysis.figures.kit.bars import grouped_bars
 from analysis.figures.kit.base import SIMULATED_TEXTS, FigureData, Source
 from analysis.figures.kit.policies import policies_only
-from analysis.present.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.present.layout import PAGE_IN, axis_label, entries_of, new_figure, set_caption, set_legend
+from analysis.present.panel import THROUGHPUT, TTFT
 
 NAME = "dataset_policies"
 SOURCE = Source("dataset_policies", minutes=4, simulated=SIMULATED_TEXTS)
 _AXIS = "dataset"
-_PANELS = (
-    ("throughput_tokens_per_s", "Throughput (1,000 tokens/s)", 1e-3),
-    ("ttft_s", "Time to first token (s)", 1.0),
-)
+_PANELS = (THROUGHPUT, TTFT)
 
 
 def missing(data: FigureData) -> str | None:
@@ -32,7 +30,7 @@ def missing(data: FigureData) -> str | None:
 
 def table(data: FigureData) -> pd.DataFrame:
     """Return medians and intervals per data set, model and policy."""
-    columns = [f"{name}{end}" for name, *_ in _PANELS for end in ("", "_low", "_high")]
+    columns = [f"{panel.column}{end}" for panel in _PANELS for end in ("", "_low", "_high")]
     frame = policies_only(data).summary
     models = frame["model"] if "model" in data.axes else frame["model_name"]
     return frame[[_AXIS, "system", *columns]].assign(model=models)
@@ -46,10 +44,10 @@ def plot(data: FigureData) -> Figure:
     panels = figure.subplots(len(models), len(_PANELS), squeeze=False)
     for row, model in zip(panels, models, strict=True):
         of_model = frame[numbers["model"] == model]
-        for axes, (column, title, scale) in zip(row, _PANELS, strict=True):
-            grouped_bars(axes, of_model, _AXIS, datasets, column, scale)
+        for axes, panel in zip(row, _PANELS, strict=True):
+            grouped_bars(axes, of_model, _AXIS, datasets, panel.column, panel.scale)
             axes.set_xticks(range(len(datasets)), datasets)
-            axes.set_ylabel(title)
+            axes.set_ylabel(axis_label(panel.label))
             axes.set_ylim(bottom=0)
             if len(models) > 1:
                 axes.set_title(str(model), loc="left")

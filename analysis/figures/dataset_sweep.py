@@ -6,14 +6,15 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from analysis.data.load import Run
 from analysis.data.published import router_is
 from analysis.data.stats import median_interval
-from analysis.figures.kit.bars import Comparison, bars_legend, compare, draw_caption, grouped_bars, limit_height
+from analysis.figures.kit.bars import Comparison, compare, grouped_bars, limit_height
 from analysis.figures.kit.base import SIMULATED_TEXTS, FigureData, Source
-from analysis.present.layout import PAGE_IN
+from analysis.present.layout import PAGE_IN, entries_of, new_figure, panel_title, set_caption, set_legend
+from analysis.present.panel import IMBALANCE
 from analysis.present.style import look
 
 NAME = "dataset_sweep"
@@ -22,10 +23,7 @@ _AXIS = "dataset"
 #: What names the data set where its recorded routing is replayed.
 _RECORDED = "router.case"
 #: Inches for a model's two rows of panels.
-_MODEL_HEIGHT = 5.4
-_BARS = {"left": 0.07, "right": 0.99, "top": 0.84, "bottom": 0.14, "wspace": 0.18}
-#: Characters that fit side by side above the panels.
-_TITLES = 105
+_MODEL_HEIGHT = 4.6
 
 
 def missing(data: FigureData) -> str | None:
@@ -81,40 +79,40 @@ def plot(data: FigureData) -> Figure:
     """Draw per model a row of bars by data set and a row with the imbalance per layer on every data set."""
     numbers, comparisons = table(data), _compare(data)
     datasets = list(dict.fromkeys(_named(data)[_AXIS]))
-    figure = Figure(figsize=(PAGE_IN, _MODEL_HEIGHT * len(comparisons)))
+    figure = new_figure(PAGE_IN, 0.6 + _MODEL_HEIGHT * len(comparisons))
     rows = figure.subfigures(2 * len(comparisons), 1, squeeze=False)[:, 0]
-    legend: list[Axes] = []
+    with_bars: list[Axes] = []
     for i, comparison in enumerate(comparisons):
         model = str(comparison.frame["model"].iloc[0])
-        legend += _bars(rows[2 * i], comparison, model, datasets)
-        layers = rows[2 * i + 1].subplots(1, len(datasets), sharey=True, squeeze=False)[0]
-        for axes, dataset in zip(layers, datasets, strict=True):
-            part = numbers[(numbers["model"] == model) & (numbers[_AXIS] == dataset)]
-            _lines(axes, part[part["metric"] == "imbalance"])
-            axes.set_title(f"{model}, {dataset}", fontsize=8, loc="left")
-            axes.set_xlabel("MoE layer")
-        layers[0].set_ylabel("Imbalance (max / mean)")
-        layers[0].set_ylim(bottom=0.98)
-        rows[2 * i + 1].subplots_adjust(left=0.07, right=0.99, top=0.88, bottom=0.3, wspace=0.08)
-    num_rows = bars_legend(figure, legend)
-    rows[0].subplots_adjust(**_BARS | {"top": 1 - (0.5 + 0.19 * num_rows) / (_MODEL_HEIGHT / 2)})
+        with_bars += _bars(rows[2 * i], comparison, model, datasets)
+        imbalance = numbers[(numbers["model"] == model) & (numbers["metric"] == IMBALANCE.column)]
+        _layers(rows[2 * i + 1], imbalance, model, datasets)
+    set_legend(figure, entries_of(*with_bars))
     notes = dict.fromkeys(comparison.caption for comparison in comparisons if comparison.caption)
-    draw_caption(figure, " ".join([data.caption, *notes]))
+    set_caption(figure, " ".join([data.caption, *notes]))
     return figure
 
 
-def _bars(row: Figure, comparison: Comparison, model: str, datasets: list[str]) -> list[Axes]:
-    """Draw a model's panels with bars and return them."""
+def _bars(row: SubFigure, comparison: Comparison, model: str, datasets: list[str]) -> list[Axes]:
+    """Draw a model's panels with bars by data set and return them."""
     panels = list(row.subplots(1, len(comparison.panels)))
     for axes, panel in zip(panels, comparison.panels, strict=True):
         grouped_bars(axes, comparison.frame, _AXIS, datasets, panel.column, panel.scale, comparison.published)
-        axes.set_xticks(range(len(datasets)), datasets, fontsize=7)
-        title = f"{model}: {panel.title}"
-        title = title if len(title) * len(panels) <= _TITLES else title.replace(", ", ",\n")
-        axes.set_title(title, fontsize=8, loc="left")
+        axes.set_xticks(range(len(datasets)), datasets)
+        axes.set_title(panel_title(f"{model}: {panel.title}", len(panels)), loc="left")
         limit_height(axes)
-    row.subplots_adjust(**_BARS)
     return panels
+
+
+def _layers(row: SubFigure, numbers: pd.DataFrame, model: str, datasets: list[str]) -> None:
+    """Draw a model's imbalance by layer, a panel per data set."""
+    panels = row.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        _lines(axes, numbers[numbers[_AXIS] == dataset])
+        axes.set_title(f"{model}, {dataset}", loc="left")
+        axes.set_xlabel("MoE layer")
+    panels[0].set_ylabel(IMBALANCE.label)
+    panels[0].set_ylim(bottom=0.98)
 
 
 def _lines(axes: Axes, rows: pd.DataFrame) -> None:

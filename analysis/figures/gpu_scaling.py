@@ -7,15 +7,13 @@ from matplotlib.figure import Figure
 
 from analysis.figures.kit.base import FigureData, Source
 from analysis.figures.kit.lines import summary_lines
-from analysis.present.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.present.layout import PAGE_IN, axis_label, entries_of, new_figure, set_caption, set_legend
+from analysis.present.panel import IDLE_SHARE, THROUGHPUT
 
 NAME = "gpu_scaling"
 SOURCE = Source("paper_gpus", minutes=None, simulated="experiment=paper_gpus router.skew=0.0,0.9")
 _AXIS = "world_size"
-_PANELS = (
-    ("throughput_tokens_per_s", "Throughput\n(1,000 tokens/s)", 1e-3),
-    ("idle_share", "Idle share of the\nMoE layers (%)", 100.0),
-)
+_PANELS = (THROUGHPUT, IDLE_SHARE)
 
 
 def missing(data: FigureData) -> str | None:
@@ -29,7 +27,7 @@ def missing(data: FigureData) -> str | None:
 
 def table(data: FigureData) -> pd.DataFrame:
     """Return both metrics per point and system."""
-    columns = [f"{name}{end}" for name, *_ in _PANELS for end in ("", "_low", "_high")]
+    columns = [f"{panel.column}{end}" for panel in _PANELS for end in ("", "_low", "_high")]
     return data.summary[[*data.axes, "system", *columns]]
 
 
@@ -41,10 +39,10 @@ def plot(data: FigureData) -> Figure:
     panels = figure.subplots(len(_PANELS), len(values), sharex=True, sharey="row", squeeze=False)
     for column, value in enumerate(values):
         part = summary[summary[other] == value]
-        for axes, (metric, title, scale) in zip(panels[:, column], _PANELS, strict=True):
-            summary_lines(axes, part, _AXIS, metric, scale)
+        for axes, panel in zip(panels[:, column], _PANELS, strict=True):
+            summary_lines(axes, part, _AXIS, panel.column, panel.scale)
             if column == 0:
-                axes.set_ylabel(title)
+                axes.set_ylabel(axis_label(panel.label))
         panels[0, column].set_title(f"{other.rpartition('.')[2].capitalize()} {value:g}"
                                     if isinstance(value, int | float) else f"{other} {value}", loc="left")  # fmt: skip
         panels[-1, column].set_xlabel("GPUs")

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 
 from analysis.figures.kit import iterations
 from analysis.figures.kit.base import FigureData
+from analysis.present.panel import IMBALANCE
 
 NAME = "imbalance_over_iterations"
 SOURCE = iterations.SOURCE
-_METRIC = "imbalance"
 
 
 def missing(data: FigureData) -> str | None:
@@ -20,11 +20,11 @@ def missing(data: FigureData) -> str | None:
 
 def table(data: FigureData) -> pd.DataFrame:
     """Return imbalance and Gini index by round and system."""
-    return iterations.round_table(data, _METRIC)
+    return iterations.round_table(data, IMBALANCE.column)
 
 
 def plot(data: FigureData) -> Figure:
     """Draw both over the rounds."""
-    figure = iterations.plot_rounds(data, table(data), _METRIC, "Imbalance\n(max / mean over ranks)", 1.0)
+    figure = iterations.plot_rounds(data, table(data), IMBALANCE)
     figure.axes[1].set_ylim(bottom=0.95)
     return figure

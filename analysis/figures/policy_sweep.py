@@ -6,19 +6,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.data.published import router_is
-from analysis.figures.kit.bars import (
-    RELATIVE,
-    THROUGHPUT,
-    TTFT,
-    TTFT_PER_SEQUENCE,
-    Comparison,
-    compare,
-    comparison_table,
-)
+from analysis.figures.kit.bars import Comparison, compare, comparison_table
 from analysis.figures.kit.base import FigureData, Source
 from analysis.figures.kit.lines import decimal_log, published_points, summary_lines
 from analysis.figures.kit.policies import policies_only
-from analysis.present.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.present.layout import COLUMN_IN, axis_label, entries_of, new_figure, set_caption, set_legend
+from analysis.present.panel import TTFT, TTFT_PER_SEQUENCE
 
 NAME = "policy_sweep"
 SOURCE = Source(
@@ -30,12 +23,6 @@ SOURCE = Source(
 _AXIS = "router.skew"
 #: With a larger ratio between slowest and fastest the time's axis is logarithmic.
 _LINEAR_UP_TO = 4
-_TITLES = {
-    THROUGHPUT.column: "Throughput\n(1,000 tokens/s)",
-    TTFT.column: "Time to first\ntoken (s)",
-    TTFT_PER_SEQUENCE.column: "Time to first token\n(ms per sequence)",
-    RELATIVE: "Throughput / Static\nEP's at skew 0",
-}
 
 
 def missing(data: FigureData) -> str | None:
@@ -60,18 +47,18 @@ def plot(data: FigureData) -> Figure:
     summary, metrics, published, note = _compare(data)
     figure = new_figure(COLUMN_IN, 1.1 + 1.6 * len(metrics))
     panels = figure.subplots(len(metrics), 1, sharex=True)
-    for axes, (column, _, scale) in zip(panels, metrics, strict=True):
-        summary_lines(axes, summary, _AXIS, column, scale, apart=True)
-        published_points(axes, published, _AXIS, column, scale)
-        axes.set_ylabel(_TITLES[column])
-        time = column in (TTFT.column, TTFT_PER_SEQUENCE.column)
-        if time and summary[column].max() > _LINEAR_UP_TO * summary[column].min():
+    for axes, panel in zip(panels, metrics, strict=True):
+        summary_lines(axes, summary, _AXIS, panel.column, panel.scale, apart=True)
+        published_points(axes, published, _AXIS, panel.column, panel.scale)
+        axes.set_ylabel(axis_label(panel.label))
+        values = summary[panel.column]
+        if panel in (TTFT, TTFT_PER_SEQUENCE) and values.max() > _LINEAR_UP_TO * values.min():
             decimal_log(axes)
         else:
             axes.set_ylim(bottom=0)
     panels[-1].set_xticks(skews := sorted(summary[_AXIS].unique()), [f"{skew:g}" for skew in skews])
     panels[-1].set_xlabel("Router skew")
-    set_legend(figure, entries_of(panels[0]) | entries_of(panels[-1]))
+    set_legend(figure, entries_of(*panels))
     set_caption(figure, " ".join([data.caption, note]).strip())
     return figure
 

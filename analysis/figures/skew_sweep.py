@@ -6,17 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.data.published import router_is
-from analysis.figures.kit.bars import (
-    Comparison,
-    bars_legend,
-    compare,
-    comparison_table,
-    draw_caption,
-    grouped_bars,
-    limit_height,
-)
+from analysis.figures.kit.bars import Comparison, compare, comparison_table, grouped_bars, limit_height
 from analysis.figures.kit.base import FigureData, Source
-from analysis.present.layout import PAGE_IN, panel_title
+from analysis.present.layout import PAGE_IN, entries_of, new_figure, panel_title, set_caption, set_legend
 
 NAME = "skew_sweep"
 SOURCE = Source("skew_sweep", minutes=5, simulated="experiment=paper_skew")
@@ -44,7 +36,7 @@ def plot(data: FigureData) -> Figure:
     frame, panels, published, note = _compare(data)
     skews = sorted(frame[_AXIS].unique())
     stacked = len(panels) > 2 or len(skews) * frame["system"].nunique() > _BARS_SIDE_BY_SIDE
-    figure = Figure(figsize=(PAGE_IN, 3.5 * len(panels) if stacked else 3.9))
+    figure = new_figure(PAGE_IN, 3.3 * len(panels) if stacked else 3.7)
     places = figure.subplots(*((len(panels), 1) if stacked else (1, len(panels))))
     for axes, panel in zip(places, panels, strict=True):
         grouped_bars(axes, frame, _AXIS, skews, panel.column, panel.scale, published)
@@ -52,9 +44,8 @@ def plot(data: FigureData) -> Figure:
         axes.set_title(panel_title(panel.title, 1 if stacked else len(panels)), loc="left")
         axes.set_xlabel("Router skew (share of assignments to the hot experts)")
         limit_height(axes)
-    rows, height = bars_legend(figure, places), figure.get_figheight()
-    bottom = draw_caption(figure, f"{data.caption} {note}")
-    figure.tight_layout(rect=(0, bottom / height, 1, 1 - (0.1 + 0.19 * rows) / height))
+    set_legend(figure, entries_of(*places))
+    set_caption(figure, f"{data.caption} {note}".strip())
     return figure
 
 

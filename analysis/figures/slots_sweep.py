@@ -6,16 +6,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.kit.base import FigureData, Source
-from analysis.figures.kit.option_sweep import Panel, missing_sweep, plot_sweep, sweep_table
+from analysis.figures.kit.option_sweep import missing_sweep, plot_sweep, sweep_table
+from analysis.present.panel import RATIO_TO_BEST_BASELINE, panel
 
 NAME = "slots_sweep"
 SOURCE = Source(
     "slots_sweep", minutes=1, simulated="experiment=slots_sweep backend=simulator hardware=cpu_core rounds=3"
 )
-_PANELS = (
-    Panel("throughput_ratio_to_best_baseline", "Throughput, ratio to the best baseline, higher is better"),
-    Panel("fetch_hidden_share", "Share of fetch time hidden, higher is better"),
-)
+_PANELS = (RATIO_TO_BEST_BASELINE, panel("fetch_hidden_share"))
 
 
 def missing(data: FigureData) -> str | None:

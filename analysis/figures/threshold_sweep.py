@@ -7,17 +7,14 @@ from matplotlib.figure import Figure
 
 from analysis.data.published import load_published
 from analysis.figures.kit.base import FigureData, Source
-from analysis.figures.kit.option_sweep import Panel, missing_sweep, plot_sweep, sweep_table
+from analysis.figures.kit.option_sweep import missing_sweep, plot_sweep, sweep_table
+from analysis.present.panel import RATIO_TO_BEST_BASELINE, THROUGHPUT, panel
 
 NAME = "threshold_sweep"
 SOURCE = Source("threshold_sweep", minutes=1, simulated="experiment=paper_threshold")
 _OPTION = "threshold"
-_PANELS = (
-    Panel("throughput_ratio_to_best_baseline", "Throughput, ratio to the best baseline, higher is better"),
-    Panel("num_fetches", "Fetches per batch"),
-)
-_THROUGHPUT = Panel("throughput_tokens_per_s", "")
-_TO_BEST = Panel("throughput_to_best_threshold", "Throughput / the best threshold's, higher is better")
+_PANELS = (RATIO_TO_BEST_BASELINE, panel("num_fetches"))
+_TO_BEST = panel("throughput_to_best_threshold")
 
 
 def missing(data: FigureData) -> str | None:
@@ -27,11 +24,11 @@ def missing(data: FigureData) -> str | None:
 
 def table(data: FigureData) -> pd.DataFrame:
     """Return medians and intervals per threshold; with published values, throughput to the best threshold's."""
-    frame = sweep_table(data, _OPTION, (*_PANELS, _THROUGHPUT))
-    best = frame[_THROUGHPUT.column].max()
+    frame = sweep_table(data, _OPTION, (*_PANELS, THROUGHPUT))
+    best = frame[THROUGHPUT.column].max()
     ends = ("", "_low", "_high")
-    frame = frame.assign(**{f"{_TO_BEST.column}{end}": frame[f"{_THROUGHPUT.column}{end}"] / best for end in ends})
-    frame = frame.drop(columns=[f"{_THROUGHPUT.column}{end}" for end in ends])
+    frame = frame.assign(**{f"{_TO_BEST.column}{end}": frame[f"{THROUGHPUT.column}{end}"] / best for end in ends})
+    frame = frame.drop(columns=[f"{THROUGHPUT.column}{end}" for end in ends])
     if not data.published:
         return frame.drop(columns=[f"{_TO_BEST.column}{end}" for end in ends])
     return pd.concat([frame.assign(source="ours"), _published().assign(source="published", derived=False)])

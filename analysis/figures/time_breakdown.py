@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from analysis.data.breakdown import PARTS, breakdown
 from analysis.data.load import Run
 from analysis.data.published import CITATION, load_published, on_papers_machine, router_is
-from analysis.figures.kit.bars import draw_caption
 from analysis.figures.kit.base import FigureData, Source
-from analysis.present.layout import PAGE_IN
+from analysis.present.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.present.style import PHASE_COLOURS, label
 
 NAME = "time_breakdown"
@@ -50,7 +49,7 @@ def plot(data: FigureData) -> Figure:
     places = [i * (len(ranks) + 0.8) + r for i in range(len(systems)) for r in range(len(ranks))]
     heights = [len(systems) * (len(ranks) + 1), len(published) + 1.0][: 1 if published.empty else 2]
     same = _same_conditions(data.runs[0])
-    figure = Figure(figsize=(PAGE_IN, 1.6 + _BAR * sum(heights) + 0.8 * (len(heights) - 1)))
+    figure = new_figure(PAGE_IN, 1.3 + _BAR * sum(heights) + 0.7 * (len(heights) - 1))
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False, sharex=same)[:, 0]
     names = [f"{label(s)}, rank {r}" if r == ranks[0] else f"rank {r}" for s, r in rows]
     _stack(panels[0], ours.set_index(["system", "rank"]).loc[rows], places, names)
@@ -60,14 +59,12 @@ def plot(data: FigureData) -> Figure:
         names = [f"{label(name)}, published" for name in published["system"]]
         _stack(panels[1], published, range(len(published)), names)
         scale = "" if same else "\nAnother machine and model, on its own scale"
-        panels[1].set_title(f"Published, {CITATION}; means of ranks and layers{scale}", fontsize=8, loc="left")
+        panels[1].set_title(f"Published, {CITATION}; means of ranks and layers{scale}", loc="left")
         if not same:
             panels[0].set_xlabel(_TIME)
         caption += " Published bars: waiting for weights is part of compute, route is all that is in no other phase."
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=len(PARTS), frameon=False,
-                  fontsize=8, columnspacing=1.2, handlelength=1.2)  # fmt: skip
-    height = figure.get_figheight()
-    figure.tight_layout(rect=(0, draw_caption(figure, caption) / height, 1, 1 - 0.3 / height))
+    set_legend(figure, entries_of(panels[0]))
+    set_caption(figure, caption)
     return figure
 
 

@@ -8,7 +8,9 @@ from textwrap import fill
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 #: Widths in inches of a column and of both columns of a printed page.
 COLUMN_IN, PAGE_IN = 3.4, 7.0
@@ -16,6 +18,8 @@ _CAPTION_POINTS = 7
 #: Width of a letter on average, of the caption and of the legend, and of what stands before a legend's label.
 _LETTER_POINTS, _LEGEND_LETTER_POINTS, _HANDLE_POINTS = 3.8, 3.9, 25.0
 _TITLE_LETTER_POINTS = 4.3
+#: An axis label with more letters takes two lines.
+_LABEL_LETTERS = 20
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
@@ -26,11 +30,11 @@ def new_figure(width_in: float, height_in: float) -> Figure:
 def set_caption(figure: Figure, caption: str) -> None:
     """Write what the numbers were measured on below the panels."""
     figure.supxlabel(
-        fill(caption, letters_per_line(figure)), x=0.01, ha="left", fontsize=_CAPTION_POINTS, color="#444444"
+        fill(caption, _letters_per_line(figure)), x=0.01, ha="left", fontsize=_CAPTION_POINTS, color="#444444"
     )
 
 
-def letters_per_line(figure: Figure) -> int:
+def _letters_per_line(figure: Figure) -> int:
     """Return how many letters of a caption fit beside each other."""
     return int(figure.get_figwidth() * 72 / _LETTER_POINTS)
 
@@ -42,9 +46,27 @@ def panel_title(title: str, num_panels: int) -> str:
     return ",\n".join(title.rsplit(", ", 1))
 
 
+def axis_label(text: str) -> str:
+    """Break a long label into two lines of about the same length, never within parentheses."""
+    if len(text) <= _LABEL_LETTERS:
+        return text
+    words = text[: text.index(" (")].split(" ") if " (" in text else text.split(" ")
+    places = [len(" ".join(words[:i])) for i in range(1, len(words) + (" (" in text))]
+    place = min(places, key=lambda i: max(i, len(text) - i - 1), default=None)
+    return text if place is None else f"{text[:place]}\n{text[place + 1 :]}"
+
+
 def set_legend(figure: Figure, entries: Mapping[str, Artist]) -> None:
-    """Draw one legend above all panels, bounds last, in as many columns as the width allows."""
-    entries = dict(sorted(entries.items(), key=lambda entry: isinstance(entry[1], LineCollection)))
+    """Draw one legend above all panels, in as many columns as the width allows.
+
+    Beside bars, published values (markers) stand last, and after them bounds (lines across a group).
+    """
+    has_bars = any(isinstance(handle, BarContainer) for handle in entries.values())
+
+    def order(entry: tuple[str, Artist]) -> int:
+        return 2 if isinstance(entry[1], LineCollection) else int(has_bars and isinstance(entry[1], Line2D))
+
+    entries = dict(sorted(entries.items(), key=order))
     figure.legend(
         entries.values(), entries.keys(), loc="outside upper center", frameon=False, fontsize=7,
         ncols=_num_columns([len(name) for name in entries], figure.get_figwidth() * 72),
@@ -64,7 +86,10 @@ def _num_columns(lengths: Sequence[int], width_points: float) -> int:
     return 1
 
 
-def entries_of(axes: Axes) -> dict[str, Artist]:
-    """Return what a panel shows, by label."""
-    handles, labels = axes.get_legend_handles_labels()
-    return dict(zip(labels, handles, strict=True))
+def entries_of(*panels: Axes) -> dict[str, Artist]:
+    """Return what panels show, by label."""
+    entries: dict[str, Artist] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(map(str, labels), handles, strict=True))
+    return entries

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from analysis.present.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.present.style import RC, label, look
 
 
@@ -36,7 +37,7 @@ def draw_validation(frame: pd.DataFrame, folder: Path, name: str, quantity: str,
 
 def plot(frame: pd.DataFrame, quantity: str, caption: str) -> Figure:
     """Draw the values on both axes to the left, and the errors by case to the right."""
-    figure = Figure(figsize=(9.2, 4.4))
+    figure = new_figure(PAGE_IN, 3.9)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
     cases, num_systems = list(dict.fromkeys(frame["case"])), frame["system"].nunique()
     for i, (system, rows) in enumerate(frame.groupby("system", sort=False)):
@@ -57,15 +58,14 @@ def plot(frame: pd.DataFrame, quantity: str, caption: str) -> Figure:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    left.set_title(quantity, fontsize=9, loc="left")
+    left.set_title(quantity, loc="left")
     right.axhspan(-10, 10, color="#555555", alpha=0.12, linewidth=0)
     for boundary in range(1, len(cases)):
         right.axvline(boundary - 0.5, color="#bbbbbb", linewidth=0.8)
     right.set_xticks(range(len(cases)), cases, rotation=0 if len(cases) <= 4 else 20)
     right.set_xlim(-0.5, len(cases) - 0.5)
-    fitted = "; open markers: calibration points" if frame["calibration"].any() else ""
-    right.set_title(f"Error of the prediction (%){fitted}; band: 10 %", fontsize=9, loc="left")
-    figure.legend(*left.get_legend_handles_labels(), loc="upper center", ncols=4, frameon=False)
-    figure.text(0.01, 0.012, caption, fontsize=6.5, color="#555555", va="bottom")
-    figure.tight_layout(rect=(0, 0.04, 1, 0.86))
+    fitted = "\nopen markers: calibration points" if frame["calibration"].any() else ""
+    right.set_title(f"Error of the prediction (%); band: 10 %{fitted}", loc="left")
+    set_legend(figure, entries_of(left))
+    set_caption(figure, caption)
     return figure

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.container import BarContainer
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from analysis.data.load import Run
 from analysis.data.published import CITATION, beside, load_published, on_papers_machine, with_batches
 from analysis.figures.kit.base import FigureData
-from analysis.present.layout import letters_per_line
+from analysis.present.panel import THROUGHPUT, TTFT, TTFT_PER_SEQUENCE, Panel, panel
 from analysis.present.style import label, look
 
 _ENDS = ("", "_low", "_high")
@@ -29,17 +24,6 @@ PUBLISHED = "Published"
 _TALL = 3.0
 
 
-class Panel(NamedTuple):
-    """A metric to draw."""
-
-    column: str
-    title: str
-    scale: float = 1.0
-
-
-THROUGHPUT = Panel("throughput_tokens_per_s", "Throughput (1,000 tokens/s), higher is better", 1e-3)
-TTFT = Panel("ttft_s", "Time to first token (s), lower is better")
-TTFT_PER_SEQUENCE = Panel("ttft_ms_per_sequence", "Time to first token (ms per sequence), lower is better")
 RELATIVE = "throughput_relative"
 
 
@@ -93,7 +77,8 @@ def compare(
             published = found[[axis, "system", RELATIVE]].dropna()
             where = "" if at is None else f" at {axis.rsplit('.', 1)[-1]} {at:g}"
             if not published.empty:
-                panels.append(Panel(RELATIVE, f"Throughput / {label(_REFERENCE)}'s{where}, higher is better"))
+                relative = panel(RELATIVE)
+                panels.append(relative.renamed(relative.name + where))
         if not published.empty:
             scale = "" if same else f", to the published value of {label(_REFERENCE)}; another machine and model"
             notes.append(f"Open markers: published, {CITATION}{scale}.")
@@ -184,15 +169,24 @@ def limit_height(axes: Axes) -> None:
         return
     top = 1.2 * max(kept)
     axes.set_ylim(0, top)
-    lines = [line.get_xydata() for line in axes.lines if line.get_label() == PUBLISHED]
-    published = {round(float(x), 6): float(y) for points in lines for x, y in np.asarray(points)}
+    published = {
+        round(float(x), 6): float(y)
+        for line in axes.lines
+        if line.get_label() == PUBLISHED
+        for x, y in np.asarray(line.get_xydata())
+    }
     for bars in axes.containers:
         for bar in bars if isinstance(bars, BarContainer) else ():
             if bar.get_height() > limit:
                 centre = bar.get_x() + bar.get_width() / 2
                 beside = published.get(round(centre, 6), np.nan)
                 text = f"{bar.get_height():.3g}" + ("" if np.isnan(beside) else f"; published {beside:.3g}")
-                axes.text(centre, top * 0.98, text, rotation=90, ha="center", va="top", fontsize=7, color="white")
+                hatched = bool(bar.get_hatch())
+                axes.text(
+                    centre, top * 0.98, text, rotation=90, ha="center", va="top", fontsize=7,
+                    color="black" if hatched else "white",
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5} if hatched else None,
+                )  # fmt: skip
 
 
 def _open_markers(axes: Axes, places: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
@@ -200,22 +194,3 @@ def _open_markers(axes: Axes, places: np.ndarray[Any, Any], values: np.ndarray[A
         places, values, "o", markersize=4.5, markerfacecolor="white", markeredgecolor="black", markeredgewidth=0.9,
         linestyle="none", zorder=4, label=PUBLISHED,
     )  # fmt: skip
-
-
-def bars_legend(figure: Figure, panels: Sequence[Axes]) -> int:
-    """Draw one legend above all panels, published values and bounds last, and return its number of rows."""
-    entries: dict[str, Artist] = {}
-    for axes in panels:
-        handles, names = axes.get_legend_handles_labels()
-        entries |= dict(zip(map(str, names), handles, strict=True))
-    labels = sorted(entries, key=lambda name: isinstance(entries[name], LineCollection | Line2D))
-    columns = len(labels) if len(labels) <= 5 else 4
-    figure.legend([entries[name] for name in labels], labels, loc="upper center", ncols=columns, frameon=False)
-    return -(-len(labels) // columns)
-
-
-def draw_caption(figure: Figure, text: str) -> float:
-    """Write the caption at the bottom and return the height that it takes, in inches."""
-    lines = fill(text, letters_per_line(figure))
-    figure.text(0.01, 0.05 / figure.get_figheight(), lines, fontsize=7, color="#444444", va="bottom")
-    return 0.1 + 0.12 * (1 + lines.count("\n"))

@@ -10,7 +10,8 @@ from analysis.data.metrics import per_iteration
 from analysis.data.routing import gini_by_round
 from analysis.figures.kit.base import FigureData, Source
 from analysis.figures.kit.lines import system_line
-from analysis.present.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.present.layout import COLUMN_IN, axis_label, entries_of, new_figure, set_caption, set_legend
+from analysis.present.panel import Panel
 from analysis.present.table import INTERVALS
 
 SOURCE = Source(
@@ -42,7 +43,7 @@ def round_table(data: FigureData, metric: str) -> pd.DataFrame:
     return values.assign(gini=values["round"].map(gini_by_round(run.routing)))
 
 
-def plot_rounds(data: FigureData, frame: pd.DataFrame, metric: str, title: str, scale: float) -> Figure:
+def plot_rounds(data: FigureData, frame: pd.DataFrame, panel: Panel) -> Figure:
     """Draw the Gini index over the rounds, and below it a line per system."""
     run = data.runs[0]
     figure = new_figure(COLUMN_IN, 3.9)
@@ -57,12 +58,12 @@ def plot_rounds(data: FigureData, frame: pd.DataFrame, metric: str, title: str, 
             below,
             system,
             rows["round"],
-            rows[metric] * scale,
+            rows[panel.column] * panel.scale,
             mark_every=(k % step, step),
             exact=run.systems[system]["exact"],
             bound=run.systems[system]["bound"],
         )
-    below.set_ylabel(title)
+    below.set_ylabel(axis_label(panel.label))
     below.set_xlabel("Batch")
     set_legend(figure, entries_of(below))
     set_caption(figure, data.caption.replace(f"; medians of {rounds} rounds, {INTERVALS}", ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,20 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.data.published import CITATION
-from analysis.figures.kit.bars import draw_caption
 from analysis.figures.kit.base import FigureData
-from analysis.present.layout import PAGE_IN, panel_title
+from analysis.present.layout import PAGE_IN, entries_of, new_figure, panel_title, set_caption, set_legend
+from analysis.present.panel import Panel
 from analysis.present.style import label, look
 
 #: With more values than these their labels are turned.
 _MOST_TICKS = 6
-
-
-class Panel(NamedTuple):
-    """A metric to draw."""
-
-    column: str
-    title: str
 
 
 def sweep_table(data: FigureData, option: str, panels: tuple[Panel, ...]) -> pd.DataFrame:
@@ -87,7 +79,7 @@ def plot_sweep(
         published: a further panel, and published values of its column by ``option``, drawn as open markers.
     """
     everything = (*panels, published[0]) if published else panels
-    figure = Figure(figsize=(PAGE_IN, 3.3))
+    figure = new_figure(PAGE_IN, 3.3)
     for axes, panel in zip(figure.subplots(1, len(everything)), everything, strict=True):
         _line(axes, frame, option, panel)
         axes.set_xlabel(axis_label)
@@ -96,10 +88,8 @@ def plot_sweep(
     if published:
         _open_markers(figure.axes[-1], published[1], option, published[0].column)
         caption += f" Open markers: published, {CITATION}."
-    handles, labels = figure.axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
-    bottom = draw_caption(figure, caption)
-    figure.tight_layout(rect=(0, bottom / figure.get_figheight(), 1, 0.93))
+    set_legend(figure, entries_of(figure.axes[-1]))
+    set_caption(figure, caption)
     return figure
 
 
@@ -133,7 +123,7 @@ def _line(axes: Axes, frame: pd.DataFrame, option: str, panel: Panel) -> None:
         capsize=2,
         label=label("harmoeny"),
     )
-    derived = frame[frame["derived"]]
+    derived = frame[frame["derived"] & frame[option].notna()]  # the simulator leaves open what no option sets
     if len(derived):
         axes.plot(
             derived[option], derived[panel.column], "*", color="black", markersize=11, linestyle="none", zorder=3,
