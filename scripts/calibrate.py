@@ -11,7 +11,6 @@ every run.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections import defaultdict
@@ -30,6 +29,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from baselines.static_ep import StaticEP
+from experiments.cores import usable_cores
 from experiments.launch.calls import call_on_ranks
 from experiments.results.manifest import device_name
 from experiments.routers.base import RoutingRequest
@@ -324,7 +324,7 @@ def main() -> None:
         )  # fmt: skip
     except ValueError as error:
         sys.exit(f"error: {error}")
-    threads = max(1, len(os.sched_getaffinity(0)) // arguments.world_size)
+    threads = max(1, usable_cores().number // arguments.world_size)
     write(
         hardware,
         path,

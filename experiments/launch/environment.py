@@ -10,6 +10,8 @@ from typing import ClassVar
 
 import psutil
 
+from experiments.cores import usable_cores
+
 #: Below the ports that systems hand out by themselves.
 _PORTS = range(20000, 30000)
 #: An address that is nobody's (RFC 5737).
@@ -49,7 +51,7 @@ def num_threads(local_world_size: int) -> int:
     Args:
         local_world_size: number of ranks on this host.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores().number
     one_per_task = os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("WORLD_SIZE")
     if is_slurm_rank() and one_per_task and "SLURM_CPUS_PER_TASK" in os.environ:
         # SLURM may have bound the rank to cores of its own already, and then they must not be shared out once more.

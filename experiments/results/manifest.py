@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from experiments.cores import usable_cores
 from experiments.point.point import Point
 from harmoeny.policy import Policy
 from results_schema.manifest import Status
@@ -125,11 +125,14 @@ def _packages() -> dict[str, str]:
 
 
 def _host() -> dict[str, Any]:
+    cores = usable_cores()
     return {
         "name": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "cpu": device_name(torch.device("cpu")),
-        "num_cores": len(os.sched_getaffinity(0)),
+        "num_cores": cores.number,
+        "cpu_quota": cores.quota,
+        "cores_limited_by": cores.limited_by,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -188,12 +188,13 @@ def _warm_up(section: Section) -> Iterator[Alert]:
 
 def _crowded(section: Section) -> Iterator[Alert]:
     crowded = [
-        f"{name or 'this run'} ({manifest['world_size']} ranks x {threads} threads on {cores} cores)"
+        f"{name or 'this run'} ({ranks} ranks x {threads} threads on {_cores_of(host)})"
         for name, run in _named(section)
         if (manifest := run.manifest)["backend"] == "gloo"
+        and (ranks := manifest["world_size"])
         and (threads := manifest.get("threads_per_rank"))
-        and (cores := (manifest.get("host") or {}).get("num_cores"))
-        and threads * manifest["world_size"] > cores
+        and (cores := (host := manifest.get("host") or {}).get("num_cores"))
+        and threads * ranks > min(cores, host.get("cpu_quota") or cores)
     ]
     if crowded:
         yield Alert(
@@ -201,6 +202,11 @@ def _crowded(section: Section) -> Iterator[Alert]:
             "Ranks share cores",
             f"Unless the ranks ran on several hosts, they competed for the processor: {_some(crowded)}.",
         )
+
+
+def _cores_of(host: Mapping[str, Any]) -> str:
+    limit = host.get("cores_limited_by")
+    return f"{host['num_cores']} {'core' if host['num_cores'] == 1 else 'cores'}" + (f": {limit}" if limit else "")
 
 
 def _code(section: Section) -> Iterator[Alert]:
