@@ -116,9 +116,8 @@ class EPLB(Policy):
         return Placement(home=resident.argmax(axis=1), resident=resident)
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
-        """Share ``counts`` (int64 ``[world_size, num_experts]``) evenly over the replicas, own ranks first."""
-        shares = even_shares(counts, placement.resident)
-        return plan_from_tokens(tokens_of_shares(counts, shares), placement)
+        """Share ``counts`` (int64 ``[world_size, num_experts]``) over the replicas, own ranks first."""
+        return plan_from_tokens(tokens_of_shares(counts, self.executed(counts, placement)), placement)
 
     def executed(self, counts: IntArray, placement: Placement) -> IntArray:
         """Return int64 ``[num_experts, world_size]``: even shares of the replicas."""

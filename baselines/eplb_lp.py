@@ -12,7 +12,6 @@ from scipy.sparse import csr_array
 
 from baselines.eplb import EPLB, FloatArray
 from harmoeny.placement import BoolArray, IntArray, Placement
-from harmoeny.plan import Plan, plan_from_tokens, tokens_of_shares
 
 
 @dataclass(kw_only=True)
@@ -26,10 +25,9 @@ class EPLBWithLP(EPLB):
     name: ClassVar[str] = "eplb_lp"
     description: ClassVar[str] = "EPLB's replicas, shared by a linear programme in every batch"
 
-    def plan(self, counts: IntArray, placement: Placement) -> Plan:
-        """Share ``counts`` (int64 ``[world_size, num_experts]``) over the replicas with the least largest load."""
-        shares = balanced_shares(counts.sum(axis=0), placement.resident)
-        return plan_from_tokens(tokens_of_shares(counts, shares), placement)
+    def executed(self, counts: IntArray, placement: Placement) -> IntArray:
+        """Return int64 ``[num_experts, world_size]``: the shares of the replicas with the least largest load."""
+        return balanced_shares(counts.sum(axis=0), placement.resident)
 
 
 def balanced_shares(load: IntArray, resident: BoolArray) -> IntArray:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from experiments.registry import discover
 from harmoeny.choices import Fetch
 from harmoeny.cost import ExpertCost
+from harmoeny.modelled import PredictsExecuted
 from harmoeny.placement import PLACEMENTS, IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
@@ -85,6 +86,8 @@ def check_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
     if policy.fetch == "none":
         assert not plan.fetch.any()
     plan.validate(counts, placement, exact=policy.exact)
+    if isinstance(policy, PredictsExecuted) and (predicted := policy.executed(counts, placement)) is not None:
+        np.testing.assert_array_equal(predicted, plan.executed())  # what large simulations take in the plan's place
     return plan
 
 
