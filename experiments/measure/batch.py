@@ -88,14 +88,18 @@ def dense(model: MoEModel) -> Iterator[None]:
         model.context.dense = False
 
 
-def dense_forward(model: MoEModel, input_ids: Tensor, expert_ids: Sequence[Tensor] | None) -> Tensor:
+def dense_forward(
+    model: MoEModel, input_ids: Tensor, expert_ids: Sequence[Tensor] | None, kept: Sequence[Tensor] | None = None
+) -> Tensor:
     """Run the untouched model on this rank alone.
 
     Args:
         model: the model.
         input_ids: int64 ``[batch_size, seq_len]``.
         expert_ids: int64 ``[num_tokens, top_k]`` per MoE layer, the routing; None: the model's own.
+        kept: bool ``[num_tokens, top_k]`` per MoE layer, false where an assignment is dropped; its token's other
+            routing weights stay what they are. None: nothing is dropped.
     """
-    model.context.tape.pin(expert_ids)
+    model.context.tape.pin(expert_ids, kept)
     with dense(model):
         return model.forward(input_ids)

@@ -65,11 +65,11 @@ def check_systems(bench: Bench) -> dict[str, dict[str, Any]]:
     for system in bench.systems:
         bench.progress.say(f"checking {system.name}")
         output, kept, peak_bytes = _execute(bench, system, batch)
-        is_complete = all(torch.equal(some, ids) for some, ids in zip(kept, batch.expert_ids, strict=True))
+        is_complete = all(bool(mask[ids >= 0].all()) for mask, ids in zip(kept, batch.expert_ids, strict=True))
         if is_complete and complete is not None:
             reference = complete
         else:
-            reference = dense_forward(bench.model, batch.input_ids, kept)
+            reference = dense_forward(bench.model, batch.input_ids, batch.expert_ids, kept)
         if is_complete:
             complete = reference
         outcome = Outcome.of(output, reference, batch.expert_ids, kept, peak_bytes)
@@ -79,7 +79,7 @@ def check_systems(bench: Bench) -> dict[str, dict[str, Any]]:
 
 
 def _execute(bench: Bench, system: System, batch: Batch) -> tuple[Tensor, list[Tensor], int | None]:
-    """Run a system; return its output, the assignments that it executed (-1: dropped) and its peak memory in bytes."""
+    """Run a system; return its output, which assignments it executed, and its peak memory in bytes."""
     engine, model = bench.engine, bench.model
     engine.use(system)
     model.context.tape.pin(batch.expert_ids)
@@ -87,8 +87,7 @@ def _execute(bench: Bench, system: System, batch: Batch) -> tuple[Tensor, list[T
         output = model.forward(batch.input_ids)
     # A second pass: the first one loads libraries and compiled code.
     _, peak_bytes = with_peak_bytes(lambda: model.forward(batch.input_ids), bench.comm.device)
-    kept = [torch.where(mask, ids, -1) for mask, ids in zip(masks, batch.expert_ids, strict=True)]
-    return output, kept, peak_bytes
+    return output, masks, peak_bytes
 
 
 @dataclass(frozen=True)
@@ -115,12 +114,20 @@ class Outcome:
     def of(
         cls, output: Tensor, reference: Tensor, wanted: list[Tensor], kept: list[Tensor], peak_bytes: int | None
     ) -> Outcome:
-        """Compare; ``wanted`` and ``kept`` are int64 ``[num_tokens, top_k]`` per MoE layer, -1 for none."""
+        """Compare.
+
+        Args:
+            output: the system's.
+            reference: the dense model's.
+            wanted: int64 ``[num_tokens, top_k]`` per MoE layer, -1 for none.
+            kept: bool, likewise, the executed assignments.
+            peak_bytes: of the pass.
+        """
         return cls(
             error=float((output.float() - reference.float()).abs().max()) if output.numel() else 0.0,
             scale=float(reference.float().abs().max()) if output.numel() else 0.0,
             num_wanted=sum(int((ids >= 0).sum()) for ids in wanted),
-            num_kept=sum(int((ids >= 0).sum()) for ids in kept),
+            num_kept=sum(int(mask.sum()) for mask in kept),
             finite=bool(torch.isfinite(output).all()),
             peak_bytes=peak_bytes,
         )

@@ -97,7 +97,7 @@ def run_extended(root: Path, *arguments: str) -> Run:
         (mail / f"{i}.eml").write_text(f"From: a@b\nSubject: {i}\n\n{body}\n", encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "run.py", "router=camps", "router.loyalty=0.8", "dataset=mail", f"dataset.path={mail}",
-         "model=sigmoid_stack", "model.top_k=2", "system=[static_ep,scatter]", "systems.scatter.stride=3",
+         "model=sigmoid_stack", "model.top_k=2", "system=[static_ep,scatter,drop]", "systems.scatter.stride=3",
          "batch_size=2", "seq_len=32", "rounds=2", "wandb.mode=disabled", f"results_dir={root / 'out'}",
          *arguments],
         cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=110, check=False,
@@ -114,7 +114,7 @@ def test_saved_as_the_page_says_all_examples_run_together_on_real_ranks(extended
     run = run_extended(extended)
     assert run.manifest["model"]["name"] == "sigmoid_stack"
     assert {name: check["passed"] for name, check in run.manifest["checks"].items()} == {
-        "static_ep": True, "scatter": True,
+        "static_ep": True, "scatter": True, "drop": True,
     }  # fmt: skip
     # 64 tokens of each rank meet the rank's own expert, 0 or 1, and no token meets one twice: their second assignments
     # are spread over the seven others.
