@@ -19,7 +19,7 @@ from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.sharing import rank_on_host, share_model, share_tensors
-from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
+from harmoeny.runtime.memory.transfer import Transfers, make_transfers
 from harmoeny.runtime.start import start_rank
 
 
@@ -34,7 +34,7 @@ class Session:
         engine: executes its MoE layers.
     """
 
-    def __init__(self, adapted: AdaptedModule, policy: Policy, transfers: TransferEngine | None = None) -> None:
+    def __init__(self, adapted: AdaptedModule, policy: Policy, transfers: Transfers | None = None) -> None:
         """Use :func:`attach` or :func:`load`."""
         try:
             adapted.check()
@@ -144,7 +144,7 @@ def load(
         return Session(adapted, policy)
 
 
-def _attach(adapted: AdaptedModule, policy: Policy, transfers: TransferEngine | None = None) -> Session:
+def _attach(adapted: AdaptedModule, policy: Policy, transfers: Transfers | None = None) -> Session:
     """Share the experts of a model that every rank has, and start a session."""
     comm = Communicator(adapted.device)
     for layer in adapted.experts:
@@ -158,6 +158,6 @@ def _attach(adapted: AdaptedModule, policy: Policy, transfers: TransferEngine | 
 
 
 @cache
-def _transfers(device: torch.device) -> TransferEngine:
+def _transfers(device: torch.device) -> Transfers:
     """Return what copies experts for all layers that were attached when they first ran."""
-    return make_engine(device, Hardware())
+    return make_transfers(device, Hardware())

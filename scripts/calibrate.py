@@ -44,7 +44,7 @@ from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.slots import Slot
-from harmoeny.runtime.memory.transfer import TransferEngine
+from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
 from harmoeny.runtime.start import start_rank
 from results_schema.atomic import atomic_path
 
@@ -75,7 +75,7 @@ def measure(
     widths = [max(1, int(intermediate_size * share)) for share in _WIDTH_SHARES]
     layers = [_experts(hidden_size, width, dtype) for width in widths]
     engine = start_rank(layers, comm, cost=_UNUSED_COST)
-    transfers = engine.memory.engine
+    transfers = engine.memory.transfers
     slots = [engine.memory.pool.reserve(layer, 1)[0] for layer in range(len(layers))]
     sent = [torch.zeros(rows * comm.world_size, hidden_size, dtype=DTYPES[dtype], device=device) for rows in _ROWS]
     remote_share = (comm.world_size - 1) / comm.world_size
@@ -117,11 +117,11 @@ def copy_s(rows: Tensor) -> float:
     return median_s(copy_all, rows.device, before=cold_caches(rows.device)) / _NUM_COPIES
 
 
-def beside_loads_s(experts: LayerExperts, device: torch.device, transfers: TransferEngine) -> float:
+def beside_loads_s(experts: LayerExperts, device: torch.device, transfers: Transfers) -> float:
     """Return the median time of one expert's computation while others are loaded, in seconds."""
     slots = [Slot(experts, device) for _ in range(1 + _NUM_LOADS)]
     computing, *loading = slots
-    transfers.submit(computing, 0, experts.expert(0))
+    transfers.submit(CopyRequest(computing, 0, experts.expert(0)))
     transfers.wait(computing)
     sample = next(iter(experts.weights.values()))
     rows = torch.randn(_BESIDE_TOKENS, experts.hidden_size).to(device=device, dtype=sample.dtype)
@@ -134,7 +134,7 @@ def beside_loads_s(experts: LayerExperts, device: torch.device, transfers: Trans
 
     def compute(_: int) -> None:
         for i, slot in enumerate(loading):
-            transfers.submit(slot, i + 1, experts.expert(i + 1))
+            transfers.submit(CopyRequest(slot, i + 1, experts.expert(i + 1)))
         experts.function(computing.weights, rows, out)
 
     seconds = median_s(compute, device, before=prepare)

@@ -146,7 +146,7 @@ class DeepSpeedExecutor(Executor):
         self.recorder.mark()  # dispatch
         output_TH, _, _ = layer.module(given.hidden_TH)
         for slot in layer.slots:
-            self.memory.engine.used(slot)
+            self.memory.transfers.used(slot)
         padded = capacity * num_experts - int(plan.tokens[:, :, self.comm.rank].sum())
         return LayerResult(output_TH, assignment_S, FetchStats(), padded)
 

@@ -18,11 +18,11 @@ from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
 from harmoeny.runtime.exchange.dispatch import by_expert, send_order, weighted_sum
-from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult, work_of
+from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.fetch.base import RankMemory
-from harmoeny.runtime.memory.schedule import ExpertWork
+from harmoeny.runtime.memory.schedule import ExpertSlice, slices_by_expert
 
 
 @dataclass
@@ -44,7 +44,7 @@ class _Stage:
     sources: list[int]
     rows: slice
     grouping: Tensor | None
-    work: list[ExpertWork]
+    work: list[ExpertSlice]
     unfinished: int
     arriving: PeerCopies | None = None
 
@@ -77,9 +77,8 @@ class PairwiseExecutor(Executor):
         """Carry out any plan, with the system's fetch strategy."""
         function = self.memory.store.layers[given.layer].function
         stages = self._make_stages(plan.tokens[:, :, self.comm.rank])
-        self.planner.fetcher.begin(
-            given.layer, plan, [item for stage in stages for item in stage.work], keep_order=True
-        )
+        parts = [item for stage in stages for item in stage.work]
+        self.planner.fetcher.begin(given.layer, plan.fetch, parts, keep_order=True)
         self.recorder.mark()  # dispatch
         assignment_S = send_order(given.expert_ids_TK, plan.tokens[self.comm.rank])
         sent_SH = given.hidden_TH.index_select(0, assignment_S // given.expert_ids_TK.shape[1])
@@ -87,7 +86,7 @@ class PairwiseExecutor(Executor):
         self.recorder.mark()  # compute
         stage_of = {item.start: stage for stage in stages for item in stage.work}
 
-        def execute(item: ExpertWork, weights: Mapping[str, Tensor]) -> None:
+        def execute(item: ExpertSlice, weights: Mapping[str, Tensor]) -> None:
             stage, part = stage_of[item.start], slice(item.start, item.start + item.num_tokens)
             exchange.await_rows(stage)
             function(weights, exchange.rows_RH[part], exchange.results_RH[part])
@@ -110,7 +109,8 @@ class PairwiseExecutor(Executor):
         stages, start = [], 0
         for targets, sources in partners:
             blocks = received_WE[sources]
-            work = [ExpertWork(w.expert_id, start + w.start, w.num_tokens) for w in work_of(blocks.sum(axis=0))]
+            parts = slices_by_expert(blocks.sum(axis=0))
+            work = [ExpertSlice(p.expert_id, start + p.start, p.num_tokens) for p in parts]
             several = np.count_nonzero(blocks.sum(axis=1)) > 1
             grouping = by_expert(blocks).to(self.comm.device) if several else None
             rows = slice(start, start + int(blocks.sum()))

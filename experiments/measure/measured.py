@@ -84,7 +84,7 @@ def _tables(bench: Bench, measured: Measured) -> dict[Table, pd.DataFrame]:
     if comm.rank != 0:
         return {}
     device = Device.of(comm.device)
-    platform = Platform(device.process_group, device_name(comm.device), bench.engine.memory.engine.link)
+    platform = Platform(device.process_group, device_name(comm.device), bench.engine.memory.transfers.link)
     tables = {
         LAYERS: layer_frame(iterations, platform),
         ITERATIONS: iteration_frame(iterations, platform, model.scope),

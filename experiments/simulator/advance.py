@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,9 @@ from experiments.routers.base import FloatArray
 from experiments.simulator.compute import RankMemories
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import check_memory, layer_bytes, mask_bytes
-from experiments.simulator.exchange import Exchange, padded_exchange, plain_exchange
+from experiments.simulator.exchange import ExchangeTimes, padded_exchange, plain_exchange
 from experiments.simulator.flows import Flows, capped, num_plan_steps, plan_flows
-from experiments.simulator.replay import CopyEngine
+from experiments.simulator.planning import PlanTimer
 from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
@@ -87,7 +86,7 @@ class SimulatedSystem:
         self._placements = [policy.place(i, work.num_experts, world_size) for i in range(len(work.layer_tokens))]
         self._memories = RankMemories(policy, self._placements, cost)
         self._history: list[list[IntArray]] = [[] for _ in self._placements]
-        self._planned_before = False
+        self._plan_timer = PlanTimer(policy)
         self.places_anew = type(policy).update_placement is not Policy.update_placement
         self.held_bytes: FloatArray = work.dense_bytes + self._memories.num_slots.astype(np.float64) * work.expert_bytes
         check_memory(self.held_bytes + work.peak_bytes, device_memory_bytes, "the dense part of the model")
@@ -103,30 +102,29 @@ class SimulatedSystem:
         """
         world_size = self.cost.topology.world_size
         now_s = np.zeros(world_size)
-        copies = [CopyEngine() for _ in range(world_size)]
         layers = []
         for layer, layer_counts in enumerate(counts):
-            layers.append(self._layer(layer, layer_counts, now_s + self.cost.dense_s[layer], copies))
+            layers.append(self._layer(layer, layer_counts, now_s + self.cost.dense_s[layer]))
             now_s = layers[-1].boundary_s[-1]
         end_s = now_s + self.cost.dense_s[-1]
-        drained_s = np.array([engine.drain() for engine in copies])
+        drained_s = self._memories.end_batch()
         return SimulatedBatch(end_s, np.maximum(drained_s - end_s, 0.0), layers)
 
-    def _layer(self, layer: int, counts: IntArray, start_s: FloatArray, copies: list[CopyEngine]) -> SimulatedLayer:
+    def _layer(self, layer: int, counts: IntArray, start_s: FloatArray) -> SimulatedLayer:
         cost = self.cost
         boundary_s = np.empty((len(PHASES) + 1, len(start_s)))
         boundary_s[Phase.ROUTE] = start_s
         boundary_s[Phase.METADATA] = start_s + cost.route_s[layer]
         # Nobody knows the counts before the last rank has sent its own.
         boundary_s[Phase.PLAN] = boundary_s[Phase.METADATA].max() + cost.metadata_s
-        placed_s = self._place_anew(layer, counts, boundary_s[Phase.PLAN], copies)
+        placed_s = self._place_anew(layer, counts, boundary_s[Phase.PLAN])
         flows, exchange, plan_s = self._plan(layer, counts)
         boundary_s[Phase.DISPATCH] = placed_s + plan_s
         ready_s = boundary_s[Phase.DISPATCH] + exchange.gather_s
         arrived_s = ready_s.max() + exchange.wire_s + exchange.group_s
         boundary_s[Phase.COMPUTE] = arrived_s if flows.slices is None else ready_s
         done = self._memories.run(
-            layer, flows, self._placements[layer], copies, boundary_s[Phase.DISPATCH], boundary_s[Phase.COMPUTE]
+            layer, flows, self._placements[layer], boundary_s[Phase.DISPATCH], boundary_s[Phase.COMPUTE]
         )
         end_s = done.end_s
         if flows.slices is not None:
@@ -137,7 +135,6 @@ class SimulatedSystem:
         boundary_s[Phase.END] = (
             _last_partner(end_s + exchange.group_s, flows.traffic) + exchange.wire_s + exchange.add_s + done.restoring_s
         )
-        num_fetches = done.num_host_fetches + done.num_peer_fetches
         columns: dict[str, IntArray | FloatArray] = {
             "num_assignments": counts.sum(axis=1),
             "executed_tokens": flows.executed.sum(axis=0),
@@ -146,18 +143,10 @@ class SimulatedSystem:
             "padded_tokens": (flows.executed if flows.computed is None else flows.computed).sum(axis=0)
             - flows.executed.sum(axis=0),
             "num_active_experts": (flows.executed > 0).sum(axis=0),
-            "num_host_fetches": done.num_host_fetches,
-            "num_peer_fetches": done.num_peer_fetches,
-            "num_restores": done.num_restores,
-            "fetch_bytes": num_fetches * cost.work.expert_bytes,
-            "fetch_s": done.fetch_s,
-            "fetch_wait_s": done.fetch_wait_s,
-            "restore_s": done.restore_s,
-            "restore_wait_s": done.restore_wait_s,
         }
-        return SimulatedLayer(layer, boundary_s, columns)
+        return SimulatedLayer(layer, boundary_s, columns | done.columns)
 
-    def _place_anew(self, layer: int, counts: IntArray, now_s: FloatArray, copies: list[CopyEngine]) -> FloatArray:
+    def _place_anew(self, layer: int, counts: IntArray, now_s: FloatArray) -> FloatArray:
         """Let the policy change the residents; return when every rank can plan."""
         if not self.places_anew:
             return now_s
@@ -166,17 +155,15 @@ class SimulatedSystem:
         if changed is None:
             return now_s
         self._placements[layer] = changed
-        return self._memories.place(layer, changed, now_s, copies)
+        return self._memories.replace_residents(layer, changed, now_s)
 
-    def _plan(self, layer: int, counts: IntArray) -> tuple[Flows, Exchange, float]:
+    def _plan(self, layer: int, counts: IntArray) -> tuple[Flows, ExchangeTimes, float]:
         """Return the plan's flows, what they cost to exchange, and how long planning took."""
         cost, placement = self.cost, self._placements[layer]
-        if not self._planned_before and cost.software.plan_s is None:
-            plan_flows(self.policy, counts, placement)  # compiles what is compiled at the first call
-            self._planned_before = True
-        begin = time.perf_counter()
         flows = plan_flows(self.policy, counts, placement)
-        measured_s = time.perf_counter() - begin
+        policy_s = cost.software.plan_s
+        if policy_s is None:
+            policy_s = self._plan_timer.seconds(layer, counts, placement)
         num_tokens = cost.work.layer_tokens[layer]
         capacity = None
         if cost.software.padded:
@@ -194,7 +181,7 @@ class SimulatedSystem:
             exchange, executed, extra_bytes = plain_exchange(cost, flows.traffic), flows.executed, 0.0
         needed = self.held_bytes + layer_bytes(cost.work, exchange.rows, executed) + extra_bytes
         check_memory(needed, self._limit, f"MoE layer {layer}")
-        plan_s = cost.plan_s(measured_s, num_plan_steps(flows, counts, placement))
+        plan_s = cost.plan_s(policy_s, num_plan_steps(flows, counts, placement))
         return flows, exchange, plan_s
 
 

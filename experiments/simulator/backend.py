@@ -28,8 +28,8 @@ from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
 from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
+from experiments.simulator.model_work import ModelWork, trace_model
 from experiments.simulator.topology import Topology
-from experiments.simulator.work import ModelWork, trace_model
 from experiments.text.tokens import TokenFile
 from harmoeny.models.base import MoEModel
 from harmoeny.placement import IntArray

@@ -1,4 +1,4 @@
-"""The compute phase of all ranks: their slots, their schedules and the weights that come meanwhile."""
+"""The compute phase of all ranks: the runtime's own fetch strategies, each on its rank's virtual clock."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from experiments.routers.base import FloatArray
 from experiments.simulator.cost import CostModel
 from experiments.simulator.flows import Flows
-from experiments.simulator.replay import CopyEngine, Replayed, Sources, replay
+from experiments.simulator.virtual import META, VirtualCommunicator, VirtualTransfers
+from harmoeny.choices import Fetch
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.policy import Policy
-from harmoeny.runtime.memory.fetch.peer import PeerFetch
-from harmoeny.runtime.memory.fetch.sync import SyncFetch
-from harmoeny.runtime.memory.schedule import EMPTY, ExpertWork, home_slots, make_schedule, replace_residents
+from harmoeny.runtime.device import span_s
+from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
+from harmoeny.runtime.memory.fetch import make_fetcher
+from harmoeny.runtime.memory.fetch.base import FetchStats, FetchStrategy, RankMemory
+from harmoeny.runtime.memory.schedule import num_slots_needed, slices_by_expert, with_slot
+from harmoeny.runtime.memory.slots import SlotPool
 
-_TIMES = ("fetch_wait_s", "restore_wait_s", "fetch_s", "restore_s", "restoring_s")
-_NUMBERS = ("num_host_fetches", "num_peer_fetches", "num_restores")
+_COUNTS = ("num_host_fetches", "num_peer_fetches", "num_restores", "fetch_bytes")
+_TIMES = ("fetch_s", "fetch_wait_s", "restore_s", "restore_wait_s")
 
 
 @dataclass(frozen=True)
@@ -28,74 +33,77 @@ class Computed:
 
     Attributes:
         end_s: float64, when a rank's computation ends.
-        fetch_wait_s: float64, how long it stood still for fetches.
-        restore_wait_s: float64, how long it stood still for restores.
-        fetch_s: float64, how long its fetches took, added up.
-        restore_s: float64, how long its restores take, added up.
-        restoring_s: float64, how long the processor is kept from what follows, by the restores.
-        num_host_fetches: int64, experts from host memory.
-        num_peer_fetches: int64, experts from other ranks.
-        num_restores: int64, residents loaded again.
+        restoring_s: float64, how long restores keep the processor from what follows.
+        columns: the columns of ``layers.parquet`` about fetches and restores: int64, and float64 in seconds.
     """
 
     end_s: FloatArray
-    fetch_wait_s: FloatArray
-    restore_wait_s: FloatArray
-    fetch_s: FloatArray
-    restore_s: FloatArray
     restoring_s: FloatArray
-    num_host_fetches: IntArray
-    num_peer_fetches: IntArray
-    num_restores: IntArray
+    columns: dict[str, IntArray | FloatArray]
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """A rank that has fetched something.
+
+    Attributes:
+        transfers: its clock and its host link.
+        comm: its place among the ranks.
+        fetcher: its expert memory.
+    """
+
+    transfers: VirtualTransfers
+    comm: VirtualCommunicator
+    fetcher: FetchStrategy
 
 
 class RankMemories:
-    """The slots of all ranks, and their use layer by layer; the counterpart of the runtime's fetch strategies.
+    """The expert memory of all ranks.
+
+    Most ranks hold all that they execute, so only those that ever lack an expert get a fetch strategy.
 
     Attributes:
         num_slots: int64 ``[world_size]``, slots of all layers together.
     """
 
     def __init__(self, policy: Policy, placements: Sequence[Placement], cost: CostModel) -> None:
-        self._policy, self._cost = policy, cost
-        self._ahead = policy.fetch != SyncFetch.name
-        self._home = [
-            [home_slots(placement.resident[:, rank], policy.num_slots) for rank in range(placement.world_size)]
-            for placement in placements
-        ]
-        self._held = [_held(home, cost.work.num_experts) for home in self._home]
-        self._slot_ready_s: dict[tuple[int, int], dict[int, float]] = {}
-        self._moved: dict[tuple[int, int], Replayed] = {}
-        self.num_slots: IntArray = np.sum([[len(slots) for slots in layer] for layer in self._home], axis=0)
+        """Fill the slots.
 
-    def place(self, layer: int, placement: Placement, now_s: FloatArray, copies: Sequence[CopyEngine]) -> FloatArray:
-        """Start loading a layer's new residents, which count as fetches; return when every rank can go on."""
-        loads = [replace_residents(slots, placement.resident[:, rank]) for rank, slots in enumerate(self._home[layer])]
-        self._held[layer] = _held(self._home[layer], placement.num_experts)
-        load_s = self._cost.weights_from_host_s(np.array([len(slots) for slots in loads]))
+        Args:
+            policy: names the fetch strategy and its options.
+            placements: residency per layer before the first batch.
+            cost: times of copies and computation.
+        """
+        self._policy, self._cost, self._first_placements = policy, cost, list(placements)
+        self._slots_of_layer = [
+            num_slots_needed(p.resident.sum(axis=0), p.num_experts, policy.num_slots) for p in placements
+        ]
+        self._held = [with_slot(p.resident, n) for p, n in zip(placements, self._slots_of_layer, strict=True)]
+        self._moved = np.zeros((len(placements), cost.topology.world_size), dtype=np.bool_)
+        weights = torch.empty(cost.work.num_experts, cost.work.expert_bytes, dtype=torch.uint8, device=META)
+        experts = LayerExperts({"weights": weights}, lambda *_: None, cost.work.hidden_size)
+        self._store = ExpertStore([experts] * len(placements))
+        self._ranks: dict[int, _Rank] = {}
+        self.num_slots: IntArray = np.sum(self._slots_of_layer, axis=0)
+
+    def replace_residents(self, layer: int, placement: Placement, now_s: FloatArray) -> FloatArray:
+        """Start copying a layer's new residents, which count as fetches; return when every rank can go on."""
+        held = with_slot(placement.resident, self._slots_of_layer[layer])
+        new = held & ~self._held[layer]
+        copy_s = self._cost.weights_from_host_s(new.sum(axis=0))
         ready_s = now_s.copy()
-        for rank, slots in enumerate(loads):
-            moved = Replayed(end_s=float(now_s[rank]), num_host_fetches=len(slots))
-            for slot in slots:
-                begin_s, end_s = copies[rank].load(moved.end_s, float(load_s[rank]))
-                moved.fetch_s += end_s - begin_s
-                if self._ahead:
-                    self._slot_ready_s.setdefault((layer, rank), {})[slot] = end_s
-                else:
-                    moved.fetch_wait_s += end_s - moved.end_s
-                    moved.end_s = ready_s[rank] = end_s
-            if slots:
-                self._moved[layer, rank] = moved
+        for rank in np.flatnonzero((held != self._held[layer]).any(axis=0)).tolist():
+            strategy = self._rank(rank)
+            transfers = strategy.transfers
+            transfers.now_s, transfers.copy_s = float(now_s[rank]), float(copy_s[rank])
+            strategy.fetcher.replace_residents(layer, placement.resident[:, rank])
+            transfers.owed_s = 0.0  # moves of residents are taken to leave the processor alone
+            ready_s[rank] = transfers.now_s
+        self._held[layer], self._moved[layer] = held, new.any(axis=0)
         return ready_s
 
     def run(
-        self,
-        layer: int,
-        flows: Flows,
-        placement: Placement,
-        copies: Sequence[CopyEngine],
-        planned_s: FloatArray,
-        start_s: FloatArray,
+        self, layer: int, flows: Flows, placement: Placement, planned_s: FloatArray, start_s: FloatArray
     ) -> Computed:
         """Execute one layer.
 
@@ -103,8 +111,7 @@ class RankMemories:
             layer: MoE layer in order of execution.
             flows: what is executed where.
             placement: whose home ranks send weights.
-            copies: the ranks' copy engines; updated.
-            planned_s: float64 ``[world_size]``, when loads may begin.
+            planned_s: float64 ``[world_size]``, when fetches may begin.
             start_s: float64 ``[world_size]``, when computation may begin.
         """
         cost = self._cost
@@ -113,85 +120,73 @@ class RankMemories:
         if flows.slices is not None:
             experts_s = experts_s.sum(axis=0)
         missing = (computed > 0) & ~self._held[layer]
-        from_peers = missing & self._sent_by_peers(placement)
-        any_peer = bool(from_peers.any())
+        from_peers = flows.fetch if self._policy.fetch == Fetch.PEER else np.zeros_like(missing)
         arrival_s = planned_s + self._peers_s(from_peers, placement)
         host_s = cost.weights_from_host_s((missing & ~from_peers).sum(axis=0))
         end_s = start_s + experts_s.sum(axis=0)
-        world_size = len(end_s)
-        times = {name: np.zeros(world_size) for name in _TIMES}
-        numbers = {name: np.zeros(world_size, dtype=np.int64) for name in _NUMBERS}
-        waiting = {rank for held_layer, rank in self._moved if held_layer == layer}
+        restoring_s = np.zeros(len(end_s))
+        columns: dict[str, IntArray | FloatArray] = {name: np.zeros(len(end_s), dtype=np.int64) for name in _COUNTS}
+        columns |= {name: np.zeros(len(end_s)) for name in _TIMES}
         computed_by_rank, expert_s_by_rank = np.ascontiguousarray(computed.T), np.ascontiguousarray(experts_s.T)
-        for rank in sorted(waiting.union(np.flatnonzero(missing.any(axis=0)).tolist())):
-            arrivals = (
-                dict.fromkeys(np.flatnonzero(from_peers[:, rank]).tolist(), float(arrival_s[rank])) if any_peer else {}
-            )
-            done = self._replay(
-                layer,
-                rank,
-                computed_by_rank[rank],
-                expert_s_by_rank[rank],
-                Sources(float(host_s[rank]), cost.load_share, arrivals),
-                copies[rank],
-                (float(planned_s[rank]), float(start_s[rank])),
-            )
-            end_s[rank] = done.end_s
-            moved = self._moved.pop((layer, rank), Replayed(end_s=0.0))
-            for name, column in (times | numbers).items():
-                column[rank] = getattr(done, name) + getattr(moved, name)
-        return Computed(
-            end_s,
-            times["fetch_wait_s"],
-            times["restore_wait_s"],
-            times["fetch_s"],
-            times["restore_s"],
-            times["restoring_s"],
-            numbers["num_host_fetches"],
-            numbers["num_peer_fetches"],
-            numbers["num_restores"],
-        )
+        for rank in np.flatnonzero(missing.any(axis=0) | self._moved[layer]).tolist():
+            strategy = self._rank(rank)
+            transfers = strategy.transfers
+            transfers.copy_s, transfers.restoring_s = float(host_s[rank]), 0.0
+            strategy.comm.arrival_s = float(arrival_s[rank])
+            transfers.now_s = float(planned_s[rank])
+            strategy.fetcher.begin(layer, flows.fetch, slices_by_expert(computed_by_rank[rank]))
+            transfers.now_s = float(start_s[rank])
+            stats = _execute(strategy, expert_s_by_rank[rank])
+            end_s[rank], restoring_s[rank] = transfers.now_s, transfers.restoring_s
+            for name, value in _columns(stats, transfers.copy_s).items():
+                columns[name][rank] = value
+        self._moved[layer] = False
+        return Computed(end_s, restoring_s, columns)
 
-    def _replay(
-        self,
-        layer: int,
-        rank: int,
-        computed: IntArray,
-        expert_s: FloatArray,
-        sources: Sources,
-        copies: CopyEngine,
-        times_s: tuple[float, float],
-    ) -> Replayed:
-        work = [ExpertWork(int(e), 0, int(computed[e])) for e in np.flatnonzero(computed)]
-        schedule = make_schedule(work, self._home[layer][rank], self._cost.expert, work_order=self._policy.work_order)
-        return replay(
-            schedule,
-            copies,
-            sources,
-            lambda item: float(expert_s[item.expert_id]),
-            ahead=self._ahead,
-            planned_s=times_s[0],
-            start_s=times_s[1],
-            slot_ready_s=self._slot_ready_s.pop((layer, rank), {}),
-        )
+    def end_batch(self) -> FloatArray:
+        """Complete all copies and set the clocks back to 0.
 
-    def _sent_by_peers(self, placement: Placement) -> BoolArray:
-        """Return bool ``[num_experts, world_size]``, the experts that another rank would send."""
-        if self._policy.fetch != PeerFetch.name:
-            return np.zeros_like(placement.resident)
-        elsewhere: BoolArray = placement.home[:, None] != np.arange(placement.world_size)
-        return elsewhere
+        Returns:
+            float64 ``[world_size]``, when a rank's last copy ends.
+        """
+        drained_s = np.zeros(self._cost.topology.world_size)
+        for rank, strategy in self._ranks.items():
+            strategy.fetcher.finish()
+            drained_s[rank] = strategy.transfers.free_s
+            strategy.transfers.restart()
+        return drained_s
+
+    def _rank(self, rank: int) -> _Rank:
+        if rank not in self._ranks:
+            transfers = VirtualTransfers(self._cost.copy_share)
+            comm = VirtualCommunicator(rank, self._cost.topology.world_size, transfers)
+            memory = RankMemory(self._store, SlotPool(self._store, META), transfers, comm, self._cost.expert)
+            self._ranks[rank] = _Rank(transfers, comm, make_fetcher(self._policy, self._first_placements, memory))
+        return self._ranks[rank]
 
     def _peers_s(self, from_peers: BoolArray, placement: Placement) -> FloatArray:
+        """Return float64 ``[world_size]``, how long ranks wait for weights that peers send, all at once."""
         if not from_peers.any():
             return np.zeros(placement.world_size)
         pairs = zip(*np.nonzero(from_peers), strict=True)
         return self._cost.weights_from_peers_s(Counter((int(placement.home[e]), int(dst)) for e, dst in pairs))
 
 
-def _held(home: Sequence[Sequence[int]], num_experts: int) -> BoolArray:
-    """Return bool ``[num_experts, world_size]``, what the slots of all ranks hold."""
-    held = np.zeros((num_experts, len(home)), dtype=np.bool_)
-    for rank, slots in enumerate(home):
-        held[[e for e in slots if e != EMPTY], rank] = True
-    return held
+def _execute(rank: _Rank, expert_s: FloatArray) -> FetchStats:
+    """Run a rank's layer; ``expert_s``: float64 ``[num_experts]``, seconds of every expert's computation."""
+    seconds = expert_s.tolist()
+    return rank.fetcher.run(lambda part, _: rank.transfers.compute(seconds[part.expert_id]))
+
+
+def _columns(stats: FetchStats, copy_s: float) -> dict[str, int | float]:
+    """Return one rank's columns; a restore takes ``copy_s`` whenever it will run."""
+    return {
+        "num_host_fetches": stats.num_host_fetches,
+        "num_peer_fetches": stats.num_peer_fetches,
+        "num_restores": len(stats.restores),
+        "fetch_bytes": stats.fetch_bytes,
+        "fetch_s": sum(span_s(t.span) for t in stats.fetches if t.span is not None),
+        "fetch_wait_s": sum(map(span_s, stats.fetch_waits)),
+        "restore_s": len(stats.restores) * copy_s,
+        "restore_wait_s": sum(map(span_s, stats.restore_waits)),
+    }

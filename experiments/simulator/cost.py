@@ -9,8 +9,8 @@ import numpy as np
 
 from experiments.point.simulator_options import SoftwareCost
 from experiments.routers.base import FloatArray
+from experiments.simulator.model_work import ModelWork
 from experiments.simulator.topology import Topology
-from experiments.simulator.work import ModelWork
 from harmoeny.hardware import Hardware
 from harmoeny.placement import IntArray
 
@@ -26,7 +26,7 @@ class CostModel:
         topology: the links.
         software: what the implementation adds.
         expert: costs of an expert as schedules and policies see them.
-        load_share: share of a load's time that it takes from computation.
+        copy_share: share of a copy's time that it takes from computation.
     """
 
     def __init__(self, hardware: Hardware, topology: Topology, work: ModelWork, software: SoftwareCost) -> None:
@@ -44,7 +44,7 @@ class CostModel:
             )
         self.work, self.topology, self.software, self.expert = work, topology, software, expert
         self._hardware = hardware
-        self.load_share = hardware.host_link_processor_share
+        self.copy_share = hardware.host_link_processor_share
         self._bytes_per_s = hardware.device_memory_bytes_per_s or np.inf
         assert hardware.expert_flops_per_s is not None
         self._expert_flops_per_s = hardware.expert_flops_per_s
@@ -73,10 +73,14 @@ class CostModel:
         sent = np.full((world_size, world_size), float(_COUNT_BYTES * self.work.num_experts))
         return float(self.topology.exchange_s(sent).max())
 
-    def plan_s(self, measured_s: float, num_steps: int) -> float:
-        """Return the time of a plan of so many steps (see :class:`SoftwareCost`); ``measured_s`` is on this machine."""
-        software = self.software
-        return (measured_s if software.plan_s is None else software.plan_s) + software.plan_step_s * num_steps
+    def plan_s(self, policy_s: float, num_steps: int) -> float:
+        """Return the time of a plan of so many steps (see :class:`SoftwareCost`).
+
+        Args:
+            policy_s: what the policy itself takes, as measured or as the software says.
+            num_steps: experts that move and ranks that drop.
+        """
+        return policy_s + self.software.plan_step_s * num_steps
 
     def experts_s(self, executed: IntArray) -> FloatArray:
         """Return the time of every expert's slice; 0 where it has no tokens.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.results.run_folder import RunError
 from experiments.routers.base import FloatArray
-from experiments.simulator.work import ModelWork
+from experiments.simulator.model_work import ModelWork
 from harmoeny.placement import IntArray
 
 

@@ -12,7 +12,7 @@ from harmoeny.placement import Placement
 
 
 @dataclass(frozen=True)
-class Exchange:
+class ExchangeTimes:
     """Times of one direction; all arrays are float64 ``[world_size]``.
 
     Attributes:
@@ -30,7 +30,7 @@ class Exchange:
     add_s: FloatArray
 
 
-def plain_exchange(cost: CostModel, traffic: FloatArray) -> Exchange:
+def plain_exchange(cost: CostModel, traffic: FloatArray) -> ExchangeTimes:
     """Return the times of our dispatch: one all-to-all of exactly the assignments.
 
     Args:
@@ -39,7 +39,7 @@ def plain_exchange(cost: CostModel, traffic: FloatArray) -> Exchange:
     """
     sent, received = traffic.sum(axis=1), traffic.sum(axis=0)
     several_sources = (traffic > 0).sum(axis=0) > 1
-    return Exchange(
+    return ExchangeTimes(
         rows=sent,
         gather_s=cost.copy_s(sent),
         wire_s=cost.exchange_s(traffic),
@@ -48,7 +48,7 @@ def plain_exchange(cost: CostModel, traffic: FloatArray) -> Exchange:
     )
 
 
-def padded_exchange(cost: CostModel, num_tokens: int, capacity: int, placement: Placement) -> Exchange:
+def padded_exchange(cost: CostModel, num_tokens: int, capacity: int, placement: Placement) -> ExchangeTimes:
     """Return the times of a padding system: every rank sends ``capacity`` rows for every expert to its home rank.
 
     Tokens are copied to their places, or brought there by a product where the software does so
@@ -65,13 +65,13 @@ def padded_exchange(cost: CostModel, num_tokens: int, capacity: int, placement: 
     traffic = np.tile(residents * float(capacity), (world_size, 1))
     rows = traffic.sum(axis=1)
     if cost.software.padded:
-        place_s = np.full(world_size, cost.gather_by_product_s(num_tokens, capacity))
+        spread_s = np.full(world_size, cost.gather_by_product_s(num_tokens, capacity))
     else:
-        place_s = cost.copy_s(rows)
-    return Exchange(
+        spread_s = cost.copy_s(rows)
+    return ExchangeTimes(
         rows=rows,
-        gather_s=place_s,
+        gather_s=spread_s,
         wire_s=cost.exchange_s(traffic),
         group_s=np.zeros(world_size),
-        add_s=place_s,
+        add_s=spread_s,
     )

@@ -37,6 +37,11 @@ class Flows:
     slices: IntArray | None = None
 
 
+def plan_fits(counts: IntArray) -> bool:
+    """Return whether the plan of ``counts`` (int64 ``[world_size, num_experts]``) has room in memory."""
+    return int(counts.nbytes) * len(counts) <= _LARGEST_PLAN_BYTES
+
+
 def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
     """Let a policy plan; a plan too large to be made is replaced by what :class:`PredictsExecuted` says.
 
@@ -45,7 +50,7 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
         counts: int64 ``[world_size, num_experts]``.
         placement: the present residency.
     """
-    if counts.nbytes * counts.shape[0] > _LARGEST_PLAN_BYTES and isinstance(policy, PredictsExecuted):
+    if not plan_fits(counts) and isinstance(policy, PredictsExecuted):
         executed = policy.executed(counts, placement)
         if executed is not None:
             return flows_of_executed(counts, executed, placement)

@@ -15,7 +15,7 @@ from harmoeny.runtime.device import Device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.slots import Slot
-from harmoeny.runtime.memory.transfer import TransferEngine
+from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
 
 _TOKENS = 512
 _REPEATS = 7
@@ -23,7 +23,7 @@ _REPEATS = 7
 _SCRATCH_BYTES = 64 * 2**20
 
 
-def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: TransferEngine) -> ExpertCost:
+def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: Transfers) -> ExpertCost:
     """Measure one layer's experts on all ranks at once, so that they share memory bandwidth as they do in a run.
 
     Args:
@@ -48,12 +48,12 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: Tr
     return ExpertCost(*(costs / comm.world_size).tolist())
 
 
-def expert_s(experts: LayerExperts, slot: Slot, transfers: TransferEngine, num_tokens: int) -> float:
+def expert_s(experts: LayerExperts, slot: Slot, transfers: Transfers, num_tokens: int) -> float:
     """Return the median time of one expert's computation on ``num_tokens`` rows, in seconds.
 
     Caches are cold, as they are for an expert whose turn comes after all others had theirs.
     """
-    transfers.submit(slot, 0, experts.expert(0))
+    transfers.submit(CopyRequest(slot, 0, experts.expert(0)))
     transfers.wait(slot)
     sample = next(iter(experts.weights.values()))
     rows = torch.randn(num_tokens, experts.hidden_size).to(device=slot.device, dtype=sample.dtype)
@@ -67,12 +67,12 @@ def cold_caches(device: torch.device) -> Callable[[], object]:
     return scratch.zero_
 
 
-def fetch_s(experts: LayerExperts, slot: Slot, transfers: TransferEngine) -> float:
+def fetch_s(experts: LayerExperts, slot: Slot, transfers: Transfers) -> float:
     """Return the median time of copying one expert into a slot, in seconds."""
     samples = []
     for i in range(_REPEATS + 1):
         # Another expert every time: the one just copied may still be in a cache.
-        copy = transfers.submit(slot, i, experts.expert(i % experts.num_experts))
+        copy = transfers.submit(CopyRequest(slot, i, experts.expert(i % experts.num_experts)))
         transfers.wait(slot)
         transfers.drain()
         assert copy.span is not None

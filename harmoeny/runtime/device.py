@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import torch
 
-#: A point in time: nanoseconds of the processor's clock, or a CUDA event.
-Mark = int | torch.cuda.Event
+#: A point in time: nanoseconds of the processor's clock (int), seconds of a virtual clock (float), or a CUDA event.
+Mark = int | float | torch.cuda.Event
+#: Begin and end, both of one kind.
 Span = tuple[Mark, Mark]
 
 
@@ -20,7 +21,10 @@ def span_s(span: Span) -> float:
     if isinstance(begin, int):
         assert isinstance(end, int)
         return (end - begin) * 1e-9
-    assert not isinstance(end, int)
+    if isinstance(begin, float):
+        assert isinstance(end, float)
+        return end - begin
+    assert not isinstance(end, (int, float))
     return float(begin.elapsed_time(end)) * 1e-3
 
 

@@ -15,7 +15,7 @@ from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
 from harmoeny.runtime.memory.fetch.base import RankMemory
 from harmoeny.runtime.memory.slots import SlotPool
-from harmoeny.runtime.memory.transfer import TransferEngine, make_engine
+from harmoeny.runtime.memory.transfer import Transfers, make_transfers
 
 
 def start_rank(
@@ -24,7 +24,7 @@ def start_rank(
     hardware: Hardware | None = None,
     *,
     cost: ExpertCost | None = None,
-    transfers: TransferEngine | None = None,
+    transfers: Transfers | None = None,
     record: bool = True,
 ) -> ExpertParallel:
     """Start the runtime on this rank; all ranks do it together. :meth:`ExpertParallel.close` undoes it.
@@ -42,7 +42,7 @@ def start_rank(
     device = comm.device
     with ExitStack() as resources:
         if transfers is None:
-            transfers = make_engine(device, hardware)
+            transfers = make_transfers(device, hardware)
             resources.callback(transfers.close)
         store = ExpertStore(layers, pin=Device.of(device).has_own_memory)
         if cost is None:

@@ -32,9 +32,9 @@ from harmoeny.models.moe_stack import MoEStack
 from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.device import Device, best_device_type
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.executor import work_of
 from harmoeny.runtime.layer.recorder import PHASES
 from harmoeny.runtime.memory.experts import LayerExperts
+from harmoeny.runtime.memory.schedule import slices_by_expert
 from harmoeny.runtime.memory.slots import SlotPool
 from harmoeny.runtime.start import start_rank
 
@@ -99,7 +99,7 @@ def matrix_products(pool: SlotPool, device: torch.device, comm: Communicator) ->
     own = range(comm.rank * _NUM_EXPERTS // comm.world_size, (comm.rank + 1) * _NUM_EXPERTS // comm.world_size)
     per_expert = _NUM_TOKENS * comm.world_size // _NUM_EXPERTS
     counts = torch.tensor([per_expert if e in own else 0 for e in range(_NUM_EXPERTS)]).numpy()
-    work = work_of(counts)
+    work = slices_by_expert(counts)
     rows = torch.randn(per_expert * len(own), _HIDDEN_SIZE).to(device)
     out = torch.empty_like(rows)
 

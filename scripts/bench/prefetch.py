@@ -34,7 +34,7 @@ from harmoeny.runtime.device import Device, best_device_type, choose_device, spa
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchStrategy
-from harmoeny.runtime.memory.schedule import ExpertWork
+from harmoeny.runtime.memory.schedule import ExpertSlice
 from harmoeny.runtime.start import start_rank
 
 HIDDEN_BUDGET = 0.9
@@ -76,16 +76,16 @@ class Layer:
         num_experts = self.experts.num_experts
         rows = torch.zeros(num_tokens * num_experts, self.experts.hidden_size, device=self.device)
         out = torch.empty_like(rows)
-        work = [ExpertWork(e, e * num_tokens, num_tokens) for e in range(num_experts)]
+        parts = [ExpertSlice(e, e * num_tokens, num_tokens) for e in range(num_experts)]
 
-        def execute(item: ExpertWork, weights: Mapping[str, Tensor]) -> None:
+        def execute(item: ExpertSlice, weights: Mapping[str, Tensor]) -> None:
             part = slice(item.start, item.start + item.num_tokens)
             self.experts.function(weights, rows[part], out[part])
 
         strategy.prepare()
         Device.of(self.device).synchronize_compute()
         start = time.perf_counter()
-        strategy.begin(0, self.plan, work)
+        strategy.begin(0, self.plan.fetch, parts)
         stats = strategy.run(execute)
         Device.of(self.device).synchronize_compute()
         elapsed = time.perf_counter() - start

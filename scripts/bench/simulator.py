@@ -20,8 +20,8 @@ from experiments.compose.compose import compose_point
 from experiments.point.simulator_options import SoftwareCost
 from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
+from experiments.simulator.model_work import ModelWork
 from experiments.simulator.topology import Topology
-from experiments.simulator.work import ModelWork
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny

@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.routers.base import FloatArray, RoutingRequest
 from experiments.routers.paper_skew import PaperSkewRouter
 from experiments.routing.authors_csv import read_published
-from experiments.simulator.work import ModelWork
+from experiments.simulator.model_work import ModelWork
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny

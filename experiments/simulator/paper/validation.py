@@ -18,6 +18,7 @@ from experiments.results.layer_rows import Platform, layer_frame
 from experiments.simulator.advance import SimulatedBatch, SimulatedSystem
 from experiments.simulator.backend import simulate
 from experiments.simulator.cost import CostModel
+from experiments.simulator.model_work import ModelWork, trace_model
 from experiments.simulator.paper.figures import (
     BREAKDOWNS,
     SEQ_LEN,
@@ -31,7 +32,6 @@ from experiments.simulator.paper.figures import (
     skew_counts,
 )
 from experiments.simulator.topology import Topology
-from experiments.simulator.work import ModelWork, trace_model
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 

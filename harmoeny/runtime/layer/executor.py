@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispa
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.fetch.base import FetchStats, RankMemory
-from harmoeny.runtime.memory.schedule import ExpertWork
+from harmoeny.runtime.memory.schedule import ExpertSlice, slices_by_expert
 
 
 @dataclass(frozen=True)
@@ -114,13 +113,13 @@ class PlanExecutor(Executor):
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:  # noqa: ARG002
         """Carry out any plan, with the system's fetch strategy."""
         function, fetcher = self.memory.store.layers[given.layer].function, self.planner.fetcher
-        fetcher.begin(given.layer, plan, work_of(plan.tokens[:, :, self.comm.rank].sum(axis=0)))
+        fetcher.begin(given.layer, plan.fetch, slices_by_expert(plan.tokens[:, :, self.comm.rank].sum(axis=0)))
         self.recorder.mark()  # dispatch
         rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, plan, self.comm)
         self.recorder.mark()  # compute
         results_RH = torch.empty_like(rows_RH)
 
-        def execute(item: ExpertWork, weights: Mapping[str, Tensor]) -> None:
+        def execute(item: ExpertSlice, weights: Mapping[str, Tensor]) -> None:
             part = slice(item.start, item.start + item.num_tokens)
             function(weights, rows_RH[part], results_RH[part])
 
@@ -128,12 +127,6 @@ class PlanExecutor(Executor):
         self.recorder.mark()  # combine
         output_TH = combine(results_RH, given.routing_weights_TK, dispatched, self.comm)
         return LayerResult(output_TH, dispatched.assignment_S, fetch)
-
-
-def work_of(executed: IntArray) -> list[ExpertWork]:
-    """Return the slices of rows that are grouped by ascending expert; ``executed``: int64 ``[num_experts]``."""
-    starts = np.cumsum(executed) - executed
-    return [ExpertWork(int(e), int(starts[e]), int(executed[e])) for e in np.flatnonzero(executed)]
 
 
 def find_executor(name: str) -> type[Executor]:

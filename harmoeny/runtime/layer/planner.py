@@ -43,5 +43,5 @@ class Planner:
             self.history[layer].append(counts)
             if changed is not None:
                 self.placements[layer] = changed
-                self.fetcher.place(layer, changed.resident[:, rank])
+                self.fetcher.replace_residents(layer, changed.resident[:, rank])
         return self.policy.plan(counts, self.placements[layer])

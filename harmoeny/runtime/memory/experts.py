@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class LayerExperts:
         """Number of experts in the layer."""
         return next(iter(self.weights.values())).shape[0]
 
-    @property
+    @cached_property
     def expert_bytes(self) -> int:
         """Size of one expert's weights in bytes."""
         return sum(w[0].numel() * w.element_size() for w in self.weights.values())

@@ -1,8 +1,7 @@
-"""Device memory for experts: real buffers, one expert each, shared by all systems of a rank in turn."""
+"""Device memory for experts: slots of one expert each, which the systems of a rank use in turn."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,17 +15,15 @@ from harmoeny.runtime.memory.schedule import EMPTY
 
 @dataclass(eq=False)
 class Transfer:
-    """One load of an expert into a slot.
+    """One copy of an expert into a slot.
 
     Attributes:
         span: its begin and end; None until it is complete (CUDA: until it is queued).
-        done: set when the copy thread is through with it; unused on CUDA.
-        error: what went wrong in the copy thread.
+        urgent: a fetch; False for a restore, which waits until no fetch does.
     """
 
     span: Span | None = None
-    done: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
+    urgent: bool = True
 
 
 @dataclass(eq=False)
@@ -36,9 +33,9 @@ class Slot:
     Attributes:
         experts: the layer's experts, of which the slot holds one.
         device: where the buffers are.
-        expert_id: the expert that the slot holds, or is being loaded with; ``EMPTY`` for none.
-        weights: its weights by name, for whoever waited for :attr:`transfer`.
-        transfer: the load that is not known to be complete yet.
+        expert_id: the expert that the slot holds, or will hold after :attr:`transfer`; ``EMPTY`` for none.
+        weights: its weights by name, each ``[...]`` without the layer's first dimension; valid after :attr:`transfer`.
+        transfer: the copy into the slot that nobody has waited for yet.
         last_use: on CUDA, the event behind the last computation that reads the slot.
     """
 
@@ -52,7 +49,7 @@ class Slot:
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """The slot's own memory; allocated when it is first needed."""
+        """The slot's own memory by name, allocated at the first use."""
         if not self._buffers:
             self._buffers = {
                 name: torch.empty(w.shape[1:], dtype=w.dtype, device=self.device)
@@ -72,7 +69,7 @@ class Slot:
 
 
 class SlotPool:
-    """The slots of a rank, by layer. Systems take turns with them, so there is one pool however many systems there are.
+    """The slots of a rank, by layer; one pool serves all its systems, since they take turns.
 
     Attributes:
         slots: per layer; as many as the system with the most needs.

@@ -1,4 +1,4 @@
-"""Moving expert weights into slots beside the computation: a copy thread on the CPU, copy streams on CUDA."""
+"""Copies expert weights into slots beside the computation: a copy thread on the CPU, copy streams on CUDA."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,41 +20,44 @@ from harmoeny.runtime.memory.slots import Slot, Transfer
 _URGENT, _LATER, _STOP = 0, 1, 2
 
 
-class TransferEngine(ABC):
-    """Loads experts into slots while computation goes on. One engine serves all systems of a rank."""
+@dataclass(frozen=True)
+class CopyRequest:
+    """A copy of one expert's weights into a slot.
 
-    #: What moves the weights, for the records.
+    Attributes:
+        slot: the slot to overwrite; all computation that reads its present content must have been queued.
+        expert_id: the expert.
+        source: its weights by name.
+        urgent: a fetch, which goes before all copies that are not urgent.
+        arrival: waits until ``source`` itself is complete, where a peer sends it.
+    """
+
+    slot: Slot
+    expert_id: int
+    source: Mapping[str, Tensor]
+    urgent: bool = True
+    arrival: Callable[[], object] | None = None
+
+
+class Transfers(ABC):
+    """Copies experts into slots while computation goes on; all systems of a rank share it."""
+
+    #: What the weights travel over, for the records.
     link: str
 
     @abstractmethod
-    def submit(
-        self,
-        slot: Slot,
-        expert_id: int,
-        source: Mapping[str, Tensor],
-        *,
-        urgent: bool = True,
-        arrival: Callable[[], object] | None = None,
-    ) -> Transfer:
-        """Queue a load; all computation that reads the slot's present content must have been queued.
-
-        Args:
-            slot: the slot to overwrite.
-            expert_id: the expert.
-            source: its weights by name.
-            urgent: a fetch, which goes before all loads that are not urgent.
-            arrival: waits until ``source`` itself has arrived, for weights that come from a peer.
-        """
+    def submit(self, request: CopyRequest) -> Transfer:
+        """Queue a copy."""
 
     @abstractmethod
     def wait(self, slot: Slot) -> Span | None:
-        """Let computation continue only when the slot is loaded.
+        """Let computation go on only when the slot's copy is complete.
 
         Returns:
-            How long it stood still for that, or None where nothing was under way.
+            How long computation stood still for that, or None where no copy was under way.
 
         Raises:
-            RuntimeError: the load failed.
+            RuntimeError: the copy failed.
         """
 
     @abstractmethod
@@ -62,26 +66,39 @@ class TransferEngine(ABC):
 
     @abstractmethod
     def drain(self) -> None:
-        """Block until all loads are complete."""
+        """Block until all copies are complete."""
 
     def close(self) -> None:
-        """Release what the engine holds; it can't be used afterwards."""
+        """Finish all copies and release threads and streams; nothing can be submitted afterwards."""
         self.drain()
 
 
-def make_engine(device: torch.device, hardware: Hardware) -> TransferEngine:
-    """Return the engine of a device, with the host link that the hardware has or emulates."""
+def make_transfers(device: torch.device, hardware: Hardware) -> Transfers:
+    """Return the transfers of a device, over the host link that the hardware has or emulates."""
     if device.type == "cuda":
-        return StreamEngine(device)
-    return ThreadEngine(hardware)
+        return StreamTransfers(device)
+    return ThreadTransfers(hardware)
 
 
-class ThreadEngine(TransferEngine):
+@dataclass(eq=False)
+class _ThreadTransfer(Transfer):
+    """A copy in the queue of the copy thread.
+
+    Attributes:
+        done: set when the thread has finished it, with an error or without.
+        error: what went wrong.
+    """
+
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+
+
+class ThreadTransfers(Transfers):
     """A copy thread beside the computing thread; PyTorch's copies release the interpreter lock.
 
     The link is the processor's own copying (``memcpy``), or an emulated one: a DMA engine moves weights without the
-    processor, so an emulated load takes the time that the link would take, asleep, and then lets the slot refer to the
-    host's copy.
+    processor, so an emulated copy sleeps for as long as the link would take, and then lets the slot refer to the host's
+    weights.
     """
 
     def __init__(self, hardware: Hardware) -> None:
@@ -89,43 +106,36 @@ class ThreadEngine(TransferEngine):
         self._hardware = hardware
         self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._sequence = itertools.count()
-        self._open: list[Transfer] = []
+        self._open: list[_ThreadTransfer] = []
         self._thread = threading.Thread(target=self._work, name="expert-copies", daemon=True)
         self._thread.start()
 
-    def submit(
-        self,
-        slot: Slot,
-        expert_id: int,
-        source: Mapping[str, Tensor],
-        *,
-        urgent: bool = True,
-        arrival: Callable[[], object] | None = None,
-    ) -> Transfer:
-        """Queue a load for the copy thread."""
+    def submit(self, request: CopyRequest) -> Transfer:
+        """Queue a copy for the copy thread."""
+        slot = request.slot
         self.wait(slot)
-        transfer = Transfer()
-        slot.expert_id, slot.transfer = expert_id, transfer
+        transfer = _ThreadTransfer(urgent=request.urgent)
+        slot.expert_id, slot.transfer = request.expert_id, transfer
         self._open = [t for t in self._open if not t.done.is_set()]
         self._open.append(transfer)
 
         def job() -> None:
             try:
                 begin = time.perf_counter_ns()
-                if arrival is not None:
-                    arrival()
-                self.move(slot, source)
+                if request.arrival is not None:
+                    request.arrival()
+                self.move(slot, request.source)
                 transfer.span = (begin, time.perf_counter_ns())
-            except BaseException as error:  # noqa: BLE001  (belongs to whoever waits)
+            except BaseException as error:  # noqa: BLE001  (raised where the copy is waited for)
                 transfer.error = error
             finally:
                 transfer.done.set()
 
-        self._jobs.put((_URGENT if urgent else _LATER, next(self._sequence), job))
+        self._jobs.put((_URGENT if request.urgent else _LATER, next(self._sequence), job))
         return transfer
 
     def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:
-        """Bring the weights into the slot; runs in the copy thread."""
+        """Copy the weights into the slot; runs in the copy thread."""
         if self.link == "memcpy":
             slot.fill(source)
         else:
@@ -133,30 +143,32 @@ class ThreadEngine(TransferEngine):
             slot.refer(source)
 
     def wait(self, slot: Slot) -> Span | None:
-        """Block this thread until the slot is loaded."""
+        """Block this thread until the slot's copy is complete."""
         transfer = slot.transfer
         if transfer is None:
             return None
+        assert isinstance(transfer, _ThreadTransfer), "the slot belongs to other transfers"
         span = None
         if not transfer.done.is_set():
             begin = time.perf_counter_ns()
             transfer.done.wait()
             span = (begin, time.perf_counter_ns())
         slot.transfer = None
-        _raise(transfer)
+        if transfer.error is not None:
+            raise RuntimeError(f"copying an expert failed: {transfer.error}") from transfer.error
         return span
 
     def used(self, slot: Slot) -> None:
         """Do nothing: on a CPU computation is over when it returns."""
 
     def drain(self) -> None:
-        """Block until the copy thread has nothing left to do."""
+        """Block until the copy thread is idle."""
         for transfer in self._open:
             transfer.done.wait()
         self._open = []
 
     def close(self) -> None:
-        """Stop the copy thread after its last load."""
+        """Stop the copy thread after its last copy."""
         self._jobs.put((_STOP, next(self._sequence), lambda: None))
         self._thread.join()
 
@@ -169,12 +181,7 @@ class ThreadEngine(TransferEngine):
                 job()
 
 
-def _raise(transfer: Transfer) -> None:
-    if transfer.error is not None:
-        raise RuntimeError(f"loading an expert failed: {transfer.error}") from transfer.error
-
-
-class StreamEngine(TransferEngine):
+class StreamTransfers(Transfers):
     """Copy streams beside the compute stream, from pinned memory; the host never waits for the device here."""
 
     link = "cuda"
@@ -185,30 +192,22 @@ class StreamEngine(TransferEngine):
         self._fetches = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         self._restores = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def submit(
-        self,
-        slot: Slot,
-        expert_id: int,
-        source: Mapping[str, Tensor],
-        *,
-        urgent: bool = True,
-        arrival: Callable[[], object] | None = None,
-    ) -> Transfer:
-        """Queue a load on a copy stream, behind what still reads the slot and any earlier load of it."""
-        stream = self._fetches if urgent else self._restores
+    def submit(self, request: CopyRequest) -> Transfer:
+        """Queue a copy on a stream, behind what still reads the slot and any earlier copy into it."""
+        slot, stream = request.slot, self._fetches if request.urgent else self._restores
         if slot.last_use is not None:
             stream.wait_event(slot.last_use)
         if slot.transfer is not None and slot.transfer.span is not None:
             earlier = slot.transfer.span[1]
-            assert not isinstance(earlier, int)
+            assert not isinstance(earlier, (int, float))
             stream.wait_event(earlier)
         with torch.cuda.stream(stream):
-            if arrival is not None:
-                arrival()
+            if request.arrival is not None:
+                request.arrival()
             begin = _event(stream)
-            self.move(slot, source)
-            transfer = Transfer(span=(begin, _event(stream)))
-        slot.expert_id, slot.transfer = expert_id, transfer
+            self.move(slot, request.source)
+            transfer = Transfer(span=(begin, _event(stream)), urgent=request.urgent)
+        slot.expert_id, slot.transfer = request.expert_id, transfer
         return transfer
 
     def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:
@@ -216,16 +215,16 @@ class StreamEngine(TransferEngine):
         slot.fill(source, non_blocking=True)
 
     def wait(self, slot: Slot) -> Span | None:
-        """Let the compute stream wait for the load, with an event on either side of the wait."""
+        """Let the compute stream wait for the copy, with an event on either side of the wait."""
         transfer = slot.transfer
         if transfer is None:
             return None
         assert transfer.span is not None
         compute = torch.cuda.current_stream(self._device)
-        loaded = transfer.span[1]
-        assert not isinstance(loaded, int)
+        copied = transfer.span[1]
+        assert not isinstance(copied, (int, float))
         begin = _event(compute)
-        compute.wait_event(loaded)
+        compute.wait_event(copied)
         slot.transfer = None
         return (begin, _event(compute))
 

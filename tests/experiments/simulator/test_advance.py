@@ -18,8 +18,8 @@ from experiments.simulator.advance import SimulatedLayer, SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.simulator.flows import flows_of_executed, plan_flows
+from experiments.simulator.model_work import ModelWork
 from experiments.simulator.topology import Topology
-from experiments.simulator.work import ModelWork
 from harmoeny.hardware import Hardware
 from harmoeny.modelled import PredictsExecuted
 from harmoeny.placement import IntArray

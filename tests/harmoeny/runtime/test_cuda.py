@@ -17,7 +17,7 @@ from harmoeny.runtime.device import span_s
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
 from harmoeny.runtime.memory.slots import Slot
-from harmoeny.runtime.memory.transfer import StreamEngine
+from harmoeny.runtime.memory.transfer import CopyRequest, StreamTransfers
 from tests.harmoeny.runtime.cases import RandomPlan, expected_output, random_experts, random_tokens, start
 
 pytestmark = [
@@ -30,7 +30,7 @@ NUM_EXPERTS = 6
 _CYCLES = 2_000_000
 
 
-class SlowStreams(StreamEngine):
+class SlowStreams(StreamTransfers):
     """Puts pauses into the copy streams, before and between the copies of one expert."""
 
     def __init__(self, device: torch.device, seed: int) -> None:
@@ -81,26 +81,26 @@ def test_exact_whatever_the_order_of_streams(num_slots: int, fetch: str, dtype: 
     assert all(r.boundary_s == sorted(r.boundary_s) for r in records)
 
 
-def test_loads_do_not_block_the_host_and_overlap_with_computation() -> None:
+def test_copies_do_not_block_the_host_and_overlap_with_computation() -> None:
     device = torch.device("cuda")
     experts = random_experts(4, 0, hidden_size=4096)
     store = ExpertStore([experts], pin=True)
-    engine = StreamEngine(device)
+    transfers = StreamTransfers(device)
     slots = [Slot(store.layers[0], device) for _ in range(4)]
     for slot in slots:
-        engine.submit(slot, 0, store.layers[0].expert(0))
-        engine.wait(slot)
-    engine.drain()
+        transfers.submit(CopyRequest(slot, 0, store.layers[0].expert(0)))
+        transfers.wait(slot)
+    transfers.drain()
     torch.cuda.synchronize()
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
     torch.cuda._sleep(50 * _CYCLES)
-    transfers = [engine.submit(slot, e, store.layers[0].expert(e)) for e, slot in enumerate(slots)]
+    copies = [transfers.submit(CopyRequest(slot, e, store.layers[0].expert(e))) for e, slot in enumerate(slots)]
     end.record()
     assert not end.query(), "submitting waited for the device"
-    engine.drain()
+    transfers.drain()
     torch.cuda.synchronize()
-    for transfer in transfers:
+    for transfer in copies:
         assert transfer.span is not None
         assert span_s((begin, transfer.span[1])) < span_s((begin, end)), "the copy ran behind the computation"
     for e, slot in enumerate(slots):

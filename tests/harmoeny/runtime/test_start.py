@@ -11,7 +11,7 @@ from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.runtime.device import CpuDevice, Device, choose_device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.memory.transfer import ThreadEngine
+from harmoeny.runtime.memory.transfer import ThreadTransfers
 from harmoeny.runtime.start import start_rank
 from tests.harmoeny.runtime.cases import COST, CPU, random_experts, random_tokens
 
@@ -48,7 +48,7 @@ def test_closing_waits_for_copies_and_ends_the_copy_thread_unless_it_is_shared()
     assert copying() == before + 1
     engine.close()
     assert copying() == before
-    shared = ThreadEngine(Hardware())
+    shared = ThreadTransfers(Hardware())
     for _ in range(2):
         start_rank(LAYERS, Communicator(CPU), cost=COST, transfers=shared).close()
     assert copying() == before + 1

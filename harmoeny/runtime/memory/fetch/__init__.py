@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from harmoeny.choices import Fetch
 from harmoeny.placement import Placement
 from harmoeny.policy import Policy
-from harmoeny.runtime.memory.fetch.base import FetchStrategy, RankMemory
+from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.fetch.none import NoFetch
 from harmoeny.runtime.memory.fetch.overlapped import AsyncFetch
 from harmoeny.runtime.memory.fetch.peer import PeerFetch
@@ -25,12 +25,8 @@ def make_fetcher(policy: Policy, placements: Sequence[Placement], memory: RankMe
     Raises:
         ValueError: the strategy is unknown or does not go with the placement.
     """
-    resident = [placement.resident[:, memory.comm.rank] for placement in placements]
-    slots, order = policy.num_slots, policy.work_order
-    if policy.fetch == PeerFetch.name:
-        homes = [placement.home for placement in placements]
-        return PeerFetch(memory, resident, num_slots=slots, work_order=order, home=homes)
-    for strategy in (NoFetch, SyncFetch, AsyncFetch):
+    options = FetchOptions(placements, policy.num_slots, policy.work_order)
+    for strategy in (NoFetch, SyncFetch, AsyncFetch, PeerFetch):
         if policy.fetch == strategy.name:
-            return strategy(memory, resident, num_slots=slots, work_order=order)
+            return strategy(memory, options)
     raise ValueError(f"fetch: {policy.fetch!r}, must be one of {', '.join(Fetch)}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from harmoeny.choices import Fetch, WorkOrder
-from harmoeny.placement import BoolArray
+from harmoeny.choices import Fetch
 from harmoeny.runtime.device import Device
-from harmoeny.runtime.memory.fetch.base import FetchStrategy, RankMemory
+from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.slots import SlotPool
 
 
@@ -18,25 +16,18 @@ class NoFetch(FetchStrategy):
 
     name: ClassVar[Fetch] = Fetch.NONE
 
-    def __init__(
-        self,
-        memory: RankMemory,
-        resident: Sequence[BoolArray],
-        *,
-        num_slots: int | None = None,
-        work_order: str = WorkOrder.COVERED,
-    ) -> None:
+    def __init__(self, memory: RankMemory, options: FetchOptions) -> None:
         """Reserve a slot for every expert.
 
         Raises:
             ValueError: an expert is not resident, or there are not slots for all.
         """
-        for held in resident:
-            if not held.all() or num_slots is not None:
-                raise ValueError("fetch: 'none', must go with a placement that holds every expert on every rank")
+        rank = memory.comm.rank
+        if options.num_slots is not None or not all(p.resident[:, rank].all() for p in options.placements):
+            raise ValueError("fetch: 'none', must go with a placement that holds every expert on every rank")
         if not Device.of(memory.comm.device).has_own_memory:
             memory = replace(memory, pool=SlotPool(memory.store, memory.comm.device))
-        super().__init__(memory, resident, num_slots=num_slots, work_order=work_order)
+        super().__init__(memory, options)
 
     def prepare(self) -> None:
         """Let the slots hold the experts."""

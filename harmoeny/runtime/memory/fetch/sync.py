@@ -1,4 +1,4 @@
-"""Blocking fetches: computation waits for every load."""
+"""Blocking fetches: computation waits for every copy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harmoeny.runtime.memory.fetch.base import FetchStrategy
 
 
 class SyncFetch(FetchStrategy):
-    """HarMoEny without overlap: an expert is loaded when it is to be executed, overwritten residents right after."""
+    """HarMoEny without overlap: a fetch begins when its expert's turn comes, restores right after the layer."""
 
     name: ClassVar[Fetch] = Fetch.SYNC
     ahead: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Slots and loads under random delays: weights that an expert computes with must be its own, from begin to end."""
+"""Slots and copies under random delays: weights that an expert computes with must be its own, from begin to end."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from torch import Tensor
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.placement import Placement
-from harmoeny.plan import Plan
 from harmoeny.runtime.device import span_s
 from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.fetch import make_fetcher
-from harmoeny.runtime.memory.fetch.base import FetchStats, FetchStrategy, RankMemory
+from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStats, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.fetch.none import NoFetch
-from harmoeny.runtime.memory.schedule import ExpertWork
+from harmoeny.runtime.memory.schedule import ExpertSlice
 from harmoeny.runtime.memory.slots import Slot, Transfer
-from harmoeny.runtime.memory.transfer import ThreadEngine
+from harmoeny.runtime.memory.transfer import CopyRequest, ThreadTransfers
 from tests.harmoeny.runtime.cases import CPU, RandomPlan, start
 
 NUM_EXPERTS = 6
-NO_PLAN = Plan(np.zeros((1, NUM_EXPERTS, 1), np.int64), np.zeros((NUM_EXPERTS, 1), np.bool_))
+NO_FETCH = np.zeros((NUM_EXPERTS, 1), np.bool_)
 
 
 def marked_experts(size: int = 64) -> LayerExperts:
@@ -37,7 +36,7 @@ def marked_experts(size: int = 64) -> LayerExperts:
     return LayerExperts(weights, lambda *_: None, size)
 
 
-class SlowCopies(ThreadEngine):
+class SlowCopies(ThreadTransfers):
     """Copies tensor by tensor with random pauses, as another order of streams would."""
 
     pauses_s: ClassVar[list[float]] = [0, 0, 0.001, 0.003]
@@ -58,9 +57,9 @@ class RaceDetector:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.executed: list[ExpertWork] = []
+        self.executed: list[ExpertSlice] = []
 
-    def __call__(self, work: ExpertWork, weights: Mapping[str, Tensor]) -> None:
+    def __call__(self, work: ExpertSlice, weights: Mapping[str, Tensor]) -> None:
         for _ in range(3):
             for tensor in weights.values():
                 assert (tensor == work.expert_id).all(), f"expert {work.expert_id} computes with {tensor}"
@@ -77,22 +76,22 @@ def nanoseconds(transfer: Transfer) -> tuple[int, int]:
 
 
 def fetcher(
-    engine: ThreadEngine, *, fetch: str = "async", resident: range = range(3), num_slots: int | None = None,
+    link: ThreadTransfers, *, fetch: str = "async", resident: range = range(3), num_slots: int | None = None,
     num_layers: int = 1,
 ) -> FetchStrategy:  # fmt: skip
     layers = [marked_experts() for _ in range(num_layers)]
     held = np.zeros((NUM_EXPERTS, 1), np.bool_)
     held[list(resident)] = True
     placement = Placement(np.zeros(NUM_EXPERTS, np.int64), held)
-    memory = start(layers, transfers=engine, cost=ExpertCost(token_s=1e-4, fetch_s=2e-3)).memory
+    memory = start(layers, transfers=link, cost=ExpertCost(token_s=1e-4, fetch_s=2e-3)).memory
     strategy = make_fetcher(RandomPlan(0, fetch=fetch, num_slots=num_slots), [placement] * num_layers, memory)
     strategy.prepare()
     return strategy
 
 
-def one_layer(strategy: FetchStrategy, layer: int, work: list[ExpertWork], detector: RaceDetector) -> FetchStats:
+def one_layer(strategy: FetchStrategy, layer: int, work: list[ExpertSlice], detector: RaceDetector) -> FetchStats:
     detector.executed = []
-    strategy.begin(layer, NO_PLAN, work)
+    strategy.begin(layer, NO_FETCH, work)
     stats = strategy.run(detector)
     assert sorted(detector.executed, key=lambda w: w.start) == work
     return stats
@@ -101,8 +100,8 @@ def one_layer(strategy: FetchStrategy, layer: int, work: list[ExpertWork], detec
 @pytest.mark.parametrize("fetch", ["sync", "async", "peer"])
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 4, NUM_EXPERTS])
 def test_no_slot_is_overwritten_while_its_expert_computes(fetch: str, num_slots: int) -> None:
-    engine = SlowCopies(Hardware(), seed=num_slots)
-    strategy = fetcher(engine, fetch=fetch, num_slots=num_slots, num_layers=2)
+    link = SlowCopies(Hardware(), seed=num_slots)
+    strategy = fetcher(link, fetch=fetch, num_slots=num_slots, num_layers=2)
     rng = random.Random(num_slots)
     detector = RaceDetector(num_slots)
     for _ in range(6):
@@ -111,10 +110,10 @@ def test_no_slot_is_overwritten_while_its_expert_computes(fetch: str, num_slots:
         for layer in range(2):
             experts = [rng.randrange(NUM_EXPERTS) for _ in range(rng.randrange(9))]
             one_layer(
-                strategy, layer, [ExpertWork(e, i, rng.randrange(1, 30)) for i, e in enumerate(experts)], detector
+                strategy, layer, [ExpertSlice(e, i, rng.randrange(1, 30)) for i, e in enumerate(experts)], detector
             )
     strategy.finish()
-    engine.close()
+    link.close()
 
 
 def test_the_detector_detects() -> None:
@@ -126,17 +125,17 @@ def test_the_detector_detects() -> None:
         def wait(self, slot: Slot) -> None:
             slot.transfer = None
 
-    engine = Reckless(Hardware(), seed=1)
-    strategy = fetcher(engine)
-    work = [ExpertWork(e, e, 5) for e in range(NUM_EXPERTS)]
+    link = Reckless(Hardware(), seed=1)
+    strategy = fetcher(link)
+    work = [ExpertSlice(e, e, 5) for e in range(NUM_EXPERTS)]
     with pytest.raises(AssertionError, match="computes with"):
         one_layer(strategy, 0, work, RaceDetector(1))
 
 
 def test_residents_come_back_behind_later_layers() -> None:
-    engine = SlowCopies(Hardware(), seed=2)
-    strategy = fetcher(engine)
-    stats = one_layer(strategy, 0, [ExpertWork(e, e, 5) for e in range(NUM_EXPERTS)], RaceDetector(2))
+    link = SlowCopies(Hardware(), seed=2)
+    strategy = fetcher(link)
+    stats = one_layer(strategy, 0, [ExpertSlice(e, e, 5) for e in range(NUM_EXPERTS)], RaceDetector(2))
     assert stats.num_host_fetches == 3
     assert 1 <= len(stats.restores) <= 2
     strategy.finish()
@@ -144,45 +143,46 @@ def test_residents_come_back_behind_later_layers() -> None:
     assert held == {0, 1, 2}
     for slot in strategy.memory.pool.slots[0]:
         assert (slot.weights["up"] == slot.expert_id).all()
-    stats = one_layer(strategy, 0, [ExpertWork(e, e, 5) for e in range(3)], RaceDetector(2))
+    stats = one_layer(strategy, 0, [ExpertSlice(e, e, 5) for e in range(3)], RaceDetector(2))
     assert (stats.num_host_fetches, stats.restores) == (0, [])
-    engine.close()
+    link.close()
 
 
 def test_systems_take_turns_with_one_pool() -> None:
-    engine = SlowCopies(Hardware(), seed=3)
-    first = fetcher(engine, num_slots=2)
-    second_memory = RankMemory(first.memory.store, first.memory.pool, engine, first.memory.comm, first.memory.cost)
+    link = SlowCopies(Hardware(), seed=3)
+    first = fetcher(link, num_slots=2)
+    second_memory = RankMemory(first.memory.store, first.memory.pool, link, first.memory.comm, first.memory.cost)
     held = np.zeros((NUM_EXPERTS, 1), np.bool_)
     held[3:] = True
     other = make_fetcher(RandomPlan(0, num_slots=3), [Placement(np.zeros(NUM_EXPERTS, np.int64), held)], second_memory)
-    work = [ExpertWork(e, e, 5) for e in range(NUM_EXPERTS)]
+    work = [ExpertSlice(e, e, 5) for e in range(NUM_EXPERTS)]
     for strategy in (other, first, other, first):
         strategy.prepare()
         one_layer(strategy, 0, work, RaceDetector(3))
         strategy.finish()
     assert len(first.memory.pool.slots[0]) == 3
     assert (first.device_bytes, other.device_bytes) == (2 * 2 * 64 * 64 * 4, 3 * 2 * 64 * 64 * 4)
-    engine.close()
+    link.close()
 
 
 @pytest.mark.parametrize("fetch", ["sync", "async"])
 def test_a_new_placement_moves_weights(fetch: str) -> None:
-    engine = SlowCopies(Hardware(), seed=4)
-    strategy = fetcher(engine, fetch=fetch)
+    link = SlowCopies(Hardware(), seed=4)
+    strategy = fetcher(link, fetch=fetch)
     resident = np.zeros(NUM_EXPERTS, np.bool_)
     resident[[1, 4, 5]] = True
-    strategy.place(0, resident)
-    stats = one_layer(strategy, 0, [ExpertWork(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
+    strategy.replace_residents(0, resident)
+    stats = one_layer(strategy, 0, [ExpertSlice(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
     assert (stats.num_host_fetches, len(stats.fetches)) == (2, 2), (
         "the moves are counted in the batch that pays for them"
     )
+    assert stats.restore_waits == [], "waits for new residents are waits for fetches"
     assert stats.fetch_bytes == 2 * strategy.memory.store.layers[0].expert_bytes
-    stats = one_layer(strategy, 0, [ExpertWork(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
+    stats = one_layer(strategy, 0, [ExpertSlice(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
     assert stats.num_host_fetches == 0
     strategy.finish()
     assert {slot.expert_id for slot in strategy.memory.pool.slots[0]} == {1, 4, 5}
-    engine.close()
+    link.close()
 
 
 def test_an_emulated_link_takes_its_time_and_no_less() -> None:
@@ -190,42 +190,42 @@ def test_an_emulated_link_takes_its_time_and_no_less() -> None:
     hardware = Hardware(
         host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.02, host_link_latency_s=0.01
     )
-    engine = ThreadEngine(hardware)
+    link = ThreadTransfers(hardware)
     slot = Slot(experts, CPU)
-    transfers = [engine.submit(Slot(experts, CPU), 1, experts.expert(1)), engine.submit(slot, 2, experts.expert(2))]
-    engine.wait(slot)
+    transfers = [link.submit(CopyRequest(s, e, experts.expert(e))) for e, s in ((1, Slot(experts, CPU)), (2, slot))]
+    link.wait(slot)
     assert (slot.weights["up"] == 2).all()
-    engine.drain()
+    link.drain()
     assert all(span_s(t.span) >= 0.03 for t in transfers if t.span is not None)
     assert nanoseconds(transfers[1])[0] >= nanoseconds(transfers[0])[1], "one link carries one expert at a time"
-    engine.close()
+    link.close()
 
 
 def test_a_fetch_goes_before_restores() -> None:
     experts = marked_experts()
-    engine = ThreadEngine(Hardware(host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.01))
+    link = ThreadTransfers(Hardware(host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.01))
     slots = [Slot(experts, CPU) for _ in range(4)]
-    restores = [engine.submit(slot, 0, experts.expert(0), urgent=False) for slot in slots[:3]]
-    fetch = engine.submit(slots[3], 1, experts.expert(1))
-    engine.drain()
+    restores = [link.submit(CopyRequest(slot, 0, experts.expert(0), urgent=False)) for slot in slots[:3]]
+    fetch = link.submit(CopyRequest(slots[3], 1, experts.expert(1)))
+    link.drain()
     assert nanoseconds(fetch)[1] < nanoseconds(restores[1])[1], "only the restore that was under way came first"
-    engine.close()
+    link.close()
 
 
-def test_a_load_that_fails_is_raised_where_it_is_waited_for() -> None:
-    engine = ThreadEngine(Hardware())
+def test_a_copy_that_fails_is_raised_where_it_is_waited_for() -> None:
+    link = ThreadTransfers(Hardware())
     experts = marked_experts()
     slot = Slot(experts, CPU)
-    engine.submit(slot, 0, {"up": torch.zeros(3), "down": torch.zeros(3)})
-    with pytest.raises(RuntimeError, match="loading an expert failed"):
-        engine.wait(slot)
-    engine.close()
+    link.submit(CopyRequest(slot, 0, {"up": torch.zeros(3), "down": torch.zeros(3)}))
+    with pytest.raises(RuntimeError, match="copying an expert failed"):
+        link.wait(slot)
+    link.close()
 
 
 def test_no_fetch_needs_all_experts_resident() -> None:
     engine = start([marked_experts()])
-    held = np.ones(NUM_EXPERTS, np.bool_)
+    held = np.ones((NUM_EXPERTS, 1), np.bool_)
     held[2] = False
     with pytest.raises(ValueError, match="fetch: 'none'"):
-        NoFetch(engine.memory, [held])
+        NoFetch(engine.memory, FetchOptions([Placement(np.zeros(NUM_EXPERTS, np.int64), held)]))
     engine.close()

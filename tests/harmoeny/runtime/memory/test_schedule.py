@@ -7,28 +7,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmoeny.cost import ExpertCost
-from harmoeny.runtime.memory.schedule import EMPTY, ExpertWork, Schedule, make_schedule
+from harmoeny.runtime.memory.schedule import EMPTY, ExpertSlice, Schedule, make_schedule
 
 COST = ExpertCost(token_s=1.0, fetch_s=10.0)
 
 
-def work(**tokens: int) -> list[ExpertWork]:
+def work(**tokens: int) -> list[ExpertSlice]:
     """Slices by expert, ``e3=7``: seven tokens for expert 3."""
-    return [ExpertWork(int(name[1:]), 0, n) for name, n in tokens.items()]
+    return [ExpertSlice(int(name[1:]), 0, n) for name, n in tokens.items()]
 
 
 def order(schedule: Schedule) -> list[int]:
-    return [step.work.expert_id for step in schedule.steps]
+    return [step.part.expert_id for step in schedule.slices]
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> tuple[list[ExpertWork], list[int], ExpertCost, str]:
+def layers(draw: st.DrawFn) -> tuple[list[ExpertSlice], list[int], ExpertCost, str]:
     num_experts = draw(st.integers(1, 12))
     num_slots = draw(st.integers(1, num_experts))
     held = draw(st.permutations(range(num_experts)))[: draw(st.integers(0, num_slots))]
     home = list(draw(st.permutations([*held, *[EMPTY] * (num_slots - len(held))])))
     slices = draw(st.lists(st.tuples(st.integers(0, num_experts - 1), st.integers(1, 50)), max_size=20))
-    items = [ExpertWork(e, start, n) for start, (e, n) in enumerate(slices)]
+    items = [ExpertSlice(e, start, n) for start, (e, n) in enumerate(slices)]
     cost = ExpertCost(draw(st.floats(1e-6, 1.0)), draw(st.floats(0.0, 10.0)))
     return items, home, cost, draw(st.sampled_from(["covered", "paper"]))
 
@@ -36,20 +36,20 @@ def layers(draw: st.DrawFn) -> tuple[list[ExpertWork], list[int], ExpertCost, st
 @settings(deadline=None, max_examples=500)
 @given(layers())
 def test_every_slice_runs_once_with_its_own_weights_and_slots_are_restored(
-    case: tuple[list[ExpertWork], list[int], ExpertCost, str],
+    case: tuple[list[ExpertSlice], list[int], ExpertCost, str],
 ) -> None:
     items, home, cost, work_order = case
     schedule = make_schedule(items, home, cost, work_order=work_order)
 
-    assert Counter(s.work for s in schedule.steps) == Counter(items)
+    assert Counter(s.part for s in schedule.slices) == Counter(items)
     content = list(home)
     last_use = [-1] * len(home)
-    for index, step in enumerate(schedule.steps):
-        if step.load:
-            assert content[step.slot] != step.work.expert_id, "loaded although it is there"
-            assert step.after == last_use[step.slot], "a load may begin when the slot's last user is done, no earlier"
-            content[step.slot] = step.work.expert_id
-        assert content[step.slot] == step.work.expert_id
+    for index, step in enumerate(schedule.slices):
+        if step.fetch:
+            assert content[step.slot] != step.part.expert_id, "fetched although it is there"
+            assert step.after == last_use[step.slot], "a fetch may begin when the slot's last user is done, no earlier"
+            content[step.slot] = step.part.expert_id
+        assert content[step.slot] == step.part.expert_id
         last_use[step.slot] = index
     for expert, slot in schedule.restores:
         assert content[slot] != expert
@@ -59,44 +59,44 @@ def test_every_slice_runs_once_with_its_own_weights_and_slots_are_restored(
 
 @settings(deadline=None, max_examples=200)
 @given(layers())
-def test_residents_are_never_loaded_and_few_are_overwritten(
-    case: tuple[list[ExpertWork], list[int], ExpertCost, str],
+def test_residents_are_never_fetched_and_few_are_overwritten(
+    case: tuple[list[ExpertSlice], list[int], ExpertCost, str],
 ) -> None:
     items, home, cost, work_order = case
     schedule = make_schedule(items, home, cost, work_order=work_order)
-    loads = [s.work.expert_id for s in schedule.steps if s.load]
-    assert not set(loads) & set(home)
-    assert len(schedule.restores) <= min(len(loads), 2), "two slots in turn are enough for any number of fetches"
+    fetched = [s.part.expert_id for s in schedule.slices if s.fetch]
+    assert not set(fetched) & set(home)
+    assert len(schedule.restores) <= min(len(fetched), 2), "two slots in turn are enough for any number of fetches"
 
 
 def test_the_papers_order_and_its_slots_two_steps_before() -> None:
     items = work(e0=100, e1=90, e2=80, e3=70, e10=60, e11=50, e12=40)
     schedule = make_schedule(items, [0, 1, 2, 3], COST, work_order="paper")
     assert order(schedule) == [0, 1, 10, 11, 12, 2, 3]
-    assert [(s.slot, s.after) for s in schedule.steps if s.load] == [(0, 0), (1, 1), (0, 2)]
+    assert [(s.slot, s.after) for s in schedule.slices if s.fetch] == [(0, 0), (1, 1), (0, 2)]
     assert schedule.restores == ((0, 0), (1, 1))
 
 
 def test_small_residents_are_executed_until_the_fetched_expert_is_there() -> None:
     items = work(e0=4, e1=4, e2=4, e3=4, e10=60)
-    # The load begins after step 0 at 4 s and ends at 14 s: three more residents fill that time.
+    # The fetch begins after the first slice at 4 s and ends at 14 s: three more residents fill that time.
     assert order(make_schedule(items, [0, 1, 2, 3], COST)) == [0, 1, 2, 3, 10]
     assert order(make_schedule(items, [0, 1, 2, 3], COST, work_order="paper")) == [0, 1, 10, 2, 3]
 
 
-def test_a_slot_without_work_is_loaded_at_once() -> None:
+def test_a_slot_without_work_is_fetched_into_at_once() -> None:
     schedule = make_schedule(work(e0=30, e10=60), [0, 1], COST)
-    (load,) = [s for s in schedule.steps if s.load]
-    assert (load.slot, load.after) == (1, -1)
+    (fetch,) = [s for s in schedule.slices if s.fetch]
+    assert (fetch.slot, fetch.after) == (1, -1)
     spare = make_schedule(work(e0=30, e1=5, e10=60), [0, 1, EMPTY], COST)
-    assert [(s.slot, s.after) for s in spare.steps if s.load] == [(2, -1)]
+    assert [(s.slot, s.after) for s in spare.slices if s.fetch] == [(2, -1)]
     assert spare.restores == (), "an empty slot holds nobody who would have to come back"
 
 
 def test_an_expert_is_fetched_twice_where_one_slot_is_all_there_is() -> None:
-    items = [ExpertWork(5, 0, 9), ExpertWork(6, 9, 8), ExpertWork(5, 17, 7)]
+    items = [ExpertSlice(5, 0, 9), ExpertSlice(6, 9, 8), ExpertSlice(5, 17, 7)]
     schedule = make_schedule(items, [EMPTY], COST)
-    assert [(s.work.expert_id, s.load) for s in schedule.steps] == [(5, True), (6, True), (5, True)]
+    assert [(s.part.expert_id, s.fetch) for s in schedule.slices] == [(5, True), (6, True), (5, True)]
 
 
 @pytest.mark.parametrize("work_order", ["covered", "paper"])
@@ -107,11 +107,11 @@ def test_nothing_to_do(work_order: str) -> None:
 @settings(deadline=None, max_examples=200)
 @given(layers())
 def test_residents_and_fetched_experts_keep_their_order_if_asked(
-    case: tuple[list[ExpertWork], list[int], ExpertCost, str],
+    case: tuple[list[ExpertSlice], list[int], ExpertCost, str],
 ) -> None:
     items, home, cost, work_order = case
-    steps = make_schedule(items, home, cost, work_order=work_order, keep_order=True).steps
+    steps = make_schedule(items, home, cost, work_order=work_order, keep_order=True).slices
     for kind in (True, False):
-        assert [s.work for s in steps if (s.work.expert_id in home) == kind] == [
+        assert [s.part for s in steps if (s.part.expert_id in home) == kind] == [
             w for w in items if (w.expert_id in home) == kind
         ]

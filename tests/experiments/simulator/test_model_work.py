@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.simulator.work import trace_model
+from experiments.simulator.model_work import trace_model
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.models.switch import Switch
 
