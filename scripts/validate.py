@@ -11,9 +11,14 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from analysis.present.prediction_figure import draw_validation
 from experiments.compose.compose import compose_point
+from experiments.compose.load import load_point
+from experiments.launch.ranks import Ranks
+from experiments.point.point import Point
+from experiments.simulator.backend import Simulator
 from experiments.simulator.paper.figures import throughputs
 from experiments.simulator.paper.validation import (
     PaperMachine,
@@ -23,6 +28,8 @@ from experiments.simulator.paper.validation import (
     summarise_errors,
     wrong_rankings,
 )
+from results_schema.files import CONFIG
+from results_schema.tables import LAYERS
 
 REFERENCE = Path("../shared/reference/harmoeny-paper")
 OUT = Path("results/validation")
@@ -52,7 +59,7 @@ def validate_paper(reference: Path, out: Path, num_batches: int) -> None:
 
 def validate_ranks(folder: Path, hardware: str, out: Path) -> None:
     """Compare with real runs of this machine; print and write a table, and draw."""
-    compared = compare_ranks(folder, hardware)
+    compared = compare_ranks(_simulated_runs(folder, hardware))
     out.mkdir(parents=True, exist_ok=True)
     compared.to_csv(out / "ranks.csv", index=False, float_format="%.4g")
     _show("Latency of a MoE layer, ms (published: measured here)", compared)
@@ -62,6 +69,24 @@ def validate_ranks(folder: Path, hardware: str, out: Path) -> None:
         f"measured: real ranks, {', '.join(compared['device'].unique())}; predicted: simulator, hardware {hardware}"
     )
     print(draw_validation(compared, out, "ranks", "Latency of a MoE layer (ms)", caption))
+
+
+def _simulated_runs(folder: Path, hardware: str) -> list[tuple[Path, Point]]:
+    """Return the folders of runs on real ranks, and for each its point as the simulator will run it.
+
+    Raises:
+        ValueError: there is no such run.
+    """
+    described = compose_point(f"hardware={hardware}").options.hardware
+    runs = []
+    for path in sorted(folder.rglob(LAYERS.file)):
+        config = yaml.safe_load((path.parent / CONFIG).read_text(encoding="utf-8"))
+        if config["backend"] == Ranks.name:
+            changed = {"backend": Simulator.name, "hardware": described}
+            runs.append((path.parent, load_point(config | changed)))
+    if not runs:
+        raise ValueError(f"{folder}: no run on real ranks; python run.py experiment=skew_sweep hardware={hardware}")
+    return runs
 
 
 def _show(title: str, frame: pd.DataFrame) -> None:

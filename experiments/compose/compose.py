@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 
 from experiments.compose.help import CONF
 from experiments.compose.load import load_point
-from experiments.compose.schema import register_components
-from experiments.point.options import Options
+from experiments.compose.schema import register_options
 from experiments.point.point import Point
 
 
@@ -18,7 +16,6 @@ def compose_point(*overrides: str) -> Point:
     Raises:
         ValueError: the configuration is wrong.
     """
-    ConfigStore.instance().store(name="schema", node=Options)
-    register_components()
+    register_options()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return load_point(compose("config", list(overrides)))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from experiments.datasets.base import Dataset
-from experiments.text.documents import field_of
+from experiments.datasets.kit.documents import field_of
 
 #: How long the hub may take to answer the first time.
 _CONNECT_S = 4.0

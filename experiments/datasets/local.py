@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from experiments.datasets.base import Dataset
-from experiments.text.documents import documents_of, is_structured
+from experiments.datasets.kit.documents import documents_of, is_structured
 
 #: Of a longer text only as much is read as a run needs.
 _LARGE_BYTES = 64 * 2**20

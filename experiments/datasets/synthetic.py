@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.datasets.base import Dataset
-from experiments.text.tokenizer import SPECIAL_TOKENS
+from experiments.datasets.kit.special_tokens import SPECIAL_TOKENS
 
 Ids = npt.NDArray[np.int32]
 #: Ids below this are padding and other special tokens of most models.

@@ -76,7 +76,7 @@ def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Undo torchelastic's signal handlers, which would raise its own exception long after it has ended."""
+    """Restore the signal handlers in the end: torchelastic leaves its own behind, which raise even without ranks."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield

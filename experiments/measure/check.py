@@ -13,11 +13,9 @@ from experiments.measure.batch import Batch, dense_forward
 from experiments.measure.bench import Bench
 from experiments.measure.peak_memory import with_peak_bytes
 from experiments.results.run_folder import RunError
+from harmoeny.models.base import TOLERANCE
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.system import System
-
-#: Largest absolute error, relative to the largest absolute output of the reference.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 class CheckError(RunError):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from experiments.measure.batch import Batch, assigned, dense
 from experiments.measure.bench import Bench
-from experiments.measure.check import TOLERANCE, CheckError
+from experiments.measure.check import CheckError
 from experiments.measure.turns import collector_paused, in_turn
 from experiments.point.point import Point
 from experiments.results.request_rows import Decoded
-from harmoeny.models.base import MoEModel
+from harmoeny.models.base import TOLERANCE, MoEModel
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.layer.system import System
 

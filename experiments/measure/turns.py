@@ -1,4 +1,4 @@
-"""What all measured rounds share: who begins, and that Python's garbage collector runs between calls, never inside."""
+"""What all measured rounds share: the order of the systems, and no garbage collection while the clock runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from harmoeny.runtime.layer.system import System
 
 
 def in_turn(systems: Sequence[System], round_index: int) -> list[System]:
-    """Return the systems in a round's order: another one begins every time, so that none always follows the same."""
+    """Return the systems in the order of a round: rotated by one each time, so that each takes every turn."""
     turn = round_index % len(systems)
     return [*systems[turn:], *systems[:turn]]
 
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Collect garbage now, and not again inside."""
+    """Collect garbage now, and not again in this block."""
     gc.collect()
     gc.disable()
     try:

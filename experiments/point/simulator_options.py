@@ -17,7 +17,8 @@ class SoftwareCost:
         layer_s: per MoE layer, whatever its tokens.
         token_s: per MoE layer and token of the rank.
         plan_s: per plan; null: the policy is timed on the machine that simulates.
-        plan_step_s: per plan, for every expert that a rank executes and does not hold and for every rank that drops.
+        plan_step_s: per step of a plan; it has as many as there are fetches (an expert on a rank that does not hold it)
+            and ranks that drop tokens.
         padded: every expert is filled up to the largest number of assignments that any rank has for any expert, and
             tokens get to their places by a product with a matrix of zeros and ones (DeepSpeed, GShard).
         capacity_limit: with ``padded``, the largest number that is filled up to; what is above is not executed.

@@ -21,7 +21,7 @@ from experiments.routers.base import (
     route_by_counts,
 )
 from experiments.routing.authors_csv import read_published
-from experiments.routing.trace import Trace
+from experiments.routing.trace import RecordedRouting
 from experiments.routing.trace_files import read_trace
 from harmoeny.placement import IntArray
 
@@ -116,7 +116,7 @@ class TraceRouter(Router):
         shares: FloatArray = total / max(1, total.sum()) if total.any() else np.full(len(total), 1 / len(total))
         return exact_counts(shares, request.num_tokens, request.top_k, request.generator())
 
-    def _trace(self) -> Trace:
+    def _trace(self) -> RecordedRouting:
         path = Path(self.path)
         status = path.stat()
         return _read(path, self.case, (status.st_mtime_ns, status.st_size))
@@ -127,11 +127,11 @@ class TraceRouter(Router):
             return request.batch
         return self._trace().num_batches - 1 - (request.batch - CALIBRATION_BATCH)
 
-    def _fits(self, trace: Trace, batch: int, request: RoutingRequest) -> bool:
+    def _fits(self, trace: RecordedRouting, batch: int, request: RoutingRequest) -> bool:
         tokens = trace.spread_tokens(batch, request.layer, request.world_size)[request.rank]
         return bool(tokens == request.num_tokens)
 
-    def _check_tokens(self, trace: Trace, run: RoutedRun) -> None:
+    def _check_tokens(self, trace: RecordedRouting, run: RoutedRun) -> None:
         for batch in range(run.num_batches):
             for layer, wanted in enumerate(run.layer_tokens):
                 found = trace.spread_tokens(batch, layer, run.world_size)
@@ -144,7 +144,7 @@ class TraceRouter(Router):
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path, case: str | None, _: tuple[int, int]) -> Trace:
+def _read(path: Path, case: str | None, _: tuple[int, int]) -> RecordedRouting:
     if path.suffix == ".csv":
         return read_published(path, case)
     if case is not None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.routing.trace import Trace
+from experiments.routing.trace import RecordedRouting
 from harmoeny.placement import IntArray
 
 #: What tells the series of a file apart: its layout is one of these, then iteration and layer, then every expert.
 CASE_COLUMNS = ("dataset", "router_skew")
 
 
-def read_published(path: Path, case: str | None) -> Trace:
+def read_published(path: Path, case: str | None) -> RecordedRouting:
     """Read one series of a file: tokens per expert of all ranks together, by iteration and MoE layer.
 
     The authors counted top-1 routing, also where the model chooses more experts. The rank that a token belongs to was
@@ -45,7 +45,7 @@ def read_published(path: Path, case: str | None) -> Trace:
     if (counts < 0).any():
         batch, layer = np.argwhere(counts[:, :, 0, 0] < 0)[0]
         raise ValueError(f"{path}: no row for iteration {batch}, layer {layer} of {case}")
-    return Trace(str(path), path.stem, str(case), 1, counts.sum(axis=3), counts)
+    return RecordedRouting(str(path), path.stem, str(case), 1, counts.sum(axis=3), counts)
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, str]:

@@ -9,12 +9,12 @@ import numpy as np
 
 from harmoeny.placement import IntArray
 
-#: (batch, MoE layer, rank)
-Place = tuple[int, int, int]
+#: Batch, MoE layer and rank: what one row of a recorded routing is of.
+Cell = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Trace:
+class RecordedRouting:
     """A recorded routing.
 
     Attributes:
@@ -25,7 +25,8 @@ class Trace:
         num_tokens: int64 ``[num_batches, num_layers, world_size]``, tokens of every rank.
         counts: int64 ``[num_batches, num_layers, world_size, num_experts]``, assignments; their sum is below
             ``num_tokens * top_k`` where the model left assignments out.
-        paths: by place int64 ``[num_tokens, top_k]``, the experts of every token, -1 for none; empty: not recorded.
+        paths: by :data:`Cell` int64 ``[num_tokens, top_k]``, the experts of every token, -1 for none; empty: not
+            recorded.
         stacks: per MoE layer, the stack that it belongs to; None: not known.
     """
 
@@ -35,7 +36,7 @@ class Trace:
     top_k: int
     num_tokens: IntArray
     counts: IntArray
-    paths: Mapping[Place, IntArray] = field(default_factory=dict)
+    paths: Mapping[Cell, IntArray] = field(default_factory=dict)
     stacks: list[int] | None = None
 
     @property

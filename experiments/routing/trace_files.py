@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.routing.trace import Place, Trace
+from experiments.routing.trace import Cell, RecordedRouting
 from harmoeny.placement import IntArray
 from results_schema.atomic import atomic_path
 
@@ -34,7 +34,7 @@ _SIZES = ("num_batches", "num_layers", "world_size", "num_experts", "top_k")
 def make_trace(
     path: Path, expert_ids: Sequence[Sequence[Sequence[IntArray]]], num_experts: int, names: tuple[str, str],
     stacks: list[int], *, token_paths: bool,
-) -> Trace:  # fmt: skip
+) -> RecordedRouting:  # fmt: skip
     """Make a trace of what the ranks of a run routed.
 
     Args:
@@ -47,25 +47,25 @@ def make_trace(
     """
     shape = len(expert_ids[0]), len(expert_ids[0][0]), len(expert_ids)
     num_tokens, counts = np.zeros(shape, dtype=np.int64), np.zeros((*shape, num_experts), dtype=np.int64)
-    paths: dict[Place, IntArray] = {}
-    for place in np.ndindex(*shape):
-        batch, layer, rank = place
+    paths: dict[Cell, IntArray] = {}
+    for cell in np.ndindex(*shape):
+        batch, layer, rank = cell
         ids = expert_ids[rank][batch][layer]
-        num_tokens[place] = len(ids)
-        counts[place] = np.bincount(ids[ids >= 0], minlength=num_experts)
+        num_tokens[cell] = len(ids)
+        counts[cell] = np.bincount(ids[ids >= 0], minlength=num_experts)
         if token_paths:
             paths[batch, layer, rank] = ids
     top_k = expert_ids[0][0][0].shape[1]
-    return Trace(str(path), *names, top_k, num_tokens, counts, paths, stacks)
+    return RecordedRouting(str(path), *names, top_k, num_tokens, counts, paths, stacks)
 
 
-def write_trace(trace: Trace, run_id: str) -> None:
+def write_trace(trace: RecordedRouting, run_id: str) -> None:
     """Write a trace in one step."""
-    places = [(int(b), int(layer), int(r)) for b, layer, r in np.ndindex(*trace.num_tokens.shape)]
-    columns: list[Any] = [list(column) for column in zip(*places, strict=True)]
-    columns.append([int(trace.num_tokens[place]) for place in places])
-    columns.append([trace.counts[place] for place in places])
-    columns.append([trace.paths[place].ravel() if trace.paths else None for place in places])
+    cells = [(int(b), int(layer), int(r)) for b, layer, r in np.ndindex(*trace.num_tokens.shape)]
+    columns: list[Any] = [list(column) for column in zip(*cells, strict=True)]
+    columns.append([int(trace.num_tokens[cell]) for cell in cells])
+    columns.append([trace.counts[cell] for cell in cells])
+    columns.append([trace.paths[cell].ravel() if trace.paths else None for cell in cells])
     about = {
         "version": VERSION,
         "run_id": run_id,
@@ -101,7 +101,7 @@ def read_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def read_trace(path: Path) -> Trace:
+def read_trace(path: Path) -> RecordedRouting:
     """Read a trace and check every row.
 
     Raises:
@@ -118,24 +118,33 @@ def read_trace(path: Path) -> Trace:
     batches, layers, ranks, experts, top_k = (about[name] for name in _SIZES)
     num_tokens = np.full((batches, layers, ranks), -1, dtype=np.int64)
     counts = np.zeros((batches, layers, ranks, experts), dtype=np.int64)
-    paths: dict[Place, IntArray] = {}
+    paths: dict[Cell, IntArray] = {}
     for number, row in enumerate(table.select(SCHEMA.names).to_pylist()):
-        place = row["batch"], row["layer"], row["rank"]
-        where = f"{path}: row {number} (batch {place[0]}, layer {place[1]}, rank {place[2]})"
-        if any(i is None or not 0 <= i < n for i, n in zip(place, num_tokens.shape, strict=True)):
+        cell = row["batch"], row["layer"], row["rank"]
+        where = f"{path}: row {number} (batch {cell[0]}, layer {cell[1]}, rank {cell[2]})"
+        if any(i is None or not 0 <= i < n for i, n in zip(cell, num_tokens.shape, strict=True)):
             raise ValueError(f"{where}: must be below {batches}, {layers} and {ranks}")
-        if num_tokens[place] >= 0:
+        if num_tokens[cell] >= 0:
             raise ValueError(f"{where}: is there twice")
-        num_tokens[place], counts[place] = _checked(row, experts, top_k, where)
+        num_tokens[cell], counts[cell] = _checked(row, experts, top_k, where)
         if about["token_paths"]:
-            paths[place] = _checked_paths(row, counts[place], int(num_tokens[place]), top_k, where)
+            paths[cell] = _checked_paths(row, counts[cell], int(num_tokens[cell]), top_k, where)
     missing = np.argwhere(num_tokens < 0)
     if len(missing):
         batch, layer, rank = missing[0]
         raise ValueError(
             f"{path}: {len(table)} rows, must be {num_tokens.size}: none for batch {batch}, layer {layer}, rank {rank}"
         )
-    return Trace(str(path), about["model"], about["dataset"], top_k, num_tokens, counts, paths, about.get("stacks"))
+    return RecordedRouting(
+        path=str(path),
+        model=about["model"],
+        dataset=about["dataset"],
+        top_k=top_k,
+        num_tokens=num_tokens,
+        counts=counts,
+        paths=paths,
+        stacks=about.get("stacks"),
+    )
 
 
 def _checked(row: dict[str, Any], num_experts: int, top_k: int, where: str) -> tuple[int, IntArray]:

@@ -9,14 +9,12 @@ import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from experiments.console import say
+from experiments.datasets.kit.special_tokens import SPECIAL_TOKENS
 from experiments.datasets.pydoc import PyDoc
 from experiments.files import cache_dir
 from harmoeny.models.base import TokenizerFile
 from results_schema.atomic import atomic_path
 
-#: Their places are the ids that T5 and Switch expect.
-SPECIAL_TOKENS = ["<pad>", "</s>", "<unk>"]
-END_ID = 1
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
 

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 
 from experiments.console import say
 from experiments.datasets.base import Dataset
+from experiments.datasets.kit.special_tokens import END_ID
 from experiments.datasets.synthetic import Synthetic
 from experiments.files import cache_dir
-from experiments.text.tokenizer import END_ID, load_tokenizer
+from experiments.text.tokenizer import load_tokenizer
 from harmoeny.models.base import TokenizerFile
 from harmoeny.placement import IntArray
 from results_schema.atomic import atomic_path
@@ -87,9 +88,8 @@ def prepare_tokens(
     limit = num_tokens if dataset.partial else None
     if isinstance(dataset, Synthetic):
         assert limit is not None, "there is no end of synthetic tokens"
-        return _kept(
-            dataset.name, f"{dataset.fingerprint()}{vocab_size} {limit}", lambda: dataset.ids(limit, vocab_size)
-        )
+        identity = f"{dataset.fingerprint()}{vocab_size} {limit}"
+        return _cached(dataset.name, identity, lambda: dataset.ids(limit, vocab_size))
     tokenizer, end_id = load_tokenizer(vocab_size, own), own.end_id if own else END_ID
 
     def tokenise() -> npt.NDArray[np.int32]:
@@ -98,11 +98,11 @@ def prepare_tokens(
         return np.fromiter(islice(_ids(dataset.documents(), tokenizer, end_id, size), limit), dtype=np.int32)
 
     amount = "" if limit is None else f" {limit}"
-    return _kept(dataset.name, f"{dataset.fingerprint()}{tokenizer.to_str()}{end_id}{amount}", tokenise)
+    return _cached(dataset.name, f"{dataset.fingerprint()}{tokenizer.to_str()}{end_id}{amount}", tokenise)
 
 
-def _kept(name: str, identity: str, make: Callable[[], npt.NDArray[np.int32]]) -> TokenFile:
-    """Return the tokens from the cache, or make them."""
+def _cached(name: str, identity: str, make: Callable[[], npt.NDArray[np.int32]]) -> TokenFile:
+    """Return the tokens from the cache; make them and write them there first if they are not in it."""
     path = cache_dir() / f"tokens-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
     if not path.exists():
         ids = make()

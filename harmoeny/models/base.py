@@ -15,6 +15,8 @@ from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.memory.experts import LayerExperts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: Largest absolute error of an output, relative to the largest absolute output of the reference.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 class RoutingTape:

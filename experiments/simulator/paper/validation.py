@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from experiments.compose.compose import compose_point
-from experiments.compose.load import load_point
 from experiments.point.point import Point
 from experiments.point.simulator_options import SoftwareCost
-from experiments.results.layer_rows import Platform, layer_frame
 from experiments.simulator.advance import SimulatedBatch, SimulatedSystem
 from experiments.simulator.backend import simulate
 from experiments.simulator.cost import CostModel
@@ -34,6 +30,7 @@ from experiments.simulator.paper.figures import (
 from experiments.simulator.topology import Topology
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
+from results_schema.tables import LAYERS
 
 #: Published figures closer than this are no ranking.
 _TIE = 0.05
@@ -139,35 +136,27 @@ def compare_breakdowns(machine: PaperMachine, reference: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare_ranks(folder: Path, hardware: str) -> pd.DataFrame:
+def compare_ranks(runs: Iterable[tuple[Path, Point]]) -> pd.DataFrame:
     """Predict the layer latency of real runs: median over rounds of the mean over layers of the slowest rank's.
 
     Args:
-        folder: finished runs on real ranks, with any router but the model's own.
-        hardware: name of this machine's profile.
+        runs: folders of finished runs on real ranks, with any router but the model's own, and for each the same point
+            with the simulator as its backend and this machine as its hardware.
 
     Returns:
         One row per run and system: system, case, calibration, published (measured here) and predicted in ms, error,
         device that measured.
-
-    Raises:
-        ValueError: there is no such run.
     """
-    described = compose_point(f"hardware={hardware}").options.hardware
     rows = []
-    for path in sorted(folder.rglob("layers.parquet")):
-        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
-        if config["backend"] != "ranks":
-            continue
-        layers = pd.read_parquet(path)
+    for folder, point in runs:
+        layers = pd.read_parquet(folder / LAYERS.file)
         measured = _layer_ms(layers)
-        point = load_point(config | {"backend": "simulator", "hardware": described})
-        platform = Platform("simulator", point.hardware.name, "simulated")
-        predicted = _layer_ms(layer_frame(simulate(point).iterations, platform))
+        predicted = _layer_ms(simulate(point).tables(point)[LAYERS])
+        skew = getattr(point.router, "skew", None)
         rows += [
             {
                 "system": system,
-                "case": f"skew {config['router']['skew']:g}" if "skew" in config["router"] else point.router.name,
+                "case": point.router.name if skew is None else f"skew {skew:g}",
                 "calibration": False,
                 "published": measured[system],
                 "predicted": predicted[system],
@@ -177,8 +166,6 @@ def compare_ranks(folder: Path, hardware: str) -> pd.DataFrame:
             for system in predicted.index
             if system in measured.index
         ]
-    if not rows:
-        raise ValueError(f"{folder}: no run on real ranks; python run.py experiment=skew_sweep hardware={hardware}")
     return pd.DataFrame(rows)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harmoeny.models.base import AdaptedModule, MoEContext, device_of
+from harmoeny.models.base import TOLERANCE, AdaptedModule, MoEContext, device_of
 from harmoeny.runtime.memory.experts import ExpertFunction, LayerExperts, gated_mlp, mlp, normed
 
 #: Our name among Transformers' implementations of experts.
@@ -169,7 +169,7 @@ def check_function(experts: nn.Module, layer: LayerExperts, device: torch.device
         output = torch.empty_like(rows)
         layer.function(weights, rows, output)
     error, scale = (output - wanted).abs().max(), wanted.abs().max()
-    if not error <= (1e-4 if dtype == torch.float32 else 3e-2) * scale:
+    if not error <= TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]) * scale:
         raise ValueError(
             f"{type(experts).__name__}: its own code computes something else than it declares to Transformers' experts "
             f"interface (an expert differs by {float(error):.3g} at a scale of {float(scale):.3g})"

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.datasets import pydoc
+from experiments.datasets.kit.special_tokens import END_ID
 from experiments.datasets.local import Local
 from experiments.datasets.pydoc import PyDoc
 from experiments.files import cache_dir
-from experiments.text.tokenizer import END_ID, MIN_VOCAB_SIZE, load_tokenizer
+from experiments.text.tokenizer import MIN_VOCAB_SIZE, load_tokenizer
 from experiments.text.tokens import TokenFile, prepare_tokens
 from results_schema.atomic import atomic_path
 

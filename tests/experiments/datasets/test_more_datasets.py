@@ -19,11 +19,11 @@ from experiments.datasets.base import Dataset
 from experiments.datasets.bookcorpus import BookCorpus
 from experiments.datasets.cocktail import Cocktail
 from experiments.datasets.hub import Hub
+from experiments.datasets.kit.special_tokens import END_ID
 from experiments.datasets.local import Local
 from experiments.datasets.synthetic import FIRST_ID, Constant, Random, SkewedTokens, Synthetic
 from experiments.registry import discover
 from experiments.text.prepare import prepare_point
-from experiments.text.tokenizer import END_ID
 from experiments.text.tokens import prepare_tokens
 from tests.conftest import Load
 from tests.experiments.datasets.test_datasets import VOCAB_SIZE

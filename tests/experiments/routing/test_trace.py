@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.routing.trace import Trace
+from experiments.routing.trace import RecordedRouting
 from experiments.routing.trace_files import make_trace
 from harmoeny.placement import IntArray
 
@@ -20,7 +20,7 @@ def random_ids(rng: np.random.Generator, num_tokens: int, num_experts: int, top_
 
 def random_trace(
     seed: int, *, world_size: int, num_experts: int = 5, top_k: int = 2, token_paths: bool = True, path: str = "trace"
-) -> tuple[Trace, list[list[list[IntArray]]]]:
+) -> tuple[RecordedRouting, list[list[list[IntArray]]]]:
     """Return a trace of two batches and three layers, the last with few tokens, and the token paths that it is of."""
     rng = np.random.default_rng(seed)
     ids = [[[random_ids(rng, n, num_experts, top_k) for n in (12, 12, 3)] for _ in range(2)] for _ in range(world_size)]
@@ -51,7 +51,7 @@ def test_any_number_of_ranks_shares_the_same_tokens(seed: int, recorded: int, wa
 @given(totals=st.lists(st.integers(0, 50), min_size=1, max_size=8), world_size=st.integers(1, 9))
 def test_counts_without_ranks_are_dealt_out_one_by_one(totals: list[int], world_size: int) -> None:
     counts = np.array(totals).reshape(1, 1, 1, -1)
-    trace = Trace("x", "m", "d", 1, counts.sum(axis=3), counts)
+    trace = RecordedRouting("x", "m", "d", 1, counts.sum(axis=3), counts)
     expected = np.zeros((world_size, len(totals)), dtype=np.int64)
     assignments = [expert for expert, n in enumerate(totals) for _ in range(n)]
     for i, expert in enumerate(assignments):

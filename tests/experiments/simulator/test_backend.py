@@ -4,22 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 
 from analysis.data.load import Run, load_run
 from analysis.data.summary import summarise
-from experiments.compose.load import load_point
-from experiments.compose.schema import register_components
+from experiments.compose.compose import compose_point
 from experiments.launch.local import launch
-from experiments.point.options import Options
 from experiments.point.point import Point
 from experiments.results.run_folder import RunFolder
 from experiments.simulator.backend import Simulator, simulate
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.text.tokens import prepare_tokens
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
 SMALL = (
     "experiment=smoke", "world_size=2", "rounds=2", "warmup_rounds=0", "model.num_experts=8", "hardware=emulated_pcie3",
     "hardware.expert_flops_per_s=1e10", "hardware.all_to_all_bytes_per_s=1e9",
@@ -28,10 +23,7 @@ THRESHOLD = "systems.harmoeny.threshold=4"
 
 
 def make_point(results: Path, *overrides: str) -> Point:
-    ConfigStore.instance().store(name="schema", node=Options)
-    register_components()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return load_point(compose("config", [f"results_dir={results}", *overrides]))
+    return compose_point(f"results_dir={results}", *overrides)
 
 
 def run(point: Point) -> Run:

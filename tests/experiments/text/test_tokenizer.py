@@ -6,7 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from experiments.text.tokenizer import END_ID, MIN_VOCAB_SIZE, SPECIAL_TOKENS, check_vocab_size, load_tokenizer
+from experiments.datasets.kit.special_tokens import END_ID, SPECIAL_TOKENS
+from experiments.text.tokenizer import MIN_VOCAB_SIZE, check_vocab_size, load_tokenizer
 
 TEXT = "The quick brown fox isn't 42 years old: caf\xe9, \u4f60\u597d, \U0001f512!\n\tdef f(x):  return x\r\n"
 

@@ -1,0 +1,1 @@
+"""What several data sets need; no data set is looked for here."""

@@ -1,0 +1,106 @@
+"""Results of an earlier revision (dd5384a) are still read, reported and resumed; none of their files changes.
+
+The runs in tests/data/stored_run were made by the commands below. An option that is added to the configuration rightly
+gives runs another name: then make them anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.data.load import load_run, run_folders
+from analysis.data.summary import summarise
+from results_schema.tables import TABLES
+from tests.experiments.command import ROOT, Command
+
+STORED = ROOT / "tests" / "data" / "stored_run"
+SMALL = (
+    "model=moe_stack", "model.hidden_size=16", "model.intermediate_size=16", "model.num_experts=4",
+    "model.vocab_size=1024", "batch_size=1", "seq_len=8", "wandb.mode=disabled", "dataset=random", "rounds=2",
+    "router.skew=0,0.5", "tag=stored", "device=cpu", "world_size=2",
+)  # fmt: skip
+COMMANDS = {
+    "ranks": ("system=[harmoeny,static_ep,eplb]", "warmup_rounds=1"),
+    "simulator": ("system=[harmoeny,static_ep]", "backend=simulator", "hardware=dgx1_v100"),
+}
+NUM_SYSTEMS = {"ranks": 3, "simulator": 2}
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(STORED, tmp_path / "results"))
+
+
+def run(results: Path, backend: str) -> str:
+    """Run the command that made the stored points again, to its end."""
+    arguments = ("run.py", "experiment=skew_sweep", *SMALL, *COMMANDS[backend], f"results_dir={results}")
+    with Command(results.parent, *arguments) as command:
+        assert command.wait(150) == 0, command.output()
+        return command.output()
+
+
+def folders(results: Path, backend: str) -> list[Path]:
+    """Return the folders of a backend's points, by skew."""
+    found = sorted(path for path in run_folders(results) if path.name.startswith("on-") == (backend == "simulator"))
+    assert len(found) == 2
+    return found
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("backend", COMMANDS)
+def test_the_same_command_keeps_all_points_and_reports_them(results: Path, backend: str) -> None:
+    before = {folder: files(folder) for folder in folders(results, backend)}
+    output = run(results, backend)
+    assert "skew_sweep: 2 points, 0 to run" in output
+    assert output.count("finished before, kept") == 2
+    assert {folder: files(folder) for folder in folders(results, backend)} == before
+
+    run_ids = [folder.name for folder in folders(results, backend)]
+    (sweep,) = (
+        s.parent for s in results.glob("*/sweeps/*/sweep.json") if json.loads(s.read_text())["run_ids"] == run_ids
+    )
+    table = pd.read_csv(sweep / "table.csv")
+    assert len(table) == 2 * NUM_SYSTEMS[backend]
+    assert table["throughput_tokens_per_s"].notna().all()
+    assert "report.html" in output
+    assert (sweep / "report.html").stat().st_size > 1000
+    assert (sweep / "figures" / "skew_sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("backend", COMMANDS)
+def test_its_tables_and_numbers_are_read_as_they_were_stored(backend: str) -> None:
+    for folder in folders(STORED, backend):
+        loaded = load_run(folder)
+        assert len(loaded.systems) == NUM_SYSTEMS[backend]
+        for table in TABLES:
+            frame = getattr(loaded, table.name)
+            if not (folder / table.file).exists():
+                assert frame is None
+                continue
+            stored = pd.read_parquet(folder / table.file)
+            pd.testing.assert_frame_equal(frame, stored)
+            assert list(stored.columns) == list(table.column_names)
+        assert json.loads(json.dumps(summarise(loaded))) == json.loads((folder / "summary.json").read_text())
+
+
+def test_a_point_that_an_earlier_revision_left_unfinished_is_run_again(results: Path) -> None:
+    kept, unfinished = folders(results, "simulator")
+    before, stored = files(kept), pd.read_parquet(unfinished / "layers.parquet")
+    manifest = json.loads((unfinished / "manifest.json").read_text())
+    (unfinished / "manifest.json").write_text(json.dumps(manifest | {"status": "running", "ended_at": None}))
+    assert "skew_sweep: 2 points, 1 to run" in run(results, "simulator")
+    assert files(kept) == before
+    layers = load_run(unfinished).layers
+    # All but what this machine's own time to plan is part of.
+    counted = [name for name, dtype in layers.dtypes.items() if dtype == "int64"]
+    pd.testing.assert_frame_equal(layers[["system", *counted]], stored[["system", *counted]])
