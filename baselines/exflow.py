@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, replace
@@ -102,6 +103,11 @@ class ExFlow(Policy):
         if path is not None:
             _write(path, fitted.fit)
         return fitted
+
+    def fingerprint(self) -> str:
+        """Digest the placement file."""
+        path = None if self.placement_file is None else Path(self.placement_file)
+        return "" if path is None or not path.is_file() else hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
     def fit_report(self) -> dict[str, float]:
         """Return the crossings in the calibration batches, before and after, and what is proven of them."""

@@ -103,6 +103,13 @@ class Policy(ABC):
         """Return what :meth:`fitted` came to, by name, for the manifest."""
         return {}
 
+    def fingerprint(self) -> str:
+        """Return a digest of the files that the policy reads beside its options; empty: none.
+
+        A finished run is measured again where another digest is found than when it ended.
+        """
+        return ""
+
     def place(self, layer: int, num_experts: int, world_size: int) -> Placement:  # noqa: ARG002
         """Return a MoE layer's residency before the first batch."""
         placement = place(self.placement, num_experts, world_size)

@@ -14,7 +14,8 @@ from experiments.launch.environment import is_main_rank, joined_world_size
 from experiments.launch.joined import run_joined
 from experiments.launch.local import InterruptedRun
 from experiments.point.point import Point
-from experiments.results.run_folder import RunError, RunFolder, is_done
+from experiments.results.kept import is_kept, remarks
+from experiments.results.run_folder import RunError, RunFolder
 from experiments.results.sweep import point_title
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
@@ -44,8 +45,8 @@ def run_point(config: DictConfig) -> str | None:
     except InterruptedRun as error:
         leave_interrupted(error.signal)
     if not done and is_main_rank():
-        title = point_title(point.run_id)
-        say(f"{title}: finished before, kept ({point.folder}); delete the folder or set tag= to measure it again")
+        kept = f"{point_title(point.run_id)}: finished before, kept ({point.folder})"
+        say(f"{kept}{remarks(point)}; force=true measures it again, tag= beside it")
     return str(point.folder) if is_main_rank() else None
 
 
@@ -53,7 +54,7 @@ def _run(point: Point) -> bool:
     """Run a point unless it is done; tell whether it was run."""
     if joined_world_size() is not None:
         return run_joined(point)
-    if is_done(point):
+    if is_kept(point):
         return False
     tokens = prepare_point(point) if point.reads_text else None
     folder = RunFolder(point.folder)

@@ -19,7 +19,8 @@ from experiments.compose.submitted import load_swept_point
 from experiments.console import say
 from experiments.launch.environment import adopt_slurm_step
 from experiments.point.point import Point
-from experiments.results.run_folder import RunFolder, is_done
+from experiments.results.kept import is_done, is_kept
+from experiments.results.run_folder import RunFolder
 from experiments.results.sweep import point_title
 from results_schema.files import SUMMARY, SWEEP_DIR_VARIABLE
 from results_schema.manifest import Status
@@ -69,7 +70,7 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             point = load_swept_point(config)
             jobs.setdefault(point.run_id, _Job(point, [*overrides, f"device={point.options.device}"], num))
-        todo = [job for job in jobs.values() if not _is_complete(job.point)]
+        todo = [job for job in jobs.values() if job.point.options.force or not _is_complete(job.point)]
         queued = _queue() if todo else set()
         missing = [job for job in todo if _submitted_as(job.point) not in queued]
         if missing:
@@ -91,7 +92,7 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
             slurm_max_num_timeout=parameters.pop("slurm_max_num_timeout"),
         )
         for job in jobs:
-            if not is_done(job.point):  # else the task has only the summary to write
+            if not is_kept(job.point):  # else the task has only the summary to write
                 RunFolder(job.point.folder).forget()
         try:
             executor.update_parameters(**parameters)

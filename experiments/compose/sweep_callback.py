@@ -25,7 +25,7 @@ from experiments.console import say
 from experiments.launch.environment import is_main_rank
 from experiments.point.point import Point
 from experiments.registry import discover
-from experiments.results.run_folder import is_done
+from experiments.results.kept import is_kept
 from experiments.results.sweep import sweep_folder, write_sweep
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
@@ -113,7 +113,7 @@ def _name_unavailable(point: Point) -> None:
 def _check_texts(points: Sequence[Point]) -> None:
     """Refuse a point whose sequences are longer than its text, before an earlier point has run for hours."""
     for point in points:
-        if point.reads_text and not is_done(point):
+        if point.reads_text and not is_kept(point):
             prepare_point(point)
 
 
@@ -123,6 +123,6 @@ def _write_sweep(points: Sequence[Point], values: Sequence[dict[str, Any]], axes
     if not is_main_rank():
         return
     write_sweep(folder, points, axes, values)
-    todo = sum(not is_done(point) for point in points)
+    todo = sum(not is_kept(point) for point in points)
     number = "1 point" if len(points) == 1 else f"{len(points)} points"
     say(f"{points[0].options.experiment}: {number}, {todo} to run; results in {folder.parent.parent}")

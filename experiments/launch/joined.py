@@ -13,7 +13,8 @@ from experiments.launch.join import join
 from experiments.launch.local import RanksError
 from experiments.launch.rank import is_peer_lost, run_rank
 from experiments.point.point import Point
-from experiments.results.run_folder import RunFolder, is_done
+from experiments.results.kept import is_kept
+from experiments.results.run_folder import RunFolder
 from experiments.text.prepare import prepare_point
 
 
@@ -43,7 +44,7 @@ def run_joined(point: Point) -> bool:
 
 def _run(point: Point, folder: RunFolder) -> bool:
     join(point.device_type, point.options.timeout_s)
-    if _agree(is_done(point), point):
+    if _agree(is_kept(point), point):
         return False
     if is_main_rank():
         folder.begin(point)

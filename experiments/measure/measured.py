@@ -116,6 +116,7 @@ def _fields(bench: Bench, measured: Measured) -> dict[str, Any]:
             store_bytes=memory.store.nbytes,
         ),
         "calibration": vars(memory.cost),
+        "inputs": bench.point.inputs(),
         "checks": {name: check | measured.extra.checks.get(name, {}) for name, check in measured.checks.items()},
     }
 

@@ -41,6 +41,7 @@ class Options:
     backend: str = MISSING
     device: str = MISSING
     results_dir: str = MISSING
+    force: bool = MISSING
     batch_size: int = MISSING
     seq_len: int = MISSING
     rounds: int = MISSING

@@ -14,13 +14,16 @@ import torch
 from experiments.datasets.base import Dataset
 from experiments.point.options import Options
 from experiments.point.simulator_options import SimulatorOptions
+from experiments.point.source import source_digest
 from experiments.routers.base import Router
+from harmoeny.choices import PLAN_EXECUTOR
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
+from harmoeny.runtime.layer.executor import find_executor
 
 #: Values that change where results go or what is done with them, but not the measurement.
-_NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace")
+_NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force")
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
 _SIMULATOR_ONLY = ("backend", "simulator")
 
@@ -77,12 +80,18 @@ class Point:
     def run_id(self) -> str:
         """Name of the run's folder: readable labels and a digest of everything that the measurement depends on.
 
-        The data set counts by its text, wherever that lies.
+        The data set counts by its text, wherever that lies; other files that a run reads count by their content too.
+        What does not belong to the question but to who answers it is in the manifest: see ``is_done``.
         """
         identity = {k: v for k, v in self.config.items() if k not in _NOT_IDENTITY}
         identity |= {"device": self.device_type, "dataset": [self.dataset.name, self.dataset.fingerprint()]}
-        if routing := self.router.fingerprint():
-            identity["routing"] = routing
+        contents = {
+            "routing": self.router.fingerprint(),
+            "weights": self.model.fingerprint(),
+            "arrivals": self.options.requests.fingerprint(),
+        }
+        # What is empty stays out, so that runs of earlier versions keep their names.
+        identity |= {name: digest for name, digest in contents.items() if digest}
         if not self.simulated:
             identity = {k: v for k, v in identity.items() if k not in _SIMULATOR_ONLY}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
@@ -94,6 +103,23 @@ class Point:
         simulated = [f"on-{self.hardware.name}"] if self.simulated else []
         parts = [*simulated, self.router.name, *labels, self.options.tag, digest]
         return "-".join(str(part) for part in parts if part)
+
+    def sources(self) -> dict[str, str]:
+        """Return digests of code that users write: every policy with its executor, the router, the model."""
+        components: dict[str, tuple[object, type]] = {f"systems.{n}": (p, Policy) for n, p in self.systems.items()}
+        components |= {"router": (self.router, Router), "model": (self.model, ModelConfig)}
+        digests = {}
+        for name, (component, base) in components.items():
+            classes = [cls for cls in type(component).__mro__ if issubclass(cls, base) and cls is not base]
+            if isinstance(component, Policy) and component.executor != PLAN_EXECUTOR:
+                classes.append(find_executor(component.executor))
+            digests[name] = source_digest(classes)
+        return {name: digest for name, digest in digests.items() if digest}
+
+    def inputs(self) -> dict[str, str]:
+        """Return digests of the files that policies read, or have written for the next run to read."""
+        digests = {f"systems.{name}": policy.fingerprint() for name, policy in self.systems.items()}
+        return {name: digest for name, digest in digests.items() if digest}
 
     @property
     def folder(self) -> Path:

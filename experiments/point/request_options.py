@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,13 @@ class RequestOptions:
         gaps = rng.exponential(1 / float(self.rate_per_s or 1), self.per_round or default)
         times: FloatArray = np.cumsum(gaps)
         return times
+
+    def fingerprint(self) -> str:
+        """Digest the recorded times; empty where there are none."""
+        path = Path(self.arrivals)
+        if self.arrivals in ("closed", "poisson") or not path.is_file():
+            return ""
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
     def _recorded(self) -> FloatArray:
         path = Path(self.arrivals)

@@ -28,9 +28,8 @@ def new_manifest(point: Point) -> dict[str, Any]:
         "status": Status.RUNNING,
         "started_at": now(),
         "ended_at": None,
-        "git": _git(),
-        "packages": _packages(),
-        "host": _host(),
+        **environment(),
+        "sources": point.sources(),
         "seed": point.options.seed,
         "world_size": point.options.world_size,
         "point": point.labels(),
@@ -46,6 +45,11 @@ def new_manifest(point: Point) -> dict[str, Any]:
             for name, policy in point.systems.items()
         },
     }
+
+
+def environment() -> dict[str, dict[str, Any]]:
+    """Return what is noted of the code, the packages and the machine."""
+    return {"git": _git(), "packages": _packages(), "host": _host()}
 
 
 def options_of(point: Point, name: str, policy: Policy) -> dict[str, Any]:

@@ -111,9 +111,3 @@ class RunFolder:
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_text(self.path / files.MANIFEST, json.dumps(manifest, indent=2) + "\n")
-
-
-def is_done(point: Point) -> bool:
-    """Tell whether nothing of a point is left to do: its run is finished and the trace that it records is there."""
-    record = point.options.trace.record
-    return RunFolder(point.folder).is_finished and (record is None or Path(record).exists())

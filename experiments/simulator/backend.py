@@ -192,7 +192,9 @@ class Simulator:
         if not simulation.iterations:
             raise OutOfMemoryError("; ".join(f"{name}: {text}" for name, text in out_of_memory.items()))
         folder.describe(
-            {"out_of_memory": out_of_memory, **simulation.model_fields(point)}, simulation.notes, left_out=out_of_memory
+            {"out_of_memory": out_of_memory, "inputs": point.inputs(), **simulation.model_fields(point)},
+            simulation.notes,
+            left_out=out_of_memory,
         )
         folder.write_tables(simulation.tables(point))
         folder.finish()

@@ -277,6 +277,10 @@ class ModelConfig(ABC):
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"model.top_k: {self.top_k}, must be 1 to model.num_experts={self.num_experts}")
 
+    def fingerprint(self) -> str:
+        """Return a digest of the files that the model is made of; empty: none."""
+        return ""
+
     @abstractmethod
     def build(self, seed: int, device: str = "cpu") -> MoEModel:
         """Build the model; the same seed gives the same weights.

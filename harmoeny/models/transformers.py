@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harmoeny.models.base import DTYPES, ModelConfig, MoEModel, TokenizerFile
 from harmoeny.models.kit.experts_interface import AdaptedExperts
+from harmoeny.models.kit.fingerprint import folder_fingerprint
 from harmoeny.models.kit.loading import (
     build_module,
     config_from,
@@ -147,6 +148,12 @@ class Transformers(ModelConfig):
                 f"model.local_path: {str(path.parent)!r} has a tokenizer, but no eos_token_id in config.json"
             )
         return TokenizerFile(path, end_id)
+
+    def fingerprint(self) -> str:
+        """Digest the folder's configuration, tokenizer and, unless they are drawn, weights."""
+        if self._drawn:
+            return ""
+        return folder_fingerprint(find_folder(self.hub_name, self.local_path), weights=not self.random_weights)
 
     def build(self, seed: int, device: str = "cpu") -> MoEModel:
         """Load the model, or draw its weights."""

@@ -12,7 +12,8 @@ import torch
 from experiments.compose.job import run_point
 from experiments.compose.sweep_callback import ValidateSweep
 from experiments.launch.rank import run_rank
-from experiments.results.run_folder import RunFolder, is_done
+from experiments.results.kept import is_done
+from experiments.results.run_folder import RunFolder
 from experiments.routers.base import CALIBRATION_BATCH, RoutedRun, RoutingRequest, SkippedPoint
 from experiments.routers.trace import TraceRouter
 from experiments.routing.trace_files import read_trace, write_trace
