@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pandas as pd
@@ -20,12 +20,19 @@ class Quantity:
         title: its name for people.
         unit: empty for ratios and numbers of events.
         better: direction in which it is better.
+        short: its name in a table's head; empty: the title.
     """
 
     name: str
     title: str
     unit: str
     better: Literal["higher", "lower"]
+    short: str = field(default="", kw_only=True)
+
+    @property
+    def heading(self) -> str:
+        """Its name in a table's head."""
+        return self.short or self.title
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,13 @@ METRICS = (
         "throughput_tokens_per_s", "Throughput", "tokens/s", "higher",
         "input_tokens / latency_s", _column("throughput_tokens_per_s"),
     ),
-    Metric("ttft_s", "Time to first token", "s", "lower", "mean over sequences of f_r - b", _column("ttft_s")),
+    Metric("ttft_s", "Time to first token", "s", "lower", "mean over sequences of f_r - b", _column("ttft_s"),
+           short="TTFT"),
     Metric("latency_s", "Latency", "s", "lower", "max over ranks(f_r) - b", _column("latency_s")),
     Metric(
         "idle_share", "Idle share of the MoE layers", "", "lower",
         "sum of idle_s / sum of layer_s, over layers and ranks", _share("idle_s", "layer_s"),
+        short="Idle share",
     ),
     Metric(
         "imbalance", "Imbalance", "", "lower",
@@ -94,7 +103,7 @@ METRICS = (
     Metric(
         "num_fetches", "Fetches per batch", "", "lower",
         "sum of num_host_fetches + num_peer_fetches over layers and ranks",
-        _total("num_host_fetches", "num_peer_fetches"),
+        _total("num_host_fetches", "num_peer_fetches"), short="Fetches",
     ),
     Metric(
         "num_restores", "Restores per batch", "", "lower",
@@ -134,15 +143,21 @@ METRICS = (
 
 #: What summaries and figures derive from these, or from requests and the decode phase.
 DERIVED = (
-    Quantity("throughput_ratio_to_best_baseline", "Throughput to the best baseline", "", "higher"),
+    Quantity(
+        "throughput_ratio_to_best_baseline", "Throughput to the best baseline", "", "higher",
+        short="Throughput to best baseline",
+    ),
     Quantity("throughput_relative", "Throughput / Static EP's", "", "higher"),
     Quantity("throughput_to_best_threshold", "Throughput / the best threshold's", "", "higher"),
     Quantity("ttft_ms_per_sequence", "Time to first token", "ms per sequence", "lower"),
-    Quantity("ttft_p99_s", "Time to first token, 99th percentile", "s", "lower"),
-    Quantity("open_loop_ttft_p99_s", "Open loop, time to first token, 99th percentile", "s", "lower"),
+    Quantity("ttft_p99_s", "Time to first token, 99th percentile", "s", "lower", short="TTFT p99"),
+    Quantity(
+        "open_loop_ttft_p99_s", "Open loop, time to first token, 99th percentile", "s", "lower",
+        short="Open loop TTFT p99",
+    ),
     Quantity("tpot_s", "Time per output token", "s", "lower"),
     Quantity("output_tokens_per_s", "Output throughput", "tokens/s", "higher"),
-)
+)  # fmt: skip
 QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in (*METRICS, *DERIVED)}
 
 

@@ -9,12 +9,17 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.data.metrics import QUANTITIES
 from analysis.present.style import label, look
 from analysis.report.html.section import Section
 
 _RATIO = "throughput_ratio_to_best_baseline"
 #: A 99th percentile that far above the mean is worth a column.
 _TAIL = 1.05
+
+
+def _always(_: pd.Series[Any]) -> bool:
+    return True
 
 
 class Column(NamedTuple):
@@ -30,7 +35,7 @@ class Column(NamedTuple):
     name: str
     title: str
     text: Callable[[float], str]
-    shown: Callable[[pd.Series[Any]], bool] = lambda _: True
+    shown: Callable[[pd.Series[Any]], bool] = _always
 
 
 class Cell(NamedTuple):
@@ -68,26 +73,32 @@ def columns_of(frame: pd.DataFrame) -> list[Column]:
     def some(values: pd.Series[Any]) -> bool:
         return bool((values > 0).any())
 
-    def seconds(name: str, title: str) -> Column:
+    def column(name: str, text: Callable[[float], str], shown: Callable[[pd.Series[Any]], bool] = _always) -> Column:
+        quantity = QUANTITIES[name]
+        title = f"{quantity.heading}, {quantity.unit}" if quantity.unit else quantity.heading
+        return Column(name, title, text, shown)
+
+    def seconds(name: str) -> Column:
         ms = name in frame and frame[name].max() < 1
-        return Column(name, f"{title}, {'ms' if ms else 's'}", lambda v: significant(v * 1e3 if ms else v))
+        title = f"{QUANTITIES[name].heading}, {'ms' if ms else 's'}"
+        return Column(name, title, lambda v: significant(v * 1e3 if ms else v))
 
     # In the closed loop all requests of a batch start together, so that the tail is often the mean.
     has_tail = "ttft_p99_s" in frame and bool((frame["ttft_p99_s"] > _TAIL * frame["ttft_s"]).any())
     columns = [
-        Column(_RATIO, "Throughput to best baseline", lambda v: f"{v:.2f}"),
-        Column("throughput_tokens_per_s", "Throughput, tokens/s", lambda v: f"{v:,.0f}"),
-        seconds("ttft_s", "TTFT"),
-        *([seconds("ttft_p99_s", "TTFT p99")] if has_tail else []),
-        Column("idle_share", "Idle share", lambda v: f"{v:.1%}"),
-        Column("imbalance", "Imbalance", lambda v: f"{v:.2f}"),
-        Column("num_fetches", "Fetches", lambda v: f"{v:,.0f}", some),
-        Column("fetch_wait_share", "Waiting for weights", lambda v: f"{v:.1%}", some),
-        Column("dropped_share", "Dropped", lambda v: f"{v:.1%}", some),
-        Column("padding_factor", "Padding", lambda v: f"{v:.2f}", lambda values: bool((values > 1).any())),
-        seconds("open_loop_ttft_p99_s", "Open loop TTFT p99"),
-        seconds("tpot_s", "Time per output token"),
-        Column("output_tokens_per_s", "Output tokens/s", lambda v: f"{v:,.0f}"),
+        column(_RATIO, _ratio),
+        column("throughput_tokens_per_s", _number),
+        seconds("ttft_s"),
+        *([seconds("ttft_p99_s")] if has_tail else []),
+        column("idle_share", _percent),
+        column("imbalance", _ratio),
+        column("num_fetches", _number, some),
+        column("fetch_wait_share", _percent, some),
+        column("dropped_share", _percent, some),
+        column("padding_factor", _ratio, lambda values: bool((values > 1).any())),
+        seconds("open_loop_ttft_p99_s"),
+        seconds("tpot_s"),
+        column("output_tokens_per_s", _number),
     ]
     return [c for c in columns if c.name in frame and frame[c.name].notna().any() and c.shown(frame[c.name])]
 
@@ -126,6 +137,18 @@ def significant(value: float, digits: int = 3) -> str:
     rounded = float(f"{value:.{digits - 1}e}")
     decimals = max(digits - 1 - int(f"{rounded:e}".split("e")[1]), 0)
     return f"{rounded:,.{decimals}f}" if decimals else f"{value:,.0f}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 def _cell(row: dict[Any, Any], column: Column) -> Cell:
