@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.compose.job import fail
@@ -31,6 +31,8 @@ from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
 from results_schema.files import SWEEP_DIR_VARIABLE
 
+_ABSENT = object()
+
 
 class ValidateSweep(Callback):
     """Composes all points of a multirun as Hydra will, and stops with one clear error if any is wrong."""
@@ -43,6 +45,9 @@ class ValidateSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check all points and write ``sweeps/<sweep_id>/sweep.json``."""
         try:
+            for option, choice in leave_out_absent(config).items():
+                if is_main_rank():
+                    say(f"{option}: not swept, as {choice} has no such option")
             swept, axes = sweep_points(config)
             points = [point for point, _ in swept]
             if is_main_rank():
@@ -57,6 +62,36 @@ class ValidateSweep(Callback):
         except Exception as error:  # Hydra would make it a warning and start the sweep unchecked
             traceback.print_exc()
             raise SystemExit(1) from error
+
+
+def leave_out_absent(config: DictConfig) -> dict[str, str]:
+    """Take out of an experiment's own sweep what the components that were chosen instead of its own do not have.
+
+    Args:
+        config: the multirun's configuration, with its ``hydra`` node; its ``hydra.sweeper.params`` change.
+
+    Returns:
+        By option that is left out, the choice that lacks it, as in ``router=zipf``.
+
+    Raises:
+        HydraException: a choice cannot be composed.
+    """
+    given = _parse(config.hydra.overrides.task)
+    names = [override.get_key_element() for override in given]
+    (jobs,) = BasicSweeper.split_arguments(given, None)
+    absent = {}
+    for option in config.hydra.sweeper.params or {}:
+        group = option.partition(".")[0]
+        if group not in names or option in names:
+            continue
+        by_choice = {choice: job for job in jobs for choice in job if choice.startswith(f"{group}=")}
+        for choice, example in by_choice.items():
+            if OmegaConf.select(_compose(config, example), option, default=_ABSENT) is _ABSENT:
+                absent[option] = choice
+    with read_write(config), open_dict(config):
+        for option in absent:
+            del config.hydra.sweeper.params[option]
+    return absent
 
 
 def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]], list[str]]:

@@ -86,6 +86,38 @@ class TestSweep:
         assert len(set(sweep["run_ids"])) == 4
 
     @pytest.mark.parametrize(
+        ("overrides", "axes", "num_points"),
+        [
+            (["router=zipf"], [], 1),
+            (["router=zipf", "router.exponent=0,1,2"], ["router.exponent"], 3),
+            (["router=uniform,skew"], ["router"], 2),  # one of them has no skew to sweep over
+            (["router=paper_skew"], ["router.skew"], 3),
+            (["router=skew", "router.skew=0,1"], ["router.skew"], 2),
+        ],
+    )
+    def test_an_experiment_sweeps_only_what_the_chosen_components_have(
+        self,
+        overrides: list[str],
+        axes: list[str],
+        num_points: int,
+        compose: Compose,
+        small: list[str],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        self.start(compose, "experiment=skew_sweep", "system=[static_ep]", *small, *overrides)
+        sweep = json.loads(Path(os.environ["HARMOENY_SWEEP_DIR"], "sweep.json").read_text())
+        assert (sweep["axes"], len(sweep["run_ids"])) == (axes, num_points)
+        left_out = "router.skew: not swept, as router=" in capsys.readouterr().err
+        assert left_out == ("router.skew" not in axes)
+
+    def test_what_was_asked_for_is_never_left_out(
+        self, compose: Compose, small: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            self.start(compose, "experiment=skew_sweep", "router=zipf", "router.skew=0,1", *small)
+        assert "error: router.skew: no such field, must be one of exponent" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
         ("override", "message"),
         [
             ("router.skew=0,1.5", r"error: router\.skew: 1\.5, must be 0 to 1"),
