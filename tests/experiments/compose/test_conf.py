@@ -110,6 +110,25 @@ class TestSweep:
         left_out = "router.skew: not swept, as router=" in capsys.readouterr().err
         assert left_out == ("router.skew" not in axes)
 
+    @pytest.mark.parametrize("multirun", [True, False])
+    def test_a_dry_run_only_says_what_would_be_run(
+        self, multirun: bool, compose: Compose, results: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        swept = ["experiment=smoke", "router.skew=0,0.5"] if multirun else ["router.skew=0.5"]
+        config = compose(*small, *swept, "dry_run=true", multirun=multirun)
+        start = ValidateSweep().on_multirun_start if multirun else ValidateSweep().on_run_start
+        with pytest.raises(SystemExit) as caught:
+            start(config)
+        assert caught.value.code == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == (3 if multirun else 2)
+        assert "to run, time unknown" in lines[-1]
+        assert not list(results.rglob("*.*"))
+        config = compose(*small, "router.skew=7", "dry_run=true", multirun=multirun)
+        with pytest.raises(SystemExit) as caught:
+            start(config)
+        assert caught.value.code == 2, "it checks as the run would"
+
     def test_what_was_asked_for_is_never_left_out(
         self, compose: Compose, small: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
