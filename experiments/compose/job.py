@@ -17,6 +17,7 @@ from experiments.point.point import Point
 from experiments.results.kept import is_kept, remarks
 from experiments.results.run_folder import RunError, RunFolder
 from experiments.results.sweep import point_title
+from experiments.results.times import sweep_left
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
 from experiments.text.tokens import TokenFile
@@ -44,6 +45,8 @@ def run_point(config: DictConfig) -> str | None:
         fail(error, 1)
     except InterruptedRun as error:
         leave_interrupted(error.signal)
+    if done and is_main_rank() and (left := sweep_left()):
+        say(f"{point.options.experiment}: {left}")
     if not done and is_main_rank():
         kept = f"{point_title(point.run_id)}: finished before, kept ({point.folder})"
         say(f"{kept}{remarks(point)}; force=true measures it again, tag= beside it")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
@@ -15,10 +17,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.compose.dry_run import describe_runs, total_time
 from experiments.compose.job import fail
+from experiments.compose.load import load_point
 from experiments.compose.messages import explain
 from experiments.compose.submitted import is_submitted, load_swept_point
 from experiments.console import say
@@ -27,9 +31,12 @@ from experiments.point.point import Point
 from experiments.registry import discover
 from experiments.results.kept import is_kept
 from experiments.results.sweep import sweep_folder, write_sweep
+from experiments.results.times import read_times
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
 from results_schema.files import SWEEP_DIR_VARIABLE
+
+_ABSENT = object()
 
 
 class ValidateSweep(Callback):
@@ -39,24 +46,76 @@ class ValidateSweep(Callback):
         """Refuse a launcher that a single run does not use."""
         if is_submitted(config):
             fail("hydra/launcher: 'slurm', must be basic without a sweep; --multirun makes one of a single point", 2)
+        if config.get("dry_run") is True:
+            with _one_clear_error():
+                _describe([load_point(config)], [{}])
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check all points and write ``sweeps/<sweep_id>/sweep.json``."""
-        try:
+        with _one_clear_error():
+            for option, choice in leave_out_absent(config).items():
+                if is_main_rank():
+                    say(f"{option}: not swept, as {choice} has no such option")
             swept, axes = sweep_points(config)
-            points = [point for point, _ in swept]
+            points, values = [point for point, _ in swept], [values for _, values in swept]
+            if points[0].options.dry_run:
+                _describe(points, values)
             if is_main_rank():
                 _check_texts(points)
-            _write_sweep(points, [values for _, values in swept], axes)
+            _write_sweep(points, values, axes)
             _name_unavailable(points[0])
-        except SkippedPoint as reason:
-            say(f"skipped: {reason}")
-            raise SystemExit(0) from None
-        except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-            fail(explain(error), 2)
-        except Exception as error:  # Hydra would make it a warning and start the sweep unchecked
-            traceback.print_exc()
-            raise SystemExit(1) from error
+
+
+@contextmanager
+def _one_clear_error() -> Iterator[None]:
+    """End the process with one line on what is wrong, or was left out."""
+    try:
+        yield
+    except SkippedPoint as reason:
+        say(f"skipped: {reason}")
+        raise SystemExit(0) from None
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        fail(explain(error), 2)
+    except Exception as error:  # Hydra would make it a warning and start the sweep unchecked
+        traceback.print_exc()
+        raise SystemExit(1) from error
+
+
+def _describe(points: Sequence[Point], values: Sequence[dict[str, Any]]) -> NoReturn:
+    """Print what would be run, and end the process."""
+    if is_main_rank():
+        print("\n".join(describe_runs(points, values)))
+    raise SystemExit(0)
+
+
+def leave_out_absent(config: DictConfig) -> dict[str, str]:
+    """Take out of an experiment's own sweep what the components that were chosen instead of its own do not have.
+
+    Args:
+        config: the multirun's configuration, with its ``hydra`` node; its ``hydra.sweeper.params`` change.
+
+    Returns:
+        By option that is left out, the choice that lacks it, as in ``router=zipf``.
+
+    Raises:
+        HydraException: a choice cannot be composed.
+    """
+    given = _parse(config.hydra.overrides.task)
+    names = [override.get_key_element() for override in given]
+    (jobs,) = BasicSweeper.split_arguments(given, None)
+    absent = {}
+    for option in config.hydra.sweeper.params or {}:
+        group = option.partition(".")[0]
+        if group not in names or option in names:
+            continue
+        by_choice = {choice: job for job in jobs for choice in job if choice.startswith(f"{group}=")}
+        for choice, example in by_choice.items():
+            if OmegaConf.select(_compose(config, example), option, default=_ABSENT) is _ABSENT:
+                absent[option] = choice
+    with read_write(config), open_dict(config):
+        for option in absent:
+            del config.hydra.sweeper.params[option]
+    return absent
 
 
 def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]], list[str]]:
@@ -123,6 +182,8 @@ def _write_sweep(points: Sequence[Point], values: Sequence[dict[str, Any]], axes
     if not is_main_rank():
         return
     write_sweep(folder, points, axes, values)
-    todo = sum(not is_kept(point) for point in points)
+    todo = [point for point in points if not is_kept(point)]
     number = "1 point" if len(points) == 1 else f"{len(points)} points"
-    say(f"{points[0].options.experiment}: {number}, {todo} to run; results in {folder.parent.parent}")
+    time = total_time(todo, read_times(Path(points[0].options.results_dir)))
+    estimate = f"; {time}" if time.startswith("about") else ""
+    say(f"{points[0].options.experiment}: {number}, {len(todo)} to run; results in {folder.parent.parent}{estimate}")

@@ -42,6 +42,7 @@ class Options:
     device: str = MISSING
     results_dir: str = MISSING
     force: bool = MISSING
+    dry_run: bool = MISSING
     batch_size: int = MISSING
     seq_len: int = MISSING
     rounds: int = MISSING

@@ -23,7 +23,7 @@ from harmoeny.policy import Policy
 from harmoeny.runtime.layer.executor import find_executor
 
 #: Values that change where results go or what is done with them, but not the measurement.
-_NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force")
+_NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force", "dry_run")
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
 _SIMULATOR_ONLY = ("backend", "simulator")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from experiments.console import say
+from experiments.console import PointProgress, say
 from experiments.measure.batch import make_batch
 from experiments.point.point import Point
 from experiments.point.simulator_options import SoftwareCost
@@ -21,7 +21,7 @@ from experiments.results.layer_rows import (
     layer_frame,
     routing_frame,
 )
-from experiments.results.manifest import model_fields
+from experiments.results.manifest import model_fields, options_of
 from experiments.results.run_folder import RunFolder
 from experiments.results.sweep import point_title
 from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
@@ -187,7 +187,9 @@ class Simulator:
                 "dataset": {"name": point.dataset.name},
             }
         )
-        simulation = simulate(point, tokens)
+        num_rounds = len(point.systems) * point.options.rounds
+        with PointProgress(point_title(point.run_id), num_rounds, enabled=True) as progress:
+            simulation = simulate(point, tokens, progress)
         out_of_memory = simulation.out_of_memory
         if not simulation.iterations:
             raise OutOfMemoryError("; ".join(f"{name}: {text}" for name, text in out_of_memory.items()))
@@ -202,20 +204,23 @@ class Simulator:
             say(f"{point_title(point.run_id)}: {name} does not fit: {reason}")
 
 
-def simulate(point: Point, tokens: TokenFile | None = None) -> Simulation:
+def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgress | None = None) -> Simulation:
     """Predict a point.
 
     Args:
         point: the point.
         tokens: its text; only the model's own routing needs it.
+        progress: told of every system and round.
     """
+    progress = progress or PointProgress("", 0, enabled=False)
     options, routing = point.simulator, Routing(point, tokens)
     topology = Topology(point.hardware, point.options.world_size)
     traced: dict[int, ModelWork] = {}
     iterations: list[RankIteration] = []
     notes: dict[str, dict[str, Any]] = {}
     out_of_memory: dict[str, str] = {}
-    for name, policy in point.systems.items():
+    for number, (name, policy) in enumerate(point.systems.items(), 1):
+        progress.say(f"simulating {name} ({number} of {len(point.systems)})")
         batch_size = _batch_size(point, name)
         if batch_size not in traced:
             traced[batch_size] = trace_model(point.model, batch_size, point.options.seq_len)
@@ -225,11 +230,12 @@ def simulate(point: Point, tokens: TokenFile | None = None) -> Simulation:
         fitted = _fit(policy.calibrated(cost.expert), routing, work, point.options.world_size)
         try:
             system = SimulatedSystem(fitted, cost, point.hardware.device_memory_bytes)
-            iterations += _run_rounds(point, name, system, routing, batch_size, len(iterations))
+            iterations += _run_rounds(point, name, system, routing, progress, len(iterations))
             notes[name] = {
                 "exact": policy.exact and software.capacity_limit is None,
                 "device_expert_bytes": int(system.held_bytes[0]) - work.dense_bytes,
                 "threshold": getattr(fitted, "threshold", None),
+                "options": options_of(point, name, fitted),
             }
         except OutOfMemoryError as error:
             out_of_memory[name] = str(error)
@@ -258,11 +264,11 @@ def _fit(policy: Policy, routing: Routing, work: ModelWork, world_size: int) -> 
 
 
 def _run_rounds(
-    point: Point, name: str, system: SimulatedSystem, routing: Routing, batch_size: int, first_iteration: int
+    point: Point, name: str, system: SimulatedSystem, routing: Routing, progress: PointProgress, first_iteration: int
 ) -> list[RankIteration]:
     """Simulate all rounds of one system, those too that a real run executes without recording them."""
     records: list[RankIteration] = []
-    world_size = point.options.world_size
+    world_size, batch_size = point.options.world_size, _batch_size(point, name)
     for index in _rounds(point.options.rounds, point.options.warmup_rounds, places_anew=system.places_anew):
         batch = system.run(routing.counts(system.cost.work, max(index, 0), batch_size))
         if index < 0:
@@ -283,6 +289,7 @@ def _run_rounds(
             )
             for rank in range(world_size)
         ]
+        progress.advance()
     return records
 
 

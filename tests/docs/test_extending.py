@@ -19,6 +19,7 @@ from analysis.data.load import Run, load_run
 from analysis.figures.kit.base import draw_all, figure_data
 from experiments.compose.help import CONF
 from harmoeny.placement import place
+from tests.docs.commands import commands, overrides, program
 from tests.harmoeny.runtime.cases import random_tokens
 from tests.harmoeny.runtime.layer.test_engine import run_layers
 from tests.synthetic import write_run
@@ -89,12 +90,18 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run_extended(root: Path, *arguments: str) -> Run:
+def write_mail(root: Path) -> Path:
+    """Write some messages for the worked data set."""
     mail = root / "mail"
     mail.mkdir(exist_ok=True)
     for i in range(3):
         body = f"Message {i}: " + "the experts of this layer are where the tokens go. " * 40
         (mail / f"{i}.eml").write_text(f"From: a@b\nSubject: {i}\n\n{body}\n", encoding="utf-8")
+    return mail
+
+
+def run_extended(root: Path, *arguments: str) -> Run:
+    mail = write_mail(root)
     done = subprocess.run(
         [sys.executable, "run.py", "router=camps", "router.loyalty=0.8", "dataset=mail", f"dataset.path={mail}",
          "model=sigmoid_stack", "model.top_k=2", "system=[static_ep,scatter,drop]", "systems.scatter.stride=3",
@@ -124,6 +131,31 @@ def test_saved_as_the_page_says_all_examples_run_together_on_real_ranks(extended
     # scatter executes expert 1 on rank 1 (1 * 3 modulo 2).
     assert layers.loc[("scatter", 0), "executed_tokens"] == pytest.approx(128, abs=4)
     assert layers.loc[("scatter", 1), "num_host_fetches"] != 0
+
+
+def own_commands() -> list[str]:
+    """The page's runs of what it says to save."""
+    names = {name for file in saved_examples() for name in [Path(file).stem]}
+    return [c for c in commands(PAGE) if program(c) == "run.py" and names & set(re.findall(r"\w+", c))]
+
+
+@pytest.mark.parametrize("command", own_commands())
+def test_every_command_of_the_page_runs_as_it_stands(command: str, extended: Path) -> None:
+    """It is checked at all points, without running them: that test is above."""
+    write_mail(extended)
+    words = [word.replace("=FOLDER", "=mail") for word in overrides(command)]
+    done = subprocess.run(
+        [sys.executable, "run.py", *words, "dry_run=true", f"results_dir={extended / 'out'}"],
+        cwd=extended, env=os.environ | {"PYTHONPATH": str(extended)}, capture_output=True, text=True, timeout=110,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " to run" in done.stdout
+    assert ("router.skew: not swept" in done.stderr) == ("router=camps" in command)
+
+
+def test_the_commands_are_found() -> None:
+    assert len(own_commands()) == 5
 
 
 def test_the_written_down_cluster_is_simulated(extended: Path) -> None:

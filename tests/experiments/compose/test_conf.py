@@ -86,6 +86,57 @@ class TestSweep:
         assert len(set(sweep["run_ids"])) == 4
 
     @pytest.mark.parametrize(
+        ("overrides", "axes", "num_points"),
+        [
+            (["router=zipf"], [], 1),
+            (["router=zipf", "router.exponent=0,1,2"], ["router.exponent"], 3),
+            (["router=uniform,skew"], ["router"], 2),  # one of them has no skew to sweep over
+            (["router=paper_skew"], ["router.skew"], 3),
+            (["router=skew", "router.skew=0,1"], ["router.skew"], 2),
+        ],
+    )
+    def test_an_experiment_sweeps_only_what_the_chosen_components_have(
+        self,
+        overrides: list[str],
+        axes: list[str],
+        num_points: int,
+        compose: Compose,
+        small: list[str],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        self.start(compose, "experiment=skew_sweep", "system=[static_ep]", *small, *overrides)
+        sweep = json.loads(Path(os.environ["HARMOENY_SWEEP_DIR"], "sweep.json").read_text())
+        assert (sweep["axes"], len(sweep["run_ids"])) == (axes, num_points)
+        left_out = "router.skew: not swept, as router=" in capsys.readouterr().err
+        assert left_out == ("router.skew" not in axes)
+
+    @pytest.mark.parametrize("multirun", [True, False])
+    def test_a_dry_run_only_says_what_would_be_run(
+        self, multirun: bool, compose: Compose, results: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        swept = ["experiment=smoke", "router.skew=0,0.5"] if multirun else ["router.skew=0.5"]
+        config = compose(*small, *swept, "dry_run=true", multirun=multirun)
+        start = ValidateSweep().on_multirun_start if multirun else ValidateSweep().on_run_start
+        with pytest.raises(SystemExit) as caught:
+            start(config)
+        assert caught.value.code == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == (3 if multirun else 2)
+        assert "to run, time unknown" in lines[-1]
+        assert not list(results.rglob("*.*"))
+        config = compose(*small, "router.skew=7", "dry_run=true", multirun=multirun)
+        with pytest.raises(SystemExit) as caught:
+            start(config)
+        assert caught.value.code == 2, "it checks as the run would"
+
+    def test_what_was_asked_for_is_never_left_out(
+        self, compose: Compose, small: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            self.start(compose, "experiment=skew_sweep", "router=zipf", "router.skew=0,1", *small)
+        assert "error: router.skew: no such field, must be one of exponent" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
         ("override", "message"),
         [
             ("router.skew=0,1.5", r"error: router\.skew: 1\.5, must be 0 to 1"),

@@ -124,3 +124,22 @@ def test_a_gate_that_drops_makes_a_system_inexact(tmp_path: Path) -> None:
 def test_wrong_options_are_refused(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_point(tmp_path, *SMALL, "backend=simulator", override)
+
+
+def test_the_manifest_gives_the_options_that_calibration_filled_in(tmp_path: Path) -> None:
+    result = run(make_point(tmp_path, *SMALL, "backend=simulator", "system=[harmoeny,static_ep]"))
+    system = result.manifest["systems"]["harmoeny"]
+    assert system["options"]["threshold"] == system["threshold"] >= 1
+    given = run(make_point(tmp_path, *SMALL, "backend=simulator", "system=[harmoeny]", THRESHOLD))
+    assert given.manifest["systems"]["harmoeny"]["options"]["threshold"] == 4
+
+
+def test_it_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    point = make_point(tmp_path, *SMALL, "backend=simulator", "system=[harmoeny,static_ep]")
+    run(point)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{point.run_id}: simulating harmoeny (1 of 2)",
+        f"{point.run_id}: simulating static_ep (2 of 2)",
+    ]
+    simulate(point)
+    assert capsys.readouterr().err == "", "scripts ask for silence"

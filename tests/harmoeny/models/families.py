@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -296,7 +296,9 @@ def committed() -> tuple[str, str, str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--update"]:
+    parser = argparse.ArgumentParser(description="Try every family, and print the table of docs/models.md.")
+    parser.add_argument("--update", action="store_true", help="write it into the page instead")
+    if parser.parse_args().update:
         start, _, rest = committed()
         DOCUMENT.write_text(start + section() + rest, encoding="utf-8")
     else:

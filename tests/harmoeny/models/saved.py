@@ -21,8 +21,8 @@ DECODERS = ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "gpt_os
 PROMISED = ("switch_transformers", *DECODERS)
 
 
-def save(name: str, folder: Path) -> Path:
-    """Build a family's tiny model and save it; returns where."""
+def save(name: str, folder: Path, vocab_size: int | None = None) -> Path:
+    """Build a family's tiny model and save it; returns where. ``vocab_size``: of a decoder, if not the tiny one."""
     if name == "switch_transformers":
         sizes = {"vocab_size": 96, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_experts": 6}
         layers = {"num_layers": 2, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1}
@@ -35,6 +35,7 @@ def save(name: str, folder: Path) -> Path:
         module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
         cls = next(c for n, c in vars(module).items() if n.endswith("ForCausalLM"))
         config = tiny_config(cls.config_class)
+        config.vocab_size = vocab_size or config.vocab_size
         model = randomised(cls(config))
     model.save_pretrained(folder / name)
     return folder / name

@@ -1,0 +1,49 @@
+"""``dry_run=true``: what would be run, what is kept, and about how long it takes; nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.point.point import Point
+from experiments.results.kept import is_kept
+from experiments.results.times import Times, duration, read_times
+
+
+def describe_runs(points: Sequence[Point], values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return lines on all points, checked before, and their total time.
+
+    Args:
+        points: of one experiment.
+        values: by point, the values of the swept options.
+    """
+    times = read_times(Path(points[0].options.results_dir))
+    todo = [point for point in points if not is_kept(point)]
+    lines = [
+        f"{'to run' if point in todo else 'kept  '}  {_title(point, own)}: {len(point.systems)} systems x "
+        f"{point.options.rounds} rounds" + (f", {_about(point, times)}" if point in todo else f" ({point.folder})")
+        for point, own in zip(points, values, strict=True)
+    ]
+    number = "1 point" if len(points) == 1 else f"{len(points)} points"
+    total = total_time(todo, times)
+    return [*lines, f"{points[0].options.experiment}: {number}, {len(todo)} to run{f', {total}' if total else ''}"]
+
+
+def total_time(todo: Sequence[Point], times: Times) -> str:
+    """Return about how long points take together; where some are not known, how many; empty: there are none."""
+    known = [seconds for point in todo if (seconds := times.estimate_s(point)) is not None]
+    if len(known) == len(todo):
+        return f"about {duration(sum(known))}" if todo else ""
+    reason = f"no run of such a model and load has finished in {todo[0].options.results_dir}"
+    unknown = f"time unknown ({reason}; docs/experiments.md has those of the prepared experiments)"
+    return f"about {duration(sum(known))} for {len(known)} of them, the others: {unknown}" if known else unknown
+
+
+def _title(point: Point, values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or point.run_id
+
+
+def _about(point: Point, times: Times) -> str:
+    seconds = times.estimate_s(point)
+    return "time unknown" if seconds is None else f"about {duration(seconds)}"
