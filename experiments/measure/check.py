@@ -49,7 +49,7 @@ def check_systems(bench: Bench) -> dict[str, dict[str, Any]]:
     """Compare every system's output on the first batch with the dense model's, with the same routing.
 
     Systems that executed all assignments share one reference; a dropping system is compared with the dense model on
-    exactly the assignments that it executed.
+    exactly the assignments that it executed, with the routing weights of the whole choice.
 
     Returns:
         By system, the fields of its :class:`Check`.
@@ -62,22 +62,42 @@ def check_systems(bench: Bench) -> dict[str, dict[str, Any]]:
     checks = {}
     for system in bench.systems:
         bench.progress.say(f"checking {system.name}")
-        output, kept, peak_bytes = _execute(bench, system, batch)
-        is_complete = all(bool(mask[ids >= 0].all()) for mask, ids in zip(kept, batch.expert_ids, strict=True))
-        if is_complete and complete is not None:
-            reference = complete
+        executed = _execute(bench, system, batch)
+        if not executed.is_complete:
+            reference = dense_forward(bench.model, batch.input_ids, batch.expert_ids, executed.kept)
         else:
-            reference = dense_forward(bench.model, batch.input_ids, batch.expert_ids, kept)
-        if is_complete:
-            complete = reference
-        outcome = Outcome.of(output, reference, batch.expert_ids, kept, peak_bytes)
+            if complete is None:
+                complete = dense_forward(bench.model, batch.input_ids, batch.expert_ids)
+            reference = complete
+        outcome = _Outcome.of(executed, reference)
         checks[system.name] = vars(_judged(system, outcome, reference.dtype, bench.comm))
         bench.progress.advance()
     return checks
 
 
-def _execute(bench: Bench, system: System, batch: Batch) -> tuple[Tensor, list[Tensor], int | None]:
-    """Run a system; return its output, which assignments it executed, and its peak memory in bytes."""
+@dataclass(frozen=True)
+class _Executed:
+    """What a system did with a batch.
+
+    Attributes:
+        output: of the model.
+        wanted: bool ``[num_tokens, top_k]`` per MoE layer, false where the routing leaves the assignment out.
+        kept: likewise, true where an assignment was executed.
+        peak_bytes: memory that the pass needed beyond what was held before; None: unknown.
+    """
+
+    output: Tensor
+    wanted: list[Tensor]
+    kept: list[Tensor]
+    peak_bytes: int | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no assignment was dropped."""
+        return all(torch.equal(kept, wanted) for kept, wanted in zip(self.kept, self.wanted, strict=True))
+
+
+def _execute(bench: Bench, system: System, batch: Batch) -> _Executed:
     engine, model = bench.engine, bench.model
     engine.use(system)
     model.context.tape.pin(batch.expert_ids)
@@ -85,11 +105,12 @@ def _execute(bench: Bench, system: System, batch: Batch) -> tuple[Tensor, list[T
         output = model.forward(batch.input_ids)
     # A second pass: the first one loads libraries and compiled code.
     _, peak_bytes = with_peak_bytes(lambda: model.forward(batch.input_ids), bench.comm.device)
-    return output, masks, peak_bytes
+    wanted = [ids >= 0 for ids in batch.expert_ids]
+    return _Executed(output, wanted, [mask & some for mask, some in zip(masks, wanted, strict=True)], peak_bytes)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class _Outcome:
     """How one rank's output compares with the reference.
 
     Attributes:
@@ -98,7 +119,7 @@ class Outcome:
         num_wanted: assignments.
         num_kept: executed ones.
         finite: whether all outputs are numbers.
-        peak_bytes: memory that the pass needed beyond what was held before; None: unknown.
+        peak_bytes: as of the system.
     """
 
     error: float
@@ -109,29 +130,20 @@ class Outcome:
     peak_bytes: int | None
 
     @classmethod
-    def of(
-        cls, output: Tensor, reference: Tensor, wanted: list[Tensor], kept: list[Tensor], peak_bytes: int | None
-    ) -> Outcome:
-        """Compare.
-
-        Args:
-            output: the system's.
-            reference: the dense model's.
-            wanted: int64 ``[num_tokens, top_k]`` per MoE layer, -1 for none.
-            kept: bool, likewise, the executed assignments.
-            peak_bytes: of the pass.
-        """
+    def of(cls, executed: _Executed, reference: Tensor) -> _Outcome:
+        """Compare a system's output with the reference."""
+        output = executed.output
         return cls(
             error=float((output.float() - reference.float()).abs().max()) if output.numel() else 0.0,
             scale=float(reference.float().abs().max()) if output.numel() else 0.0,
-            num_wanted=sum(int((ids >= 0).sum()) for ids in wanted),
-            num_kept=sum(int(mask.sum()) for mask in kept),
+            num_wanted=sum(int(mask.sum()) for mask in executed.wanted),
+            num_kept=sum(int(mask.sum()) for mask in executed.kept),
             finite=bool(torch.isfinite(output).all()),
-            peak_bytes=peak_bytes,
+            peak_bytes=executed.peak_bytes,
         )
 
 
-def _judged(system: System, own: Outcome, dtype: torch.dtype, comm: Communicator) -> Check:
+def _judged(system: System, own: _Outcome, dtype: torch.dtype, comm: Communicator) -> Check:
     """Return the check of a system over all ranks, which call it together."""
     ranks: list[Any] = [own]
     if comm.world_size > 1:
@@ -143,7 +155,7 @@ def _judged(system: System, own: Outcome, dtype: torch.dtype, comm: Communicator
     return check
 
 
-def _judge(ranks: list[Outcome], tolerance: float, *, exact: bool) -> Check:
+def _judge(ranks: list[_Outcome], tolerance: float, *, exact: bool) -> Check:
     max_error, scale = max(rank.error for rank in ranks), max(rank.scale for rank in ranks)
     relative = max_error / scale if scale else max_error
     num_wanted = sum(rank.num_wanted for rank in ranks)

@@ -17,8 +17,9 @@ _PROCESS = Path("/proc/self")
 def with_peak_bytes(function: Callable[[], T], device: torch.device) -> tuple[T, int | None]:
     """Call a function and return what it returns, with the peak of this rank's memory above that at its beginning.
 
-    On CUDA memory is what PyTorch's allocator gave out. On a CPU it is what the process has resident, and memory that
-    the C library kept for later is given back first, so that what is needed is seen: not for what is timed.
+    On CUDA memory is what PyTorch's allocator gave out. On a CPU it is what the process has resident; free
+    memory that the C library caches is released first, or it would hide what is needed. That costs time: time nothing
+    together with this.
 
     Returns:
         The function's result, and the peak in bytes, or None where the system does not tell.

@@ -74,7 +74,7 @@ class Simulation:
 
     def tables(self, point: Point) -> dict[Table, pd.DataFrame]:
         """Return the result tables."""
-        platform = Platform("simulator", point.hardware.name, "simulated")
+        platform = Platform(Simulator.name, point.hardware.name, "simulated")
         return {
             LAYERS: layer_frame(self.iterations, platform),
             ITERATIONS: iteration_frame(self.iterations, platform, self.work.scope),
