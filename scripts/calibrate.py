@@ -1,8 +1,8 @@
 """Measure what HarMoEny's threshold and the simulator need of this machine, and write conf/hardware/<name>.yaml.
 
 It measures, on all ranks at once and with cold caches: an expert's computation against its number of tokens, the link
-from host to device memory against the size of a transfer, what loads take from computation beside them, copies of rows
-in device memory, the all-to-all against its size, and a MoE layer of this runtime whose experts compute next to
+from host to device memory against the size of a transfer, what copied weights take from computation beside them, copies
+of rows in device memory, the all-to-all against its size, and a MoE layer of this runtime whose experts compute next to
 nothing. Times that grow with a size are fitted as a fixed time plus a rate. No system's run on any routing with skew is
 among them. Afterwards `python run.py hardware=<name> ...` uses these numbers in place of a measurement at the start of
 every run.
@@ -118,9 +118,9 @@ def copy_s(rows: Tensor) -> float:
 
 
 def beside_loads_s(experts: LayerExperts, device: torch.device, transfers: Transfers) -> float:
-    """Return the median time of one expert's computation while others are loaded, in seconds."""
+    """Return the median time of one expert's computation while others are copied, in seconds."""
     slots = [Slot(experts, device) for _ in range(1 + _NUM_LOADS)]
-    computing, *loading = slots
+    computing, *copied = slots
     transfers.submit(CopyRequest(computing, 0, experts.expert(0)))
     transfers.wait(computing)
     sample = next(iter(experts.weights.values()))
@@ -133,7 +133,7 @@ def beside_loads_s(experts: LayerExperts, device: torch.device, transfers: Trans
         empty_caches()
 
     def compute(_: int) -> None:
-        for i, slot in enumerate(loading):
+        for i, slot in enumerate(copied):
             transfers.submit(CopyRequest(slot, i + 1, experts.expert(i + 1)))
         experts.function(computing.weights, rows, out)
 

@@ -20,6 +20,7 @@ from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.runtime.layer.recorder import PHASES, Phase
+from harmoeny.runtime.layer.residency import Residency
 
 
 @dataclass
@@ -66,7 +67,7 @@ class SimulatedBatch:
 
 
 class SimulatedSystem:
-    """One system on all its ranks: the counterpart of the real runtime's engine and expert memory.
+    """One system on all its ranks: what ``ExpertParallel`` does on each of them, here done for all at once.
 
     Attributes:
         policy: makes the plans.
@@ -77,19 +78,28 @@ class SimulatedSystem:
     def __init__(self, policy: Policy, cost: CostModel, device_memory_bytes: float | None = None) -> None:
         """Place the experts.
 
+        Args:
+            policy: calibrated and fitted.
+            cost: the cost model.
+            device_memory_bytes: of every rank; None: no limit.
+
         Raises:
             OutOfMemoryError: the residents do not fit.
         """
         self.policy, self.cost = policy, cost
         work, world_size = cost.work, cost.topology.world_size
         self._limit = device_memory_bytes
-        self._placements = [policy.place(i, work.num_experts, world_size) for i in range(len(work.layer_tokens))]
-        self._memories = RankMemories(policy, self._placements, cost)
-        self._history: list[list[IntArray]] = [[] for _ in self._placements]
+        placements = [policy.place(i, work.num_experts, world_size) for i in range(len(work.layer_tokens))]
+        self._memories = RankMemories(policy, placements, cost)
+        self._residency = Residency(policy, placements)
         self._plan_timer = PlanTimer(policy)
-        self.places_anew = type(policy).update_placement is not Policy.update_placement
         self.held_bytes: FloatArray = work.dense_bytes + self._memories.num_slots.astype(np.float64) * work.expert_bytes
         check_memory(self.held_bytes + work.peak_bytes, device_memory_bytes, "the dense part of the model")
+
+    @property
+    def places_anew(self) -> bool:
+        """Whether earlier batches matter to the system, since its policy may change the residents after them."""
+        return self._residency.changes
 
     def run(self, counts: Sequence[IntArray]) -> SimulatedBatch:
         """Execute one batch.
@@ -124,7 +134,7 @@ class SimulatedSystem:
         arrived_s = ready_s.max() + exchange.wire_s + exchange.group_s
         boundary_s[Phase.COMPUTE] = arrived_s if flows.slices is None else ready_s
         done = self._memories.run(
-            layer, flows, self._placements[layer], boundary_s[Phase.DISPATCH], boundary_s[Phase.COMPUTE]
+            layer, flows, self._residency.placements[layer], boundary_s[Phase.DISPATCH], boundary_s[Phase.COMPUTE]
         )
         end_s = done.end_s
         if flows.slices is not None:
@@ -148,18 +158,12 @@ class SimulatedSystem:
 
     def _place_anew(self, layer: int, counts: IntArray, now_s: FloatArray) -> FloatArray:
         """Let the policy change the residents; return when every rank can plan."""
-        if not self.places_anew:
-            return now_s
-        changed = self.policy.update_placement(layer, self._history[layer], self._placements[layer])
-        self._history[layer].append(counts)
-        if changed is None:
-            return now_s
-        self._placements[layer] = changed
-        return self._memories.replace_residents(layer, changed, now_s)
+        changed = self._residency.update(layer, counts)
+        return now_s if changed is None else self._memories.replace_residents(layer, changed, now_s)
 
     def _plan(self, layer: int, counts: IntArray) -> tuple[Flows, ExchangeTimes, float]:
         """Return the plan's flows, what they cost to exchange, and how long planning took."""
-        cost, placement = self.cost, self._placements[layer]
+        cost, placement = self.cost, self._residency.placements[layer]
         flows = plan_flows(self.policy, counts, placement)
         policy_s = cost.software.plan_s
         if policy_s is None:

@@ -106,7 +106,7 @@ def _dense_bytes(model: MoEModel) -> int:
 
 
 class _NoExperts:
-    """Stands where the engine stands: notes where MoE layers begin and hands tokens back as they are."""
+    """Takes the place of ``ExpertParallel``: notes where MoE layers begin and returns tokens unchanged."""
 
     def __init__(self, counter: _Counter) -> None:
         self.recorder = SimpleNamespace(begin_layer=lambda _: counter.cut())

@@ -20,8 +20,8 @@ from harmoeny.runtime.memory.experts import LayerExperts
 #: Offsets of tensors in the shared memory, in bytes.
 _ALIGNMENT = 4096
 
-#: Where a tensor is referred to, and what a tensor looks like: name, shape and type.
-_Place = tuple[MutableMapping[str, Any], str]
+#: Where a tensor is referred to, as ``container[key]``; and what a tensor looks like: name, shape and type.
+_Ref = tuple[MutableMapping[str, Any], str]
 _Layout = tuple[str, torch.Size, torch.dtype]
 
 
@@ -57,11 +57,11 @@ def share_model(model: WeightOwner, comm: Communicator, local_rank: int) -> None
     """
     if comm.world_size == 1:
         return
-    places = _places(model.module)
-    places |= {
+    refs = _references(model.module)
+    refs |= {
         f"expert {i} {name}": [(layer.weights, name)] for i, layer in enumerate(model.experts) for name in layer.weights
     }
-    _share(places, comm, local_rank)
+    _share(refs, comm, local_rank)
 
 
 def share_tensors(tensors: Mapping[str, Tensor], comm: Communicator, local_rank: int) -> dict[str, Tensor]:
@@ -78,33 +78,33 @@ def share_tensors(tensors: Mapping[str, Tensor], comm: Communicator, local_rank:
     return shared
 
 
-def _places(module: nn.Module) -> dict[str, list[_Place]]:
-    """Return where a module refers to each of its parameters and buffers; several places where it is tied."""
-    places: dict[int, list[_Place]] = {}
+def _references(module: nn.Module) -> dict[str, list[_Ref]]:
+    """Return the references of a module to each of its parameters and buffers; several where they are tied."""
+    refs: dict[int, list[_Ref]] = {}
     names: dict[str, int] = {}
     for path, part in module.named_modules():
         for held in (part._parameters, part._buffers):
             for name, tensor in held.items():
                 if tensor is not None:
-                    places.setdefault(id(tensor), []).append((held, name))
-                    if len(places[id(tensor)]) == 1:
+                    refs.setdefault(id(tensor), []).append((held, name))
+                    if len(refs[id(tensor)]) == 1:
                         names[f"{path}.{name}"] = id(tensor)
-    return {name: places[identity] for name, identity in names.items()}
+    return {name: refs[identity] for name, identity in names.items()}
 
 
-def _share(places: Mapping[str, Sequence[_Place]], comm: Communicator, local_rank: int) -> None:
-    """Move every tensor into shared memory, and refer to it there.
+def _share(refs: Mapping[str, Sequence[_Ref]], comm: Communicator, local_rank: int) -> None:
+    """Move every tensor into shared memory, and let its references point there.
 
-    The memory is a file, in RAM where the host has a file system for that; it has no name any more once all ranks have
-    mapped it, so it goes when the last of them does.
+    The memory is a file, in RAM where the host has a file system for that. Its name is removed once all ranks have
+    mapped it, so that its memory is freed when the last of them ends.
     """
-    own = [(name, held[key]) for name, ((held, key), *_) in places.items()]
+    own = [(name, held[key]) for name, ((held, key), *_) in refs.items()]
     described: list[Any] = [(os.urandom(8).hex(), [(name, t.shape, t.dtype) for name, t in own])]
     own.clear()  # it would keep the originals alive
     dist.broadcast_object_list(described, src=0)
     token, layout = described[0]
-    if [name for name, _, _ in layout] != list(places):
-        raise RuntimeError(f"ranks hold different weights: {sorted({name for name, _, _ in layout} ^ set(places))}")
+    if [name for name, _, _ in layout] != list(refs):
+        raise RuntimeError(f"ranks hold different weights: {sorted({name for name, _, _ in layout} ^ set(refs))}")
     offsets, total = _offsets(layout)
     # By host too: containers that stand for several hosts may see the same folders.
     file_name = f"harmoeny-{token}-{socket.gethostname()}"
@@ -113,34 +113,41 @@ def _share(places: Mapping[str, Sequence[_Place]], comm: Communicator, local_ran
     try:
         if local_rank == 0:
             path = next((p for p in candidates if _has_room(p.parent, total)), candidates[-1])
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-            try:
-                os.ftruncate(descriptor, total)
-                for (name, tensor), offset in zip(_map(path, total, layout, offsets).items(), offsets, strict=True):
-                    if tensor.nbytes:
-                        # Taken piece by piece, as the originals go; without it a full host would kill us, not raise.
-                        os.posix_fallocate(descriptor, offset, tensor.nbytes)
-                    (held, key), *_ = places[name]
-                    tensor.copy_(held[key])
-                    _refer(places[name], tensor)
-            finally:
-                os.close(descriptor)
+            _fill(path, refs, layout, offsets, total)
         comm.barrier()
         if local_rank != 0:
             path = next(p for p in candidates if p.exists())
             for name, tensor in _map(path, total, layout, offsets).items():
-                _refer(places[name], tensor)
+                _refer(refs[name], tensor)
         comm.barrier()
     finally:
         if local_rank == 0:
             path.unlink(missing_ok=True)
 
 
-def _refer(places: Sequence[_Place], tensor: Tensor) -> None:
-    (held, key), *_ = places
+def _fill(
+    path: Path, refs: Mapping[str, Sequence[_Ref]], layout: Sequence[_Layout], offsets: Sequence[int], total: int
+) -> None:
+    """Create the file and move this rank's tensors into it one by one; each original is freed once it has moved."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        os.ftruncate(descriptor, total)
+        for (name, tensor), offset in zip(_map(path, total, layout, offsets).items(), offsets, strict=True):
+            if tensor.nbytes:
+                # Pages are allocated before they are written: on a full host this raises, a write would be killed.
+                os.posix_fallocate(descriptor, offset, tensor.nbytes)
+            (held, key), *_ = refs[name]
+            tensor.copy_(held[key])
+            _refer(refs[name], tensor)
+    finally:
+        os.close(descriptor)
+
+
+def _refer(refs: Sequence[_Ref], tensor: Tensor) -> None:
+    (held, key), *_ = refs
     new = nn.Parameter(tensor, requires_grad=False) if isinstance(held[key], nn.Parameter) else tensor
-    for place, place_key in places:
-        place[place_key] = new
+    for container, name in refs:
+        container[name] = new
 
 
 def _offsets(layout: Sequence[_Layout]) -> tuple[list[int], int]:

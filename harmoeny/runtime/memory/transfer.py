@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harmoeny.hardware import Hardware
-from harmoeny.runtime.device import Span
+from harmoeny.runtime.device import Device, Span
 from harmoeny.runtime.memory.slots import Slot, Transfer
 
 _URGENT, _LATER, _STOP = 0, 1, 2
@@ -75,7 +75,7 @@ class Transfers(ABC):
 
 def make_transfers(device: torch.device, hardware: Hardware) -> Transfers:
     """Return the transfers of a device, over the host link that the hardware has or emulates."""
-    if device.type == "cuda":
+    if Device.of(device).has_own_memory:
         return StreamTransfers(device)
     return ThreadTransfers(hardware)
 

@@ -1,0 +1,45 @@
+"""Which experts are resident where, for one system, as its policy changes that from batch to batch."""
+
+from __future__ import annotations
+
+from harmoeny.placement import IntArray, Placement
+from harmoeny.policy import Policy
+
+
+class Residency:
+    """The present placements of a system, and the batches that its policy may learn from.
+
+    Attributes:
+        placements: the present residency per MoE layer.
+        changes: whether the policy ever changes it; otherwise no history is kept.
+    """
+
+    def __init__(self, policy: Policy, placements: list[Placement]) -> None:
+        """Begin with no batch seen.
+
+        Args:
+            policy: may change the placements.
+            placements: residency per MoE layer before the first batch; updated.
+        """
+        self.placements = placements
+        self.changes = type(policy).update_placement is not Policy.update_placement
+        self._policy = policy
+        self._history: list[list[IntArray]] = [[] for _ in placements]
+
+    def update(self, layer: int, counts: IntArray) -> Placement | None:
+        """Let the policy change a layer before a batch is planned, and remember the batch for the next time.
+
+        Args:
+            layer: MoE layer in order of execution.
+            counts: int64 ``[world_size, num_experts]``, the batch, which the policy does not see yet.
+
+        Returns:
+            The new placement, or None where nothing changed.
+        """
+        if not self.changes:
+            return None
+        changed = self._policy.update_placement(layer, self._history[layer], self.placements[layer])
+        self._history[layer].append(counts)
+        if changed is not None:
+            self.placements[layer] = changed
+        return changed
