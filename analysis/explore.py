@@ -8,7 +8,7 @@ from typing import Any, cast
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from analysis.data.load import Run, find_runs, load_sweep
+from analysis.data.load import Run, find_runs, load_sweep, sweep_folders
 from analysis.figures.kit.base import FigureData, discover, figure_data
 from analysis.present.style import RC
 from analysis.present.table import skew_points
@@ -26,9 +26,9 @@ def load_results(folder: str | Path, command: str = "python run.py experiment=sk
         ValueError: nothing finished is there, or it is damaged.
     """
     folder = Path(folder)
-    sweeps = sorted(folder.rglob(SWEEP), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in sweeps:
-        sweep = load_sweep(path.parent)
+    newest_first = sorted(sweep_folders(folder), key=lambda path: (path / SWEEP).stat().st_mtime, reverse=True)
+    for path in newest_first:
+        sweep = load_sweep(path)
         if sweep.runs:
             return figure_data(sweep.runs, sweep.points)
     runs = find_runs(folder) if folder.is_dir() else []

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numba
 import numpy as np
 
+from harmoeny.compiled import compiled
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
 from harmoeny.policy import Policy
@@ -55,7 +55,7 @@ def check_capacity_factor(capacity_factor: float) -> None:
         raise ValueError(f"capacity_factor: {capacity_factor}, must be a number above 0")
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def _keep(counts: IntArray, home: IntArray, capacity: int) -> IntArray:
     """Return int64 ``[world_size, num_experts]``, what the ranks keep of ``counts`` under ``capacity`` each."""
     world_size, num_experts = counts.shape

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from harmoeny.choices import Fetch
+from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens, tokens_of_shares
 from harmoeny.policy import Policy
@@ -166,7 +166,7 @@ def _renumber(new: BoolArray, present: BoolArray) -> BoolArray:
     return renumbered
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def replicate(load: IntArray, num_replicas: int, max_copies: int) -> IntArray:
     """Give every replica beyond the first to the expert whose replicas carry most; this minimises the largest of them.
 
@@ -218,7 +218,7 @@ def pack(load: IntArray, copies: IntArray, num_ranks: int) -> BoolArray:
     return resident
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _swap(slots: IntArray, resident: BoolArray, weight: FloatArray) -> None:
     """Lower the largest load by the best swap of the most loaded rank, until none helps.
 
@@ -254,7 +254,7 @@ def _swap(slots: IntArray, resident: BoolArray, weight: FloatArray) -> None:
         load[low] += weight[x] - weight[y]
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def even_shares(counts: IntArray, resident: BoolArray) -> IntArray:
     """Share every expert's assignments over its replicas; the shares differ by at most one.
 

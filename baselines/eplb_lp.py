@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numba
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from baselines.eplb import EPLB, FloatArray
+from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 
 
@@ -93,7 +93,7 @@ def _solve(load: IntArray, resident: BoolArray, fixed: IntArray) -> tuple[FloatA
     return fractional, float(result.x[n])
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def _hand_out(parts: IntArray, missing: IntArray, room: IntArray, resident: BoolArray) -> bool:
     """Hand out the assignments that rounding down left over, one augmenting path each; tell whether all found room.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numba
 import numpy as np
 
+from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
@@ -29,7 +29,7 @@ class EvenSplit(Policy):
         return Plan(tokens=tokens, fetch=fetch)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def _deal(counts: IntArray, resident: BoolArray) -> tuple[IntArray, BoolArray]:
     world_size, num_experts = counts.shape
     tokens = np.empty((world_size, num_experts, world_size), dtype=np.int64)

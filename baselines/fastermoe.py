@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-import numba
 import numpy as np
 
 from harmoeny.choices import Fetch
+from harmoeny.compiled import compiled
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
@@ -112,7 +112,7 @@ class FasterMoE(Policy):
         ]
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def choose_shadows(
     counts: IntArray, home: IntArray, resident: BoolArray, token_s: float, shadow_s: float, exchange_s: float
 ) -> BoolArray:
@@ -160,7 +160,7 @@ def choose_shadows(
     return shadowed
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _execute(counts: IntArray, home: IntArray, resident: BoolArray, shadowed: BoolArray) -> tuple[IntArray, BoolArray]:
     world_size, num_experts = counts.shape
     tokens = np.zeros((world_size, num_experts, world_size), dtype=np.int64)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numba
 import numpy as np
 
 from harmoeny.choices import Fetch
+from harmoeny.compiled import compiled
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
@@ -45,7 +45,7 @@ class Ideal(Policy):
         return plan_from_tokens(_even_out(counts), placement)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def _even_out(counts: IntArray) -> IntArray:
     world_size, num_experts = counts.shape
     own = counts.sum(axis=1)

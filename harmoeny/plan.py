@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
+from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 
 
@@ -98,7 +98,7 @@ def plan_from_tokens(tokens: IntArray, placement: Placement) -> Plan:
     return Plan(tokens=tokens, fetch=_needed(tokens, placement.resident))
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def _needed(tokens: IntArray, resident: BoolArray) -> BoolArray:
     world_size, num_experts, _ = tokens.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
@@ -110,7 +110,7 @@ def _needed(tokens: IntArray, resident: BoolArray) -> BoolArray:
     return fetch
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def home_tokens(counts: IntArray, home: IntArray) -> IntArray:
     """Send every assignment to its expert's home rank.
 
@@ -146,7 +146,7 @@ def even_load(total: int, world_size: int) -> int:
     return -(-total // world_size)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def tokens_of_shares(counts: IntArray, shares: IntArray) -> IntArray:
     """Decide which assignments make up the share of every rank, where policies care only for the loads.
 

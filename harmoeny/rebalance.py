@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-import numba
 import numpy as np
 
+from harmoeny.compiled import compiled
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, home_executed, home_tokens
@@ -96,7 +96,7 @@ class HarMoEny(Policy):
         return moves
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def choose_moves(counts: IntArray, home: IntArray, resident: BoolArray, threshold: int, covered: bool) -> IntArray:
     """Run the paper's loop under one of the stop rules; every move costs O(world_size + num_experts).
 
@@ -150,7 +150,7 @@ def choose_moves(counts: IntArray, home: IntArray, resident: BoolArray, threshol
     return moves[:num_moves]
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def move_tokens(tokens: IntArray, moves: IntArray, counts: IntArray, home: IntArray, local_first: bool) -> None:
     """Decide whose tokens every move takes.
 
@@ -176,7 +176,7 @@ def move_tokens(tokens: IntArray, moves: IntArray, counts: IntArray, home: IntAr
             remaining[i] -= _take(tokens, left, expert, home[expert], receiver, sender, remaining[i])
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _largest(left: IntArray, last: int) -> int:
     """Return the sender with the most tokens left (int64 ``[world_size]``); ``last`` only where no other has any."""
     largest = last
@@ -188,7 +188,7 @@ def _largest(left: IntArray, last: int) -> int:
     return largest
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _take(tokens: IntArray, left: IntArray, expert: int, giver: int, receiver: int, sender: int, amount: int) -> int:
     """Move up to ``amount`` of one sender's tokens from giver to receiver and return how many."""
     n: int = min(amount, left[expert, sender])

@@ -30,6 +30,7 @@ from experiments.simulator.paper.validation import (
 )
 from results_schema.files import CONFIG
 from results_schema.tables import LAYERS
+from results_schema.walk import walk_files
 
 REFERENCE = Path("../shared/reference/harmoeny-paper")
 OUT = Path("results/validation")
@@ -79,7 +80,7 @@ def _simulated_runs(folder: Path, hardware: str) -> list[tuple[Path, Point]]:
     """
     described = compose_point(f"hardware={hardware}").options.hardware
     runs = []
-    for path in sorted(folder.rglob(LAYERS.file)):
+    for path in sorted(file for file in walk_files(folder, skip_unreadable=True) if file.name == LAYERS.file):
         config = yaml.safe_load((path.parent / CONFIG).read_text(encoding="utf-8"))
         if config["backend"] == Ranks.name:
             changed = {"backend": Simulator.name, "hardware": described}

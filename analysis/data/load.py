@@ -14,6 +14,7 @@ import yaml
 from results_schema import tables
 from results_schema.files import CONFIG, MANIFEST, SWEEP
 from results_schema.manifest import REQUIRED_FIELDS, Status, is_finished, read_manifest
+from results_schema.walk import walk_files
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,18 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Return the folders of all runs in or under a folder, finished or not, by path."""
-    return sorted(path.parent for path in folder.rglob(MANIFEST))
+    """Return the folders of all runs in or under a folder, finished or not, by path; links to folders are followed."""
+    return _folders_with(MANIFEST, folder)
+
+
+def sweep_folders(folder: Path) -> list[Path]:
+    """Return the folders of all sweeps in or under a folder, by path; links to folders are followed."""
+    return _folders_with(SWEEP, folder)
+
+
+def _folders_with(name: str, folder: Path) -> list[Path]:
+    files = (path for path in walk_files(folder, skip_unreadable=True) if path.name == name)
+    return sorted(path.parent for path in files if path.is_file())
 
 
 def load_sweep(folder: Path) -> Sweep:

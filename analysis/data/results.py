@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from analysis.data.load import Run, Sweep, load_run, load_sweep, run_folders
-from results_schema.files import SWEEP
+from analysis.data.load import Run, Sweep, load_run, load_sweep, run_folders, sweep_folders
 from results_schema.manifest import is_finished
 
 
@@ -31,9 +30,9 @@ class Results:
 def find_results(folder: Path) -> Results:
     """Load all that can be read in or under a folder."""
     results, problems = Results(), dict[str, None]()  # a damaged run may be met twice: in its sweep and by itself
-    for path in sorted(folder.rglob(SWEEP)):
+    for path in sweep_folders(folder):
         try:
-            sweep = load_sweep(path.parent)
+            sweep = load_sweep(path)
         except ValueError as error:
             problems[str(error)] = None
             continue

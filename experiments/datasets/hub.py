@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from experiments.datasets.base import Dataset
-from experiments.datasets.kit.documents import field_of
+from experiments.datasets.kit.documents import text_of
 
 #: How long the hub may take to answer the first time.
 _CONNECT_S = 4.0
@@ -68,14 +68,8 @@ class Hub(Dataset):
             ValueError: the data set is not on this machine and cannot be reached, or has no text in the field.
         """
         for number, row in enumerate(self._rows()):
-            text = field_of(row, self.text_field)
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"dataset.text_field: {self.text_field!r}, must be a field with text; row {number} of "
-                    f"{self.hub_name} has {', '.join(row)}"
-                )
-            if text.strip():
-                yield text.strip()
+            if text := text_of(row, self.text_field, f"row {number} of {self.hub_name}"):
+                yield text
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         import datasets  # takes seconds

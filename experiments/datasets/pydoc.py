@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from experiments.datasets.base import Dataset
-from experiments.files import cache_dir
-from results_schema.atomic import write_text
+from experiments.files import kept_content, kept_file
 
 #: A distribution that ships less than this has stripped its docstrings.
 MIN_CHARACTERS = 500_000
@@ -42,16 +41,19 @@ class PyDoc(Dataset):
         Raises:
             ValueError: this Python has no sources with docstrings.
         """
-        cached = cache_dir() / f"pydoc-{self.fingerprint()}.json"
-        if not cached.exists():
-            texts = list(dict.fromkeys(text for path in _sources() for text in _texts(path)))
-            if sum(map(len, texts)) < MIN_CHARACTERS:
-                raise ValueError(
-                    f"dataset: 'pydoc' found too little text under {sysconfig.get_path('stdlib')}; "
-                    "use dataset=local dataset.path=FILE"
-                )
-            write_text(cached, json.dumps(texts))
-        yield from json.loads(cached.read_text(encoding="utf-8"))
+        path = kept_file(f"pydoc-{self.fingerprint()}.json", _collected)
+        yield from json.loads(kept_content(path))
+
+
+def _collected() -> bytes:
+    """Return the texts as a JSON array."""
+    texts = list(dict.fromkeys(text for path in _sources() for text in _texts(path)))
+    if sum(map(len, texts)) < MIN_CHARACTERS:
+        raise ValueError(
+            f"dataset: 'pydoc' found too little text under {sysconfig.get_path('stdlib')}; "
+            "use dataset=local dataset.path=FILE"
+        )
+    return json.dumps(texts).encode()
 
 
 @cache

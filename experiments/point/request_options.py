@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.datasets.kit.streams import read_text, refusing
 from experiments.routers.base import FloatArray
 
 
@@ -76,8 +77,12 @@ class RequestOptions:
             raise ValueError(
                 f"requests.arrivals: {self.arrivals!r}, must be closed, poisson, or a file with one time in s per line"
             )
+        with refusing("requests.arrivals", path):
+            lines = read_text(path).splitlines()
         times: list[float] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             try:
                 time_s = float(line)
             except ValueError:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 
 from experiments.routers.base import FloatArray
@@ -16,6 +15,7 @@ from experiments.simulator.device_memory import check_memory, layer_bytes, mask_
 from experiments.simulator.exchange import ExchangeTimes, padded_exchange, plain_exchange
 from experiments.simulator.flows import Flows, capped, num_plan_steps, plan_flows
 from experiments.simulator.planning import PlanTimer
+from harmoeny.compiled import compiled
 from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
@@ -193,7 +193,7 @@ def _whole(values: FloatArray) -> IntArray:
     return np.rint(values).astype(np.int64)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def _last_partner(ready_s: FloatArray, traffic: FloatArray) -> FloatArray:
     """Return, for every rank, when the last of those that it exchanges rows with is ready, itself included."""
     last = ready_s.copy()

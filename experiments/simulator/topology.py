@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from experiments.routers.base import FloatArray
+from harmoeny.compiled import compiled
 from harmoeny.hardware import Hardware
 from harmoeny.placement import BoolArray, IntArray
 
@@ -109,7 +109,7 @@ class Topology:
         return slowest
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]  # numba ships no types
+@compiled
 def _switched_s(sent: FloatArray, node: IntArray, rate: float, inside: bool) -> FloatArray:
     """Return the time per rank where only what a rank sends and what it receives limits it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,11 +17,10 @@ from experiments.console import say
 from experiments.datasets.base import Dataset
 from experiments.datasets.kit.special_tokens import END_ID
 from experiments.datasets.synthetic import Synthetic
-from experiments.files import cache_dir
+from experiments.files import kept_file
 from experiments.text.tokenizer import load_tokenizer
 from harmoeny.models.base import TokenizerFile
 from harmoeny.placement import IntArray
-from results_schema.atomic import atomic_path
 
 _DOCUMENTS_PER_CALL = 512
 
@@ -103,13 +103,15 @@ def prepare_tokens(
 
 def _cached(name: str, identity: str, make: Callable[[], npt.NDArray[np.int32]]) -> TokenFile:
     """Return the tokens from the cache; make them and write them there first if they are not in it."""
-    path = cache_dir() / f"tokens-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
-    if not path.exists():
-        ids = make()
-        with atomic_path(path) as temporary:
-            np.save(temporary, ids, allow_pickle=False)
+    path = kept_file(f"tokens-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy", lambda: _npy(make()))
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     return TokenFile(path=path, num_tokens=len(array), sha256=hashlib.sha256(array.tobytes()).hexdigest())
+
+
+def _npy(ids: npt.NDArray[np.int32]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, ids, allow_pickle=False)
+    return file.getvalue()
 
 
 def _ids(documents: Iterator[str], tokenizer: Tokenizer, end_id: int, documents_per_call: int) -> Iterator[int]:

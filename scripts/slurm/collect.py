@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from analysis.data.load import load_sweep
+from analysis.data.load import load_sweep, sweep_folders
 from analysis.report.reports import report_sweep
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.slurm.collect", description=about)
     parser.add_argument("folder", type=Path, help="holds the results of one experiment or of several")
     folder: Path = parser.parse_args().folder
-    sweeps = sorted(path.parent for path in folder.rglob("sweep.json"))
+    sweeps = sweep_folders(folder)
     if not sweeps:
         parser.error(f"{folder}: no sweep in it, must be a folder of results such as results/skew_sweep")
     try:

@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 
 from analysis.data.load import find_runs, load_run, load_sweep
+from analysis.data.results import find_results
+from analysis.explore import load_results
 from results_schema.manifest import MANIFEST_FIELDS, REQUIRED_FIELDS
 from results_schema.tables import ITERATIONS, LAYERS
+from scripts.slurm import collect
 from tests import documented
 from tests.synthetic import change_manifest, write_run, write_sweep
 
@@ -133,3 +136,23 @@ class TestSweep:
         (folder / "sweep.json").write_text(text)
         with pytest.raises(ValueError, match=rf"^{re.escape(str(folder))}: no readable sweep\.json \("):
             load_sweep(folder)
+
+
+def test_results_behind_a_link_are_found_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, disk = tmp_path / "results", tmp_path / "disk"
+    results.mkdir()
+    sweep = write_sweep(disk / "smoke", [0.0, 0.5])
+    write_run(disk / "smoke" / "alone", skew=0.25)
+    (results / "smoke").symlink_to(disk / "smoke")
+    (results / "smoke" / "again").symlink_to(results)
+    there, here = find_results(disk), find_results(results)
+    assert [one.folder.relative_to(disk) for one in there.sweeps] == [sweep.relative_to(disk)]
+    assert [one.folder.relative_to(results) for one in here.sweeps] == [sweep.relative_to(disk)]
+    assert [run.folder.relative_to(results) for run in here.single_runs] == [Path("smoke", "alone")]
+    assert len(find_runs(results)) == len(find_runs(disk)) > 1
+    assert len(load_results(results).runs) == len(load_results(disk).runs)
+    monkeypatch.setattr("sys.argv", ["collect", str(results)])
+    collect.main()
+    assert "report: " in capsys.readouterr().out

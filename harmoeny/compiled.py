@@ -1,0 +1,76 @@
+"""Compilation of the inner loops, kept on disk where a folder can be written, and with a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function with numba when it is first called; it runs without the GIL.
+
+    The machine code is kept in ``$NUMBA_CACHE_DIR``, else in ``__pycache__``, else in the user's cache folder. Where
+    none of them can be written, or the disk is full, every process compiles for itself.
+    """
+    dispatcher = numba.njit(nogil=True)(function)
+    with suppress(RuntimeError):  # numba found no folder that can be written
+        dispatcher._cache = _Cache(function)
+    return cast(Callable[P, R], dispatcher)
+
+
+class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]  # numba ships no types
+    """Numba's index and data files with a digest at their ends, which `pickle` does not look at.
+
+    A flipped bit in machine code would otherwise be executed.
+    """
+
+    def _dump(self, obj: object) -> bytes:
+        data: bytes = super()._dump(obj)
+        return data + hashlib.sha256(data).digest()
+
+    def _load_index(self) -> dict[Any, str]:
+        try:
+            version = pickle.dumps(self._version, protocol=-1)
+            content = Path(self._index_path).read_bytes()
+            if not content.startswith(version) or not _is_intact(content[len(version) :]):
+                return {}
+            return cast(dict[Any, str], super()._load_index())
+        except OSError:
+            return {}
+
+    def _load_data(self, name: str) -> Any:
+        if not _is_intact(Path(self._data_path(name)).read_bytes()):
+            raise OSError(f"{name} is damaged")  # what numba takes for a missing file
+        return super()._load_data(name)
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one function, which is never a reason to fail."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        locator, name = self._impl.locator, self._impl.filename_base
+        self._cache_file = _CheckedFiles(locator.get_cache_path(), name, locator.get_source_stamp())
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            return  # no room; it is compiled again next time
+
+
+def _is_intact(content: bytes) -> bool:
+    data, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    return hashlib.sha256(data).digest() == digest

@@ -1,0 +1,85 @@
+"""Compiled code on disk: kept, made anew where it is damaged, and never a reason to fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULE = """
+from harmoeny.compiled import compiled
+
+@compiled
+def twice(x):
+    return 2 * x
+"""
+CALL = "import loops; print(loops.twice(21), loops.twice(0.5), dict(loops.twice.stats.cache_hits) != {})"
+
+
+class Loops:
+    """A module with a compiled function; every call is another process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cache = folder / "cache"
+        (folder / "loops.py").write_text(MODULE)
+
+    def call(self, code: str = CALL, **variables: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{self.folder}", "NUMBA_CACHE_DIR": str(self.cache)} | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def files(self, kind: str) -> list[Path]:
+        return sorted(self.cache.rglob(f"*.{kind}"))
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Loops:
+    return Loops(tmp_path)
+
+
+def test_code_is_kept_and_used_again(loops: Loops) -> None:
+    assert loops.call() == "42 1.0 False"
+    assert len(loops.files("nbi")) == 1
+    assert len(loops.files("nbc")) == 2, "one per signature"
+    assert loops.call() == "42 1.0 True"
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_damaged_file_is_made_anew(loops: Loops, kind: str) -> None:
+    loops.call()
+    whole = {path: path.read_bytes() for path in loops.files(kind)}
+    for damage in (
+        lambda _: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: bytes(b ^ 1 if i == len(content) * 2 // 3 else b for i, b in enumerate(content)),
+    ):
+        for path, content in whole.items():
+            path.write_bytes(damage(content))
+        assert loops.call() == "42 1.0 False"
+        assert loops.call() == "42 1.0 True"
+
+
+def test_without_a_folder_to_write_every_process_compiles(loops: Loops) -> None:
+    # Root may write anywhere, so numba's own test of a folder is what fails here.
+    refuse = "import tempfile; tempfile.TemporaryFile = lambda **_: open('/nowhere/file'); "
+    assert loops.call(refuse + CALL) == "42 1.0 False"
+    assert not loops.files("*")
+
+
+def test_a_full_disk_is_no_reason_to_fail(loops: Loops) -> None:
+    full = (
+        "import os, numba.core.caching as c; "
+        "c.IndexDataCacheFile._open_for_write = lambda *_: open('/dev/full', 'wb', buffering=0); "
+    )
+    assert loops.call(full + CALL) == "42 1.0 False"
