@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from experiments.launch.environment import choose_gloo_interface, is_main_rank
 from experiments.launch.join import join
 from experiments.launch.local import RanksError
+from experiments.launch.peers import Peers
 from experiments.launch.rank import is_peer_lost, run_rank
 from experiments.point.point import Point
 from experiments.results.kept import is_kept
@@ -30,20 +32,22 @@ def run_joined(point: Point) -> bool:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C has to end a rank that waits in a collective, too
     choose_gloo_interface()
-    folder = RunFolder(point.folder)
+    folder, peers = RunFolder(point.folder), Peers()
     try:
-        return _run(point, folder)
+        return _run(point, folder, peers)
     except RuntimeError as error:
         if point.options.world_size == 1 or not is_peer_lost(error):
             raise
-        reason = _reason(error, point)
+        reason = _reason(error, point, peers)
         if is_main_rank():
             folder.fail(reason)
+        atexit.register(peers.end_stopped)  # once this rank has said so: what started it ends it as soon as one is dead
         raise RanksError(reason) from error
 
 
-def _run(point: Point, folder: RunFolder) -> bool:
+def _run(point: Point, folder: RunFolder, peers: Peers) -> bool:
     join(point.device_type, point.options.timeout_s)
+    peers.meet()
     if _agree(is_kept(point), point):
         return False
     if is_main_rank():
@@ -52,7 +56,7 @@ def _run(point: Point, folder: RunFolder) -> bool:
         prepare_point(point)
     if point.options.world_size > 1:
         dist.barrier()
-    run_rank(point, prepare_point(point), folder)
+    run_rank(point, prepare_point(point), folder, on_timeout=peers.find_stopped)
     return True
 
 
@@ -65,9 +69,11 @@ def _agree(answer: bool, point: Point) -> bool:
     return answers[0]
 
 
-def _reason(error: RuntimeError, point: Point) -> str:
+def _reason(error: RuntimeError, point: Point, peers: Peers) -> str:
     first_line = str(error).strip().partition("\n")[0]
+    found = f"{peers.stopped}, a stopped process" if peers.stopped else ""
+    lost = found or "another rank, which failed or cannot be reached"
     return (
-        f"rank {os.environ['RANK']} on {socket.gethostname()} (pid {os.getpid()}) lost another rank, "
-        f"which failed or cannot be reached (timeout_s is {point.options.timeout_s}): {first_line}"
+        f"rank {os.environ['RANK']} on {socket.gethostname()} (pid {os.getpid()}) lost {lost} "
+        f"(timeout_s is {point.options.timeout_s}): {first_line}"
     )

@@ -21,6 +21,7 @@ from torch.distributed.launcher.api import elastic_launch
 
 from experiments.launch.host import host_config, stay_on_this_host
 from experiments.launch.rank import run_rank
+from experiments.launch.watch import Pulse, Watch
 from experiments.point.point import Point
 from experiments.results.run_folder import RunError, RunFolder
 from experiments.text.tokens import TokenFile
@@ -64,12 +65,15 @@ def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
     quiet = dict.fromkeys(range(1, point.options.world_size), Std.ALL)
     logs = DefaultLogsSpecs(log_dir=str(logs_folder), redirects=quiet)
     config = host_config(point.options.world_size, point.device_type, "ranks", "experiments.launch.preload", logs)
+    pulse = Pulse(point.options.world_size)
+    watch = Watch(pulse, point.options.timeout_s)
     try:
-        with _signal_handlers_kept():
+        with _signal_handlers_kept(), watch:
             _silence_torchelastic()
-            elastic_launch(config, _entry)(point, tokens, folder)
+            elastic_launch(config, _entry)(point, tokens, folder, pulse)
     except ChildFailedError as error:
-        raise RanksError(_first_cause(error, logs_folder)) from error
+        silent = watch.verdict and f"{watch.verdict}; all ranks were stopped; logs in {logs_folder}"
+        raise RanksError(silent or _first_cause(error, logs_folder)) from error
     except SignalException as error:
         raise InterruptedRun(error.sigval) from error
 
@@ -93,12 +97,14 @@ def _silence_torchelastic() -> None:
 
 
 @record
-def _entry(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
+def _entry(point: Point, tokens: TokenFile, folder: RunFolder, pulse: Pulse) -> None:
+    rank = int(os.environ["RANK"])
+    pulse.start(rank)
     # Ctrl-C reaches the whole process group: a rank just goes, even from inside a collective, and the launcher talks.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     stay_on_this_host()
-    run_rank(point, tokens, folder)
+    run_rank(point, tokens, folder, on_timeout=lambda: pulse.waited_in_vain(rank))
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.stdout.flush()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -25,23 +27,28 @@ from harmoeny.runtime.exchange.comm import Communicator
 _PEER_LOST_DELAY_S = 1.5
 
 
-def run_rank(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
+def run_rank(
+    point: Point, tokens: TokenFile, folder: RunFolder, *, on_timeout: Callable[[], object] = lambda: None
+) -> None:
     """Measure a point as one of its ranks; rank 0 writes the results.
 
     Args:
         point: the point.
         tokens: its text.
         folder: the run's, which has begun.
+        on_timeout: called where this rank waited for another until its time was up.
 
     Raises:
         CheckError: a system's output is not the dense model's.
     """
-    device = join(point.device_type, point.options.timeout_s)
     try:
+        device = join(point.device_type, point.options.timeout_s)
         with torch.inference_mode():
             _run(point, tokens, folder, Communicator(device))
     except (dist.DistError, RuntimeError) as error:
         if point.options.world_size > 1 and is_peer_lost(error):
+            if is_timeout(error):
+                on_timeout()
             time.sleep(_PEER_LOST_DELAY_S)
         raise
 
@@ -52,6 +59,11 @@ def is_peer_lost(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return any(sign in text for sign in ("connection closed by peer", "connection reset", "gloo", "nccl"))
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Tell whether the error of a lost rank says that it gave no answer, rather than that its connection ended."""
+    return re.search(r"timed? ?out", str(error).lower()) is not None
 
 
 def _run(point: Point, tokens: TokenFile, folder: RunFolder, comm: Communicator) -> None:

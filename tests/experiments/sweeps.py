@@ -21,17 +21,19 @@ _TABLES = ("layers.parquet", "iterations.parquet", "summary.json")
 class FaultySweep:
     """The same command every time; what its second point does stands in a file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        self._overrides = overrides
         self.folder, self.results, self.switch = folder, folder / "results", folder / "second"
 
-    def start(self, behaviour: str | None) -> Command:
-        """Start the sweep; its second point will ``raise``, ``stall`` or behave (None)."""
+    def start(self, behaviour: str | None, *launcher: str) -> Command:
+        """Start the sweep, or a ``launcher`` of it; its second point will ``raise``, ``stall`` or behave (None)."""
         reached(self.switch).unlink(missing_ok=True)
         self.switch.unlink(missing_ok=True)
         if behaviour is not None:
             self.switch.write_text(behaviour)
         return Command(
             self.folder,
+            *launcher,
             "run.py",
             "experiment=smoke",
             "system=[static_ep]",
@@ -40,6 +42,7 @@ class FaultySweep:
             "router.skew=0.9",
             "wandb.mode=disabled",
             f"results_dir={self.results}",
+            *self._overrides,
         )
 
     @contextmanager
@@ -49,10 +52,8 @@ class FaultySweep:
         Yields:
             The command and rank 1's process id.
         """
-        marker = reached(self.switch)
         with self.start("stall") as command:
-            command.wait_until(lambda: marker.exists() and marker.read_text() != "", START_S)
-            yield command, int(marker.read_text())
+            yield command, stalled_rank(self, command)
 
     def finished(self) -> dict[Path, dict[str, int]]:
         """Return the finished points, and when each of their files was changed last (ns)."""
@@ -71,3 +72,10 @@ class FaultySweep:
 
     def _folders(self) -> list[Path]:
         return sorted(path.parent for path in self.results.glob("*/*/manifest.json"))
+
+
+def stalled_rank(sweep: FaultySweep, command: Command) -> int:
+    """Wait until rank 1 of the second point stalls, and return its process id."""
+    marker = reached(sweep.switch)
+    command.wait_until(lambda: marker.exists() and marker.read_text() != "", START_S)
+    return int(marker.read_text())
