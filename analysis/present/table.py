@@ -55,8 +55,8 @@ def model_name(run: Run) -> str:
 
 
 def dataset_name(run: Run) -> str:
-    """Return the name of the text, or ``none`` for a simulation whose routing does not come from any."""
-    reads = run.manifest["backend"] != "simulator" or run.manifest["point"]["router"] == "model"
+    """Return the name of the text, or what a replayed routing was recorded on; ``none``: simulated, from no text."""
+    reads = run.manifest["backend"] != "simulator" or run.manifest["point"]["router"] in ("model", "trace")
     return str(run.manifest["dataset"]["name"]) if reads else "none"
 
 

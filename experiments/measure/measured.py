@@ -66,7 +66,8 @@ def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> d
         "device": device_name(comm.device),
         "threads_per_rank": torch.get_num_threads(),
         "dataset": {
-            "name": point.dataset.name,
+            "name": point.dataset_name,
+            "text": point.dataset.name,
             "num_tokens": tokens.num_tokens,
             "sha256": tokens.sha256,
             "repeats_text": fresh < options.rounds,

@@ -16,7 +16,7 @@ def record_routing(bench: Bench) -> None:
         return
     everyone = on_rank_0([[ids.cpu().numpy() for ids in batch.expert_ids] for batch in bench.batches], bench.comm)
     if everyone:
-        names = point.model.name, point.dataset.name
+        names = point.model.name, point.dataset_name
         recorded = make_trace(
             Path(options.record), everyone, model.num_experts, names, model.stacks, token_paths=options.token_paths
         )

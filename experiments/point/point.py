@@ -70,6 +70,11 @@ class Point:
         return not self.simulated or self.router.from_model
 
     @property
+    def dataset_name(self) -> str:
+        """Name of the data set that the routing comes from: of a replayed one, the one that it was recorded on."""
+        return self.router.recorded_on() or self.dataset.name
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that all ranks read: those of the measured batches, then those of batches to learn from."""
         learned = max((policy.calibration_batches for policy in self.systems.values()), default=0)

@@ -100,6 +100,10 @@ class Router(ABC):
         """Return a digest of what the routing depends on beside the options; empty: nothing."""
         return ""
 
+    def recorded_on(self) -> str | None:
+        """Return the name of the data set whose routing is replayed; None: nothing is replayed."""
+        return None
+
     @abstractmethod
     def assign(self, request: RoutingRequest) -> IntArray:
         """Return int64 ``[num_tokens, top_k]``, different experts per token; -1 leaves an assignment out."""

@@ -79,12 +79,7 @@ class TraceRouter(Router):
                 f"router.path: {self.path!r} has {trace.num_layers} MoE layers, must be {len(run.layer_tokens)}, "
                 "as the model has"
             )
-        num_batches = run.num_batches + max(run.learners.values(), default=0)
-        if num_batches > trace.num_batches:
-            raise ValueError(
-                f"rounds: {run.num_batches}, must be at most {trace.num_batches - num_batches + run.num_batches}: "
-                f"{self.path!r} has {trace.num_batches} batches, and none is used twice"
-            )
+        self._check_batches(trace, run)
         if run.learners and not trace.paths:
             raise ValueError(
                 f"systems.{next(iter(run.learners))}: learns from the paths of tokens, which {self.path!r} does not "
@@ -97,6 +92,10 @@ class TraceRouter(Router):
         """Digest the file."""
         with Path(self.path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+    def recorded_on(self) -> str | None:
+        """Return what the trace says."""
+        return self._trace().dataset
 
     def assign(self, request: RoutingRequest) -> IntArray:
         """Route as recorded."""
@@ -130,6 +129,21 @@ class TraceRouter(Router):
     def _fits(self, trace: RecordedRouting, batch: int, request: RoutingRequest) -> bool:
         tokens = trace.spread_tokens(batch, request.layer, request.world_size)[request.rank]
         return bool(tokens == request.num_tokens)
+
+    def _check_batches(self, trace: RecordedRouting, run: RoutedRun) -> None:
+        """Refuse fewer batches than rounds, and those before them that systems learn from."""
+        learner, learned = max(run.learners.items(), key=lambda item: item[1], default=("", 0))
+        left = trace.num_batches - learned
+        if run.num_batches <= left:
+            return
+        has = f"{self.path!r} has {trace.num_batches} batches"
+        taken = f", of which systems.{learner} learns from {learned}, and none is used twice" if learned else ""
+        if left >= 1:
+            raise ValueError(f"rounds: {run.num_batches}, must be at most {left}: {has}{taken}")
+        raise ValueError(
+            f"systems.{learner}: learns from {learned} batches that are not measured, but {has}: leave it out, or "
+            f"record at least {learned + run.num_batches} rounds"
+        )
 
     def _check_tokens(self, trace: RecordedRouting, run: RoutedRun) -> None:
         for batch in range(run.num_batches):

@@ -45,7 +45,8 @@ def read_published(path: Path, case: str | None) -> RecordedRouting:
     if (counts < 0).any():
         batch, layer = np.argwhere(counts[:, :, 0, 0] < 0)[0]
         raise ValueError(f"{path}: no row for iteration {batch}, layer {layer} of {case}")
-    return RecordedRouting(str(path), path.stem, str(case), 1, counts.sum(axis=3), counts)
+    name = f"skew {case}" if case_column == "router_skew" else str(case)
+    return RecordedRouting(str(path), path.stem, name, 1, counts.sum(axis=3), counts)
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, str]:

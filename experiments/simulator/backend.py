@@ -184,7 +184,7 @@ class Simulator:
                 "backend": self.name,
                 "device": point.hardware.name,
                 "hardware_source": point.hardware.source,
-                "dataset": {"name": point.dataset.name},
+                "dataset": {"name": point.dataset_name},
             }
         )
         num_rounds = len(point.systems) * point.options.rounds

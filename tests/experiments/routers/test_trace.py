@@ -161,6 +161,8 @@ def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, mo
         pd.testing.assert_series_equal(layers["replayed"][column], layers["recorded"][column])
     trace = read_trace(path)
     assert (trace.model, trace.dataset, trace.num_experts) == ("switch", "pydoc", 4)
+    manifest = RunFolder(point.folder).manifest
+    assert manifest["dataset"]["name"] == "pydoc"
     recorded = load(*common, "router=model", f"trace.record={path}")
     path.unlink()
     assert not is_done(recorded)  # the run is there, but not what it was to write
@@ -188,3 +190,38 @@ def test_without_the_authors_files_the_experiment_is_skipped_with_the_reason(
     )
     assert run_point(compose("experiment=trace_replay", "router.path=/no/file.csv", f"results_dir={tmp_path}")) is None
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_replay_is_named_after_what_was_recorded(path: Path, load: Load) -> None:
+    replay = load(
+        "model=moe_stack", "model.num_layers=3", "model.num_experts=5", "model.top_k=2", "router=trace",
+        f"router.path={path}", "router.scale=true", "dataset=random", "system=[static_ep]", "rounds=1",
+    )  # fmt: skip
+    assert replay.dataset_name == "text"
+    assert load("dataset=random").dataset_name == "random"
+
+
+@pytest.mark.parametrize(
+    ("rounds", "learners", "message"),
+    [
+        (
+            3,
+            {"exflow": 4},
+            r"^systems\.exflow: learns from 4 batches that are not measured, but '.*' has 2 batches: leave it out, or "
+            r"record at least 7 rounds$",
+        ),
+        (1, {"exflow": 2}, r"^systems\.exflow: learns from 2 batches .* record at least 3 rounds$"),
+        (
+            2,
+            {"exflow": 1, "other": 0},
+            r"^rounds: 2, must be at most 1: '.*' has 2 batches, of which systems\.exflow learns from 1, and none is "
+            r"used twice$",
+        ),
+        (3, {}, r"^rounds: 3, must be at most 2: '.*' has 2 batches$"),
+    ],
+)
+def test_too_few_batches_are_refused_with_what_takes_them(
+    rounds: int, learners: dict[str, int], message: str, path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        TraceRouter(path=str(path), scale=True).validate_run(RoutedRun([12, 12, 3], 2, rounds, learners))

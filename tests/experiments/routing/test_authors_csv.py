@@ -35,6 +35,7 @@ def test_the_layout_by_skew(tmp_path: Path) -> None:
     rows = [row.replace("books", "0.5").replace("wiki", "0.0") for row in ROWS]
     path = written(tmp_path, rows, HEADER.replace("dataset", "router_skew"))
     assert read_published(path, "0.5").num_batches == 2
+    assert read_published(path, "0.5").dataset == "skew 0.5"
     assert read_published(path, "0").counts.tolist() == [[[[6, 0, 0]]]]
 
 
