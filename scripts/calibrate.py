@@ -31,7 +31,6 @@ from torch import Tensor
 from baselines.static_ep import StaticEP
 from experiments.cores import usable_cores
 from experiments.launch.calls import call_on_ranks
-from experiments.results.manifest import device_name
 from experiments.routers.base import RoutingRequest
 from experiments.routers.uniform import UniformRouter
 from harmoeny.cost import ExpertCost
@@ -39,7 +38,7 @@ from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.runtime.calibrate import all_to_all_s, cold_caches, expert_s, fetch_s, median_s
-from harmoeny.runtime.device import best_device_type
+from harmoeny.runtime.device import Device, best_device_type
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.memory.experts import LayerExperts
@@ -329,7 +328,7 @@ def main() -> None:
         hardware,
         path,
         f"Measured by scripts/calibrate.py on {datetime.now(UTC):%Y-%m-%d}, {arguments.world_size} ranks at once:\n"
-        f"{device_name(torch.device(device_type))}, {threads} threads per rank, PyTorch {torch.__version__},\n"
+        f"{Device.of(torch.device(device_type)).name}, {threads} threads per rank, PyTorch {torch.__version__},\n"
         f"expert {arguments.hidden_size}/{arguments.intermediate_size}, {arguments.dtype}.",
     )
     matrices = 2 * arguments.hidden_size * arguments.intermediate_size

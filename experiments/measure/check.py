@@ -11,9 +11,9 @@ from torch import Tensor
 
 from experiments.measure.batch import Batch, dense_forward
 from experiments.measure.bench import Bench
-from experiments.measure.peak_memory import with_peak_bytes
 from experiments.results.run_folder import RunError
 from harmoeny.models.base import TOLERANCE
+from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.system import System
 
@@ -104,7 +104,7 @@ def _execute(bench: Bench, system: System, batch: Batch) -> _Executed:
     with engine.executed_masks() as masks:
         output = model.forward(batch.input_ids)
     # A second pass: the first one loads libraries and compiled code.
-    _, peak_bytes = with_peak_bytes(lambda: model.forward(batch.input_ids), bench.comm.device)
+    _, peak_bytes = Device.of(bench.comm.device).with_peak_bytes(lambda: model.forward(batch.input_ids))
     wanted = [ids >= 0 for ids in batch.expert_ids]
     return _Executed(output, wanted, [mask & some for mask, some in zip(masks, wanted, strict=True)], peak_bytes)
 

@@ -22,7 +22,7 @@ from experiments.results.layer_rows import (
     layer_frame,
     routing_frame,
 )
-from experiments.results.manifest import device_name, model_fields, options_of
+from experiments.results.manifest import model_fields, options_of
 from experiments.results.request_rows import decode_frame, request_frame
 from experiments.results.run_folder import RunFolder
 from experiments.text.tokens import TokenFile
@@ -63,7 +63,7 @@ def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> d
     fresh = tokens.fresh_batches(sequences_per_batch=options.world_size * options.batch_size, seq_len=options.seq_len)
     return {
         "backend": Device.of(comm.device).process_group,
-        "device": device_name(comm.device),
+        "device": Device.of(comm.device).name,
         "threads_per_rank": torch.get_num_threads(),
         "dataset": {
             "name": point.dataset_name,
@@ -85,7 +85,7 @@ def _tables(bench: Bench, measured: Measured) -> dict[Table, pd.DataFrame]:
     if comm.rank != 0:
         return {}
     device = Device.of(comm.device)
-    platform = Platform(device.process_group, device_name(comm.device), bench.engine.memory.transfers.link)
+    platform = Platform(device.process_group, Device.of(comm.device).name, bench.engine.memory.transfers.link)
     tables = {
         LAYERS: layer_frame(iterations, platform),
         ITERATIONS: iteration_frame(iterations, platform, model.scope),

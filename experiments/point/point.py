@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments.datasets.base import Dataset
 from experiments.point.options import Options
 from experiments.point.simulator_options import SimulatorOptions
@@ -20,6 +18,7 @@ from harmoeny.choices import PLAN_EXECUTOR
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
+from harmoeny.runtime.device import best_device_type
 from harmoeny.runtime.layer.executor import find_executor
 
 #: Values that change where results go or what is done with them, but not the measurement.
@@ -60,9 +59,7 @@ class Point:
     @property
     def device_type(self) -> str:
         """``cpu`` or ``cuda``."""
-        if self.options.device != "auto":
-            return self.options.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return best_device_type() if self.options.device == "auto" else self.options.device
 
     @property
     def reads_text(self) -> bool:

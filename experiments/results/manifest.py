@@ -15,6 +15,7 @@ import torch
 from experiments.cores import usable_cores
 from experiments.point.point import Point
 from harmoeny.policy import Policy
+from harmoeny.runtime.device import Device
 from results_schema.manifest import Status
 
 _PACKAGES = ("torch", "transformers", "numpy", "numba", "pandas", "hydra-core", "tokenizers", "deepspeed")
@@ -85,18 +86,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def device_name(device: torch.device) -> str:
-    """Return the name of the processor or GPU that executes the experts."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return "CPU " + line.split(":", 1)[1].strip()
-    return "CPU " + (platform.processor() or platform.machine())
-
-
 def _git() -> dict[str, Any]:
     root = Path(__file__).resolve().parents[2]
 
@@ -134,7 +123,7 @@ def _host() -> dict[str, Any]:
         "name": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "cpu": device_name(torch.device("cpu")),
+        "cpu": Device.of(torch.device("cpu")).name,
         "num_cores": cores.number,
         "cpu_quota": cores.quota,
         "cores_limited_by": cores.limited_by,

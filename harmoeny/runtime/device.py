@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+import re
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cache
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import torch
 
+T = TypeVar("T")
+_PROCESS = Path("/proc/self")
 #: A point in time: nanoseconds of the processor's clock (int), seconds of a virtual clock (float), or a CUDA event.
 Mark = int | float | torch.cuda.Event
 #: Begin and end, both of one kind.
@@ -42,6 +49,20 @@ class Device(ABC):
         """Return the device; what is not CUDA computes when it is called, as the CPU does."""
         return CudaDevice(device) if device.type == "cuda" else CpuDevice()
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name of the processor or GPU."""
+
+    @abstractmethod
+    def with_peak_bytes(self, function: Callable[[], T]) -> tuple[T, int | None]:
+        """Call a function and measure its memory; that costs time, so nothing is timed together with this.
+
+        Returns:
+            The function's result, and the peak of this rank's memory above that at the call's beginning, in bytes, or
+            None where the system does not tell.
+        """
+
     @abstractmethod
     def now(self) -> Mark:
         """Return the time at which all computation called so far is over, without waiting for it."""
@@ -60,6 +81,27 @@ class CpuDevice(Device):
 
     process_group: ClassVar[str] = "gloo"
     has_own_memory: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """What Linux calls the processor, else what Python knows of it."""
+        cpuinfo = Path("/proc/cpuinfo")
+        if cpuinfo.exists():
+            for line in cpuinfo.read_text().splitlines():
+                if line.startswith("model name"):
+                    return "CPU " + line.split(":", 1)[1].strip()
+        return "CPU " + (platform.processor() or platform.machine())
+
+    def with_peak_bytes(self, function: Callable[[], T]) -> tuple[T, int | None]:
+        """Measure what the process has resident; free memory that the C library caches is released first."""
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+            (_PROCESS / "clear_refs").write_text("5")  # the peak becomes what is resident now
+            before = _resident_peak_bytes()
+        except (AttributeError, OSError):  # another C library, or no Linux
+            return function(), None
+        result = function()
+        return result, _resident_peak_bytes() - before
 
     def now(self) -> Mark:
         """Return the processor's clock in nanoseconds."""
@@ -81,6 +123,18 @@ class CudaDevice(Device):
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
+    @property
+    def name(self) -> str:
+        """The GPU's name."""
+        return torch.cuda.get_device_name(self._device)
+
+    def with_peak_bytes(self, function: Callable[[], T]) -> tuple[T, int | None]:
+        """Measure what PyTorch's allocator gave out."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        result = function()
+        return result, int(torch.cuda.max_memory_allocated(self._device)) - before
+
     def now(self) -> Mark:
         """Return an event on the current stream."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -94,6 +148,13 @@ class CudaDevice(Device):
     def synchronize_compute(self) -> None:
         """Wait for the current stream."""
         torch.cuda.current_stream(self._device).synchronize()
+
+
+def _resident_peak_bytes() -> int:
+    match = re.search(r"^VmHWM:\s+(\d+) kB", (_PROCESS / "status").read_text(encoding="ascii"), re.MULTILINE)
+    if match is None:
+        raise OSError(f"{_PROCESS}/status: no VmHWM")
+    return int(match[1]) * 1024
 
 
 def best_device_type() -> str:

@@ -25,7 +25,6 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from baselines.static_ep import StaticEP
 from experiments.launch.calls import call_on_ranks
-from experiments.results.manifest import device_name
 from experiments.routers.base import RoutingRequest
 from experiments.routers.uniform import UniformRouter
 from harmoeny.models.moe_stack import MoEStack
@@ -194,7 +193,7 @@ def main() -> None:
     if arguments.rounds < 1 or arguments.world_size < 1 or _NUM_EXPERTS % arguments.world_size:
         parser.error(f"--rounds must be at least 1, --world-size a divisor of {_NUM_EXPERTS}")
     device_type = best_device_type()
-    device = device_name(torch.device(device_type))
+    device = Device.of(torch.device(device_type)).name
     console = Console()
     results: dict[str, Any] = {"device": device, "torch": torch.__version__}
     missed = []

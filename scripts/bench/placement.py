@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.registry import discover
-from experiments.results.manifest import device_name
 from experiments.routers.base import exact_counts
 from experiments.routers.skew import hot_shares
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
+from harmoeny.runtime.device import Device
 from harmoeny.trace import RoutingTrace
 from scripts.bench.planning import COST
 
@@ -151,7 +151,7 @@ def _crossing_share(policy: Policy, trace: RoutingTrace, num_experts: int, world
 
 def show(replacements: Sequence[Replacement], fits: Sequence[Fit], console: Console) -> None:
     """Print one row per policy and size (ranks x experts), with the experts that a rank loads and holds."""
-    device = device_name(torch.device("cpu"))
+    device = Device.of(torch.device("cpu")).name
     table = Table(title=f"Re-placement of one layer, another hot expert in each of {_NUM_BATCHES} batches, {device}")
     for column in ("policy", "size", "changes", "median us", "loaded", "of"):
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.registry import discover
-from experiments.results.manifest import device_name
 from experiments.routers.base import FloatArray, RoutingRequest, exact_counts, route_by_shares
 from experiments.routers.skew import hot_shares
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
+from harmoeny.runtime.device import Device
 from harmoeny.trace import RoutingTrace
 
 #: (world_size, num_experts): microseconds that the median may take.
@@ -109,7 +109,7 @@ def _samples_us(policy: Policy, counts: IntArray) -> list[float]:
 
 def show(timings: Sequence[Timing], console: Console) -> None:
     """Print one row per policy, size (ranks x experts) and skew."""
-    table = Table(title=f"Planning time, {TOKENS_PER_RANK} tokens per rank, {device_name(torch.device('cpu'))}")
+    table = Table(title=f"Planning time, {TOKENS_PER_RANK} tokens per rank, {Device.of(torch.device('cpu')).name}")
     for column in ("policy", "size", "skew", "median us", "p90 us", "budget us", ""):
         table.add_column(column, justify="left" if column in ("policy", "") else "right", no_wrap=True)
     for i, t in enumerate(timings):

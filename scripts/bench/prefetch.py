@@ -25,7 +25,6 @@ from rich.table import Table
 from torch import Tensor
 
 from baselines.static_ep import StaticEP
-from experiments.results.manifest import device_name
 from harmoeny.hardware import Hardware
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.placement import Placement
@@ -146,7 +145,7 @@ def main() -> None:
     )
     table = Table(
         title=f"{_NUM_RESIDENTS} resident and {_NUM_FETCHED} fetched Switch-Base experts, threshold {threshold} tokens",
-        caption=f"{device_name(device)}, {link}",
+        caption=f"{Device.of(device).name}, {link}",
     )
     for column in ("tokens per expert", "of threshold", "strategy", "fetch time hidden", "time to sync"):
         table.add_column(column, justify="left" if column == "strategy" else "right")
@@ -157,7 +156,7 @@ def main() -> None:
         )  # fmt: skip
     Console().print(table)
     if arguments.json:
-        content = {"device": device_name(device), "link": link, "threshold": threshold, "rows": rows}
+        content = {"device": Device.of(device).name, "link": link, "threshold": threshold, "rows": rows}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     missed = [
         f"async hides {row['hidden_share']:.1%} at {row['times_threshold']:g} x the threshold"

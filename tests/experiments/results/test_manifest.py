@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.results.manifest import device_name, new_manifest, now
+from experiments.results.manifest import new_manifest, now
 from experiments.results.run_folder import RunFolder
+from harmoeny.runtime.device import Device
 from tests.conftest import ROOT, Load
 
 
@@ -54,6 +55,6 @@ def test_times_order_as_text() -> None:
 
 
 def test_processor_has_a_name() -> None:
-    name = device_name(torch.device("cpu"))
+    name = Device.of(torch.device("cpu")).name
     assert name.startswith("CPU ")
     assert len(name) > len("CPU ")
