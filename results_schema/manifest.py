@@ -26,7 +26,7 @@ REQUIRED_FIELDS = (
 #: What else it may say.
 FURTHER_FIELDS = (
     "started_at", "ended_at", "error", "git", "packages", "host", "sources", "inputs", "seed",
-    "threads_per_rank", "calibration", "checks", "hardware_source", "out_of_memory",
+    "threads_per_rank", "calibration", "checks", "beside", "hardware_source", "out_of_memory",
 )  # fmt: skip
 #: What it says of every system under ``systems``; ``fit`` is a real run's, ``threshold`` the simulator's.
 SYSTEM_FIELDS = (

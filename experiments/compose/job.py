@@ -14,6 +14,7 @@ from experiments.launch.environment import is_main_rank, joined_world_size
 from experiments.launch.joined import run_joined
 from experiments.launch.local import InterruptedRun
 from experiments.point.point import Point
+from experiments.results.begun import begun
 from experiments.results.kept import is_kept, remarks
 from experiments.results.run_folder import RunError, RunFolder
 from experiments.results.sweep import point_title
@@ -60,14 +61,15 @@ def _run(point: Point) -> bool:
     if is_kept(point):
         return False
     tokens = prepare_point(point) if point.reads_text else None
-    folder = RunFolder(point.folder)
-    folder.begin(point)
-    try:
-        _run_on_backend(point, tokens, folder)
-    except (RunError, InterruptedRun) as error:
-        tidy_terminal()
-        folder.fail(str(error))
-        raise
+    with begun(point, wait=True) as folder:
+        if folder is None:
+            return False
+        try:
+            _run_on_backend(point, tokens, folder)
+        except (RunError, InterruptedRun) as error:
+            tidy_terminal()
+            folder.fail(str(error))
+            raise
     return True
 
 

@@ -20,6 +20,7 @@ from experiments.console import say
 from experiments.launch.environment import adopt_slurm_step
 from experiments.point.point import Point
 from experiments.results.kept import is_done, is_kept
+from experiments.results.lock import RunBusyError, hold
 from experiments.results.run_folder import RunFolder
 from experiments.results.sweep import point_title
 from results_schema.files import SUMMARY, SWEEP_DIR_VARIABLE
@@ -93,7 +94,7 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
         )
         for job in jobs:
             if not is_kept(job.point):  # else the task has only the summary to write
-                RunFolder(job.point.folder).forget()
+                _forget(job.point)
         try:
             executor.update_parameters(**parameters)
             tasks = executor.map_array(
@@ -110,6 +111,19 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
             RunFolder(job.point.folder).note_submission(task.job_id, task.paths.stdout)
         name = tasks[0].job_id.partition("_")[0]
         say(f"SLURM job {name}: {_number(len(jobs))} submitted; output in {tasks[0].paths.folder.parent}")
+
+
+def _forget(point: Point) -> None:
+    """Remove what an unfinished run left.
+
+    Raises:
+        ValueError: a process measures it.
+    """
+    try:
+        with hold(point.folder, point_title(point.run_id), wait=False):
+            RunFolder(point.folder).forget()
+    except RunBusyError as error:
+        raise ValueError(str(error)) from error
 
 
 def _number(points: int, one: str = "", several: str = "") -> str:

@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import socket
+from contextlib import ExitStack
 
 import torch.distributed as dist
 
@@ -15,7 +16,10 @@ from experiments.launch.local import RanksError
 from experiments.launch.peers import Peers
 from experiments.launch.rank import is_peer_lost, run_rank
 from experiments.point.point import Point
+from experiments.results.begun import begun
 from experiments.results.kept import is_kept
+from experiments.results.lock import RunBusyError
+from experiments.results.neighbours import registered
 from experiments.results.run_folder import RunFolder
 from experiments.text.prepare import prepare_point
 
@@ -28,39 +32,73 @@ def run_joined(point: Point) -> bool:
 
     Raises:
         RanksError: another rank is gone or out of reach.
+        RunBusyError: another process measures the same.
         ValueError: the text is not usable, or shorter than a sequence.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C has to end a rank that waits in a collective, too
     choose_gloo_interface()
-    folder, peers = RunFolder(point.folder), Peers()
-    try:
-        return _run(point, folder, peers)
-    except RuntimeError as error:
-        if point.options.world_size == 1 or not is_peer_lost(error):
+    folder: RunFolder | None = None
+    peers = Peers()
+    with ExitStack() as held:
+        try:
+            join(point.device_type, point.options.timeout_s)
+            peers.meet()
+            folder = _begin(point, held)
+            if folder is not None:
+                _measure(point, folder, peers)
+        except RunBusyError:
             raise
-        reason = _reason(error, point, peers)
-        if is_main_rank():
-            folder.fail(reason)
-        atexit.register(peers.end_stopped)  # once this rank has said so: what started it ends it as soon as one is dead
-        raise RanksError(reason) from error
+        except RuntimeError as error:
+            if point.options.world_size == 1 or not is_peer_lost(error):
+                raise
+            reason = _reason(error, point, peers)
+            if is_main_rank() and folder is not None:
+                folder.fail(reason)
+            # Once this rank has said so: what started it ends it as soon as one is dead.
+            atexit.register(peers.end_stopped)
+            raise RanksError(reason) from error
+    return folder is not None
 
 
-def _run(point: Point, folder: RunFolder, peers: Peers) -> bool:
-    join(point.device_type, point.options.timeout_s)
-    peers.meet()
-    if _agree(is_kept(point), point):
-        return False
+def _begin(point: Point, held: ExitStack) -> RunFolder | None:
+    """Begin the run, which rank 0 holds until ``held`` is closed.
+
+    Returns:
+        The run's folder; None where the point had been finished before.
+
+    Raises:
+        RunBusyError: another process measures the same; raised on rank 0, the others just end.
+    """
+    folder: RunFolder | None = RunFolder(point.folder)
+    refusal = ""
     if is_main_rank():
-        folder.begin(point)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+        try:
+            folder = None if is_kept(point) else held.enter_context(begun(point, wait=False))
+        except RunBusyError as error:
+            refusal = str(error)
+    elif _is_first_of_host():
+        held.enter_context(registered(f"{point.options.experiment}/{point.run_id}"))
+    kept, refusal = _answer_of_rank_0((folder is None, refusal), point)
+    if refusal and is_main_rank():
+        raise RunBusyError(refusal)
+    if refusal:
+        raise SystemExit(1)
+    return None if kept else folder
+
+
+def _measure(point: Point, folder: RunFolder, peers: Peers) -> None:
+    if _is_first_of_host():
         prepare_point(point)
     if point.options.world_size > 1:
         dist.barrier()
     run_rank(point, prepare_point(point), folder, on_timeout=peers.find_stopped)
-    return True
 
 
-def _agree(answer: bool, point: Point) -> bool:
+def _is_first_of_host() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _answer_of_rank_0(answer: tuple[bool, str], point: Point) -> tuple[bool, str]:
     """Give all ranks rank 0's answer: a shared file system may show the others an older state."""
     if point.options.world_size == 1:
         return answer

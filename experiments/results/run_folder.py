@@ -12,12 +12,15 @@ import yaml
 
 from experiments.point.point import Point
 from experiments.results.manifest import new_manifest, now
+from experiments.results.neighbours import Neighbours
 from results_schema import files
 from results_schema.atomic import atomic_path, write_text
 from results_schema.manifest import Status, is_finished, read_manifest
 from results_schema.tables import TABLES, Table
 
 _SLURM = "slurm.json"
+#: Held by whoever runs the point (lock.py).
+LOCK = ".lock"
 
 
 class RunError(RuntimeError):
@@ -31,8 +34,9 @@ class RunFolder:
     writes the next one reads.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, neighbours: Neighbours | None = None) -> None:
         self.path = path
+        self._neighbours = neighbours
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -81,7 +85,8 @@ class RunFolder:
 
     def finish(self) -> None:
         """Say that the run came to its end: from now on its tables count."""
-        self._write_manifest(self.manifest | {"status": Status.FINISHED, "ended_at": now()})
+        beside = {} if self._neighbours is None else {"beside": self._neighbours.met()}
+        self._write_manifest(self.manifest | beside | {"status": Status.FINISHED, "ended_at": now()})
 
     def fail(self, reason: str) -> None:
         """Say why the run failed; one that has not begun, or has ended, is left as it is."""
@@ -94,7 +99,8 @@ class RunFolder:
         for name in (files.MANIFEST, files.SUMMARY, *(table.file for table in TABLES)):
             (self.path / name).unlink(missing_ok=True)
         for temporary in self.path.glob(".*"):
-            temporary.unlink()
+            if temporary.name != LOCK:
+                temporary.unlink()
 
     def note_submission(self, job: str, output: Path) -> None:
         """Write down which SLURM job runs the point, and where that job's output goes."""

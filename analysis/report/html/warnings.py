@@ -209,6 +209,23 @@ def _cores_of(host: Mapping[str, Any]) -> str:
     return f"{host['num_cores']} {'core' if host['num_cores'] == 1 else 'cores'}" + (f": {limit}" if limit else "")
 
 
+def _beside(section: Section) -> Iterator[Alert]:
+    if section.simulated:
+        return
+    crowded = [
+        f"{name or 'this run'} ({_some(_distinct(other.get('run') for other in others))})"
+        for name, run in _named(section)
+        if (others := run.manifest.get("beside"))
+    ]
+    if crowded:
+        yield Alert(
+            "warning",
+            "Measured beside others",
+            "Other measurements ran on the same machine at the same time and took a share of it: "
+            f"{_some(crowded, '; ')}. Measure again alone (force=true).",
+        )
+
+
 def _code(section: Section) -> Iterator[Alert]:
     states = [run.manifest.get("git") or {} for run in section.runs]
     if any(state.get("dirty") for state in states):
@@ -241,7 +258,7 @@ def _data(section: Section) -> Iterator[Alert]:
 
 _RULES: Sequence[Callable[[Section], Iterable[Alert]]] = (
     _failed_checks, _simulated, _emulated, _mixed, _missing, _out_of_memory, _few_rounds, _wide_intervals, _warm_up,
-    _crowded, _code, _comparison, _data,
+    _crowded, _beside, _code, _comparison, _data,
 )  # fmt: skip
 
 

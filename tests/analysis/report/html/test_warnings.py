@@ -38,6 +38,8 @@ def test_good_results_warn_of_nothing(tmp_path: Path) -> None:
         ("Ranks share cores", "warning", {"host": {"name": "here", "num_cores": 1, "cpu_quota": 0.5,
             "cores_limited_by": "a CPU quota of 0.5 cores"}}, "2 ranks x 1 threads on 1 core: a CPU quota of 0.5"),
         ("Ranks share cores", "warning", {"host": {"name": "here", "num_cores": 2, "cpu_quota": 1.5}}, "on 2 cores)"),
+        ("Measured beside others", "warning", {"beside": [{"run": "smoke/other", "pid": 1, "since": ""}] * 2},
+         "router skew 0.9 (smoke/other). Measure again alone (force=true)"),
         ("Out of memory", "warning", {"out_of_memory": {"eplb": "rank 0 lacks 3 GB"}}, "EPLB at router skew 0.9: rank"),
         ("MoE layers only", "note", {"scope": "layer"}, "not of a model"),
         ("Text read twice", "note", {"dataset": {"name": "pydoc", "repeats_text": True}}, "repeat"),
