@@ -131,8 +131,8 @@ def _json_rows(part: Part, _: str) -> Iterator[Any]:
     lines = enumerate(part.lines(), 1)
     number, first = next(((number, line) for number, line in lines if line.strip()), (1, ""))
     if first.lstrip().startswith("[") or not _is_json(first):
-        text = "\n" * (number - 1) + first + "".join(line for _, line in lines)
-        value = _parsed(text, 1, part.name) if text else []
+        text = first + "".join(line for _, line in lines)
+        value = _parsed(text, number, part.name) if text else []
         yield from value if isinstance(value, list) else [value]
         return
     yield _parsed(first, number, part.name)

@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from experiments.datasets import pydoc
 from experiments.datasets.kit.special_tokens import END_ID
 from experiments.datasets.local import Local
 from experiments.datasets.pydoc import PyDoc
-from experiments.files import cache_dir
+from experiments.files import cache_dir, kept_file
 from experiments.text.tokenizer import MIN_VOCAB_SIZE, load_tokenizer
 from experiments.text.tokens import TokenFile, prepare_tokens
 from results_schema.atomic import atomic_path
@@ -240,3 +241,74 @@ class TestCache:
             _write_half(temporary)
         assert target.read_text() == "whole"
         assert list(target.parent.iterdir()) == [target]
+
+    def test_file_without_a_home_or_a_place_is_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_home() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        (tmp_path / "cache" / "name").mkdir(parents=True)
+        monkeypatch.setenv("HARMOENY_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(ValueError, match=r"^HARMOENY_CACHE: '.*/cache/name' cannot be read .*; set HARMOENY_CACHE"):
+            kept_file("name", lambda: b"")
+        for name in ("x" * 250, "x" * 300):
+            with pytest.raises(ValueError, match=r"^HARMOENY_CACHE: '.*' cannot be .* \(File name too long\); set HA"):
+                kept_file(name, lambda: b"")
+        monkeypatch.delenv("HARMOENY_CACHE")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", no_home)
+        with pytest.raises(ValueError, match=r"^HARMOENY_CACHE: not set, and this user has no home folder; set"):
+            cache_dir()
+
+    def test_a_full_disk_is_one_line_and_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Full(type(tmp_path)):  # type: ignore[misc]
+            def open(self, *_: object) -> object:
+                return Path("/dev/full").open("wb", buffering=0)
+
+        @contextmanager
+        def full(target: Path) -> Iterator[Path]:
+            with atomic_path(target) as temporary:
+                yield Full(temporary)
+
+        monkeypatch.setenv("HARMOENY_CACHE", str(tmp_path))
+        monkeypatch.setattr("experiments.files.atomic_path", full)
+        with pytest.raises(ValueError, match=r"^HARMOENY_CACHE: '.*/name' cannot be written \(No space left on"):
+            kept_file("name", lambda: b"content")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda _: b"",
+            lambda content: content[:10],
+            lambda content: content[:-1],
+            lambda content: content + b"\n",
+            lambda content: bytes([content[0] ^ 1]) + content[1:],
+            lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        ],
+        ids=["empty", "torn", "cut", "longer", "flipped", "wrong checksum"],
+    )
+    def test_damaged_files_of_every_kind_are_made_anew(
+        self,
+        damage: Callable[[bytes], bytes],
+        session_cache: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        text = Local(path=_written(tmp_path, "some text"))
+        first = prepare_tokens(text, MIN_VOCAB_SIZE)
+        cache = tmp_path / "cache"
+        cache.mkdir()
+        kinds = ("pydoc-", f"tokenizer-{MIN_VOCAB_SIZE}-", first.path.name)
+        for path in session_cache.iterdir():
+            if path.name.startswith(kinds):
+                (cache / path.name).write_bytes(damage(path.read_bytes()))
+        assert len(list(cache.iterdir())) == 3
+        monkeypatch.setenv("HARMOENY_CACHE", str(cache))
+        monkeypatch.setattr(pydoc, "_collected", lambda: json.dumps(["a text"]).encode())
+        again = prepare_tokens(text, MIN_VOCAB_SIZE)
+        assert again.num_tokens == first.num_tokens
+        assert np.load(again.path).tolist() == np.load(first.path).tolist()
+        assert capsys.readouterr().err.count("is damaged and is made anew") == 3
+        prepare_tokens(text, MIN_VOCAB_SIZE)
+        assert not capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ class TestArrivals:
         path.write_text("7.5\n7.5\n8\n10\n")
         assert RequestOptions(arrivals=str(path)).times(0, 3, 99).tolist() == [0.0, 0.0, 0.5, 2.5]
         assert RequestOptions(arrivals=str(path), per_round=2).times(0, 0, 99).tolist() == [0.0, 0.0]
+
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+    def test_marks_empty_lines_and_packing_do_no_harm(self, encoding: str, tmp_path: Path) -> None:
+        path = tmp_path / "times"
+        for pack in (bytes, gzip.compress):
+            path.write_bytes(pack("\n1.5\r\n 2 \r\n\r\n4\r\n\n".encode(encoding)))
+            assert RequestOptions(arrivals=str(path)).times(0, 0, 9).tolist() == [0.0, 0.5, 2.5]
+
+    def test_what_is_no_text_is_refused_by_name(self, tmp_path: Path) -> None:
+        path = tmp_path / "times"
+        for content, reason in ((bytes(range(256)), "is no text"), (gzip.compress(b"1\n2\n")[:-9], "is damaged")):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=rf"^requests\.arrivals: '.*/times' {reason}"):
+                RequestOptions(arrivals=str(path)).validate()
 
     @pytest.mark.parametrize(
         ("options", "text", "message"),
