@@ -51,7 +51,7 @@ def read_published(path: Path, case: str | None) -> RecordedRouting:
 
 def _read(path: Path) -> tuple[pd.DataFrame, str]:
     """Read a whole file and check every row."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     if not text.endswith("\n"):
         raise ValueError(f"{path}: row {text.count(chr(10))} is cut off (no end of line)")
     header = text.partition("\n")[0].split(",")

@@ -31,6 +31,11 @@ def test_a_series_by_hand(tmp_path: Path) -> None:
     assert trace.spread_counts(0, 0, 4).tolist() == [[2, 0, 0], [1, 0, 1], [1, 0, 0], [1, 0, 0]]
 
 
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    path = written(tmp_path, ROWS, "\ufeff" + HEADER)
+    assert read_published(path, "wiki").counts.tolist() == [[[[6, 0, 0]]]]
+
+
 def test_the_layout_by_skew(tmp_path: Path) -> None:
     rows = [row.replace("books", "0.5").replace("wiki", "0.0") for row in ROWS]
     path = written(tmp_path, rows, HEADER.replace("dataset", "router_skew"))
