@@ -17,6 +17,7 @@ from analysis.present.style import label
 
 #: What a figure's caption says of whiskers; figures without any take it out.
 INTERVALS = "whiskers: 95 % bootstrap intervals"
+_RATIO = "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval]."
 
 
 def summary_frame(
@@ -65,6 +66,34 @@ def texts_read(frame: pd.DataFrame) -> list[str]:
     return sorted(set(frame["dataset_name"]) - {"none"})
 
 
+def unpaired_systems(frame: pd.DataFrame) -> list[str]:
+    """Return the systems that were measured under the same conditions, but not in the same run; empty: there are none.
+
+    Args:
+        frame: of :func:`summary_frame`; its columns with a dot are the options that tell points apart.
+    """
+    same = [c for c in frame if "." in c] + ["backend", "device", "scope", "world_size", "model_name", "dataset_name"]
+    found: dict[str, None] = {}
+    for _, rows in frame.groupby([frame[name].map(str) for name in same]):
+        by_run = [frozenset(of_run) for _, of_run in rows.groupby("run_id")["system"]]
+        if any(
+            a - b and b - a for a in by_run for b in by_run
+        ):  # a system that does not fit in memory is missing alone
+            found |= dict.fromkeys(rows["system"])
+    return list(found)
+
+
+def unpaired_remark(frame: pd.DataFrame) -> str:
+    """Say that systems were not paired, and how they would be; empty where all were."""
+    names = unpaired_systems(frame)
+    return (
+        f"{', '.join(names)} ran in jobs of their own, one after another: their numbers are not paired. One list in "
+        f"brackets compares them round by round: 'system=[{','.join(names)}]'."
+        if names
+        else ""
+    )
+
+
 def skew_points(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return what tells runs apart that no sweep describes: the skew, where all their routers have one."""
     if all("skew" in run.config["router"] for run in runs):
@@ -99,8 +128,9 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:
     """Lay a summary frame out as a table for a terminal."""
     table = Table(
         title=title,
-        caption=caption(frame) + "\n* drops tokens: not the model's output, never the baseline. A bound is no system.\n"
-        "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval].",
+        caption=caption(frame)
+        + "\n* drops tokens: not the model's output, never the baseline. A bound is no system.\n"
+        + (unpaired_remark(frame) or _RATIO),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,

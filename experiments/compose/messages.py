@@ -20,6 +20,10 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         reason = _one_line(error.message.partition("See http")[0])
         return f"{error.override!r} cannot be read ({reason}), must be FIELD=VALUE or GROUP=CHOICE"
+    if ambiguous := re.match("Ambiguous value for argument 'system=([^']*)'", str(error)):
+        return (
+            f"system: several values, must be a list in brackets to be compared in one run: 'system=[{ambiguous[1]}]'"
+        )
     if ambiguous := re.match("Ambiguous value for argument '(.*)'", str(error)):
         return f"{ambiguous[1]}: several values, must be one, or all of them one after another with --multirun"
     if isinstance(error, InstantiationException):

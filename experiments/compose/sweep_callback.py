@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -53,10 +53,10 @@ class ValidateSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check all points and write ``sweeps/<sweep_id>/sweep.json``."""
         with _one_clear_error():
-            for option, choice in leave_out_absent(config).items():
-                if is_main_rank():
-                    say(f"{option}: not swept, as {choice} has no such option")
+            absent = leave_out_absent(config)
             swept, axes = sweep_points(config)
+            for remark in _remarks(config, absent) if is_main_rank() else ():
+                say(remark)
             points, values = [point for point, _ in swept], [values for _, values in swept]
             if points[0].options.dry_run:
                 _describe(points, values)
@@ -145,6 +145,20 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
         values = {axis: v if isinstance(v := swept[axis], int | float | str | None) else str(v) for axis in axes}
         points.setdefault(point.run_id, (point, values))
     return list(points.values()), axes
+
+
+def _remarks(config: DictConfig, absent: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is not as one might expect: options that are not swept, and what a sweep over ``system`` is."""
+    for option, choice in absent.items():
+        yield f"{option}: not swept, as {choice} has no such option"
+    for override in _parse(config.hydra.overrides.task):
+        if override.get_key_element() == "system" and override.is_sweep_override():
+            values = list(override.sweep_string_iterator())
+            names = dict.fromkeys(name.strip() for value in values for name in value.strip("[]").split(","))
+            yield (
+                f"{override.input_line}: {len(values)} jobs one after another, unpaired; to compare these systems "
+                f"round by round, name them in one list: 'system=[{','.join(names)}]'"
+            )
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

@@ -135,7 +135,7 @@ def measured_on(section: Section) -> str:
         f"{how} on {devices}{link}, {ranks} {'rank' if ranks == '1' else 'ranks'}; {scope}, {models} "
         f"({shape}){read}. "
         f"Medians of {rounds} {'round' if rounds == '1' else 'rounds'}"
-        f"{' with 95 % bootstrap intervals, ratios paired by round' if rounds != '1' else ''}."
+        f"{' with 95 % bootstrap intervals, ratios paired by round' if rounds != '1' and not section.unpaired else ''}."
     )
 
 

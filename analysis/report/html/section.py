@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.data.load import Run
 from analysis.data.metrics import per_iteration
 from analysis.present.style import label
+from analysis.present.table import unpaired_remark
 
 _AXIS_NAMES = {
     "router.skew": "router skew",
@@ -44,6 +45,11 @@ class Section:
     frame: pd.DataFrame
     missing: Sequence[str] = ()
     apart: str | None = None
+
+    @cached_property
+    def unpaired(self) -> str:
+        """What to say where systems were not measured in the same runs; empty: they were."""
+        return unpaired_remark(self.frame)
 
     @cached_property
     def values(self) -> list[pd.DataFrame]:

@@ -99,6 +99,11 @@ def _out_of_memory(section: Section) -> Iterator[Alert]:
         yield Alert("warning", "Out of memory", f"Without result, because they do not fit: {_some(lacking, '; ')}.")
 
 
+def _unpaired(section: Section) -> Iterator[Alert]:
+    if section.unpaired:
+        yield Alert("warning", "Unpaired systems", section.unpaired)
+
+
 def _missing(section: Section) -> Iterator[Alert]:
     if section.missing:
         yield Alert(
@@ -257,8 +262,8 @@ def _data(section: Section) -> Iterator[Alert]:
 
 
 _RULES: Sequence[Callable[[Section], Iterable[Alert]]] = (
-    _failed_checks, _simulated, _emulated, _mixed, _missing, _out_of_memory, _few_rounds, _wide_intervals, _warm_up,
-    _crowded, _beside, _code, _comparison, _data,
+    _failed_checks, _simulated, _emulated, _mixed, _unpaired, _missing, _out_of_memory, _few_rounds, _wide_intervals,
+    _warm_up, _crowded, _beside, _code, _comparison, _data,
 )  # fmt: skip
 
 

@@ -5,7 +5,15 @@ import pytest
 
 from analysis.data.load import Sweep, load_run, load_sweep
 from analysis.data.summary import summarise
-from analysis.present.table import as_text, build_table, caption, figure_caption, skew_points, summary_frame
+from analysis.present.table import (
+    as_text,
+    build_table,
+    caption,
+    figure_caption,
+    skew_points,
+    summary_frame,
+    unpaired_remark,
+)
 from tests.synthetic import LATENCY_S, write_run, write_sweep
 
 SKEWS = [0.0, 0.5, 0.9]
@@ -80,3 +88,19 @@ def test_runs_without_a_sweep_are_told_apart_by_their_skew(sweep: Sweep) -> None
     sweep.runs[0].config["router"].pop("skew")
     assert skew_points(sweep.runs) == [{}, {}, {}]
     sweep.runs[0].config["router"]["skew"] = SKEWS[0]
+
+
+def test_systems_in_runs_of_their_own_are_called_unpaired(frame: pd.DataFrame) -> None:
+    assert unpaired_remark(frame) == ""
+    skew = frame[frame["router.skew"] == 0.5]
+    assert unpaired_remark(pd.concat([frame, skew[skew["system"] != "drop"].assign(run_id="lacks_memory")])) == ""
+    apart = frame.assign(run_id=frame["run_id"] + frame["system"])
+    names = list(dict.fromkeys(frame["system"]))
+    assert unpaired_remark(apart) == (
+        f"{', '.join(names)} ran in jobs of their own, one after another: their numbers are not paired. One list in "
+        f"brackets compares them round by round: 'system=[{','.join(names)}]'."
+    )
+    text = " ".join(as_text(build_table(apart, ["router.skew"], "title")).split())
+    assert "their numbers are not paired" in text
+    assert "paired by round" not in text
+    assert "paired by round" in " ".join(as_text(build_table(frame, ["router.skew"], "title")).split())

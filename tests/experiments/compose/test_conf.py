@@ -110,6 +110,26 @@ class TestSweep:
         left_out = "router.skew: not swept, as router=" in capsys.readouterr().err
         assert left_out == ("router.skew" not in axes)
 
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            (
+                "system=harmoeny,static_ep",
+                "system=harmoeny,static_ep: 2 jobs one after another, unpaired; to compare these systems round by "
+                "round, name them in one list: 'system=[harmoeny,static_ep]'",
+            ),
+            ("system=[harmoeny,drop],[drop,ideal]", "name them in one list: 'system=[harmoeny,drop,ideal]'"),
+            ("system=[harmoeny,static_ep]", ""),
+        ],
+    )
+    def test_a_sweep_over_systems_is_named(
+        self, override: str, said: str, compose: Compose, small: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.start(compose, "experiment=smoke", "router.skew=0.5", override, *small)
+        lines = capsys.readouterr().err.splitlines()
+        assert any(said in line for line in lines)
+        assert any("unpaired" in line for line in lines) == bool(said)
+
     @pytest.mark.parametrize("multirun", [True, False])
     def test_a_dry_run_only_says_what_would_be_run(
         self, multirun: bool, compose: Compose, results: Path, small: list[str], capsys: pytest.CaptureFixture[str]
@@ -172,6 +192,7 @@ class TestSweep:
 
 COMMANDS = {
     "help": ["--help"],
+    "systems": ["system=harmoeny,static_ep"],
     "system": ["system=[nonsense]"],
     "dataset": ["dataset=local", "dataset.path=/nonexistent"],
     "sweep": ["--multirun", "router.skew=0,1.5"],
@@ -211,6 +232,7 @@ class TestCommandLine:
             ("system", r"error: system: 'nonsense', must be one of .*drop.*harmoeny.*static_ep"),
             ("dataset", r"error: dataset\.path: '/nonexistent' does not exist, must be a file or a folder"),
             ("sweep", r"error: router\.skew: 1\.5, must be 0 to 1"),
+            ("systems", r"error: system: several values, must be a list .*'system=\[harmoeny,static_ep\]'$"),
         ],
     )
     def test_error_is_one_line(self, name: str, message: str, answers: Answers) -> None:

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from analysis.report.html.headline import measured_on
 from analysis.report.html.warnings import warnings_of
 from tests.analysis.report.html.results import (
     QUIET_S,
@@ -170,3 +171,14 @@ class TestSweep:
         for section, other in ((measured, "simulator"), (simulated, "gloo")):
             (alert,) = [alert for alert in warnings_of(section) if alert.title == "Several kinds of runs"]
             assert f"({other}, scope model)" in alert.text
+
+
+def test_systems_in_runs_of_their_own_are_unpaired(tmp_path: Path) -> None:
+    runs = ["harmoeny", "static_ep"]
+    for name in runs:
+        good_run(tmp_path / name, {name: QUIET_S[name]}, run_id=name)
+    (section,) = sections_of(write_sweep_of(tmp_path, [{"router.skew": 0.9}] * 2, runs))
+    (alert,) = [alert for alert in warnings_of(section) if alert.title == "Unpaired systems"]
+    assert alert.level == "warning"
+    assert "'system=[harmoeny,static_ep]'" in alert.text
+    assert "paired by round" not in measured_on(section)
