@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ from experiments.results.times import sweep_left
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
 from experiments.text.tokens import TokenFile
+from results_schema.files import SWEEP_DIR_VARIABLE
 
 
 def run_point(config: DictConfig) -> str | None:
@@ -36,6 +38,8 @@ def run_point(config: DictConfig) -> str | None:
     """
     try:
         point = load_point(config)
+        if point.routing_remark and is_main_rank() and not os.environ.get(SWEEP_DIR_VARIABLE):  # a sweep said it before
+            say(point.routing_remark)
         done = _run(point)
     except SkippedPoint as reason:
         say(f"skipped: {reason}")

@@ -48,16 +48,19 @@ class ValidateSweep(Callback):
             fail("hydra/launcher: 'slurm', must be basic without a sweep; --multirun makes one of a single point", 2)
         if config.get("dry_run") is True:
             with _one_clear_error():
-                _describe([load_point(config)], [{}])
+                point = load_point(config)
+                if point.routing_remark and is_main_rank():
+                    say(point.routing_remark)
+                _describe([point], [{}])
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check all points and write ``sweeps/<sweep_id>/sweep.json``."""
         with _one_clear_error():
             absent = leave_out_absent(config)
             swept, axes = sweep_points(config)
-            for remark in _remarks(config, absent) if is_main_rank() else ():
-                say(remark)
             points, values = [point for point, _ in swept], [values for _, values in swept]
+            for remark in _remarks(config, absent, points) if is_main_rank() else ():
+                say(remark)
             if points[0].options.dry_run:
                 _describe(points, values)
             if is_main_rank():
@@ -147,8 +150,9 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
     return list(points.values()), axes
 
 
-def _remarks(config: DictConfig, absent: Mapping[str, str]) -> Iterator[str]:
-    """Yield what is not as one might expect: options that are not swept, and what a sweep over ``system`` is."""
+def _remarks(config: DictConfig, absent: Mapping[str, str], points: Sequence[Point]) -> Iterator[str]:
+    """Yield what is not as one might expect: capped shares, options that are not swept, a sweep over ``system``."""
+    yield from dict.fromkeys(point.routing_remark for point in points if point.routing_remark)
     for option, choice in absent.items():
         yield f"{option}: not swept, as {choice} has no such option"
     for override in _parse(config.hydra.overrides.task):

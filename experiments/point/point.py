@@ -13,7 +13,7 @@ from experiments.datasets.base import Dataset
 from experiments.point.options import Options
 from experiments.point.simulator_options import SimulatorOptions
 from experiments.point.source import source_digest
-from experiments.routers.base import Router
+from experiments.routers.base import Router, RoutingRequest
 from harmoeny.choices import PLAN_EXECUTOR
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
@@ -70,6 +70,18 @@ class Point:
     def dataset_name(self) -> str:
         """Name of the data set that the routing comes from: of a replayed one, the one that it was recorded on."""
         return self.router.recorded_on() or self.dataset.name
+
+    @property
+    def routing_remark(self) -> str:
+        """How tokens are routed other than asked for, in one line; empty: they are not."""
+        if self.router.from_model or self.router.recorded_on() is not None:
+            return ""
+        o = self.options
+        example = RoutingRequest(
+            num_tokens=o.batch_size * o.seq_len, num_experts=self.model.num_experts, top_k=self.model.top_k,
+            batch=0, layer=0, rank=0, seed=o.seed, world_size=o.world_size,
+        )  # fmt: skip
+        return self.router.remark(example)
 
     @property
     def num_tokens(self) -> int:

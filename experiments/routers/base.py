@@ -96,6 +96,14 @@ class Router(ABC):
         """
         return
 
+    def remark(self, request: RoutingRequest) -> str:  # noqa: ARG002  (for routers that cannot always do as asked)
+        """Say in one line how tokens are routed other than asked for; empty: they are not.
+
+        Args:
+            request: tokens of the run, as an example.
+        """
+        return ""
+
     def fingerprint(self) -> str:
         """Return a digest of what the routing depends on beside the options; empty: nothing."""
         return ""
@@ -120,6 +128,19 @@ class SharesRouter(Router):
     @abstractmethod
     def shares(self, request: RoutingRequest) -> FloatArray:
         """Return float64 ``[num_experts]``, summing to 1."""
+
+    def remark(self, request: RoutingRequest) -> str:
+        """Say which share no expert can have: it takes a token at most once, so 1 / top_k is the limit."""
+        shares = self.shares(request)
+        limit, largest = 1 / request.top_k, int(np.argmax(shares))
+        if shares[largest] <= limit * (1 + 1e-9):
+            return ""
+        number = int(np.count_nonzero(shares > limit * (1 + 1e-9)))
+        return (
+            f"router={self.name}: shares are capped at {limit:.3g} (1 / model.top_k): a token meets an expert once; "
+            f"{number} of {request.num_experts} experts, the largest asked for {shares[largest]:.3g} (expert "
+            f"{largest}), and the others share what is left"
+        )
 
     def assign(self, request: RoutingRequest) -> IntArray:
         """Route with exact counts."""

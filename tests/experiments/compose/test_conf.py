@@ -130,6 +130,14 @@ class TestSweep:
         assert any(said in line for line in lines)
         assert any("unpaired" in line for line in lines) == bool(said)
 
+    def test_capped_shares_are_said_once_before_anything_runs(
+        self, compose: Compose, small: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = ["experiment=smoke", "model=moe_stack", "model.top_k=2", "model.num_experts=4", "router=zipf"]
+        self.start(compose, *options, "router.exponent=0,2,2", *small)
+        lines = capsys.readouterr().err.splitlines()
+        assert len([line for line in lines if line.startswith("router=zipf: shares are capped at 0.5 ")]) == 1
+
     @pytest.mark.parametrize("multirun", [True, False])
     def test_a_dry_run_only_says_what_would_be_run(
         self, multirun: bool, compose: Compose, results: Path, small: list[str], capsys: pytest.CaptureFixture[str]

@@ -247,3 +247,25 @@ def test_the_models_own_router_is_recorded_not_asked() -> None:
     assert not any(cls.from_model for cls in (UniformRouter, SkewRouter, DynamicRouter, ZipfRouter))
     with pytest.raises(NotImplementedError, match="recorded from the model"):
         ModelRouter().assign(request(1, 2, 1))
+
+
+def test_a_share_above_what_top_k_allows_is_said() -> None:
+    # Zipf's law on 4 experts: 0.48, 0.24, 0.16, 0.12; with top-2 no expert can have half of the assignments or more.
+    assert ZipfRouter(exponent=1).remark(request(100, 4, 2)) == ""
+    assert ZipfRouter(exponent=2).remark(request(100, 4, 2)) == (
+        "router=zipf: shares are capped at 0.5 (1 / model.top_k): a token meets an expert once; "
+        "1 of 4 experts, the largest asked for 0.702 (expert 0), and the others share what is left"
+    )
+    assert UniformRouter().remark(request(100, 4, 4)) == "", "exactly what top-4 of 4 asks for"
+
+
+@given(data=st.data(), asked=requests())
+@settings(deadline=None, max_examples=30)
+def test_what_is_said_is_what_happens(data: st.DataObject, asked: RoutingRequest) -> None:
+    router = ZipfRouter(exponent=data.draw(st.floats(0, 4)))
+    shares, num_assignments = router.shares(asked), asked.num_tokens * asked.top_k
+    as_asked = np.abs(router.count(asked) - shares * num_assignments).max(initial=0) <= 1
+    if not router.remark(asked):
+        assert as_asked
+    elif asked.num_tokens >= 1 and (shares.max() - 1 / asked.top_k) * num_assignments > 1:
+        assert not as_asked
