@@ -20,9 +20,13 @@ with quick_imports():
     from experiments.compose.job import fail, leave_interrupted, run_point
     from experiments.compose.messages import explain
     from experiments.compose.schema import register_options
-    from experiments.launch.environment import adopt_slurm_step
+    from experiments.launch.environment import adopt_slurm_step, check_rank_variables
 
-    adopt_slurm_step()
+    try:
+        adopt_slurm_step()
+        check_rank_variables()
+    except ValueError as wrong:
+        fail(wrong, 2)
     register_options()
 
 

@@ -32,6 +32,7 @@ def check_point(point: Point) -> None:
         raise ValueError(f"backend: {point.options.backend!r}, must be ranks where torchrun or SLURM started ranks")
     backend_of(point).check(point)
     point.model.validate()
+    _check_positions(point)
     if point.model.tokenizer is None and point.reads_text:
         check_vocab_size(point.model.vocab_size)
     point.router.validate(point.model.num_experts, point.model.top_k)
@@ -62,6 +63,16 @@ def _check_options(point: Point) -> None:
             raise ValueError(f"{name}: {value!r}, must hold only letters, digits, '-', '_' and, inside, '.'")
     if not options.experiment:
         raise ValueError("experiment: '', must name the results' subfolder")
+
+
+def _check_positions(point: Point) -> None:
+    options, limit = point.options, point.model.max_positions
+    if limit is not None and options.seq_len + options.decode_tokens > limit:
+        what = "seq_len" if options.decode_tokens == 0 else "seq_len + decode_tokens"
+        raise ValueError(
+            f"{what}: {options.seq_len + options.decode_tokens}, must be at most {limit}, the positions of the model "
+            "(max_position_embeddings of its configuration)"
+        )
 
 
 def _check_at_least(limit: int, name: str, value: int) -> None:

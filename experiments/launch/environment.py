@@ -23,26 +23,108 @@ def adopt_slurm_step() -> None:
 
     A single task is no rank: it starts ranks of its own, as anywhere. Nothing changes under a torchrun that srun
     started, and ``MASTER_ADDR`` and ``MASTER_PORT`` are kept where they are set.
+
+    Raises:
+        ValueError: a variable of the step is missing or wrong.
     """
     if not is_slurm_rank() or os.environ.get("RANK"):
         return
     given = os.environ
-    port = _PORTS[(int(given["SLURM_JOB_ID"]) * 31 + int(given["SLURM_STEP_ID"])) % len(_PORTS)]
-    own_tasks = list(_repeated(given["SLURM_STEP_TASKS_PER_NODE"]))[int(given["SLURM_NODEID"])]
-    several_hosts = given["SLURM_STEP_NUM_NODES"] != "1"
-    given.setdefault("MASTER_ADDR", first_host() if several_hosts else "127.0.0.1")
-    given.setdefault("MASTER_PORT", str(port))
+    job, step, node = (_step_number(name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NODEID"))
+    num_nodes = _step_number("SLURM_STEP_NUM_NODES")
+    own_tasks = list(_repeated(_step_variable("SLURM_STEP_TASKS_PER_NODE")))
+    if node >= len(own_tasks):
+        raise ValueError(
+            f"SLURM_NODEID: {node}, must be below {len(own_tasks)}, the nodes in SLURM_STEP_TASKS_PER_NODE="
+            f"{given['SLURM_STEP_TASKS_PER_NODE']}"
+        )
+    if not given.get("MASTER_ADDR"):
+        given["MASTER_ADDR"] = first_host() if num_nodes > 1 else "127.0.0.1"
+    if not given.get("MASTER_PORT"):
+        given["MASTER_PORT"] = str(_PORTS[(job * 31 + step) % len(_PORTS)])
     given.update(
-        RANK=given["SLURM_PROCID"],
-        WORLD_SIZE=given["SLURM_STEP_NUM_TASKS"],
-        LOCAL_RANK=given["SLURM_LOCALID"],
-        LOCAL_WORLD_SIZE=str(own_tasks),
+        RANK=str(_step_number("SLURM_PROCID")),
+        WORLD_SIZE=str(_step_number("SLURM_STEP_NUM_TASKS")),
+        LOCAL_RANK=str(_step_number("SLURM_LOCALID")),
+        LOCAL_WORLD_SIZE=str(own_tasks[node]),
     )
 
 
+def check_rank_variables() -> None:
+    """Refuse variables of torchrun or SLURM that name no place among ranks; empty ones count as not set.
+
+    Raises:
+        ValueError: the first that is wrong, its value and what is allowed.
+    """
+    given = os.environ
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if given.get(name) == "":
+            del given[name]
+    if given.get("SLURM_CPUS_PER_TASK"):
+        _number("SLURM_CPUS_PER_TASK", 1)
+    if "RANK" not in given or "WORLD_SIZE" not in given:
+        return  # one alone says nothing
+    for name, what in (("MASTER_ADDR", "the host of rank 0"), ("MASTER_PORT", "a free port there")):
+        if name not in given:
+            raise ValueError(f"{name}: not set, must be {what} where RANK and WORLD_SIZE are set (torchrun sets all)")
+    world_size = _number("WORLD_SIZE", 1)
+    _number("RANK", 0, world_size - 1, "WORLD_SIZE - 1")
+    _number("MASTER_PORT", 1, 65535)
+    local = _number("LOCAL_WORLD_SIZE", 1, world_size, "WORLD_SIZE") if "LOCAL_WORLD_SIZE" in given else world_size
+    if "LOCAL_RANK" in given:
+        _number("LOCAL_RANK", 0, local - 1, "LOCAL_WORLD_SIZE - 1")
+    try:
+        socket.getaddrinfo(given["MASTER_ADDR"], None)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"MASTER_ADDR: {given['MASTER_ADDR']!r}, must be a host that this one can find ({error})"
+        ) from error
+
+
+def check_gloo_interface() -> None:
+    """Refuse an interface that this host does not have.
+
+    Raises:
+        ValueError: ``GLOO_SOCKET_IFNAME``.
+    """
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME")
+    known = sorted(psutil.net_if_addrs())
+    for name in chosen.split(",") if chosen else ():
+        if name not in known:
+            raise ValueError(f"GLOO_SOCKET_IFNAME: {name!r}, must be one of {', '.join(known)}")
+
+
+def _number(name: str, low: int, high: int | None = None, high_is: str = "") -> int:
+    """Read a variable that holds a number."""
+    text = os.environ[name]
+    limits = f"at least {low}" if high is None else f"{low} to {high}{f' ({high_is})' if high_is else ''}"
+    if not text.isascii() or not text.isdigit() or int(text) < low or (high is not None and int(text) > high):
+        raise ValueError(f"{name}: {text!r}, must be a number, {limits}")
+    return int(text)
+
+
+def _step_variable(name: str) -> str:
+    """Read a variable of the step that ``srun`` started."""
+    if not os.environ.get(name):
+        raise ValueError(
+            f"{name}: not set, must be as srun sets it for each of SLURM_STEP_NUM_TASKS="
+            f"{os.environ.get('SLURM_STEP_NUM_TASKS')} tasks; without srun, unset SLURM_STEP_NUM_TASKS"
+        )
+    return os.environ[name]
+
+
+def _step_number(name: str) -> int:
+    _step_variable(name)
+    return _number(name, 0)
+
+
 def is_slurm_rank() -> bool:
-    """Tell whether ``srun`` started this process beside others; a batch script's own process does not count."""
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    """Tell whether ``srun`` started this process beside others; a batch script's own process does not count.
+
+    Raises:
+        ValueError: ``SLURM_STEP_NUM_TASKS`` is no number.
+    """
+    return bool(os.environ.get("SLURM_STEP_NUM_TASKS")) and _number("SLURM_STEP_NUM_TASKS", 1) > 1
 
 
 def num_threads(local_world_size: int) -> int:
@@ -53,7 +135,7 @@ def num_threads(local_world_size: int) -> int:
     """
     cores = usable_cores().number
     one_per_task = os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("WORLD_SIZE")
-    if is_slurm_rank() and one_per_task and "SLURM_CPUS_PER_TASK" in os.environ:
+    if is_slurm_rank() and one_per_task and os.environ.get("SLURM_CPUS_PER_TASK"):
         # SLURM may have bound the rank to cores of its own already, and then they must not be shared out once more.
         return min(cores, int(os.environ["SLURM_CPUS_PER_TASK"]))
     return max(1, cores // local_world_size)
@@ -61,12 +143,20 @@ def num_threads(local_world_size: int) -> int:
 
 def first_host() -> str:
     """Return the first host of the step that ``srun`` started, from SLURM's list, such as ``gpu[07-09,12],login1``."""
-    from submitit.slurm.slurm import SlurmJobEnvironment  # here, as only a step of several hosts needs it
+    from submitit.slurm.slurm import (
+        SlurmJobEnvironment,
+        SlurmParseException,
+    )  # here, as only a step of several hosts needs it
+
+    nodes = _step_variable("SLURM_STEP_NODELIST")
 
     class Step(SlurmJobEnvironment):  # type: ignore[misc]  # it is not typed
         _env: ClassVar[dict[str, str]] = {"nodes": "SLURM_STEP_NODELIST"}
 
-    return str(Step().hostnames[0])
+    try:
+        return str(Step().hostnames[0])
+    except (ValueError, IndexError, SlurmParseException) as error:
+        raise ValueError(f"SLURM_STEP_NODELIST: {nodes!r}, must be a list of nodes as srun sets it") from error
 
 
 def _repeated(counts: str) -> Iterator[int]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from experiments.launch.environment import joined_world_size
+from experiments.launch.environment import check_gloo_interface, joined_world_size
 from experiments.launch.local import launch
 from experiments.point.point import Point
 from experiments.results.run_folder import RunFolder
@@ -26,8 +26,9 @@ class Ranks:
         """Refuse more ranks than were started, and devices that are not here.
 
         Raises:
-            ValueError: ``world_size`` or ``device``.
+            ValueError: ``world_size``, ``device`` or ``GLOO_SOCKET_IFNAME``.
         """
+        check_gloo_interface()
         joined, world_size = joined_world_size(), point.options.world_size
         if joined is not None and joined != world_size:
             raise ValueError(f"world_size: {world_size}, must be {joined}, the number of ranks that were started")

@@ -277,6 +277,11 @@ class ModelConfig(ABC):
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"model.top_k: {self.top_k}, must be 1 to model.num_experts={self.num_experts}")
 
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence that the model has positions for; None where nothing limits it."""
+        return None
+
     def fingerprint(self) -> str:
         """Return a digest of the files that the model is made of; empty: none."""
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from harmoeny.models.base import DTYPES, ModelConfig, MoEModel, TokenizerFile
-from harmoeny.models.kit.experts_interface import AdaptedExperts
+from harmoeny.models.kit.experts_interface import AdaptedExperts, find_experts
 from harmoeny.models.kit.fingerprint import folder_fingerprint
 from harmoeny.models.kit.loading import (
     build_module,
+    check_saved,
     config_from,
     find_folder,
     limit_layers,
@@ -65,6 +67,19 @@ def _experts_per_layer(config: str) -> set[int]:
     """Return the numbers of experts that a decoder's layers have; a sweep asks for the same model many times."""
     module = build_module(config_from(json.loads(config), "model"), None, torch.float32, on_meta=True)
     return {layer.num_experts for layer in AdaptedExperts(module).experts}
+
+
+@cache
+def _first_moe_layer(config: str) -> int:
+    """Return the index of a decoder's first layer with experts; 0 where the names of its layers do not tell."""
+    module = build_module(config_from(json.loads(config), "model"), None, torch.float32, on_meta=True)
+    indices = [int(found[1]) for path in find_experts(module) if (found := re.search(r"layers\.(\d+)\.", path))]
+    return min(indices, default=0)
+
+
+def _first_switch_layer(config: Any) -> int:
+    """Return the index of the first sparse layer of Switch's encoder or decoder."""
+    return 0 if 1 in (config.encoder_sparse_step, config.decoder_sparse_step) else 1
 
 
 @dataclass(kw_only=True)
@@ -124,10 +139,29 @@ class Transformers(ModelConfig):
         super(Transformers, resolved).validate()
         config = self._config()
         if isinstance(config, SwitchTransformersConfig):
-            return  # all its sparse layers are alike
-        present = _experts_per_layer(config.to_json_string())
-        if present != {resolved.num_experts}:
-            raise ValueError(f"model: layers with {sorted(present)} experts, must be {resolved.num_experts} in all")
+            self._check_depth(_first_switch_layer(config))  # all its sparse layers are alike
+        else:
+            whole = replace(self, num_layers=None)._config()
+            self._check_depth(_first_moe_layer(whole.to_json_string()))
+            present = _experts_per_layer(config.to_json_string())
+            if present != {resolved.num_experts}:
+                raise ValueError(f"model: layers with {sorted(present)} experts, must be {resolved.num_experts} in all")
+        if not self.random_weights:
+            check_saved(config, find_folder(self.hub_name, self.local_path))
+
+    def _check_depth(self, first: int) -> None:
+        """Refuse to cut every layer with experts away; ``first``: the index of the first one."""
+        if self.num_layers is not None and self.num_layers <= first:
+            raise ValueError(
+                f"model.num_layers: {self.num_layers}, must be at least {first + 1}: the model's layers before that "
+                "have no experts"
+            )
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence that the model has positions for; None where nothing limits it."""
+        limit = getattr(self._config().get_text_config(), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) and limit > 0 else None
 
     @property
     def tokenizer(self) -> TokenizerFile | None:

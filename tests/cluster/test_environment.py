@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
 from experiments.launch.environment import (
     adopt_slurm_step,
+    check_gloo_interface,
+    check_rank_variables,
     choose_gloo_interface,
     first_host,
     is_main_rank,
     joined_world_size,
     num_threads,
 )
+from tests.experiments.command import Command
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 #: The fourth of five ranks on two nodes, three on the first and two on the second.
@@ -118,3 +123,105 @@ def test_gloo_takes_the_interface_towards_rank_0(monkeypatch: pytest.MonkeyPatch
     _set(monkeypatch, GLOO_SOCKET_IFNAME="ib0")
     choose_gloo_interface()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
+
+
+@pytest.mark.parametrize("name", [name for name in STEP if name not in ("SLURM_STEP_NUM_TASKS",)])
+@pytest.mark.parametrize("value", [None, ""], ids=["missing", "empty"])
+def test_a_step_without_a_variable_is_refused_by_its_name(
+    name: str, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set(monkeypatch, **(STEP | {name: value or ""}))
+    if value is None:
+        monkeypatch.delenv(name)
+    with pytest.raises(ValueError, match=rf"\A{name}: not set, must be as srun sets it for each of .*=5 tasks"):
+        adopt_slurm_step()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "many", "'many', must be a number, at least 1"),
+        ("SLURM_STEP_NUM_TASKS", "-4", "'-4', must be a number, at least 1"),
+        ("SLURM_PROCID", "x", "'x', must be a number, at least 0"),
+        ("SLURM_NODEID", "2", "2, must be below 2, the nodes in SLURM_STEP_TASKS_PER_NODE=3,2"),
+        ("SLURM_STEP_NODELIST", "gpu[07-", "'gpu[07-', must be a list of nodes"),
+    ],
+)
+def test_a_step_with_a_wrong_variable_is_refused(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set(monkeypatch, **(STEP | {name: value}))
+    with pytest.raises(ValueError, match=re.escape(f"{name}: {message}")):
+        adopt_slurm_step()
+
+
+RANKS = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+LOCAL = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize("variables", [{}, RANKS, RANKS | LOCAL, RANKS | {"MASTER_ADDR": "localhost"}])
+def test_ranks_with_all_that_they_need_are_accepted(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, **variables)
+    check_rank_variables()
+    assert joined_world_size() == (2 if variables else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("RANK", "2", "'2', must be a number, 0 to 1 (WORLD_SIZE - 1)"),
+        ("RANK", "-1", "'-1', must be a number, 0 to 1"),
+        ("RANK", "one", "'one', must be a number"),
+        ("WORLD_SIZE", "0", "'0', must be a number, at least 1"),
+        ("WORLD_SIZE", "2.0", "'2.0', must be a number"),
+        ("LOCAL_RANK", "2", "'2', must be a number, 0 to 1 (LOCAL_WORLD_SIZE - 1)"),
+        ("LOCAL_RANK", "x", "'x', must be a number"),
+        ("LOCAL_WORLD_SIZE", "3", "'3', must be a number, 1 to 2 (WORLD_SIZE)"),
+        ("MASTER_PORT", "99999", "'99999', must be a number, 1 to 65535"),
+        ("MASTER_PORT", "port", "'port', must be a number, 1 to 65535"),
+        ("MASTER_PORT", "", "not set, must be a free port there where RANK and WORLD_SIZE are set"),
+        ("MASTER_ADDR", "", "not set, must be the host of rank 0 where RANK and WORLD_SIZE are set"),
+        ("MASTER_ADDR", "no.such.host.invalid", "'no.such.host.invalid', must be a host that this one can find"),
+        ("SLURM_CPUS_PER_TASK", "x", "'x', must be a number, at least 1"),
+    ],
+)
+def test_a_wrong_place_among_ranks_is_refused(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set(monkeypatch, **(RANKS | LOCAL | {name: value}))
+    with pytest.raises(ValueError, match=re.escape(f"{name}: {message}")):
+        check_rank_variables()
+
+
+@pytest.mark.parametrize("empty", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_an_empty_variable_is_as_if_it_were_not_set(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, **(RANKS | LOCAL | {empty: ""}))
+    check_rank_variables()
+    assert empty not in os.environ
+    assert joined_world_size() == (2 if empty.startswith("LOCAL") else None)
+
+
+def test_an_interface_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, GLOO_SOCKET_IFNAME="lo")
+    check_gloo_interface()
+    _set(monkeypatch, GLOO_SOCKET_IFNAME="lo,nonsense0")
+    with pytest.raises(ValueError, match=r"GLOO_SOCKET_IFNAME: 'nonsense0', must be one of .*\blo\b"):
+        check_gloo_interface()
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        (RANKS | {"RANK": "7"}, "RANK"),
+        (RANKS | {"MASTER_PORT": "x"}, "MASTER_PORT"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_JOB_ID"),
+        ({"GLOO_SOCKET_IFNAME": "no0"}, "GLOO_SOCKET_IFNAME"),
+    ],
+)
+def test_run_says_so_in_one_line(variables: dict[str, str], name: str, tmp_path: Path) -> None:
+    with Command(tmp_path, "run.py", f"results_dir={tmp_path / 'r'}", "dataset=random", variables=variables) as command:
+        assert command.wait(60) == 2, command.output()
+        assert len(command.output().splitlines()) == 1
+        (error,) = command.errors()
+        assert error.startswith(f"error: {name}: ")
+    assert not (tmp_path / "r" / "single").exists()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from harmoeny.models.kit.quiet import quiet
+from harmoeny.models.kit.saved_weights import check_weights, refuse_unfit, weight_files
 
 #: What configurations call the number of experts and the experts per token.
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -50,17 +52,14 @@ def load_config(folder: Path, *, weights: bool = True) -> Any:
         weights: insist that there are weights too.
 
     Raises:
-        ValueError: there is no usable configuration, or no weights in safetensors files.
+        ValueError: there is no usable configuration, or a file of the weights isn't there.
     """
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"model.local_path: {str(folder)!r} has no readable config.json ({error})") from error
-    if weights and not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"model.local_path: {str(folder)!r} has no *.safetensors, the only kind of weights that is read "
-            "(save_pretrained writes it)"
-        )
+    if weights:
+        weight_files(folder)
     if "quantization_config" in values:
         raise ValueError(f"model.local_path: {str(folder)!r} is quantised, must be float32 or bfloat16 weights")
     return config_from(values, f"model.local_path: {str(folder)!r}")
@@ -151,16 +150,10 @@ def build_module(config: Any, folder: Path | None, dtype: torch.dtype, *, seed: 
         The model: with a language head where Transformers has one for it.
 
     Raises:
-        ValueError: the files lack weights that the model needs.
+        ValueError: the files lack weights that the model needs, or hold them in other shapes.
     """
-    import transformers
-
-    auto = next(
-        getattr(transformers, name)
-        for name in _AUTO_CLASSES
-        if type(config) in getattr(transformers, name)._model_mapping
-    )
-    with _quiet():
+    auto = _class_of(config)
+    with quiet():
         if on_meta:
             with torch.device("meta"):
                 return _ready(auto.from_config(config, dtype=dtype))
@@ -174,31 +167,29 @@ def build_module(config: Any, folder: Path | None, dtype: torch.dtype, *, seed: 
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-    missing = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
-    if missing:
-        raise ValueError(
-            f"model.local_path: {str(folder)!r} lacks {len(missing)} weights that a {config.model_type} needs, "
-            f"{missing[0]} first"
-        )
+    refuse_unfit(folder, config, info)
     return _ready(module)
+
+
+def check_saved(config: Any, folder: Path) -> None:
+    """Check a folder's weights, as far as that goes without reading them.
+
+    Raises:
+        ValueError: a file, what is wrong with it, and what helps.
+    """
+    auto = _class_of(config)
+    check_weights(folder, config, auto._model_mapping[type(config)])
+
+
+def _class_of(config: Any) -> Any:
+    """Return the class that builds a model: with a language head where Transformers has one for it."""
+    import transformers
+
+    classes = (getattr(transformers, name) for name in _AUTO_CLASSES)
+    return next(auto for auto in classes if type(config) in auto._model_mapping)
 
 
 def _ready(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(requires_grad=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Transformers' progress bar and advice out of the output; what matters is raised."""
-    from transformers.utils import logging as log
-
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
