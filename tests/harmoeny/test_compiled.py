@@ -83,3 +83,24 @@ def test_a_full_disk_is_no_reason_to_fail(loops: Loops) -> None:
         "c.IndexDataCacheFile._open_for_write = lambda *_: open('/dev/full', 'wb', buffering=0); "
     )
     assert loops.call(full + CALL) == "42 1.0 False"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a folder read-only")
+def test_a_read_only_checkout_and_home_are_no_reason_to_fail(tmp_path: Path) -> None:
+    mount = f"mount --bind {ROOT} {ROOT} && mount -o remount,ro,bind {ROOT} && mount -t tmpfs -o ro tmpfs {tmp_path}"
+    code = (
+        "import numpy as np; from harmoeny.plan import home_tokens; "
+        "print(home_tokens(np.eye(2, dtype=int), np.arange(2)), home_tokens.stats.cache_path)"
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{mount} && cd {ROOT} && exec {sys.executable} -c '{code}'"],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"} | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no mounts here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["[[[1", "0]", "[0", "0]]", "[[0", "0]", "[0", "1]]]"]

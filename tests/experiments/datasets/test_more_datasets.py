@@ -137,6 +137,13 @@ class TestHub:
         with pytest.raises(ValueError, match=r"^dataset: 'hub' .* cannot be read \(Bad split: nonsense"):
             list(Hub(hub_name=str(folder), split="nonsense").documents())
 
+    @pytest.mark.usefixtures("no_network")
+    def test_rows_without_text_are_passed_over(self, tmp_path: Path) -> None:
+        folder = tmp_path / "data"
+        folder.mkdir()
+        (folder / "rows.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": " "}\n{"text": "two"}\n')
+        assert list(Hub(hub_name=str(folder)).documents()) == ["one", "two"]
+
     def test_no_more_is_read_than_a_run_needs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read: list[int] = []
 

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from experiments.datasets.kit.special_tokens import END_ID, SPECIAL_TOKENS
 from experiments.text.tokenizer import MIN_VOCAB_SIZE, check_vocab_size, load_tokenizer
+from harmoeny.models.base import TokenizerFile
 
 TEXT = "The quick brown fox isn't 42 years old: caf\xe9, \u4f60\u597d, \U0001f512!\n\tdef f(x):  return x\r\n"
 
@@ -71,3 +72,11 @@ def test_vocabulary_without_room_for_all_bytes_is_refused() -> None:
     check_vocab_size(259)
     with pytest.raises(ValueError, match=r"^model\.vocab_size: 258, must be at least 259 \(all bytes\)$"):
         load_tokenizer(258)
+
+
+@pytest.mark.parametrize("content", ["", "{", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"])
+def test_a_damaged_tokenizer_of_a_model_is_named_with_the_remedy(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"^model\.local_path: '.*/tokenizer\.json' is no readable tokenizer \(.*lfs"):
+        load_tokenizer(512, TokenizerFile(path, 1))
