@@ -72,13 +72,19 @@ def unpaired_systems(frame: pd.DataFrame) -> list[str]:
     Args:
         frame: of :func:`summary_frame`; its columns with a dot are the options that tell points apart.
     """
-    same = [c for c in frame if "." in c] + ["backend", "device", "scope", "world_size", "model_name", "dataset_name"]
+    same = [c for c in map(str, frame.columns) if "." in c] + [
+        "backend",
+        "device",
+        "scope",
+        "world_size",
+        "model_name",
+        "dataset_name",
+    ]
     found: dict[str, None] = {}
     for _, rows in frame.groupby([frame[name].map(str) for name in same]):
         by_run = [frozenset(of_run) for _, of_run in rows.groupby("run_id")["system"]]
-        if any(
-            a - b and b - a for a in by_run for b in by_run
-        ):  # a system that does not fit in memory is missing alone
+        # A run that merely lacks a system of another is one in which that did not fit in memory.
+        if any(a - b and b - a for a in by_run for b in by_run):
             found |= dict.fromkeys(rows["system"])
     return list(found)
 
