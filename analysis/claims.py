@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.data.load import Run, find_runs
-from analysis.data.published import change_text, load_published
+from analysis.data.paper_values import change_text, load_published
 from analysis.data.stats import Estimate, paired_ratio
 from analysis.present.style import label
 from analysis.present.table import model_name
@@ -137,6 +137,7 @@ def _baselines(run: Run) -> list[str]:
 
 
 def _of_run(run: Run) -> Iterator[dict[str, Any]]:
+    """Compare HarMoEny with the baseline that a claim is about, by claim."""
     simulated = run.manifest["backend"] == "simulator"
     values = {
         "throughput": run.iterations.set_index(["system", "round"])["throughput_tokens_per_s"],
@@ -184,6 +185,7 @@ def _per_sequence(run: Run, series: pd.Series) -> pd.Series:
 
 
 def _conditions(run: Run) -> str:
+    """Name model and number of ranks."""
     model = run.manifest["model"]
     size = f"{model['num_experts']} experts x {model['num_moe_layers']} MoE layers, top-{model['top_k']}"
     return f"{model_name(run)} ({size}), {run.manifest['world_size']} ranks"
@@ -195,6 +197,7 @@ def _seq_len(run: Run) -> int:
 
 
 def _batches(sizes: pd.Series, baseline: str) -> str:
+    """Say how many sequences every rank has in a batch, of both systems where they differ."""
     ours, other = int(sizes[OUR_SYSTEM]), int(sizes[baseline])
     per_rank = f"{ours}" if ours == other else f"{ours} ({label(baseline)}: {other})"
     return f"{per_rank} sequences per rank"
@@ -238,6 +241,7 @@ def _platform(row: dict[Any, Any]) -> str:
 
 
 def _change_cell(row: dict[Any, Any]) -> str:
+    """Write a change with its interval, or the span that the abstract gives."""
     if row["origin"] == "abstract":
         return change_text(row)
     if pd.isna(row["change"]):

@@ -93,6 +93,7 @@ def load_run(folder: Path) -> Run:
 
 
 def _check_complete(run: Run, frames: Mapping[str, pd.DataFrame]) -> None:
+    """Refuse a run whose manifest lacks a field, or a table a column or rows."""
     missing = [(f"{MANIFEST}: field", field) for field in REQUIRED_FIELDS if field not in run.manifest]
     missing += [
         (f"{table.file}: column", column)

@@ -65,6 +65,7 @@ def _total(*names: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
 
 
 def _hidden(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+    """Share of the fetches' time that no computation waited for."""
     sums = layers.groupby("iteration")[["fetch_wait_s", "fetch_s"]].sum()
     # Waking the computation up takes time too, which for tiny experts is more than the fetch; and weights that a new
     # placement moves are waited for and are no fetches.
@@ -77,6 +78,7 @@ def _per_rank(name: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
 
 
 def _imbalance(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+    """Imbalance over all layers, every layer weighted by its tokens."""
     by_layer = layers.groupby(["iteration", "layer"])["executed_tokens"].agg(["max", "mean"])
     sums = by_layer.groupby("iteration").sum()
     return (sums["max"] / sums["mean"]).fillna(1.0)

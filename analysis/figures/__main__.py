@@ -72,6 +72,7 @@ def main() -> None:
 
 
 def _draw_folder(folder: Path, out: Path | None, published: bool | None) -> None:
+    """Draw a sweep, or the runs in a folder, and say what is not drawn and why."""
     if (folder / SWEEP).exists():
         sweep = load_sweep(folder)
         runs, points = sweep.runs, sweep.points
@@ -88,6 +89,7 @@ def _draw_folder(folder: Path, out: Path | None, published: bool | None) -> None
 
 
 def _draw_everything(results: Path, out: Path, published: bool | None, *, simulate: bool) -> None:
+    """Draw all results, after simulating those that are missing if asked for."""
     found = find_result_sets(results, published)
     if simulate and (commands := _simulations(found)):
         with ThreadPoolExecutor(_SIMULATIONS_AT_ONCE) as pool:

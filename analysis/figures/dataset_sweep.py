@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from analysis.data.load import Run
-from analysis.data.published import router_is
+from analysis.data.paper_values import router_is
 from analysis.data.stats import median_interval
 from analysis.figures.kit.bars import Comparison, compare, grouped_bars, limit_height
 from analysis.figures.kit.base import SIMULATED_TEXTS, FigureData, Source

@@ -67,6 +67,7 @@ def plot(data: FigureData) -> Figure:
 
 
 def _panel(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw a line per data set: the median of the layers, over a band from the least to the largest of them."""
     num_experts = int(rows["position"].max())
     for dataset in dict.fromkeys(rows["dataset"]):
         line = rows[rows["dataset"] == dataset].sort_values("position")

@@ -73,6 +73,7 @@ def plot(data: FigureData) -> Figure:
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, system: str) -> None:
+    """Draw a system's load: in every layer a bar per rank, relative to the mean of the ranks."""
     num_ranks, layers = int(rows["rank"].max()) + 1, sorted(rows["layer"].unique())
     width, colour = 0.8 / num_ranks, look(system).colour
     places = rows["layer"] + width * (rows["rank"] - (num_ranks - 1) / 2)

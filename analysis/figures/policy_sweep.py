@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.data.published import router_is
+from analysis.data.paper_values import router_is
 from analysis.figures.kit.bars import Comparison, compare, comparison_table
 from analysis.figures.kit.base import FigureData, Source
 from analysis.figures.kit.lines import decimal_log, published_points, summary_lines

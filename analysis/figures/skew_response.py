@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.data.published import CITATION, load_published, on_papers_machine
+from analysis.data.paper_values import CITATION, load_published, on_papers_machine
 from analysis.data.stats import paired_ratio
 from analysis.figures.kit import iterations
 from analysis.figures.kit.base import FigureData

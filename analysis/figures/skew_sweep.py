@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.data.published import router_is
+from analysis.data.paper_values import router_is
 from analysis.figures.kit.bars import Comparison, compare, comparison_table, grouped_bars, limit_height
 from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import PAGE_IN, entries_of, new_figure, panel_title, set_caption, set_legend

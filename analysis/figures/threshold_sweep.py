@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.data.published import load_published
+from analysis.data.paper_values import load_published
 from analysis.figures.kit.base import FigureData, Source
 from analysis.figures.kit.option_sweep import missing_sweep, plot_sweep, sweep_table
 from analysis.present.panel import RATIO_TO_BEST_BASELINE, THROUGHPUT, panel

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.data.breakdown import PARTS, breakdown
 from analysis.data.load import Run
-from analysis.data.published import CITATION, load_published, on_papers_machine, router_is
+from analysis.data.paper_values import CITATION, load_published, on_papers_machine, router_is
 from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.present.style import PHASE_COLOURS, label

@@ -109,6 +109,7 @@ def dataset_look(dataset: str) -> Look:
 
 
 def _shade(colour: str, share: float) -> str:
+    """Mix a colour with white, or for a negative share with black; the share is what is left of the colour."""
     rest = 255 * (1 - share) if share >= 0 else 0.0
     parts = (abs(share) * int(colour[i : i + 2], 16) + rest for i in (1, 3, 5))
     return "#" + "".join(f"{round(part):02X}" for part in parts)

@@ -72,14 +72,8 @@ def unpaired_systems(frame: pd.DataFrame) -> list[str]:
     Args:
         frame: of :func:`summary_frame`; its columns with a dot are the options that tell points apart.
     """
-    same = [c for c in map(str, frame.columns) if "." in c] + [
-        "backend",
-        "device",
-        "scope",
-        "world_size",
-        "model_name",
-        "dataset_name",
-    ]
+    conditions = ["backend", "device", "scope", "world_size", "model_name", "dataset_name"]
+    same = [*(c for c in map(str, frame.columns) if "." in c), *conditions]
     found: dict[str, None] = {}
     for _, rows in frame.groupby([frame[name].map(str) for name in same]):
         by_run = [frozenset(of_run) for _, of_run in rows.groupby("run_id")["system"]]
@@ -169,6 +163,7 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:
 
 
 def _ratio(row: dict[Any, Any]) -> str:
+    """Write the ratio to the best baseline with its interval; empty where there is none."""
     name = "throughput_ratio_to_best_baseline"
     if name not in row or pd.isna(row[name]):
         return ""

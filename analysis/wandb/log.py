@@ -155,6 +155,7 @@ def _log_tables(logged: Any, **frames: pd.DataFrame) -> None:
 
 
 def _log_files(logged: Any, folder: Path, files: Sequence[Path]) -> None:
+    """Attach tables and figures as an artifact of type ``results``."""
     import wandb
 
     artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", logged.name), type="results")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 
 from analysis.data.load import Run
-from analysis.data.published import CITATION, beside, load_published, on_papers_machine, with_batches
+from analysis.data.paper_values import CITATION, beside, load_published, on_papers_machine, with_batches
 from analysis.figures.kit.base import FigureData
 from analysis.present.panel import THROUGHPUT, TTFT, TTFT_PER_SEQUENCE, Panel, panel
 from analysis.present.style import label, look

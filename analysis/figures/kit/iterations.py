@@ -71,6 +71,7 @@ def plot_rounds(data: FigureData, frame: pd.DataFrame, panel: Panel) -> Figure:
 
 
 def _draw_gini(axes: Axes, frame: pd.DataFrame) -> None:
+    """Draw the Gini index of the experts' popularity as steps, one per batch."""
     values = frame.drop_duplicates("round")
     axes.fill_between(values["round"], values["gini"], step="mid", color="#cccccc", linewidth=0)
     axes.step(values["round"], values["gini"], where="mid", color="black", linewidth=1.0)

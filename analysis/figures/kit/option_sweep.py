@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.data.published import CITATION
+from analysis.data.paper_values import CITATION
 from analysis.figures.kit.base import FigureData
 from analysis.present.layout import PAGE_IN, entries_of, new_figure, panel_title, set_caption, set_legend
 from analysis.present.panel import Panel
@@ -94,6 +94,7 @@ def plot_sweep(
 
 
 def _open_markers(axes: Axes, published: pd.DataFrame, option: str, column: str) -> None:
+    """Draw published values, and make room for them on both axes."""
     axes.plot(
         published[option], published[column], "o", markersize=4.5, markerfacecolor="white", markeredgecolor="black",
         linestyle=":", color="#777777", linewidth=0.8, zorder=4, label="Published",
@@ -103,6 +104,7 @@ def _open_markers(axes: Axes, published: pd.DataFrame, option: str, column: str)
 
 
 def _ticks(axes: Axes, values: Iterable[float]) -> None:
+    """Label these values on the horizontal axis, and no others."""
     ticks = sorted(set(values))
     crowded = len(ticks) > _MOST_TICKS
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks], rotation=60 if crowded else 0, fontsize=7 if crowded else 8)
@@ -110,6 +112,7 @@ def _ticks(axes: Axes, values: Iterable[float]) -> None:
 
 
 def _line(axes: Axes, frame: pd.DataFrame, option: str, panel: Panel) -> None:
+    """Draw HarMoEny's line with intervals, and a star at the value that the harness derives."""
     style = look("harmoeny")
     middle, low, high = (frame[f"{panel.column}{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
     axes.errorbar(

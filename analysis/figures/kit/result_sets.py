@@ -106,6 +106,7 @@ def most_unbalanced(data: FigureData) -> FigureData | None:
 
 
 def _result_set(experiment: str, result_id: str, data: FigureData) -> ResultSet:
+    """Find the figures that some results allow; of a sweep also those that its most unbalanced run allows."""
     whole = frozenset(module.NAME for module in discover() if module.missing(data) is None)
     parts = [(data, whole)]
     if len(data.runs) > 1 and (one := most_unbalanced(data)) is not None:

@@ -152,6 +152,7 @@ def _number(value: float) -> str:
 
 
 def _cell(row: dict[Any, Any], column: Column) -> Cell:
+    """Write a number with its interval; the ratio to the best baseline says whether it is better or worse."""
     value = row[column.name]
     if pd.isna(value):
         return Cell("")

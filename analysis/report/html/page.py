@@ -84,6 +84,7 @@ def render_page(sections: Sequence[Section], title: str, created: str, notes: Se
 
 
 def _content(key: str, section: Section) -> Content:
+    """Gather all that the template shows of a section."""
     columns = columns_of(section.frame)
     names = [name or run.manifest["run_id"] for name, run in zip(section.labels, section.runs, strict=True)]
     return Content(
@@ -111,6 +112,7 @@ def _for_browser(plot: Plot) -> dict[str, Any]:
 
 
 def _plotly() -> str:
+    """Return Plotly's script, which the page carries."""
     from plotly.offline import get_plotlyjs  # 0.3 s, for reports only
 
     script: str = get_plotlyjs().replace("\r\n", "\n")  # as the browser reads it, before it computes the hash
@@ -129,6 +131,7 @@ def _json(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
+    """Return plain data for JSON; what is not finite becomes None."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

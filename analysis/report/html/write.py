@@ -82,6 +82,7 @@ def _all_sections(folder: Path) -> tuple[list[Section], list[Note]]:
 
 
 def _sweep_sections(sweep: Sweep, frame: Frame | None = None) -> list[Section]:
+    """Return a sweep's sections; none if no run is finished."""
     if not sweep.runs:
         return []
     title = title_of(sweep.runs[0])

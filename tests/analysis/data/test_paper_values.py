@@ -12,7 +12,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from analysis.data.load import Run, load_run
-from analysis.data.published import FOLDER, TABLES, change_text, load_published, on_papers_machine
+from analysis.data.paper_values import FOLDER, TABLES, change_text, load_published, on_papers_machine
 from analysis.data.summary import summarise
 from analysis.figures import dataset_sweep, policy_sweep, skew_response, skew_sweep, threshold_sweep, time_breakdown
 from analysis.figures.kit import bars
