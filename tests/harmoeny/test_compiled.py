@@ -103,4 +103,4 @@ def test_a_read_only_checkout_and_home_are_no_reason_to_fail(tmp_path: Path) -> 
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no mounts here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["[[[1", "0]", "[0", "0]]", "[[0", "0]", "[0", "1]]]"]
+    assert done.stdout.split() == ["[[[1", "0]", "[0", "0]]", "[[0", "0]", "[0", "1]]]", "None"]
