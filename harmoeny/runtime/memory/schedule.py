@@ -51,7 +51,7 @@ def home_slots(resident: BoolArray, num_slots: int | None = None) -> list[int]:
         num_slots: slots, at least 1; None: as many as there are residents, at least 1.
     """
     room = int(num_slots_needed(resident.sum(), len(resident), num_slots))
-    held = np.flatnonzero(with_slot(resident, room)).tolist()
+    held: list[int] = np.flatnonzero(resident)[:room].tolist()  # as in with_slot, which is slower for one rank
     return held + [EMPTY] * (room - len(held))
 
 
@@ -61,7 +61,7 @@ def replace_residents(home: list[int], resident: BoolArray) -> list[int]:
     Returns:
         The slots whose expert has to be copied in.
     """
-    wanted = np.flatnonzero(with_slot(resident, len(home))).tolist()
+    wanted = np.flatnonzero(resident)[: len(home)].tolist()
     new = deque(e for e in wanted if e not in home)
     changed = []
     for index, expert_id in enumerate(home):

@@ -2,12 +2,22 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmoeny.cost import ExpertCost
-from harmoeny.runtime.memory.schedule import EMPTY, ExpertSlice, Schedule, make_schedule
+from harmoeny.runtime.memory.schedule import (
+    EMPTY,
+    ExpertSlice,
+    Schedule,
+    home_slots,
+    make_schedule,
+    num_slots_needed,
+    replace_residents,
+    with_slot,
+)
 
 COST = ExpertCost(token_s=1.0, fetch_s=10.0)
 
@@ -115,3 +125,21 @@ def test_residents_and_fetched_experts_keep_their_order_if_asked(
         assert [s.part for s in steps if (s.part.expert_id in home) == kind] == [
             w for w in items if (w.expert_id in home) == kind
         ]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=5, max_size=5), min_size=2, max_size=2),
+    st.none() | st.integers(1, 7),
+)
+def test_what_all_ranks_hold_is_what_their_slots_hold(residents: list[list[list[bool]]], num_slots: int | None) -> None:
+    before, after = (np.array(r) for r in residents)
+    rooms = num_slots_needed(before.sum(axis=0), len(before), num_slots)
+    for rank, room in enumerate(rooms.tolist()):
+        home = home_slots(before[:, rank], num_slots)
+        assert len(home) == room
+        assert sorted(e for e in home if e != EMPTY) == np.flatnonzero(with_slot(before, rooms)[:, rank]).tolist()
+        new = with_slot(after, rooms)[:, rank] & ~with_slot(before, rooms)[:, rank]
+        changed = replace_residents(home, after[:, rank])
+        assert sorted(e for e in home if e != EMPTY) == np.flatnonzero(with_slot(after, rooms)[:, rank]).tolist()
+        assert sorted(home[slot] for slot in changed) == np.flatnonzero(new).tolist()
