@@ -39,7 +39,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "text.txt").write_text("The experts of this layer are where the tokens go. " * 500, encoding="utf-8")
     return {
         "dataset.path": folder / "text.txt",
-        **{name: save(name, folder, vocab_size=512) for name in ("qwen3_moe", "mixtral")},
+        **{name: save(name, folder, vocab_size=512, max_position_embeddings=512) for name in ("qwen3_moe", "mixtral")},
     }
 
 

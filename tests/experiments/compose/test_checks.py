@@ -160,7 +160,7 @@ class TestRunId:
 
         changing = {".".join(path) for path in leaves if run_id(path) != point.run_id}
         assert {".".join(path) for path in leaves} - changing == {
-            "experiment", "results_dir", "force", "timeout_s", "trace.record", "trace.token_paths",
+            "experiment", "results_dir", "force", "dry_run", "timeout_s", "trace.record", "trace.token_paths",
             "wandb.mode", "wandb.project",
         }  # fmt: skip
 

@@ -16,7 +16,7 @@ from experiments.results.manifest import new_manifest
 from results_schema.manifest import Status
 from tests.conftest import ROOT, Load
 
-#: As the run of an earlier version in tests/data/stored_run was started.
+#: As the run of an earlier version in tests/data/stored_point was started.
 STORED = (
     "device=cpu", "model=moe_stack", "model.hidden_size=32", "model.intermediate_size=64", "model.num_experts=8",
     "model.vocab_size=1024", "batch_size=2", "seq_len=16", "rounds=3", "dataset=random", "wandb.mode=disabled",
@@ -51,7 +51,7 @@ def finish(point: Point) -> None:
 
 def test_a_run_of_an_earlier_version_is_kept(load: Load) -> None:
     point = load(*STORED)
-    stored = ROOT / "tests" / "data" / "stored_run"
+    stored = ROOT / "tests" / "data" / "stored_point"
     assert point.run_id == json.loads((stored / "manifest.json").read_text())["run_id"]
     shutil.copytree(stored, point.folder)
     assert is_kept(point)

@@ -21,12 +21,12 @@ DECODERS = ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "gpt_os
 PROMISED = ("switch_transformers", *DECODERS)
 
 
-def save(name: str, folder: Path, vocab_size: int | None = None) -> Path:
-    """Build a family's tiny model and save it; returns where. ``vocab_size``: of a decoder, if not the tiny one."""
+def save(name: str, folder: Path, **sizes: int) -> Path:
+    """Build a family's tiny model and save it; returns where. ``sizes``: what a decoder's config has otherwise."""
     if name == "switch_transformers":
-        sizes = {"vocab_size": 96, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_experts": 6}
+        widths = {"vocab_size": 96, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_experts": 6}
         layers = {"num_layers": 2, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1}
-        config = SwitchTransformersConfig(**sizes, **layers, num_sparse_decoder_layers=1, decoder_start_token_id=0)
+        config = SwitchTransformersConfig(**widths, **layers, num_sparse_decoder_layers=1, decoder_start_token_id=0)
         model: Any = SwitchTransformersForConditionalGeneration(config)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -35,7 +35,7 @@ def save(name: str, folder: Path, vocab_size: int | None = None) -> Path:
         module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
         cls = next(c for n, c in vars(module).items() if n.endswith("ForCausalLM"))
         config = tiny_config(cls.config_class)
-        config.vocab_size = vocab_size or config.vocab_size
+        config.update(sizes)
         model = randomised(cls(config))
     model.save_pretrained(folder / name)
     return folder / name
