@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import socket
 import subprocess
+from dataclasses import fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,8 +55,12 @@ def environment() -> dict[str, dict[str, Any]]:
 
 
 def options_of(point: Point, name: str, policy: Policy) -> dict[str, Any]:
-    """Return the values of a system's configured options, with what calibration filled in."""
-    return {option: getattr(policy, option) for option in point.options.systems[name] if not option.startswith("_")}
+    """Return the values of a system's options, with what calibration filled in.
+
+    Those that were configured; all of them where code added the policy to the point.
+    """
+    names = point.options.systems.get(name) or [field.name for field in fields(policy)]
+    return {option: getattr(policy, option) for option in names if not option.startswith("_")}
 
 
 def model_fields(
