@@ -57,6 +57,13 @@ BAD = {
     "rounds=0": r"rounds: 0, must be at least 1",
     "warmup_rounds=-1": r"warmup_rounds: -1, must be at least 0",
     "seed=-1": r"seed: -1, must be at least 0",
+    f"tag={'x' * 240}": r"the run's folder: skew-.*x\.\.\. has \d+ bytes, must be at most 255: choose a shorter",
+    f"tag={'é' * 120}": r"the run's folder: skew-.*\.\.\. has \d+ bytes, must be at most 255",
+    f"experiment={'x' * 256}": r"experiment: x+\.\.\. has 256 bytes, must be at most 255",
+    f"results_dir={'x' * 256}": r"results_dir: 'x+' cannot be written \(File name too long\)",
+    f"requests.arrivals={'x' * 256}": r"requests\.arrivals: 'x+' cannot be used \(File name too long\)",
+    f"router=trace router.path={'x' * 256}": r"router\.path: 'x+' cannot be used \(File name too long\)",
+    f"trace.record={'x' * 256}.parquet": r"trace\.record: 'x+\.parquet' cannot be used \(File name too long\)",
     "timeout_s=0": r"timeout_s: 0, must be at least 1",
     "device=tpu": r"device: 'tpu', must be one of auto, cpu, cuda",
     "wandb.mode=on": r"wandb\.mode: 'on', must be one of offline, online, disabled",
@@ -160,7 +167,7 @@ class TestRunId:
 
         changing = {".".join(path) for path in leaves if run_id(path) != point.run_id}
         assert {".".join(path) for path in leaves} - changing == {
-            "experiment", "results_dir", "force", "timeout_s", "trace.record", "trace.token_paths",
+            "experiment", "results_dir", "force", "dry_run", "timeout_s", "trace.record", "trace.token_paths",
             "wandb.mode", "wandb.project",
         }  # fmt: skip
 
