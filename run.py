@@ -45,5 +45,7 @@ if __name__ == "__main__":
         if wants_trace:
             raise
         fail(explain(error), 2)
+    except OSError as error:  # Hydra writes, too
+        fail(explain(error), 1)
     except KeyboardInterrupt:
         leave_interrupted(signal.SIGINT)

@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from results_schema.atomic import write_error
 from results_schema.files import SWEEP_DIR_VARIABLE
 
 
@@ -31,7 +32,7 @@ class Report(Callback):
         """Summarise, report and log the run that just ended; a run of a sweep is not printed."""
         if job_return.status != JobStatus.COMPLETED or job_return.return_value is None:
             return
-        with self._errors_printed():
+        with self._errors_printed(Path(job_return.return_value)):
             from analysis.report.finish import finish_run
 
             is_single = job_return.hydra_cfg is None or job_return.hydra_cfg.hydra.mode == RunMode.RUN
@@ -41,7 +42,7 @@ class Report(Callback):
         """Report and log the sweep."""
         sweep_dir = _sweep_dir()
         if sweep_dir is not None and os.environ.get("RANK", "0") == "0":
-            with self._errors_printed():
+            with self._errors_printed(sweep_dir):
                 from analysis.report.finish import finish_sweep
 
                 finish_sweep(sweep_dir, config)
@@ -53,11 +54,14 @@ class Report(Callback):
             raise SystemExit(1)
 
     @contextmanager
-    def _errors_printed(self) -> Iterator[None]:
+    def _errors_printed(self, folder: Path) -> Iterator[None]:
         # Hydra would make a warning of any exception that leaves a callback.
         try:
             yield
         except (OSError, ValueError) as error:
+            # Libraries that draw say that a disk is full, but not where.
+            if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+                error = write_error(folder, error)
             print(f"error: {error}", file=sys.stderr)
             self._failed = True
         except Exception:  # noqa: BLE001

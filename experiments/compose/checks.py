@@ -15,8 +15,11 @@ from experiments.routing.trace_files import read_about
 from experiments.text.tokenizer import check_vocab_size
 from harmoeny.policy import Policy
 from harmoeny.runtime.layer.executor import find_executor
+from results_schema.tables import TABLES
 
 DEVICES = ("auto", "cpu", "cuda")
+#: What Linux allows of a name, and of a whole path.
+_NAME_BYTES, _PATH_BYTES = 255, 4095
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -46,6 +49,24 @@ def check_point(point: Point) -> None:
     _check_extra_loops(point)
     point.dataset.validate()
     _check_writable(Path(point.options.results_dir))
+
+
+def check_names(point: Point) -> None:
+    """Check that the names of the run's folder and its experiment's are ones that a file system takes.
+
+    Raises:
+        ValueError: one is too long, or has a character that no name can have.
+    """
+    for field_name, name in (("experiment", point.options.experiment), ("the run's folder", point.run_id)):
+        size = len(os.fsencode(name))
+        if size > _NAME_BYTES:
+            raise ValueError(
+                f"{field_name}: {name[:60]}... has {size} bytes, must be at most {_NAME_BYTES}: "
+                "choose a shorter experiment=, tag= or option of the router"
+            )
+    longest = point.folder.absolute() / ("." + max((table.file for table in TABLES), key=len) + ".12345678.parquet")
+    if (size := len(os.fsencode(longest))) > _PATH_BYTES:
+        raise ValueError(f"results_dir: paths in it have {size} bytes, must be at most {_PATH_BYTES}: choose another")
 
 
 def _check_options(point: Point) -> None:

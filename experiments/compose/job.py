@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from experiments.compose.backends import backend_of
 from experiments.compose.load import load_point
+from experiments.compose.messages import explain
 from experiments.console import say, tidy_terminal
 from experiments.launch.environment import is_main_rank, joined_world_size
 from experiments.launch.joined import run_joined
@@ -48,6 +49,8 @@ def run_point(config: DictConfig) -> str | None:
         fail(error, 2)
     except RunError as error:
         fail(error, 1)
+    except OSError as error:
+        fail(explain(error), 1)
     except InterruptedRun as error:
         leave_interrupted(error.signal)
     if done and is_main_rank() and (left := sweep_left()):
@@ -70,7 +73,7 @@ def _run(point: Point) -> bool:
             return False
         try:
             _run_on_backend(point, tokens, folder)
-        except (RunError, InterruptedRun) as error:
+        except (RunError, InterruptedRun, OSError) as error:
             tidy_terminal()
             folder.fail(str(error))
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.compose.backends import backend_named
-from experiments.compose.checks import check_point
+from experiments.compose.checks import check_names, check_point
 from experiments.compose.messages import explain
 from experiments.datasets.base import Dataset
 from experiments.point.options import Options, make_options
@@ -46,11 +46,33 @@ def load_point(config: DictConfig | Mapping[str, Any], *, here: bool = True) -> 
         backend = backend_named(options.backend)
     except OmegaConfBaseException as error:
         raise ValueError(explain(error)) from error
+    except OSError as error:
+        raise _unusable(error, config) from error
     point = Point(options=options, simulated=backend.simulated, systems=systems, simulator=simulator, **parts)
-    check_point(point)
+    try:
+        check_point(point)
+        check_names(point)
+    except OSError as error:
+        raise _unusable(error, config) from error
     if here:
         backend.check_host(point)
     return point
+
+
+def _unusable(error: OSError, config: DictConfig | Mapping[str, Any]) -> ValueError:
+    """Return an error that names the option whose path the system refuses, as one longer than it allows."""
+    name = next((name for name, value in _leaves(_resolved(config)) if value == error.filename), None)
+    return ValueError(
+        explain(error) if name is None else f"{name}: {error.filename!r} cannot be used ({error.strerror})"
+    )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _resolved(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:

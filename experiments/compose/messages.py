@@ -10,10 +10,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from experiments.compose.help import choices, unavailable
+from results_schema.atomic import NO_ROOM, WriteError, write_error
 
 
 def explain(error: BaseException) -> str:
     """Return one line that says what is wrong with a configuration."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename:
+        return str(write_error(error.filename, error))
+    if isinstance(error, OSError) and error.filename and not isinstance(error, WriteError):
+        return _one_line(f"{error.filename}: {error.strerror}")
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)

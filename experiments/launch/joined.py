@@ -48,6 +48,10 @@ def run_joined(point: Point) -> bool:
                 _measure(point, folder, peers)
         except RunBusyError:
             raise
+        except OSError as error:
+            if is_main_rank() and folder is not None:
+                folder.fail(str(error))
+            raise
         except RuntimeError as error:
             if point.options.world_size == 1 or not is_peer_lost(error):
                 raise
@@ -74,7 +78,7 @@ def _begin(point: Point, held: ExitStack) -> RunFolder | None:
     if is_main_rank():
         try:
             folder = None if is_kept(point) else held.enter_context(begun(point, wait=False))
-        except RunBusyError as error:
+        except (RunBusyError, OSError) as error:
             refusal = str(error)
     elif _is_first_of_host():
         held.enter_context(registered(f"{point.options.experiment}/{point.run_id}"))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsDest, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import elastic_launch
 
@@ -25,6 +27,7 @@ from experiments.launch.watch import Pulse, Watch
 from experiments.point.point import Point
 from experiments.results.run_folder import RunError, RunFolder
 from experiments.text.tokens import TokenFile
+from results_schema.atomic import write_error
 
 #: What torchelastic answers with an exception while ranks run.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -63,19 +66,41 @@ def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
     logs_folder = folder.path / "logs"
     shutil.rmtree(logs_folder, ignore_errors=True)
     quiet = dict.fromkeys(range(1, point.options.world_size), Std.ALL)
-    logs = DefaultLogsSpecs(log_dir=str(logs_folder), redirects=quiet)
-    config = host_config(point.options.world_size, point.device_type, "ranks", "experiments.launch.preload", logs)
     pulse = Pulse(point.options.world_size)
     watch = Watch(pulse, point.options.timeout_s)
     try:
-        with _signal_handlers_kept(), watch:
+        with _signal_handlers_kept(), tempfile.TemporaryDirectory(prefix="harmoeny-ranks-") as errors_folder, watch:
+            logs = _Logs(str(logs_folder), quiet, Path(errors_folder))
+            preload = "experiments.launch.preload"
+            config = host_config(point.options.world_size, point.device_type, "ranks", preload, logs)
             _silence_torchelastic()
             elastic_launch(config, _entry)(point, tokens, folder, pulse)
     except ChildFailedError as error:
         silent = watch.verdict and f"{watch.verdict}; all ranks were stopped; logs in {logs_folder}"
         raise RanksError(silent or _first_cause(error, logs_folder)) from error
+    except json.JSONDecodeError as error:
+        raise RanksError(f"a rank failed and {tempfile.gettempdir()} has no room for its reason (TMPDIR=)") from error
+    except OSError as error:
+        raise RanksError(str(write_error(error.filename or logs_folder, error))) from error
     except SignalException as error:
         raise InterruptedRun(error.sigval) from error
+
+
+class _Logs(DefaultLogsSpecs):
+    """Logs in one folder, and why ranks failed in another: the disk of the results may be full by then."""
+
+    def __init__(self, log_dir: str, redirects: dict[int, Std], errors_folder: Path) -> None:
+        super().__init__(log_dir=log_dir, redirects=redirects)
+        self._errors_folder = errors_folder
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """Say where everything goes."""
+        places = super().reify(envs)
+        for rank, environment in envs.items():
+            places.error_files[rank] = environment["TORCHELASTIC_ERROR_FILE"] = str(
+                self._errors_folder / f"{rank}.json"
+            )
+        return places
 
 
 @contextmanager
@@ -127,8 +152,9 @@ def _first_cause(error: ChildFailedError, logs_folder: Path) -> str:
     elif isinstance(message, dict):
         reason = "failed: " + " ".join(message["message"].split())
         trace = logs_folder / "traceback.txt"
-        trace.write_text(message["extraInfo"]["py_callstack"], encoding="utf-8")
-        see = f"see {trace}"
+        with suppress(OSError):
+            trace.write_text(message["extraInfo"]["py_callstack"], encoding="utf-8")
+            see = f"see {trace}"
     else:
         reason = f"ended with exit status {failure.exitcode}"
     return f"rank {rank} (pid {failure.pid}) {reason}; all ranks were stopped; {see}"

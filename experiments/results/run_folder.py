@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +92,28 @@ class RunFolder:
     def fail(self, reason: str) -> None:
         """Say why the run failed; one that has not begun, or has ended, is left as it is."""
         manifest = self.manifest
-        if manifest.get("status") == Status.RUNNING:
-            self._write_manifest(manifest | {"status": Status.FAILED, "ended_at": now(), "error": reason})
+        if manifest.get("status") != Status.RUNNING:
+            return
+        self._remove_tables()  # nobody may read them, and a full disk needs the room
+        failed = manifest | {"status": Status.FAILED, "ended_at": now(), "error": reason}
+        try:
+            self._write_manifest(failed)
+        except OSError:  # a full disk may have no room for a second file, but the first one's
+            with suppress(OSError), (self.path / files.MANIFEST).open("r+", encoding="utf-8") as file:
+                file.write(_as_json(failed))
+                file.truncate()
 
     def forget(self) -> None:
         """Remove what an unfinished run left, so that its numbers never mix with the new ones."""
-        for name in (files.MANIFEST, files.SUMMARY, *(table.file for table in TABLES)):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / files.MANIFEST).unlink(missing_ok=True)
+        self._remove_tables()
         for temporary in self.path.glob(".*"):
             if temporary.name != LOCK:
                 temporary.unlink()
+
+    def _remove_tables(self) -> None:
+        for name in (files.SUMMARY, *(table.file for table in TABLES)):
+            (self.path / name).unlink(missing_ok=True)
 
     def note_submission(self, job: str, output: Path) -> None:
         """Write down which SLURM job runs the point, and where that job's output goes."""
@@ -116,4 +129,8 @@ class RunFolder:
         return submission
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        write_text(self.path / files.MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        write_text(self.path / files.MANIFEST, _as_json(manifest))
+
+
+def _as_json(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
