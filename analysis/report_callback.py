@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from results_schema.files import SWEEP_DIR_VARIABLE
+from results_schema.manifest import is_finished
 
 
 class Report(Callback):
@@ -31,6 +32,8 @@ class Report(Callback):
         """Summarise, report and log the run that just ended; a run of a sweep is not printed."""
         if job_return.status != JobStatus.COMPLETED or job_return.return_value is None:
             return
+        if not is_finished(Path(job_return.return_value)):
+            return  # no system passed its check
         with self._errors_printed():
             from analysis.report.finish import finish_run
 
