@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from results_schema.atomic import write_error
 from results_schema.files import SWEEP_DIR_VARIABLE
+from results_schema.manifest import is_finished
 
 
 class Report(Callback):
@@ -32,7 +33,10 @@ class Report(Callback):
         """Summarise, report and log the run that just ended; a run of a sweep is not printed."""
         if job_return.status != JobStatus.COMPLETED or job_return.return_value is None:
             return
-        with self._errors_printed(Path(job_return.return_value)):
+        folder = Path(job_return.return_value)
+        if not is_finished(folder):
+            return  # no system passed its check
+        with self._errors_printed(folder):
             from analysis.report.finish import finish_run
 
             is_single = job_return.hydra_cfg is None or job_return.hydra_cfg.hydra.mode == RunMode.RUN

@@ -44,6 +44,11 @@ class EPLB(Policy):
     num_nodes: int = 1
     num_groups: int = 1
 
+    @property
+    def history_window(self) -> int:
+        """Batches whose counts are added up."""
+        return self.window
+
     def validate(self) -> None:
         """Check the configuration.
 

@@ -54,6 +54,11 @@ class Policy(ABC):
     work_order: str = WorkOrder.COVERED.value
 
     @property
+    def history_window(self) -> int:
+        """Latest batches that :meth:`update_placement` reads; older ones are forgotten."""
+        return 1
+
+    @property
     def executor(self) -> str:
         """What carries the plans out: ``plan``, the runtime's own way, or the import path of another executor.
 
@@ -129,7 +134,8 @@ class Policy(ABC):
 
         Args:
             layer: MoE layer in order of execution.
-            history: int64 ``[world_size, num_experts]`` per earlier batch of this system, oldest first.
+            history: int64 ``[world_size, num_experts]`` per earlier batch of this system, oldest first. Its length is
+                the number of batches; only the latest :attr:`history_window` can be read.
             placement: the present residency.
         """
         return None

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from analysis.data.load import Run
@@ -124,13 +125,35 @@ def figure_caption(frame: pd.DataFrame) -> str:
     return f"{simulated}{caption(frame)}, {INTERVALS}. Model {' + '.join(sorted(models))}{read}."
 
 
-def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> Table:
-    """Lay a summary frame out as a table for a terminal."""
+def failed_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the systems that failed their check, which have no row, with the point and the reason."""
+    return [
+        f"{label(system)} failed its check{_at(point)}: {reason}"
+        for run, point in zip(runs, points, strict=True)
+        for system, reason in (run.manifest.get("failed_systems") or {}).items()
+    ]
+
+
+def _at(point: Mapping[str, Any]) -> str:
+    values = ", ".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in point.items())
+    return f" at {values}" if values else ""
+
+
+def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str, notes: Sequence[str] = ()) -> Table:
+    """Lay a summary frame out as a table for a terminal.
+
+    Args:
+        frame: a summary frame.
+        axes: its columns that tell the points apart.
+        title: of the table.
+        notes: stand below it, one a line.
+    """
     table = Table(
         title=title,
         caption=caption(frame)
         + "\n* drops tokens: not the model's output, never the baseline. A bound is no system.\n"
-        + (unpaired_remark(frame) or _RATIO),
+        + (unpaired_remark(frame) or _RATIO)
+        + "".join(f"\n{escape(note)}" for note in notes),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,

@@ -53,12 +53,19 @@ def run_point(config: DictConfig) -> str | None:
         fail(explain(error), 1)
     except InterruptedRun as error:
         leave_interrupted(error.signal)
-    if done and is_main_rank() and (left := sweep_left()):
-        say(f"{point.options.experiment}: {left}")
-    if not done and is_main_rank():
-        kept = f"{point_title(point.run_id)}: finished before, kept ({point.folder})"
+    if not is_main_rank():
+        return None
+    title, folder = point_title(point.run_id), RunFolder(point.folder)
+    if not done:
+        kept = f"{title}: finished before, kept ({folder.path})"
         say(f"{kept}{remarks(point)}; force=true measures it again, tag= beside it")
-    return str(point.folder) if is_main_rank() else None
+        for name, cause in folder.failed_systems.items():
+            say(f"error: {title}: {name} failed its check: {cause}")
+    elif not folder.is_finished:
+        say(f"error: {title}: no system passed its check; there is no result")
+    if done and (left := sweep_left()):
+        say(f"{point.options.experiment}: {left}")
+    return str(folder.path)
 
 
 def _run(point: Point) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -30,11 +32,12 @@ from experiments.launch.environment import is_main_rank
 from experiments.point.point import Point
 from experiments.registry import discover
 from experiments.results.kept import is_kept
+from experiments.results.run_folder import RunFolder
 from experiments.results.sweep import sweep_folder, write_sweep
 from experiments.results.times import read_times
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
-from results_schema.files import SWEEP_DIR_VARIABLE
+from results_schema.files import SWEEP, SWEEP_DIR_VARIABLE
 
 _ABSENT = object()
 
@@ -52,6 +55,19 @@ class ValidateSweep(Callback):
                 if point.routing_remark and is_main_rank():
                     say(point.routing_remark)
                 _describe([point], [{}])
+
+    def on_run_end(self, config: DictConfig, **given: Any) -> None:  # noqa: ARG002
+        """Let the process fail if a system failed its check; everything else is kept and reported by then."""
+        job_return: JobReturn = given["job_return"]
+        if job_return.status == JobStatus.COMPLETED and job_return.return_value is not None:
+            _fail_for_systems([Path(job_return.return_value)])
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:  # noqa: ARG002
+        """Likewise, for any point of the sweep."""
+        sweep = os.environ.get(SWEEP_DIR_VARIABLE)
+        if sweep is not None and is_main_rank():
+            content = json.loads(Path(sweep, SWEEP).read_text(encoding="utf-8"))
+            _fail_for_systems([Path(sweep).parent.parent / run_id for run_id in content["run_ids"]])
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check all points and write ``sweeps/<sweep_id>/sweep.json``."""
@@ -119,6 +135,11 @@ def leave_out_absent(config: DictConfig) -> dict[str, str]:
         for option in absent:
             del config.hydra.sweeper.params[option]
     return absent
+
+
+def _fail_for_systems(folders: Sequence[Path]) -> None:
+    if any(RunFolder(folder).failed_systems for folder in folders):
+        raise SystemExit(1)
 
 
 def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]], list[str]]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
 
-from experiments.console import PointProgress
+from experiments.console import PointProgress, say
 from experiments.launch.join import join
 from experiments.measure.bench import Bench
 from experiments.measure.check import check_systems
 from experiments.measure.extra_loops import measure_extra_loops, num_extra_passes
-from experiments.measure.measured import Measured, environment_fields, write_results
+from experiments.measure.measured import Measured, environment_fields, failed_systems, write_results
 from experiments.measure.record_routing import record_routing
 from experiments.measure.rounds import run_rounds
 from experiments.point.point import Point
@@ -37,9 +37,6 @@ def run_rank(
         tokens: its text.
         folder: the run's, which has begun.
         on_timeout: called where this rank waited for another until its time was up.
-
-    Raises:
-        CheckError: a system's output is not the dense model's.
     """
     try:
         device = join(point.device_type, point.options.timeout_s)
@@ -72,12 +69,26 @@ def _run(point: Point, tokens: TokenFile, folder: RunFolder, comm: Communicator)
     with PointProgress(point_title(point.run_id), _num_passes(point), enabled=comm.rank == 0) as progress:
         bench = Bench.set_up(point, tokens, comm, progress)
         checks = check_systems(bench)
-        bench.set_clock()
+        _leave_out(failed_systems(checks), bench)
+        if not bench.systems:
+            if comm.rank == 0:
+                folder.describe({"checks": checks, "failed_systems": failed_systems(checks)})
+                folder.fail("no system passed its check")
+            bench.close()
+            return
         iterations = run_rounds(bench)
         extra = measure_extra_loops(bench)
     record_routing(bench)
     write_results(bench, Measured(checks, iterations, extra), folder)
     bench.close()
+
+
+def _leave_out(failed: Mapping[str, str], bench: Bench) -> None:
+    """Go on without the systems that failed their check, and say so."""
+    bench.systems = [system for system in bench.systems if system.name not in failed]
+    if bench.comm.rank == 0:
+        for name, reason in failed.items():
+            say(f"error: {point_title(bench.point.run_id)}: {name} failed its check and is left out: {reason}")
 
 
 def _num_passes(point: Point) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.point.point import Point
-from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
+from experiments.routers.base import CALIBRATION_BATCH, WARM_UP_BATCH, RoutingRequest
 from experiments.text.tokens import TokenFile
 from harmoeny.models.base import MoEModel
 
@@ -31,10 +31,8 @@ class Batch:
 def make_batch(point: Point, model: MoEModel, tokens: TokenFile, index: int, rank: int, device: torch.device) -> Batch:
     """Read a batch and decide its routing, so that every system gets the same of both."""
     options = point.options
-    # The text of calibration follows that of the measured batches.
-    text_index = index if index < CALIBRATION_BATCH else options.rounds + index - CALIBRATION_BATCH
     ids = tokens.batch(
-        index=text_index,
+        index=_text_index(point, index),
         rank=rank,
         world_size=options.world_size,
         batch_size=options.batch_size,
@@ -49,6 +47,24 @@ def make_batch(point: Point, model: MoEModel, tokens: TokenFile, index: int, ran
         for layer, num_tokens in enumerate(model.layer_tokens(options.batch_size, options.seq_len))
     ]
     return Batch(input_ids, [ids.to(device) for ids in expert_ids])
+
+
+def _text_index(point: Point, index: int) -> int:
+    """Return where a batch's text stands: behind the measured batches that of calibration, then that of the warm-up."""
+    if index < CALIBRATION_BATCH:
+        return index
+    if index < WARM_UP_BATCH:
+        return point.options.rounds + index - CALIBRATION_BATCH
+    return point.options.rounds + point.calibration_batches
+
+
+def shared_text(point: Point, tokens: TokenFile) -> list[str]:
+    """Name what reads text that is measured too, because the text is too short: ``calibration``, ``warm-up``."""
+    options = point.options
+    fresh = tokens.fresh_batches(sequences_per_batch=options.world_size * options.batch_size, seq_len=options.seq_len)
+    learned = options.rounds + point.calibration_batches
+    shared = ["calibration"] if point.calibration_batches and point.router.from_model and fresh < learned else []
+    return [*shared, "warm-up"] if fresh < learned + 1 else shared
 
 
 def assigned(point: Point, model: MoEModel, *, index: int, rank: int, layer: int, num_tokens: int) -> Tensor:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from experiments.console import PointProgress
 from experiments.measure.batch import Batch, make_batch
-from experiments.measure.clock import clock_offset_s
+from experiments.measure.clock import RankClock
 from experiments.measure.fit import fit
 from experiments.point.point import Point
+from experiments.routers.base import WARM_UP_BATCH
 from experiments.text.tokens import TokenFile
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.exchange.comm import Communicator
@@ -28,10 +29,12 @@ class Bench:
         point: the point.
         model: the model, attached to ``engine``.
         engine: executes its MoE layers.
-        systems: the systems to compare.
+        systems: the systems to compare; those that fail their check leave it.
         batches: one per measured round.
+        warm_up: for the checks and the warm-up, never measured.
         progress: told of every forward pass.
-        clock_offset_s: seconds from this rank's clock to rank 0's, see :meth:`set_clock`.
+        clock: compares this rank's clock with rank 0's.
+        clock_offset_s: seconds from this rank's clock to rank 0's in this round, see :meth:`begin_round`.
     """
 
     point: Point
@@ -39,7 +42,9 @@ class Bench:
     engine: ExpertParallel
     systems: Sequence[System]
     batches: Sequence[Batch]
+    warm_up: Batch
     progress: PointProgress
+    clock: RankClock
     clock_offset_s: float = 0.0
 
     @classmethod
@@ -50,21 +55,27 @@ class Bench:
         engine = start_rank(model.experts, comm, point.hardware)
         model.connect(engine)
         progress.say("preparing the systems")
-        batches = [make_batch(point, model, tokens, i, comm.rank, comm.device) for i in range(point.options.rounds)]
+        indices = [*range(point.options.rounds), WARM_UP_BATCH]
+        *batches, warm_up = (make_batch(point, model, tokens, i, comm.rank, comm.device) for i in indices)
         systems = [
             engine.build_system(name, fit(policy.calibrated(engine.memory.cost), point, model, tokens, comm))
             for name, policy in point.systems.items()
         ]
-        return cls(point, model, engine, systems, batches, progress)
+        return cls(point, model, engine, systems, batches, warm_up, progress, RankClock(comm))
 
     @property
     def comm(self) -> Communicator:
         """The ranks."""
         return self.engine.comm
 
-    def set_clock(self) -> None:
-        """Find out how far this rank's clock is from rank 0's; all ranks do it together."""
-        self.clock_offset_s = clock_offset_s(self.comm)
+    def begin_loop(self) -> None:
+        """Let all systems forget what they saw: none may have learned from what is measured now."""
+        for system in self.systems:
+            system.planner.reset()
+
+    def begin_round(self) -> None:
+        """Find out how far this rank's clock is from rank 0's; clocks drift. All ranks do it together."""
+        self.clock_offset_s = self.clock.offset_s()
 
     def close(self) -> None:
         """Let the runtime go, when all ranks have come to here."""

@@ -2,115 +2,151 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from experiments.measure.batch import Batch, dense_forward
+from experiments.measure.batch import dense_forward
 from experiments.measure.bench import Bench
-from experiments.results.run_folder import RunError
-from harmoeny.models.base import TOLERANCE
+from experiments.measure.decode import DecodeBatch, decode_error, make_decode_batch
+from experiments.measure.layer_check import LayerErrors
+from experiments.measure.plan_guard import PlanError, guarded_plans
+from experiments.routers.base import WARM_UP_BATCH
+from harmoeny.models.base import DTYPES, TOLERANCE
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.system import System
 
 
-class CheckError(RunError):
-    """A system's output is not what the dense model computes."""
-
-
 @dataclass(frozen=True)
 class Check:
-    """Result of comparing one system with the dense reference, over all ranks.
+    """Result of comparing one system with the dense reference, over all ranks; unknown where no plan was carried out.
 
     Attributes:
         max_abs_error: largest absolute difference of an output.
         scale: largest absolute output of the reference.
         relative_error: their ratio.
+        layer_error: largest absolute error of a MoE layer's output, relative to the layer's largest output.
         tolerance: what it may be.
         kept_share: executed assignments over all; below 1 for dropping systems only.
         working_memory_bytes: the most memory that the pass needed on a rank beyond what it held before; None: unknown.
         passed: whether the system computes what it should.
+        reason: why it does not, with the rank; None where it does.
     """
 
-    max_abs_error: float
-    scale: float
-    relative_error: float
     tolerance: float
-    kept_share: float
-    working_memory_bytes: int | None
-    passed: bool
+    max_abs_error: float | None = None
+    scale: float | None = None
+    relative_error: float | None = None
+    layer_error: float | None = None
+    kept_share: float | None = None
+    working_memory_bytes: int | None = None
+    passed: bool = False
+    reason: str | None = None
 
 
 def check_systems(bench: Bench) -> dict[str, dict[str, Any]]:
-    """Compare every system's output on the first batch with the dense model's, with the same routing.
+    """Compare every system's output on a batch that is not measured with the dense model's, with the same routing.
 
     Systems that executed all assignments share one reference; a dropping system is compared with the dense model on
-    exactly the assignments that it executed, with the routing weights of the whole choice.
+    exactly the assignments that it executed. Where a decode phase is measured, exact systems have to decode right too.
 
     Returns:
-        By system, the fields of its :class:`Check`.
-
-    Raises:
-        CheckError: on every rank, when the outputs differ on any, or an exact system lost an assignment.
+        By system, the fields of its :class:`Check` and, with a decode phase, its ``decode_error``; the same on all
+        ranks, which call it together.
     """
-    batch = bench.batches[0]
-    complete: Tensor | None = None
+    checker = Checker(bench)
     checks = {}
     for system in bench.systems:
         bench.progress.say(f"checking {system.name}")
-        executed = _execute(bench, system, batch)
-        if not executed.is_complete:
-            reference = dense_forward(bench.model, batch.input_ids, batch.expert_ids, executed.kept)
-        else:
-            if complete is None:
-                complete = dense_forward(bench.model, batch.input_ids, batch.expert_ids)
-            reference = complete
-        outcome = _Outcome.of(executed, reference)
-        checks[system.name] = vars(_judged(system, outcome, reference.dtype, bench.comm))
+        checks[system.name] = checker.check(system)
         bench.progress.advance()
     return checks
 
 
-@dataclass(frozen=True)
-class _Executed:
-    """What a system did with a batch.
+class Checker:
+    """Checks the systems of a bench, one after another."""
 
-    Attributes:
-        output: of the model.
-        wanted: bool ``[num_tokens, top_k]`` per MoE layer, false where the routing leaves the assignment out.
-        kept: likewise, true where an assignment was executed.
-        peak_bytes: memory that the pass needed beyond what was held before; None: unknown.
+    def __init__(self, bench: Bench) -> None:
+        """Prepare the batch; all ranks do it together."""
+        self._bench = bench
+        self._dtype = DTYPES[bench.point.model.dtype]
+        self._tolerance = TOLERANCE[self._dtype]
+        self._complete: Tensor | None = None
+        self._decode: DecodeBatch | None = None
+        if bench.point.options.decode_tokens:
+            rank = bench.comm.rank
+            self._decode = make_decode_batch(bench.point, bench.model, bench.warm_up, WARM_UP_BATCH, rank)
+
+    def check(self, system: System) -> dict[str, Any]:
+        """Check one system; all ranks together."""
+        bench, extra = self._bench, {}
+        try:
+            errors = LayerErrors(bench.model.experts)
+            output, kept, peak_bytes = _execute(bench, system, errors)
+            reference = self._reference(kept)
+            outcome = Outcome.of(output, reference, bench.warm_up.expert_ids, kept)
+            outcome = replace(outcome, layer_error=errors.worst, layer=errors.layer, peak_bytes=peak_bytes)
+            check = judge(_everyone(outcome, bench.comm), self._tolerance, exact=system.policy.exact)
+            if self._decode is not None and system.policy.exact and check.passed:
+                with guarded_plans(system, bench.comm):
+                    extra["decode_error"] = decode_error(bench, system, self._decode)
+        except PlanError as error:
+            check = Check(self._tolerance, reason=str(error))
+        fields = asdict(check)
+        if wrong := self._wrong_weights() or _wrong_decode(extra.get("decode_error", 0.0), self._tolerance):
+            fields |= {"passed": False, "reason": wrong}
+        return fields | extra
+
+    def _reference(self, kept: list[Tensor]) -> Tensor:
+        """Return the dense model's output without the assignments that were not executed."""
+        bench, wanted = self._bench, self._bench.warm_up.expert_ids
+        is_complete = all(bool(mask[ids >= 0].all()) for mask, ids in zip(kept, wanted, strict=True))
+        if is_complete and self._complete is not None:
+            return self._complete
+        reference = dense_forward(bench.model, bench.warm_up.input_ids, wanted, None if is_complete else kept)
+        if is_complete:
+            self._complete = reference
+        return reference
+
+    def _wrong_weights(self) -> str | None:
+        """Say so where the experts are not of the type that was asked for, and measured with its tolerance."""
+        matrices = (w for layer in self._bench.model.experts for w in layer.weights.values() if w.ndim == 3)
+        for dtype in {w.dtype for w in matrices if w.is_floating_point()} - {self._dtype}:
+            return f"the experts' weights are {_name(dtype)}, must be {_name(self._dtype)} (model.dtype)"
+        return None
+
+
+def _execute(bench: Bench, system: System, errors: LayerErrors) -> tuple[Tensor, list[Tensor], int | None]:
+    """Run a system; return its output, which assignments it executed, and its peak memory in bytes.
+
+    Args:
+        bench: has the batch.
+        system: the system.
+        errors: is shown every layer.
+
+    Raises:
+        PlanError: on all ranks, a plan is wrong.
     """
-
-    output: Tensor
-    wanted: list[Tensor]
-    kept: list[Tensor]
-    peak_bytes: int | None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether no assignment was dropped."""
-        return all(torch.equal(kept, wanted) for kept, wanted in zip(self.kept, self.wanted, strict=True))
-
-
-def _execute(bench: Bench, system: System, batch: Batch) -> _Executed:
-    engine, model = bench.engine, bench.model
+    engine, model, batch = bench.engine, bench.model, bench.warm_up
     engine.use(system)
     model.context.tape.pin(batch.expert_ids)
-    with engine.executed_masks() as masks:
-        output = model.forward(batch.input_ids)
-    # A second pass: the first one loads libraries and compiled code.
+    with guarded_plans(system, bench.comm):
+        with engine.executed_masks() as masks, engine.observed(errors):
+            output = model.forward(batch.input_ids)
+        if system.planner.places_anew:
+            model.forward(batch.input_ids)  # the plans from the placement that follows what was seen
+    # Another pass: the first one loads libraries and compiled code.
     _, peak_bytes = Device.of(bench.comm.device).with_peak_bytes(lambda: model.forward(batch.input_ids))
-    wanted = [ids >= 0 for ids in batch.expert_ids]
-    return _Executed(output, wanted, [mask & some for mask, some in zip(masks, wanted, strict=True)], peak_bytes)
+    return output, masks, peak_bytes
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """How one rank's output compares with the reference.
 
     Attributes:
@@ -118,55 +154,117 @@ class _Outcome:
         scale: largest absolute output of the reference.
         num_wanted: assignments.
         num_kept: executed ones.
-        finite: whether all outputs are numbers.
-        peak_bytes: as of the system.
+        problem: what is wrong with it that is no matter of degree.
+        layer_error: largest absolute error of a MoE layer's output, relative to the layer's largest output.
+        layer: which layer that was.
+        peak_bytes: memory that the pass needed beyond what was held before; None: unknown.
     """
 
     error: float
     scale: float
     num_wanted: int
     num_kept: int
-    finite: bool
-    peak_bytes: int | None
+    problem: str | None
+    layer_error: float = 0.0
+    layer: int = 0
+    peak_bytes: int | None = None
 
     @classmethod
-    def of(cls, executed: _Executed, reference: Tensor) -> _Outcome:
-        """Compare a system's output with the reference."""
-        output = executed.output
+    def of(cls, output: Tensor, reference: Tensor, wanted: list[Tensor], kept: list[Tensor]) -> Outcome:
+        """Compare.
+
+        Args:
+            output: the system's.
+            reference: the dense model's.
+            wanted: int64 ``[num_tokens, top_k]`` per MoE layer, -1 for none.
+            kept: bool, likewise, the executed assignments.
+        """
+        comparable = output.shape == reference.shape and output.numel() > 0
         return cls(
-            error=float((output.float() - reference.float()).abs().max()) if output.numel() else 0.0,
-            scale=float(reference.float().abs().max()) if output.numel() else 0.0,
-            num_wanted=sum(int(mask.sum()) for mask in executed.wanted),
-            num_kept=sum(int(mask.sum()) for mask in executed.kept),
-            finite=bool(torch.isfinite(output).all()),
-            peak_bytes=executed.peak_bytes,
+            error=float((output.float() - reference.float()).abs().max()) if comparable else 0.0,
+            scale=float(reference.float().abs().max()) if reference.numel() else 0.0,
+            num_wanted=sum(int((ids >= 0).sum()) for ids in wanted),
+            num_kept=sum(int(mask.sum()) for mask in kept),
+            problem=_problem(output, reference),
         )
 
 
-def _judged(system: System, own: _Outcome, dtype: torch.dtype, comm: Communicator) -> Check:
-    """Return the check of a system over all ranks, which call it together."""
+def _problem(output: Tensor, reference: Tensor) -> str | None:
+    if output.shape != reference.shape:
+        return f"the output is {tuple(output.shape)}, the dense model's {tuple(reference.shape)}"
+    if output.dtype != reference.dtype:
+        return f"the output is {_name(output.dtype)}, the dense model's {_name(reference.dtype)}"
+    for what, tensor in (("the dense model's output", reference), ("the output", output)):
+        if not torch.isfinite(tensor).all():
+            number = int((~torch.isfinite(tensor)).sum())
+            return f"{number} of {tensor.numel()} numbers of {what} are NaN or infinite"
+    return None
+
+
+def _everyone(own: Outcome, comm: Communicator) -> list[Outcome]:
+    """Return the outcomes of all ranks, which call it together."""
     ranks: list[Any] = [own]
     if comm.world_size > 1:
         ranks = [None] * comm.world_size
         dist.all_gather_object(ranks, own)
-    check = _judge(ranks, TOLERANCE[dtype], exact=system.policy.exact)
-    if not check.passed:
-        raise CheckError(f"{system.name}: output differs from the dense model's: {asdict(check)}")
-    return check
+    return ranks
 
 
-def _judge(ranks: list[_Outcome], tolerance: float, *, exact: bool) -> Check:
+def judge(ranks: list[Outcome], tolerance: float, *, exact: bool) -> Check:
+    """Put the outcomes of all ranks together."""
     max_error, scale = max(rank.error for rank in ranks), max(rank.scale for rank in ranks)
-    relative = max_error / scale if scale else max_error
     num_wanted = sum(rank.num_wanted for rank in ranks)
-    kept_share = sum(rank.num_kept for rank in ranks) / num_wanted if num_wanted else 1.0
     peaks = [rank.peak_bytes for rank in ranks if rank.peak_bytes is not None]
+    reason = _reason(ranks, tolerance, exact=exact)
     return Check(
-        max_abs_error=max_error,
-        scale=scale,
-        relative_error=relative,
         tolerance=tolerance,
-        kept_share=kept_share,
+        max_abs_error=_number(max_error),
+        scale=_number(scale),
+        relative_error=_number(max_error / scale if scale else max_error),
+        layer_error=_number(max(rank.layer_error for rank in ranks)),
+        kept_share=sum(rank.num_kept for rank in ranks) / num_wanted if num_wanted else 1.0,
         working_memory_bytes=max(peaks) if len(peaks) == len(ranks) else None,
-        passed=all(rank.finite for rank in ranks) and relative <= tolerance and (not exact or kept_share == 1.0),
+        passed=reason is None,
+        reason=reason,
     )
+
+
+def _reason(ranks: list[Outcome], tolerance: float, *, exact: bool) -> str | None:
+    """Return the first thing that is wrong, with its rank; None: nothing."""
+    scale = max(rank.scale for rank in ranks) or 1.0
+    for number, rank in enumerate(ranks):
+        if rank.problem is not None:
+            return f"rank {number}: {rank.problem}"
+    for number, rank in enumerate(ranks):
+        if exact and rank.num_kept != rank.num_wanted:
+            lost = rank.num_wanted - rank.num_kept
+            return f"rank {number}: {lost} of {rank.num_wanted} assignments were not executed"
+    for number, rank in enumerate(ranks):
+        if not rank.layer_error <= tolerance:
+            return (
+                f"rank {number}, MoE layer {rank.layer}: the output differs from that of its experts by "
+                f"{rank.layer_error:.2g} of its scale, allowed {tolerance:.0e}"
+            )
+    worst = max(range(len(ranks)), key=lambda number: ranks[number].error)
+    relative = ranks[worst].error / scale
+    if not relative <= tolerance:
+        return (
+            f"rank {worst}: the output differs from the dense model's by {relative:.2g} of its scale, allowed "
+            f"{tolerance:.0e}"
+        )
+    return None
+
+
+def _number(value: float) -> float | None:
+    """Return what JSON can say of a number: None where there is none."""
+    return value if math.isfinite(value) else None
+
+
+def _wrong_decode(error: float, tolerance: float) -> str | None:
+    if error <= tolerance:
+        return None
+    return f"decode differs from the dense model's by {error:.2g} of its scale, allowed {tolerance:.0e}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

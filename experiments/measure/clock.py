@@ -14,21 +14,24 @@ from harmoeny.runtime.exchange.comm import Communicator
 _EXCHANGES = 15
 
 
-def clock_offset_s(comm: Communicator) -> float:
-    """Return the seconds to add to this rank's monotonic clock to get rank 0's; 0 for ranks of one host.
+class RankClock:
+    """This rank's monotonic clock beside rank 0's."""
 
-    Uses the round trip that was shortest, as NTP does (RFC 5905, section 8).
-    """
-    if comm.world_size == 1:
-        return 0.0
-    boots: list[str] = [""] * comm.world_size
-    dist.all_gather_object(boots, _boot_id())
-    offset = 0.0
-    for rank in range(1, comm.world_size):
-        if boots[rank] != boots[0]:
-            measured = _measure(comm, rank)
-            offset = measured if rank == comm.rank else offset
-    return offset
+    def __init__(self, comm: Communicator) -> None:
+        """Find out which ranks have another clock than rank 0; all ranks do it together."""
+        self._comm = comm
+        boots: list[str] = [""] * comm.world_size
+        if comm.world_size > 1:
+            dist.all_gather_object(boots, _boot_id())
+        self._apart = [rank for rank, boot in enumerate(boots) if boot != boots[0]]
+
+    def offset_s(self) -> float:
+        """Return the seconds to add to this rank's clock to get rank 0's; 0 for ranks of rank 0's host.
+
+        Uses the round trips that were shortest, as NTP does (RFC 5905, section 8). All ranks call it together.
+        """
+        offsets = {rank: _measure(self._comm, rank) for rank in self._apart}
+        return offsets.get(self._comm.rank, 0.0)
 
 
 def _boot_id() -> str:

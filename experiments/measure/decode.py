@@ -12,11 +12,10 @@ from torch import Tensor
 
 from experiments.measure.batch import Batch, assigned, dense
 from experiments.measure.bench import Bench
-from experiments.measure.check import CheckError
 from experiments.measure.turns import collector_paused, in_turn
 from experiments.point.point import Point
 from experiments.results.request_rows import Decoded
-from harmoeny.models.base import TOLERANCE, MoEModel
+from harmoeny.models.base import MoEModel
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.layer.system import System
 
@@ -68,14 +67,11 @@ def _step_routing(point: Point, model: MoEModel, prompt: Batch, index: int, rank
     ]
 
 
-def check_decode(bench: Bench, system: System, batch: DecodeBatch) -> float:
-    """Compare what an exact system says after the last step with the untouched model; all ranks together.
+def decode_error(bench: Bench, system: System, batch: DecodeBatch) -> float:
+    """Compare what a system says after the last step with the untouched model; all ranks together.
 
     Returns:
         The largest error relative to the scale of the logits, over all ranks.
-
-    Raises:
-        CheckError: the error is larger than the type of number explains.
     """
     bench.engine.use(system)
     logits, _, _ = _decode(bench, batch)
@@ -84,16 +80,15 @@ def check_decode(bench: Bench, system: System, batch: DecodeBatch) -> float:
     worst = torch.tensor([error, scale], device=bench.comm.device)
     if bench.comm.world_size > 1:
         dist.all_reduce(worst, dist.ReduceOp.MAX)
-    relative = float(worst[0] / worst[1])
-    if not relative <= TOLERANCE[batch.logits.dtype]:
-        raise CheckError(f"{system.name}: decode differs from the dense model's by {relative:.3g} of its scale")
-    return relative
+    return float(worst[0] / worst[1])
 
 
 def decode_rounds(bench: Bench, batches: Sequence[DecodeBatch]) -> list[Decoded]:
     """Measure the decode phase of every system on every batch, one batch a round; all ranks together."""
     records = []
+    bench.begin_loop()
     for round_index, batch in enumerate(batches):
+        bench.begin_round()
         for system in in_turn(bench.systems, round_index):
             bench.progress.say(f"decode, round {round_index + 1} of {len(batches)}")
             bench.engine.use(system)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from experiments.measure.bench import Bench
-from experiments.measure.decode import DecodeBatch, check_decode, decode_rounds, make_decode_batch
+from experiments.measure.decode import DecodeBatch, decode_rounds, make_decode_batch
 from experiments.measure.serving import serve_rounds
 from experiments.point.point import Point
 from experiments.results.request_rows import Decoded, Served
@@ -19,12 +18,10 @@ class Extra:
     Attributes:
         served: requests of the open loop.
         decoded: batches of the decode phase.
-        checks: per system what its check has beside that of the closed loop.
     """
 
     served: list[Served] = field(default_factory=list)
     decoded: list[Decoded] = field(default_factory=list)
-    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def num_extra_passes(point: Point) -> int:
@@ -47,8 +44,5 @@ def measure_extra_loops(bench: Bench) -> Extra:
             make_decode_batch(bench.point, bench.model, batch, i, bench.comm.rank)
             for i, batch in enumerate(bench.batches)
         ]
-        for system in bench.systems:
-            if system.policy.exact:
-                extra.checks[system.name] = {"decode_error": check_decode(bench, system, prompts[0])}
         extra.decoded.extend(decode_rounds(bench, prompts))
     return extra

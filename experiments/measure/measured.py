@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from experiments.measure.batch import shared_text
 from experiments.measure.bench import Bench
 from experiments.measure.extra_loops import Extra
 from experiments.point.point import Point
@@ -53,8 +54,15 @@ def write_results(bench: Bench, measured: Measured, folder: RunFolder) -> None:
     if bench.comm.rank != 0:
         return
     folder.write_tables(tables)
-    folder.describe(_fields(bench, measured), {system.name: _notes(bench, i) for i, system in enumerate(bench.systems)})
+    failed = failed_systems(measured.checks)
+    notes = {system.name: _notes(bench, i) for i, system in enumerate(bench.systems)}
+    folder.describe(_fields(bench, measured), notes, left_out=failed)
     folder.finish()
+
+
+def failed_systems(checks: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the systems that failed their check, with the reason; they have no numbers."""
+    return {name: check["reason"] for name, check in checks.items() if not check["passed"]}
 
 
 def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> dict[str, Any]:
@@ -71,6 +79,7 @@ def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> d
             "num_tokens": tokens.num_tokens,
             "sha256": tokens.sha256,
             "repeats_text": fresh < options.rounds,
+            "shared_text": shared_text(point, tokens),
         },
     }
 
@@ -118,7 +127,8 @@ def _fields(bench: Bench, measured: Measured) -> dict[str, Any]:
         ),
         "calibration": vars(memory.cost),
         "inputs": bench.point.inputs(),
-        "checks": {name: check | measured.extra.checks.get(name, {}) for name, check in measured.checks.items()},
+        "checks": dict(measured.checks),
+        "failed_systems": failed_systems(measured.checks),
     }
 
 

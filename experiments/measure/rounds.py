@@ -15,12 +15,18 @@ from harmoeny.runtime.layer.system import System
 
 
 def run_rounds(bench: Bench) -> list[RankIteration]:
-    """Measure every system on every batch, one batch a round; warm-up rounds reuse the first and are thrown away."""
+    """Measure every system on every batch, one batch a round.
+
+    Warm-up rounds take a batch of their own and are thrown away, with all that systems learned from them.
+    """
     records: list[RankIteration] = []
     gc.collect()
     gc.freeze()  # a collection that looks at every imported library again takes a quarter of a second
     for round_index in range(-bench.point.options.warmup_rounds, len(bench.batches)):
-        batch = bench.batches[max(round_index, 0)]
+        batch = bench.batches[round_index] if round_index >= 0 else bench.warm_up
+        if round_index == 0:
+            bench.begin_loop()
+        bench.begin_round()
         bench.progress.say("warm-up" if round_index < 0 else f"round {round_index + 1} of {len(bench.batches)}")
         for system in in_turn(bench.systems, round_index):
             timed = _iterate(bench, system, batch)

@@ -31,8 +31,10 @@ def serve_rounds(bench: Bench, arrivals_s: Sequence[FloatArray]) -> list[Served]
         arrivals_s: per round float64 ``[num_requests]``, ascending.
     """
     served: list[Served] = []
+    bench.begin_loop()
     for round_index, (batch, times) in enumerate(zip(bench.batches, arrivals_s, strict=True)):
         pool = Pool.gather(batch, bench.comm)
+        bench.begin_round()
         for system in in_turn(bench.systems, round_index):
             bench.progress.say(f"open loop, round {round_index + 1} of {len(bench.batches)}")
             bench.engine.use(system)

@@ -85,10 +85,14 @@ class Point:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that all ranks read: those of the measured batches, then those of batches to learn from."""
-        learned = max((policy.calibration_batches for policy in self.systems.values()), default=0)
+        """Tokens that all ranks read: of the measured batches, of those to learn from, and of one to warm up on."""
         o = self.options
-        return (o.rounds + learned) * o.world_size * o.batch_size * o.seq_len
+        return (o.rounds + self.calibration_batches + 1) * o.world_size * o.batch_size * o.seq_len
+
+    @property
+    def calibration_batches(self) -> int:
+        """Batches that systems learn from before any is measured."""
+        return max((policy.calibration_batches for policy in self.systems.values()), default=0)
 
     @cached_property
     def run_id(self) -> str:

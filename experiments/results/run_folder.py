@@ -52,6 +52,11 @@ class RunFolder:
         """Whether the run came to its end; one with a damaged manifest counts as unfinished."""
         return is_finished(self.path)
 
+    @property
+    def failed_systems(self) -> dict[str, str]:
+        """Systems that failed their check and have no numbers, with the reason."""
+        return dict(self.manifest.get("failed_systems") or {})
+
     def begin(self, point: Point) -> None:
         """Remove what an unfinished run left and write down what runs now."""
         self.forget()

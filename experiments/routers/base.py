@@ -16,6 +16,8 @@ FloatArray = npt.NDArray[np.float64]
 
 #: Batch indices from here on are for calibration, far from all measured ones.
 CALIBRATION_BATCH = 1_000_000
+#: The batch of the checks and of all warm-up rounds, which is neither measured nor learned from.
+WARM_UP_BATCH = 2_000_000
 
 
 @dataclass(frozen=True, kw_only=True)

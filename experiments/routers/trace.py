@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.routers.base import (
     CALIBRATION_BATCH,
+    WARM_UP_BATCH,
     FloatArray,
     RoutedRun,
     Router,
@@ -121,9 +122,14 @@ class TraceRouter(Router):
         return _read(path, self.case, (status.st_mtime_ns, status.st_size))
 
     def _batch(self, request: RoutingRequest) -> int:
-        """Measured batches are the first ones of the trace, those for calibration the last ones."""
+        """Measured batches are the first ones of the trace, those for calibration the last ones.
+
+        A trace has no batch to spare for the warm-up: it takes the last one, and nothing is learned from it.
+        """
         if request.batch < CALIBRATION_BATCH:
             return request.batch
+        if request.batch == WARM_UP_BATCH:
+            return self._trace().num_batches - 1
         return self._trace().num_batches - 1 - (request.batch - CALIBRATION_BATCH)
 
     def _fits(self, trace: RecordedRouting, batch: int, request: RoutingRequest) -> bool:

@@ -96,11 +96,6 @@ class SimulatedSystem:
         self.held_bytes: FloatArray = work.dense_bytes + self._memories.num_slots.astype(np.float64) * work.expert_bytes
         check_memory(self.held_bytes + work.peak_bytes, device_memory_bytes, "the dense part of the model")
 
-    @property
-    def places_anew(self) -> bool:
-        """Whether earlier batches matter to the system, since its policy may change the residents after them."""
-        return self._residency.changes
-
     def run(self, counts: Sequence[IntArray]) -> SimulatedBatch:
         """Execute one batch.
 

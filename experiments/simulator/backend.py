@@ -28,6 +28,7 @@ from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
 from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
+from experiments.simulator.flows import plan_fits
 from experiments.simulator.model_work import ModelWork, trace_model
 from experiments.simulator.topology import Topology
 from experiments.text.tokens import TokenFile
@@ -48,6 +49,7 @@ class Simulation:
         routed: int64 ``[num_layers, num_experts]`` per round, assignments of batches of that size over all ranks.
         notes: by system, what the manifest says of it.
         out_of_memory: by system that does not fit, which rank lacks how much.
+        failed: by system whose plans are wrong, where and how.
     """
 
     iterations: list[RankIteration]
@@ -55,6 +57,7 @@ class Simulation:
     routed: list[IntArray]
     notes: dict[str, dict[str, Any]]
     out_of_memory: dict[str, str]
+    failed: dict[str, str]
 
     def model_fields(self, point: Point) -> dict[str, Any]:
         """Return what the manifest says of the model."""
@@ -191,13 +194,17 @@ class Simulator:
         with PointProgress(point_title(point.run_id), num_rounds, enabled=True) as progress:
             simulation = simulate(point, tokens, progress)
         out_of_memory = simulation.out_of_memory
+        failed = simulation.failed
+        for name, reason in failed.items():
+            say(f"error: {point_title(point.run_id)}: {name} failed its check and is left out: {reason}")
+        fields = {"out_of_memory": out_of_memory, "failed_systems": failed, "inputs": point.inputs()}
+        fields |= simulation.model_fields(point)
+        folder.describe(fields, simulation.notes, left_out=[*out_of_memory, *failed])
+        if not simulation.iterations and failed:
+            folder.fail("no system passed its check and fits in memory")
+            return
         if not simulation.iterations:
             raise OutOfMemoryError("; ".join(f"{name}: {text}" for name, text in out_of_memory.items()))
-        folder.describe(
-            {"out_of_memory": out_of_memory, "inputs": point.inputs(), **simulation.model_fields(point)},
-            simulation.notes,
-            left_out=out_of_memory,
-        )
         folder.write_tables(simulation.tables(point))
         folder.finish()
         for name, reason in out_of_memory.items():
@@ -219,6 +226,7 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
     iterations: list[RankIteration] = []
     notes: dict[str, dict[str, Any]] = {}
     out_of_memory: dict[str, str] = {}
+    failed: dict[str, str] = {}
     for number, (name, policy) in enumerate(point.systems.items(), 1):
         progress.say(f"simulating {name} ({number} of {len(point.systems)})")
         batch_size = _batch_size(point, name)
@@ -228,6 +236,9 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
         software = options.software.get(name, SoftwareCost())
         cost = CostModel(point.hardware, topology, work, software)
         fitted = _fit(policy.calibrated(cost.expert), routing, work, point.options.world_size)
+        if problem := _plan_problem(fitted, routing.counts(work, 0, batch_size)):
+            failed[name] = problem
+            continue
         try:
             system = SimulatedSystem(fitted, cost, point.hardware.device_memory_bytes)
             iterations += _run_rounds(point, name, system, routing, progress, len(iterations))
@@ -245,7 +256,21 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
         np.stack([counts.sum(axis=0) for counts in routing.counts(work, index, batch_size)])
         for index in range(point.options.rounds)
     ]
-    return Simulation(iterations, work, routed, notes, out_of_memory)
+    return Simulation(iterations, work, routed, notes, out_of_memory, failed)
+
+
+def _plan_problem(policy: Policy, counts: Sequence[IntArray]) -> str | None:
+    """Say where a policy's plan of a batch breaks what every plan must keep; nothing of a plan too large to be made."""
+    for layer, layer_counts in enumerate(counts):
+        world_size, num_experts = layer_counts.shape
+        if not plan_fits(layer_counts):
+            return None
+        placement = policy.place(layer, num_experts, world_size)
+        try:
+            policy.plan(layer_counts, placement).validate(layer_counts, placement, exact=policy.exact)
+        except ValueError as error:
+            return f"MoE layer {layer}: {error}"
+    return None
 
 
 def _batch_size(point: Point, system: str) -> int:
@@ -266,13 +291,11 @@ def _fit(policy: Policy, routing: Routing, work: ModelWork, world_size: int) -> 
 def _run_rounds(
     point: Point, name: str, system: SimulatedSystem, routing: Routing, progress: PointProgress, first_iteration: int
 ) -> list[RankIteration]:
-    """Simulate all rounds of one system, those too that a real run executes without recording them."""
+    """Simulate all rounds of one system, which has seen no batch before, as in a real run."""
     records: list[RankIteration] = []
     world_size, batch_size = point.options.world_size, _batch_size(point, name)
-    for index in _rounds(point.options.rounds, point.options.warmup_rounds, places_anew=system.places_anew):
-        batch = system.run(routing.counts(system.cost.work, max(index, 0), batch_size))
-        if index < 0:
-            continue
+    for index in range(point.options.rounds):
+        batch = system.run(routing.counts(system.cost.work, index, batch_size))
         rows = [layer.rows() for layer in batch.layers]
         records += [
             RankIteration(
@@ -291,11 +314,3 @@ def _run_rounds(
         ]
         progress.advance()
     return records
-
-
-def _rounds(rounds: int, warmup_rounds: int, *, places_anew: bool) -> Sequence[int]:
-    """Return the rounds to simulate; those below 0 only matter to a system that learns from them.
-
-    A real run executes the first batch twice for the check of outputs and memory and then in every warm-up round.
-    """
-    return range(-2 - warmup_rounds, rounds) if places_anew else range(rounds)

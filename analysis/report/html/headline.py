@@ -15,6 +15,7 @@ from analysis.report.html.section import Section, axis_name, joined, names_of, p
 _ALL_POINTS = 6
 _STATIC = "static_ep"
 _UNCLEAR = "no clear difference"
+_ONE_ROUND = "no verdict from one round"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Result:
         point: its name; empty for a single run.
         ours: our system.
         baseline: the best exact baseline.
-        verdict: faster, slower, or no clear difference.
+        verdict: faster, slower, or no clear difference; none from one round.
         throughput: ratio of throughputs, paired by round.
         ttft: ratio of times to first token, paired by round.
         idle: share of the MoE layers' time that our ranks idled.
@@ -189,13 +190,15 @@ def _fastest(section: Section) -> str:
 
 
 def _verdict(ratio: Estimate, *, exact: bool) -> str:
-    if ratio.low > 1 or (ratio.n == 1 and ratio.median > 1):
+    if ratio.n == 1:
+        return _ONE_ROUND
+    if ratio.low > 1:
         verdict = "faster"
-    elif ratio.high < 1 or (ratio.n == 1 and ratio.median < 1):
+    elif ratio.high < 1:
         verdict = "slower"
     else:
         verdict = _UNCLEAR
-    if verdict != _UNCLEAR and 1 < ratio.n < ENOUGH_ROUNDS:
+    if verdict != _UNCLEAR and ratio.n < ENOUGH_ROUNDS:
         verdict = f"{verdict} in these {ratio.n} rounds"
     return verdict if exact else f"{verdict}, but it drops tokens"
 

@@ -86,7 +86,7 @@ def checks_of(section: Section) -> list[tuple[str, str, str, bool]]:
     rows = []
     for name in section.systems:
         checks = [found for run in section.runs if (found := (run.manifest.get("checks") or {}).get(name))]
-        errors = [check["relative_error"] for check in checks if "relative_error" in check]
+        errors = [e for check in checks if (e := check.get("relative_error")) is not None]
         if errors:
             allowed = max(check.get("tolerance", 0.0) for check in checks)
             passed = all(check.get("passed", False) for check in checks)

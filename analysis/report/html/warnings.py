@@ -45,18 +45,27 @@ def warnings_of(section: Section) -> list[Alert]:
 def _failed_checks(section: Section) -> Iterator[Alert]:
     checks = [(name, run, run.manifest.get("checks")) for name, run in _named(section)]
     failed = [
-        f"{prose(system)}{_at(name)} (error {check.get('relative_error', float('nan')):.1e}, allowed "
-        f"{check.get('tolerance', float('nan')):.0e})"
+        f"{prose(system)}{_at(name)} ({check.get('reason') or _error(check)})"
         for name, _, of_run in checks
         for system, check in (of_run or {}).items()
         if not check.get("passed", False)
     ]
+    failed += [
+        f"{prose(system)}{_at(name)} ({reason})"
+        for name, run, of_run in checks
+        for system, reason in (run.manifest.get("failed_systems") or {}).items()
+        if system not in (of_run or {})
+    ]
     if failed:
-        text = "These outputs differ from the dense model's, so their timings are of something else"
-        yield Alert("error", "Failed checks", f"{text}: {_some(failed)}.")
+        text = "These systems do not compute what they should, so there are no timings of them to believe"
+        yield Alert("error", "Failed checks", f"{text}: {_some(failed, '; ')}.")
     unchecked = [f"{name_of(run)}" for _, run, of_run in checks if not of_run]
     if unchecked and not section.simulated:
         yield Alert("warning", "Outputs not checked", f"No comparison with the dense model: {_some(unchecked)}.")
+
+
+def _error(check: dict[str, Any]) -> str:
+    return f"error {check.get('relative_error', float('nan')):.1e}, allowed {check.get('tolerance', float('nan')):.0e}"
 
 
 def _simulated(section: Section) -> Iterator[Alert]:
@@ -255,6 +264,15 @@ def _comparison(section: Section) -> Iterator[Alert]:
 
 
 def _data(section: Section) -> Iterator[Alert]:
+    shared = {part for run in section.runs for part in run.manifest["dataset"].get("shared_text") or ()}
+    if "calibration" in shared:
+        text = "The data set is too short: systems that learn before the measurement learned from text that is measured"
+        yield Alert("warning", "Learned from measured text", f"{text}. Use a longer text, or fewer rounds.")
+    if "warm-up" in shared:
+        text = (
+            "The data set is too short: checks and warm-up read text that is measured too, or that systems learn from"
+        )
+        yield Alert("note", "Warm-up on measured text", f"{text}. No system keeps anything of it.")
     if any(run.manifest["dataset"].get("repeats_text") for run in section.runs):
         yield Alert("note", "Text read twice", "The data set is shorter than what was needed: sequences repeat.")
     if any(run.config.get("model", {}).get("random_weights") for run in section.runs):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 
 from harmoeny.policy import Policy
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.executor import LayerInput, find_executor
+from harmoeny.runtime.layer.executor import LayerInput, LayerResult, find_executor
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.layer.system import System
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import RankMemory
+
+#: Is shown what a layer got and what came out.
+LayerObserver = Callable[[LayerInput, LayerResult], None]
 
 
 class ExpertParallel:
@@ -39,6 +42,7 @@ class ExpertParallel:
         self.recorder = recorder
         self._system: System | None = None
         self._masks_TK: list[Tensor] | None = None
+        self._observer: LayerObserver | None = None
         self._resources = resources or ExitStack()
 
     def build_system(self, name: str, policy: Policy) -> System:
@@ -81,6 +85,15 @@ class ExpertParallel:
         finally:
             self._masks_TK = None
 
+    @contextmanager
+    def observed(self, observer: LayerObserver) -> Iterator[None]:
+        """Show every layer that runs meanwhile to ``observer``; for checks, never while anything is timed."""
+        self._observer = observer
+        try:
+            yield
+        finally:
+            self._observer = None
+
     def forward(self, layer: int, hidden_TH: Tensor, expert_ids_TK: Tensor, routing_weights_TK: Tensor) -> Tensor:
         """Execute one MoE layer; all ranks call it together, each with its own tokens.
 
@@ -102,6 +115,8 @@ class ExpertParallel:
             raise RuntimeError("no system selected: call ExpertParallel.use first")
         given = LayerInput(layer, hidden_TH, expert_ids_TK, routing_weights_TK)
         result = self._system.executor.forward(given)
+        if self._observer is not None:
+            self._observer(given, result)
         if self._masks_TK is not None:
             self._masks_TK.append(result.executed_mask(top_k=expert_ids_TK.shape[1]))
         return result.output_TH

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.runtime.layer.residency import Residency
 from harmoeny.runtime.memory.fetch.base import FetchStrategy
+
+#: Looks at a layer's plan before it is carried out: (layer, counts, what makes the plan).
+PlanGuard = Callable[[int, IntArray, Callable[[], Plan]], Plan]
 
 
 class Planner:
@@ -16,12 +21,24 @@ class Planner:
         policy: makes the plans.
         placements: the present residency per MoE layer.
         fetcher: this rank's expert memory, which follows the placements.
+        guard: is asked for every plan, if there is one; for checks, never while anything is timed.
     """
 
     def __init__(self, policy: Policy, placements: list[Placement], fetcher: FetchStrategy) -> None:
         self.policy, self.fetcher = policy, fetcher
         self._residency = Residency(policy, placements)
         self.placements = self._residency.placements
+        self.guard: PlanGuard | None = None
+
+    @property
+    def places_anew(self) -> bool:
+        """Whether the policy may change its placements from batch to batch."""
+        return self._residency.changes
+
+    def reset(self) -> None:
+        """Forget all batches: placements and residents are those of a system that has seen none."""
+        self._residency.reset()
+        self.fetcher.reset()
 
     def plan(self, layer: int, counts: IntArray, rank: int) -> Plan:
         """Plan a batch, after the policy had its chance to place its experts anew.
@@ -31,6 +48,11 @@ class Planner:
             counts: int64 ``[world_size, num_experts]``.
             rank: this rank.
         """
+        if self.guard is not None:
+            return self.guard(layer, counts, lambda: self._plan(layer, counts, rank))
+        return self._plan(layer, counts, rank)
+
+    def _plan(self, layer: int, counts: IntArray, rank: int) -> Plan:
         changed = self._residency.update(layer, counts)
         if changed is not None:
             self.fetcher.replace_residents(layer, changed.resident[:, rank])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harmoeny.history import History
 from harmoeny.placement import IntArray, Placement
 from harmoeny.policy import Policy
 
@@ -24,7 +25,13 @@ class Residency:
         self.placements = placements
         self.changes = type(policy).update_placement is not Policy.update_placement
         self._policy = policy
-        self._history: list[list[IntArray]] = [[] for _ in placements]
+        self._first_placements = list(placements)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches and return to the placements of the beginning."""
+        self.placements[:] = self._first_placements
+        self._history = [History(self._policy.history_window) for _ in self.placements]
 
     def update(self, layer: int, counts: IntArray) -> Placement | None:
         """Let the policy change a layer before a batch is planned, and remember the batch for the next time.

@@ -38,6 +38,13 @@ def test_ratio_is_paired_by_round_with_the_best_baseline(run: Run) -> None:
     assert ratio["even_split"]["median"] == pytest.approx(0.8)
 
 
+def test_rounds_that_are_fast_for_one_are_not_taken_for_those_of_another(tmp_path: Path) -> None:
+    latency_s = {"static_ep": [1.0, 2.0, 3.0], "harmoeny": [2.0, 3.0, 1.0]}
+    systems = summarise(load_run(write_run(tmp_path / "run", latency_s=latency_s).folder))["systems"]
+    # By round 1/2, 2/3, 3/1; sorted first, both would have the same samples.
+    assert systems["harmoeny"]["throughput_ratio_to_best_baseline"]["median"] == pytest.approx(2 / 3)
+
+
 def test_order_of_rows_does_not_matter(run: Run) -> None:
     shuffled = Run(
         run.folder,

@@ -12,7 +12,7 @@ from experiments.console import PointProgress
 from experiments.measure import check
 from experiments.measure.batch import dense_forward
 from experiments.measure.bench import Bench
-from experiments.measure.check import CheckError, check_systems
+from experiments.measure.check import check_systems
 from experiments.text.prepare import prepare_point
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.exchange.comm import Communicator
@@ -61,5 +61,7 @@ def test_another_output_has_no_numbers(bench: Bench, monkeypatch: pytest.MonkeyP
         return dense_forward(*arguments) * 1.001  # type: ignore[arg-type]
 
     monkeypatch.setattr(check, "dense_forward", another)
-    with torch.inference_mode(), pytest.raises(CheckError, match=r"^harmoeny: output differs from the dense model's"):
-        check_systems(bench)
+    with torch.inference_mode():
+        checks = check_systems(bench)
+    assert not any(outcome["passed"] for outcome in checks.values())
+    assert checks["harmoeny"]["reason"].startswith("rank 0: the output differs from the dense model's by ")

@@ -83,6 +83,13 @@ def test_a_system_that_does_not_fit_has_no_rows_but_a_reason(tmp_path: Path) -> 
         run(nothing)
 
 
+def test_a_system_with_wrong_plans_has_no_rows_but_a_reason(tmp_path: Path) -> None:
+    bad = ("+systems.bad._target_=tests.experiments.measure.defects.BadPlans", "+systems.bad.defect=loses tokens")
+    result = run(make_point(tmp_path, *SMALL, "backend=simulator", "system=[static_ep]", *bad))
+    assert set(result.layers["system"]) == set(summarise(result)["systems"]) == {"static_ep"}
+    assert result.manifest["failed_systems"]["bad"].startswith("MoE layer 0: plan.tokens: assignments lost at ")
+
+
 def test_systems_may_have_batches_of_their_own(tmp_path: Path) -> None:
     simulation = simulate(
         make_point(tmp_path, *SMALL, "backend=simulator", "system=[drop,static_ep]", "+simulator.batch_size.drop=5")

@@ -115,6 +115,7 @@ class FetchStrategy:
         for layer, placement in enumerate(options.placements):
             self._home.append(home_slots(placement.resident[:, memory.comm.rank], options.num_slots))
             self._slots.append(memory.pool.reserve(layer, len(self._home[layer])))
+        self._first_home = [list(home) for home in self._home]
         self._schedule = Schedule((), ())
         self._layer = 0
         self._next_fetch = 0
@@ -125,6 +126,11 @@ class FetchStrategy:
     def device_bytes(self) -> int:
         """Device memory that this rank's slots take, in bytes."""
         return sum(len(slots) * slots[0].experts.expert_bytes for slots in self._slots)
+
+    def reset(self) -> None:
+        """Return to the residents of the beginning; :meth:`prepare` loads them, and nothing is counted."""
+        self._home = [list(home) for home in self._first_home]
+        self._moved = FetchStats()
 
     def prepare(self) -> None:
         """Copy in the residents that the slots do not hold, and block until they are there."""

@@ -36,6 +36,8 @@ def test_main_result_is_computed_from_the_tables(tmp_path: Path) -> None:
         ([0.8, 1.2, 1.0, 0.9, 1.1], "no clear difference"),
         ([1.0] * 5, "no clear difference"),
         ([0.8, 0.81, 0.8], "faster in these 3 rounds"),
+        ([0.5], "no verdict from one round"),
+        ([2.0], "no verdict from one round"),
     ],
 )
 def test_verdict_follows_the_interval(tmp_path: Path, factors: list[float], verdict: str) -> None:

@@ -1,0 +1,222 @@
+"""Plants one defect at a time in what a number passes through, in a copy of the project, and sees a test fail.
+
+A defect that no test notices is an error, and so is one whose place in the code is no longer there. docs/trust.md has
+the list with its result; `python -m scripts.planted --markdown` prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_COPIED = (
+    "analysis",
+    "baselines",
+    "conf",
+    "experiments",
+    "harmoeny",
+    "hydra_plugins",
+    "results_schema",
+    "scripts",
+    "tests",
+)
+_TIMEOUT_S = 240
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One wrong edit.
+
+    Attributes:
+        name: what is wrong then.
+        file: where.
+        right: text that stands there once.
+        wrong: what stands there instead.
+        tests: what has to notice, as pytest names it.
+    """
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+_ROUNDS = "tests/experiments/measure/test_rounds.py"
+_CHECK = "tests/experiments/measure/test_check.py::test_every_planted_defect_is_refused_by_name_on_one_rank"
+_COLD = "tests/experiments/measure/test_cold_start.py"
+_ROWS = "tests/experiments/results/test_rows.py"
+_METRICS = "tests/analysis/data/test_metrics.py"
+_SUMMARY = "tests/analysis/data/test_summary.py"
+_STATS = "tests/analysis/data/test_stats.py"
+_ADVANCE = "tests/experiments/simulator/test_advance.py"
+_VIRTUAL = "tests/experiments/simulator/test_virtual.py"
+
+DEFECTS = (
+    Defect("no barrier before the timer", "experiments/measure/rounds.py",
+        "    bench.comm.barrier()\n", "", _ROUNDS),
+    Defect("the barrier is timed", "experiments/measure/rounds.py",
+        "    bench.comm.barrier()\n    bench.engine.recorder.begin_iteration()\n    start_s = time.perf_counter()\n",
+        "    start_s = time.perf_counter()\n    bench.comm.barrier()\n    bench.engine.recorder.begin_iteration()\n",
+        _ROUNDS),
+    Defect("the device is not waited for", "experiments/measure/rounds.py",
+        "    Device.of(bench.comm.device).synchronize_compute()\n", "", _ROUNDS),
+    Defect("copies that a pass leaves behind are not waited for", "experiments/measure/rounds.py",
+        "        bench.engine.finish()\n", "", _ROUNDS),
+    Defect("copies that a pass leaves behind count as latency", "experiments/measure/rounds.py",
+        "        bench.engine.finish()\n        return Timed(start_s, end_s, time.perf_counter())",
+        "        bench.engine.finish()\n        end_s = time.perf_counter()\n"
+        "        return Timed(start_s, end_s, end_s)", _ROUNDS),
+    Defect("the clock's offset is left out", "experiments/measure/rounds.py",
+        "timed.start_s + bench.clock_offset_s", "timed.start_s", _ROUNDS),
+    Defect("the clock's offset has the wrong sign", "experiments/measure/clock.py",
+        "stamp.item() - (sent + received) / 2", "(sent + received) / 2 - stamp.item()", _ROUNDS),
+    Defect("clocks are compared once only", "experiments/measure/rounds.py",
+        "        bench.begin_round()\n", "", _ROUNDS),
+    Defect("the same system always begins", "experiments/measure/turns.py",
+        "round_index % len(systems)", "0", _ROUNDS),
+    Defect("the garbage collector runs inside a pass", "experiments/measure/turns.py",
+        "    gc.disable()\n", "", _ROUNDS),
+    Defect("systems keep what they learned in checks and warm-up", "experiments/measure/rounds.py",
+        "            bench.begin_loop()\n", "            pass\n", _COLD),
+    Defect("a reset forgets the history and keeps the placement", "harmoeny/runtime/layer/residency.py",
+        "        self.placements[:] = self._first_placements\n", "", _COLD),
+    Defect("the warm-up reads the first measured batch", "experiments/measure/batch.py",
+        "    return point.options.rounds + point.calibration_batches\n", "    return 0\n", _COLD),
+    Defect("every check passes", "experiments/measure/check.py", "passed=reason is None,", "passed=True,", _CHECK),
+    Defect("layers are not compared", "experiments/measure/check.py",
+        "if not rank.layer_error <= tolerance:", "if False:", _CHECK),
+    Defect("lost assignments are not counted", "experiments/measure/check.py",
+        "if exact and rank.num_kept != rank.num_wanted:", "if False:", _CHECK),
+    Defect("outputs may be NaN", "experiments/measure/check.py",
+        "if not torch.isfinite(tensor).all():", "if False:", _CHECK),
+    Defect("plans are not looked at", "experiments/measure/plan_guard.py",
+        "    system.planner.guard = _Guard(system, comm)\n", "", _CHECK),
+    Defect("a failed system is measured all the same", "experiments/launch/rank.py",
+        "if system.name not in failed]", "]", "tests/experiments/launch/test_failed_system.py"),
+    Defect("latency ends with the first rank", "experiments/results/layer_rows.py",
+        "max(r.end_s for r in ranks) - begin", "min(r.end_s for r in ranks) - begin", _ROWS),
+    Defect("latency begins with the first rank", "experiments/results/layer_rows.py",
+        "begin = max(r.start_s", "begin = min(r.start_s", _ROWS),
+    Defect("throughput counts one rank's tokens", "experiments/results/layer_rows.py",
+        "input_tokens = sum(r.input_tokens for r in ranks)", "input_tokens = ranks[0].input_tokens", _ROWS),
+    Defect("idle is until the first rank ends", "experiments/results/layer_rows.py",
+        '["compute_end_s"].transform("max")\n    frame["idle_s"] = last_end - frame["compute_end_s"]',
+        '["compute_end_s"].transform("min")\n    frame["idle_s"] = frame["compute_end_s"] - last_end', _ROWS),
+    Defect("idle is over all layers", "experiments/results/layer_rows.py",
+        'frame.groupby(["iteration", "layer"])["comp', 'frame.groupby(["iteration"])["comp', _ROWS),
+    Defect("drain is the first rank's", "experiments/results/layer_rows.py",
+        "max(r.drain_s for r in ranks)", "ranks[0].drain_s", _ROWS),
+    Defect("a request's time begins with its batch", "experiments/results/request_rows.py",
+        'frame["first_token_s"] - frame["arrival_s"]', 'frame["first_token_s"] - frame["start_s"]', _ROWS),
+    Defect("time per output token counts the first token", "experiments/results/request_rows.py",
+        "per_sequence / steps", "per_sequence / (steps + 1)", _ROWS),
+    Defect("imbalance is of the mean", "analysis/data/metrics.py",
+        '(sums["max"] / sums["mean"])', '(sums["mean"] / sums["mean"])', _METRICS),
+    Defect("shares are of the largest whole", "analysis/data/metrics.py",
+        "(sums[part] / sums[whole]).fillna(0.0)", "(sums[part] / sums[whole].max()).fillna(0.0)", _METRICS),
+    Defect("percentiles are off", "analysis/data/summary.py", "quantile(percent / 100)", "quantile(0.5)", _SUMMARY),
+    Defect("ratios are not paired by round", "analysis/data/summary.py",
+        '.set_index("round").sort_index()', '.sort_values("throughput_tokens_per_s")', _SUMMARY),
+    Defect("the ratio is one of medians", "analysis/data/stats.py",
+        "        ratios = a / b\n", "        ratios = np.array([np.median(a) / np.median(b)])\n", _STATS),
+    Defect("a bound or a dropping system may be the baseline", "analysis/data/summary.py",
+        'if kind["exact"] and kind["baseline"] and not kind["bound"]', "if kind", _SUMMARY),
+    Defect("a verdict from one round", "analysis/report/html/headline.py",
+        "    if ratio.n == 1:\n        return _ONE_ROUND\n", "", "tests/analysis/report/html/test_headline.py"),
+    Defect("simulated ranks do not wait for the last one", "experiments/simulator/advance.py",
+        "boundary_s[Phase.METADATA].max() + cost.metadata_s", "boundary_s[Phase.METADATA] + cost.metadata_s", _ADVANCE),
+    Defect("simulated fetches are not waited for", "experiments/simulator/virtual.py",
+        "        self.now_s = end_s\n        return span\n", "        return span\n", _VIRTUAL),
+    Defect("simulated copies cost the processor nothing", "experiments/simulator/virtual.py",
+        "self.now_s += seconds + self.owed_s", "self.now_s += seconds", _VIRTUAL),
+    Defect("a system that loses tokens is simulated", "experiments/simulator/backend.py",
+        "        if problem := _plan_problem(", "        if False and _plan_problem(",
+        "tests/experiments/simulator/test_backend.py::test_a_system_with_wrong_plans_has_no_rows_but_a_reason"),
+)  # fmt: skip
+
+
+def find(names: Sequence[str]) -> list[Defect]:
+    """Return the defects whose names contain one of ``names``, all where there are none."""
+    return [defect for defect in DEFECTS if not names or any(name in defect.name for name in names)]
+
+
+def stale(root: Path = ROOT) -> list[str]:
+    """Return the names of defects whose place in the code is not there exactly once."""
+    return [
+        defect.name for defect in DEFECTS if (root / defect.file).read_text(encoding="utf-8").count(defect.right) != 1
+    ]
+
+
+@contextmanager
+def planted(defect: Defect, root: Path) -> Iterator[None]:
+    """Edit a copy of the project, and undo it afterwards."""
+    path = root / defect.file
+    right = path.read_text(encoding="utf-8")
+    path.write_text(right.replace(defect.right, defect.wrong), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(right, encoding="utf-8")
+
+
+def noticed_by(defect: Defect, root: Path) -> str | None:
+    """Return the test that fails with the defect; None: all pass."""
+    with planted(defect, root):
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", defect.tests]
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(root / "numba"), "PYTHONPATH": str(root)}
+        done = subprocess.run(  # noqa: S603  (our own tests)
+            command, cwd=root, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{defect.name}: the tests did not run:\n{done.stdout}{done.stderr}")
+    return failed[0] if failed else None
+
+
+def copy_of_project(folder: Path) -> Path:
+    """Copy what the tests need to a new folder."""
+    for name in _COPIED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("run.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "docs").symlink_to(ROOT / "docs")
+    (folder / "results").symlink_to(ROOT / "results")
+    return folder
+
+
+def main() -> None:
+    """Plant every defect and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", help="parts of the names of defects; none: all")
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/trust.md")
+    arguments = parser.parse_args()
+    if gone := stale():
+        sys.exit(f"error: not there any more, or several times: {', '.join(gone)}")
+    unnoticed = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = copy_of_project(Path(folder))
+        for defect in find(arguments.names):
+            test = noticed_by(defect, root)
+            if test is None:
+                unnoticed.append(defect.name)
+            where = f"`{defect.file}`", f"`{test.partition('::')[2]}`" if test else "**nothing**"
+            print(
+                f"| {defect.name} | {' | '.join(where)} |" if arguments.markdown else f"{defect.name}: {test}",
+                flush=True,
+            )
+    if unnoticed:
+        sys.exit(f"error: no test notices: {', '.join(unnoticed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What the timer of a measured pass includes and what it leaves out, with parts that take a known time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from experiments.measure import clock, decode, rounds, serving
+from experiments.measure.batch import Batch
+from experiments.measure.clock import RankClock
+from experiments.measure.turns import collector_paused, in_turn
+from harmoeny.runtime.exchange.comm import Communicator
+from tests.ranks import run_ranks
+
+PART_S = 0.3
+#: A machine under load sleeps longer than it was asked to, never shorter.
+LATE_S = 0.25
+
+
+class FakeBench:
+    """A bench that notes what happens in which order; ``slow`` is the part that takes :data:`PART_S`."""
+
+    def __init__(self, slow: str, warmup_rounds: int = 0, num_rounds: int = 1) -> None:
+        self.slow, self.events = slow, []  # type: tuple[str, list[str]]
+        self.clock_offset_s = 0.0
+        empty = torch.zeros((2, 4), dtype=torch.int64)
+        self.batches, self.warm_up = [Batch(empty, []) for _ in range(num_rounds)], Batch(empty, [])
+        self.systems: list[Any] = [SimpleNamespace(name=name) for name in ("a", "b")]
+        self.comm = SimpleNamespace(barrier=self.part("barrier"), rank=0, world_size=1, device=torch.device("cpu"))
+        self.point = SimpleNamespace(options=SimpleNamespace(warmup_rounds=warmup_rounds))
+        self.progress = SimpleNamespace(say=lambda _: None, advance=lambda: None)
+        recorder = SimpleNamespace(begin_iteration=lambda: None, collect=list)
+        self.engine = SimpleNamespace(use=self.part("use"), finish=self.part("finish"), recorder=recorder)
+        tape = SimpleNamespace(pin=lambda *_: None)
+        self.model = SimpleNamespace(forward=self.part("forward"), context=SimpleNamespace(tape=tape))
+        self.begin_loop, self.begin_round = self.part("reset"), self.part("clock")
+        self.synchronize = self.part("synchronize")
+
+    def part(self, name: str) -> Callable[..., None]:
+        def run(*_: object) -> None:
+            self.events.append(name)
+            if name == self.slow:
+                time.sleep(PART_S)
+
+        return run
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def made(slow: str, **sizes: int) -> Any:
+        fake = FakeBench(slow, **sizes)
+        device = SimpleNamespace(synchronize_compute=fake.synchronize)
+        monkeypatch.setattr("experiments.measure.rounds.Device.of", lambda _: device)
+        return fake
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("slow", "in_latency", "in_drain"),
+    [
+        ("use", False, False),  # bringing the slots to the residents
+        ("barrier", False, False),  # waiting for the other ranks
+        ("forward", True, False),
+        ("synchronize", True, False),  # what the device still computes
+        ("finish", False, True),  # copies that the pass left behind
+    ],
+)
+def test_what_the_timer_includes(bench: Callable[..., Any], slow: str, in_latency: bool, in_drain: bool) -> None:
+    first, second = rounds.run_rounds(bench(slow))
+    for record in (first, second):
+        assert (record.end_s - record.start_s >= LATE_S) == in_latency
+        assert (record.drain_s >= LATE_S) == in_drain
+
+
+def test_the_order_of_a_measured_pass(bench: Callable[..., Any]) -> None:
+    fake = bench("")
+    rounds.run_rounds(fake)
+    one = ["use", "barrier", "forward", "synchronize", "finish"]
+    assert fake.events == ["reset", "clock", *one, *one]
+
+
+def test_clocks_are_compared_before_every_round_and_systems_forget_before_the_first(bench: Callable[..., Any]) -> None:
+    fake = bench("", warmup_rounds=2, num_rounds=3)
+    assert len(rounds.run_rounds(fake)) == 3 * 2, "warm-up rounds are thrown away"
+    found = [event for event in fake.events if event in ("reset", "clock")]
+    assert found == ["clock", "clock", "reset", "clock", "clock", "clock"]
+    assert fake.events.index("reset") < len(fake.events) - fake.events[::-1].index("clock")
+
+
+def test_times_are_on_the_clock_of_rank_0(bench: Callable[..., Any]) -> None:
+    fake = bench("forward")
+    fake.clock_offset_s = 1000.0
+    before = time.perf_counter()
+    record = rounds.run_rounds(fake)[0]
+    assert before + 1000 <= record.start_s < record.end_s <= time.perf_counter() + 1000
+
+
+def test_another_system_begins_every_round() -> None:
+    systems: Any = ["a", "b", "c"]
+    orders: list[Any] = [in_turn(systems, round_index) for round_index in range(-1, 4)]
+    assert orders == [list(order) for order in ("cab", "abc", "bca", "cab", "abc")]
+
+
+def test_the_garbage_collector_runs_before_and_not_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = []
+    for name in ("collect", "disable", "enable"):
+        monkeypatch.setattr(f"gc.{name}", lambda name=name: events.append(name))
+    with collector_paused():
+        events.append("inside")
+    assert events == ["collect", "disable", "inside", "enable"]
+
+
+@pytest.mark.parametrize("loop", [serving.serve_rounds, decode.decode_rounds], ids=["open loop", "decode"])
+def test_systems_forget_before_the_other_loops_too(bench: Callable[..., Any], loop: Callable[..., Any]) -> None:
+    fake = bench("")
+    fake.batches = []
+    loop(fake, [])
+    assert fake.events == ["reset"]
+
+
+AHEAD_S = 1234.5
+
+
+def _offset(rank: int) -> float:
+    """Measure on ranks of two hosts, the second of which started its clock AHEAD_S earlier."""
+    real = time.perf_counter
+    ahead = SimpleNamespace(perf_counter=lambda: real() + rank * AHEAD_S)
+    with mock.patch.object(clock, "_boot_id", return_value=f"host {rank}"), mock.patch.object(clock, "time", ahead):
+        return RankClock(Communicator(torch.device("cpu"))).offset_s()
+
+
+@pytest.mark.ranks
+def test_the_offset_takes_a_clock_to_that_of_rank_0(tmp_path: Path) -> None:
+    here, there = run_ranks(2, _offset, tmp_path)
+    assert here == 0.0
+    assert there == pytest.approx(-AHEAD_S, abs=0.05)
