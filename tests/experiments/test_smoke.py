@@ -121,7 +121,8 @@ def test_nothing_is_left_behind(run: SmokeRun) -> None:
 def test_the_output_is_calm(smoke: SmokeRun) -> None:
     lines = smoke.output.splitlines()
     assert not [line for line in lines if "warn" in line.lower() or "error" in line.lower()]
-    steps = [line for line in lines if line.startswith("skew=")]
+    # Other tests may measure meanwhile, and then a line says so.
+    steps = [line for line in lines if line.startswith("skew=") and "on this machine too" not in line]
     assert len(steps) == 2 * (2 + len(SYSTEMS) + 1 + ROUNDS), "one line per step, of rank 0 alone"
     assert [line for line, count in Counter(steps).items() if count > 1] == []
     assert "skew=0.9 (2 of 2): round 3 of 3" in steps

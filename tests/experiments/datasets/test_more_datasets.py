@@ -231,9 +231,9 @@ class TestSynthetic:
     def test_a_run_gets_as_many_as_it_needs_and_no_rank_reads_anothers(self, load: Load) -> None:
         point = load("dataset=random", "model=moe_stack", "world_size=2", "batch_size=3", "seq_len=16", "rounds=4")
         tokens = prepare_point(point)
-        assert tokens.num_tokens == 4 * 2 * 3 * 16
+        assert tokens.num_tokens == 5 * 2 * 3 * 16, "checks and warm-up have a batch of their own"
         pieces = [
-            tokens.batch(index=i, rank=r, world_size=2, batch_size=3, seq_len=16) for i in range(4) for r in range(2)
+            tokens.batch(index=i, rank=r, world_size=2, batch_size=3, seq_len=16) for i in range(5) for r in range(2)
         ]
         np.testing.assert_array_equal(np.concatenate(pieces).ravel(), np.load(tokens.path))
 
