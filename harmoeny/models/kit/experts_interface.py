@@ -223,6 +223,20 @@ class ExpertsBlock:
         self._opened = False
         return engine.forward(self.layer, rows, expert_ids, top_k_weights).view_as(hidden)
 
+    def require_bound(self, *_: object) -> None:
+        """Refuse another implementation: it would compute with weights that the model does not hold any more.
+
+        Raises:
+            RuntimeError: the configuration that these experts read names another implementation than ours.
+        """
+        config: Any = self.module.config
+        named = config._experts_implementation
+        if named != IMPLEMENTATION:
+            raise RuntimeError(
+                f"experts_implementation: {named!r}, must stay {IMPLEMENTATION!r} while a session is open; close the "
+                "session first, and give a model that is compared with this one a configuration of its own"
+            )
+
     def begin(self, *_: object) -> None:
         """Open the layer in the recorder; called when its router begins."""
         if self.context.engine is not None and not self.context.dense:
@@ -257,7 +271,8 @@ class AdaptedExperts(AdaptedModule):
         ]
         super().__init__(module, [block.experts for block in self.blocks], context, device)
         self._hooks = []
-        for path, block in zip(found, self.blocks, strict=True):
+        for (path, experts), block in zip(found.items(), self.blocks, strict=True):
+            self._hooks.append(experts.register_forward_pre_hook(block.require_bound))
             router = _router(module, path)
             if router is not None:
                 self._hooks.append(router.register_forward_pre_hook(block.begin))

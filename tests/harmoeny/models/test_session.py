@@ -91,6 +91,18 @@ def test_training_is_refused(tmp_path: Path) -> None:
         model(input_ids=torch.tensor([[4, 5]]))
 
 
+def test_another_implementation_in_an_open_session_is_refused(tmp_path: Path) -> None:
+    folder = save("mixtral", tmp_path)
+    model, wanted = unmodified(folder), logits(unmodified(folder))
+    with harmoeny.attach(model):
+        model.set_experts_implementation("grouped_mm")  # the same happens to models that share a configuration
+        with pytest.raises(RuntimeError, match="experts_implementation: 'grouped_mm', must stay 'harmoeny'"):
+            logits(model)
+        model.set_experts_implementation("harmoeny")
+        assert relative(logits(model), wanted) <= 1e-4
+    torch.testing.assert_close(logits(model), wanted)
+
+
 def test_model_without_experts_is_refused() -> None:
     config = BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     with pytest.raises(ValueError, match="BertModel has no layer"):

@@ -1,0 +1,80 @@
+"""What a check ran on, and what it needs there."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+
+from harmoeny.runtime.device import Device
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+_TEST_PACKAGES = ("pytest", "pytest-timeout", "hypothesis")
+#: Only asked for where it is used: W&B is switched off here, submitit starts SLURM jobs.
+_NOT_NEEDED = ("wandb", "submitit")
+
+
+def needed_packages() -> list[Requirement]:
+    """Return what a check imports, with the bounds of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    dev = [Requirement(r) for r in project["optional-dependencies"]["dev"]]
+    needed = [Requirement(r) for r in project["dependencies"]]
+    return [r for r in needed if r.name not in _NOT_NEEDED] + [r for r in dev if r.name in _TEST_PACKAGES]
+
+
+def missing_packages() -> list[str]:
+    """Return the requirements that this Python does not meet, as pip takes them."""
+    missing = []
+    for requirement in needed_packages():
+        try:
+            if not requirement.specifier.contains(version(requirement.name), prereleases=True):
+                missing.append(str(requirement))
+        except PackageNotFoundError:
+            missing.append(str(requirement))
+    return missing
+
+
+def describe_machine(device_type: str) -> dict[str, Any]:
+    """Return the device and the versions of what ran on it."""
+    device = torch.device(device_type)
+    found: dict[str, Any] = {
+        "device": Device.of(device).name,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "revision": _first_line("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "mps": shutil.which("nvidia-cuda-mps-control") is not None,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "num_sms": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "triton": _version("triton"),
+        }
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _first_line(*command: str) -> str | None:
+    """Return the first line that a command prints, or None where it is not there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603  (our own)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip().partition("\n")[0] or None

@@ -1,0 +1,209 @@
+"""The parts of a check: a command each, how long it may take, and what its results must reach."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from analysis.data.load import find_runs
+from analysis.data.metrics import per_iteration
+from analysis.data.stats import Estimate, median_interval
+from analysis.data.summary import summarise
+
+#: Ranks on one GPU that the skew sweep is run with.
+RANKS = (8, 4, 2)
+THROUGHPUT = "throughput_tokens_per_s"
+NUMBERS = "numbers.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        what: was measured.
+        value: as it is shown.
+        goal: in words; empty where there is none.
+        met: whether the value reaches it; None where there is none.
+    """
+
+    what: str
+    value: str
+    goal: str = ""
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    Attributes:
+        name: of its files.
+        what: it shows.
+        command: that makes the results, given the folder they go to.
+        limit_s: it is stopped after that.
+        rows: reads the results.
+    """
+
+    name: str
+    what: str
+    command: Callable[[Path], list[str]]
+    limit_s: float
+    rows: Callable[[Path], list[Row]]
+
+
+def all_parts(device_type: str, *, rehearsal: bool) -> list[Part]:
+    """Return the parts, the longest first.
+
+    Args:
+        device_type: ``cuda`` or ``cpu``.
+        rehearsal: with sizes that a CPU is through with in seconds.
+    """
+    rounds = "3" if rehearsal else "11"
+    sizes = ["--shape", "tiny" if rehearsal else "qwen3", "--device", device_type, "--rounds", rounds]
+
+    def measuring(name: str, *arguments: str) -> Callable[[Path], list[str]]:
+        return lambda out: _module(f"scripts.{name}", *arguments, "--json", str(out / NUMBERS))
+
+    def tests(out: Path) -> list[str]:
+        return _module("pytest", "-m", "cuda", "-p", "no:cacheprovider", f"--junitxml={out / 'tests.xml'}", "tests")
+
+    model = measuring("gpu_check.model", *sizes)
+    prefetch = measuring("bench.prefetch", "--rounds", rounds)
+    layer = measuring("gpu_check.layer", *sizes)
+    parts = [
+        *(_sweep(n, device_type, rehearsal=rehearsal) for n in ((2,) if rehearsal else RANKS)),
+        Part("model", "a Qwen3-MoE-shaped model beside Transformers' own experts", model, 120, _model_rows),
+        Part("cuda_tests", "the tests that need a CUDA device", tests, 120, _test_rows),
+        Part("prefetch", "how much of the fetches computation hides", prefetch, 60, _prefetch_rows),
+        Part("layer", "a MoE layer beside its grouped matrix products", layer, 60, _layer_rows),
+    ]
+    return [replace(part, rows=_without_goals(part.rows)) for part in parts] if rehearsal else parts
+
+
+def _without_goals(rows: Callable[[Path], list[Row]]) -> Callable[[Path], list[Row]]:
+    """What a CPU does with tiny sizes reaches or misses no goal of a GPU."""
+    return lambda out: [replace(row, goal="", met=None) for row in rows(out)]
+
+
+def _module(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", name, *arguments]
+
+
+def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
+    """Return the skew sweep of all systems with some ranks on one GPU, or on this CPU as a rehearsal."""
+    hidden_size, intermediate_size, num_experts, top_k = (32, 64, 16, 2) if rehearsal else (2048, 768, 128, 8)
+    options = {
+        "experiment": "skew_sweep",
+        "model": "moe_stack",
+        "model.gated": "true",
+        "model.hidden_size": hidden_size,
+        "model.intermediate_size": intermediate_size,
+        "model.num_experts": num_experts,
+        "model.top_k": top_k,
+        "model.dtype": "float32" if rehearsal else "bfloat16",
+        "router.num_hot": top_k,
+        "batch_size": 2 if rehearsal else 8,
+        "seq_len": 16 if rehearsal else 512,
+        "rounds": 3 if rehearsal else 7,
+        "world_size": num_ranks,
+        "device": device_type,
+        "timeout_s": 60,
+        "wandb.mode": "disabled",
+    }
+    if device_type == "cuda":
+        options["ranks_per_gpu"] = num_ranks
+
+    def command(out: Path) -> list[str]:
+        given = [f"{name}={value}" for name, value in options.items()]
+        return [sys.executable, "run.py", *given, f"results_dir={out}"]
+
+    return Part(
+        f"skew_sweep_{num_ranks}", f"all systems on {num_ranks} ranks of one GPU", command, 150, _sweep_rows(num_ranks)
+    )
+
+
+def _ratio(entry: dict[str, Any]) -> str:
+    return f"{entry['median']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def _at_most(what: str, entry: dict[str, Any], limit: float) -> Row:
+    return Row(what, _ratio(entry), f"at most {limit:g}", entry["median"] <= limit)
+
+
+def _model_rows(out: Path) -> list[Row]:
+    found = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
+    return [
+        _at_most(f"{phase}: time to Transformers' grouped_mm", found[phase]["harmoeny"]["ratio_to_grouped_mm"], limit)
+        for phase, limit in (("prefill", 1.05), ("decode", 1.0))
+    ]
+
+
+def _layer_rows(out: Path) -> list[Row]:
+    found = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
+    rows = []
+    for size, limit in (("prefill", 1.6), ("decode", None)):
+        entry = found[size]["harmoeny"]["ratio_to_products"]
+        what = f"layer of {found[size]['num_tokens']} tokens: time to its grouped products"
+        rows.append(Row(what, _ratio(entry)) if limit is None else _at_most(what, entry, limit))
+    return rows
+
+
+def _prefetch_rows(out: Path) -> list[Row]:
+    found = json.loads((out / NUMBERS).read_text(encoding="utf-8"))["rows"]
+    rows = []
+    goals: dict[str, tuple[str, Callable[[list[float]], bool]]] = {
+        "async": ("at least 90 % from the threshold up", lambda shares: min(shares) >= 0.9),
+        "sync": ("none (at most 5 %)", lambda shares: max(shares) <= 0.05),
+    }
+    for strategy, (goal, reaches) in goals.items():
+        shares = [row["hidden_share"] for row in found if row["strategy"] == strategy and row["times_threshold"] >= 1]
+        value = f"{min(shares):.0%} to {max(shares):.0%}"
+        rows.append(Row(f"{strategy}: share of the fetch time that is hidden", value, goal, reaches(shares)))
+    return rows
+
+
+def _test_rows(out: Path) -> list[Row]:
+    suite = ET.parse(out / "tests.xml").getroot()  # noqa: S314  (pytest wrote it just now)
+    cases = list(suite.iter("testcase"))
+    bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
+    skipped = [c for c in cases if c.find("skipped") is not None]
+    value = f"{len(cases) - len(bad) - len(skipped)} passed, {len(bad)} failed, {len(skipped)} skipped"
+    return [Row("CUDA tests", value, "all pass", bool(cases) and not bad and not skipped)]
+
+
+def _sweep_rows(num_ranks: int) -> Callable[[Path], list[Row]]:
+    def rows(out: Path) -> list[Row]:
+        runs = {round(float(run.config["router"]["skew"]), 3): run for run in find_runs(out)}
+        if not {0.0, 0.9} <= set(runs):
+            raise ValueError(f"{out}: finished at skews {sorted(runs)}, must be finished at 0 and 0.9")
+        even = summarise(runs[0.0])["systems"]
+        best = max(
+            (name for name, entry in even.items() if entry["exact"] and not entry["bound"]),
+            key=lambda name: even[name][THROUGHPUT]["median"],
+        )
+        top = even[best][THROUGHPUT]["median"]
+        values = per_iteration(runs[0.9].layers, runs[0.9].iterations)
+
+        def kept(system: str) -> Estimate:
+            return median_interval(values.loc[values["system"] == system, THROUGHPUT] / top)
+
+        found = []
+        goals: dict[str, tuple[str, Callable[[float], bool]]] = {
+            "harmoeny": ("at least 0.93", lambda share: share >= 0.93),
+            "static_ep": ("about half", lambda share: share <= 0.7),
+        }
+        for system, (goal, reaches) in goals.items():
+            estimate = kept(system)
+            value = f"{estimate.median:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+            what = f"{num_ranks} ranks, skew 0.9: {system} to the best at skew 0 ({best})"
+            asked = num_ranks == 4  # the goal is set for four
+            found.append(Row(what, value, goal if asked else "", reaches(estimate.median) if asked else None))
+        return found
+
+    return rows
