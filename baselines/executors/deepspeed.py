@@ -130,10 +130,11 @@ class DeepSpeedExecutor(Executor):
         layer, num_experts = self._layers[given.layer], plan.num_experts
         capacity = self._capacity(counts)
         sent_EW = plan.tokens[self.comm.rank]
-        assignment_S = send_order(given.expert_ids_TK, sent_EW)
+        assignment_S = send_order(given.expert_ids_TK, counts[self.comm.rank], sent_EW)
         sent_E = sent_EW.sum(axis=1)[layer.order_E]
-        expert_S = np.repeat(np.arange(num_experts), sent_E)
-        position_S = ranges(np.zeros_like(sent_E), sent_E)
+        device = self.comm.device
+        expert_S = Device.of(device).upload(np.repeat(np.arange(num_experts), sent_E))
+        position_S = ranges(np.zeros_like(sent_E), sent_E, device)
         layer.gate.routes = (
             given.hidden_TH.new_zeros(()),
             capacity,
@@ -151,8 +152,8 @@ class DeepSpeedExecutor(Executor):
         return LayerResult(output_TH, assignment_S, FetchStats(), padded)
 
 
-def _by_assignment(expert_ids_TK: Tensor, assignment_S: Tensor, values_S: IntArray) -> Tensor:
+def _by_assignment(expert_ids_TK: Tensor, assignment_S: Tensor, values_S: Tensor) -> Tensor:
     """Return int64 ``[K, T]``, the value of every executed assignment, and -1 for the others."""
     values = torch.full((expert_ids_TK.numel(),), -1, device=expert_ids_TK.device)
-    values[assignment_S] = torch.from_numpy(values_S).to(values.device)
+    values[assignment_S] = values_S
     return values.view_as(expert_ids_TK).t().contiguous()

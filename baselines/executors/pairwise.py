@@ -17,7 +17,7 @@ from harmoeny.modelled import GroupsSources
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
-from harmoeny.runtime.exchange.dispatch import by_expert, send_order, weighted_sum
+from harmoeny.runtime.exchange.dispatch import by_expert, gather_rows, send_order, weighted_sum
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
@@ -73,15 +73,15 @@ class PairwiseExecutor(Executor):
         self._groups = groups
         self._own_group = next(i for i, group in enumerate(groups) if self.comm.rank in group)
 
-    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:  # noqa: ARG002
+    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
         """Carry out any plan, with the system's fetch strategy."""
         function = self.memory.store.layers[given.layer].function
         stages = self._make_stages(plan.tokens[:, :, self.comm.rank])
         parts = [item for stage in stages for item in stage.work]
         self.planner.fetcher.begin(given.layer, plan.fetch, parts, keep_order=True)
         self.recorder.mark()  # dispatch
-        assignment_S = send_order(given.expert_ids_TK, plan.tokens[self.comm.rank])
-        sent_SH = given.hidden_TH.index_select(0, assignment_S // given.expert_ids_TK.shape[1])
+        assignment_S = send_order(given.expert_ids_TK, counts[self.comm.rank], plan.tokens[self.comm.rank])
+        sent_SH = gather_rows(given.hidden_TH, assignment_S, given.expert_ids_TK.shape[1])
         exchange = _Exchange(self.comm, plan, sent_SH, stages)
         self.recorder.mark()  # compute
         stage_of = {item.start: stage for stage in stages for item in stage.work}
@@ -112,7 +112,7 @@ class PairwiseExecutor(Executor):
             parts = slices_by_expert(blocks.sum(axis=0))
             work = [ExpertSlice(p.expert_id, start + p.start, p.num_tokens) for p in parts]
             several = np.count_nonzero(blocks.sum(axis=1)) > 1
-            grouping = by_expert(blocks).to(self.comm.device) if several else None
+            grouping = by_expert(blocks, self.comm.device) if several else None
             rows = slice(start, start + int(blocks.sum()))
             stages.append(_Stage(targets, sources, rows, grouping, work, len(work)))
             start = rows.stop

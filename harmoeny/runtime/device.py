@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
+from torch import Tensor
+
+from harmoeny.placement import IntArray
 
 T = TypeVar("T")
 _PROCESS = Path("/proc/self")
@@ -64,6 +67,10 @@ class Device(ABC):
         """
 
     @abstractmethod
+    def upload(self, values: IntArray) -> Tensor:
+        """Return the values as a tensor on the device; the host does not wait for what the device has left to do."""
+
+    @abstractmethod
     def now(self) -> Mark:
         """Return the time at which all computation called so far is over, without waiting for it."""
 
@@ -103,6 +110,10 @@ class CpuDevice(Device):
         result = function()
         return result, _resident_peak_bytes() - before
 
+    def upload(self, values: IntArray) -> Tensor:
+        """Return a tensor that shares the array's memory."""
+        return torch.from_numpy(values)
+
     def now(self) -> Mark:
         """Return the processor's clock in nanoseconds."""
         return time.perf_counter_ns()
@@ -134,6 +145,10 @@ class CudaDevice(Device):
         before = torch.cuda.memory_allocated(self._device)
         result = function()
         return result, int(torch.cuda.max_memory_allocated(self._device)) - before
+
+    def upload(self, values: IntArray) -> Tensor:
+        """Queue a copy from pinned memory on the current stream; from memory that is not pinned the host would wait."""
+        return torch.from_numpy(values).pin_memory().to(self._device, non_blocking=True)
 
     def now(self) -> Mark:
         """Return an event on the current stream."""

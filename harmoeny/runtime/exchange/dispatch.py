@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
+from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 
 
@@ -47,33 +49,36 @@ def count_assignments(expert_ids_TK: Tensor, num_experts: int) -> Tensor:
     Returns:
         int64 ``[E]``.
     """
-    return torch.bincount(expert_ids_TK.reshape(-1) + 1, minlength=num_experts + 1)[1:]
+    ids = expert_ids_TK.reshape(-1) + 1
+    # Unlike bincount, this never asks the device for the largest id.
+    return ids.new_zeros(num_experts + 1).scatter_add_(0, ids, torch.ones_like(ids))[1:]
 
 
-def dispatch(hidden_TH: Tensor, expert_ids_TK: Tensor, plan: Plan, comm: Communicator) -> tuple[Tensor, Dispatched]:
+def dispatch(
+    hidden_TH: Tensor, expert_ids_TK: Tensor, counts: IntArray, plan: Plan, comm: Communicator
+) -> tuple[Tensor, Dispatched]:
     """Send this rank's tokens where the plan wants them and group what arrives by expert.
 
     Args:
         hidden_TH: ``[T, H]``, this rank's tokens.
         expert_ids_TK: int64 ``[T, K]``, the router's choice; negative where the model itself leaves one out.
+        counts: int64 ``[W, E]``, what all ranks want executed.
         plan: the same plan on all ranks.
         comm: the collectives.
 
     Returns:
         ``[R, H]``, the rows to execute, grouped by ascending expert, and what :func:`combine` needs.
     """
-    top_k = expert_ids_TK.shape[1]
     sent_EW = plan.tokens[comm.rank]
     received_WE = plan.tokens[:, :, comm.rank]
-    assignment_S = send_order(expert_ids_TK, sent_EW)
-    send_splits = [int(n) for n in sent_EW.sum(axis=0)]
-    recv_splits = [int(n) for n in received_WE.sum(axis=1)]
+    assignment_S = send_order(expert_ids_TK, counts[comm.rank], sent_EW)
+    send_splits = sent_EW.sum(axis=0).tolist()
+    recv_splits = received_WE.sum(axis=1).tolist()
+    # Before the exchange is queued: what is uploaded afterwards would wait for it.
+    grouping_R = by_expert(received_WE, comm.device) if np.count_nonzero(recv_splits) > 1 else None
 
-    rows = comm.exchange_rows(hidden_TH.index_select(0, assignment_S // top_k), send_splits, recv_splits)
-
-    grouping_R = None
-    if sum(n > 0 for n in recv_splits) > 1:
-        grouping_R = by_expert(received_WE).to(rows.device)
+    rows = comm.exchange_rows(gather_rows(hidden_TH, assignment_S, expert_ids_TK.shape[1]), send_splits, recv_splits)
+    if grouping_R is not None:
         rows = rows.index_select(0, grouping_R)
     return rows, Dispatched(assignment_S, send_splits, recv_splits, grouping_R, received_WE.sum(axis=0))
 
@@ -108,33 +113,42 @@ def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, assignment_S: Tens
     Returns:
         ``[T, H]``.
     """
-    (num_tokens, top_k), hidden_size = routing_weights_TK.shape, rows_SH.shape[1]
-    complete = rows_SH.shape[0] == num_tokens * top_k
-    shape = (num_tokens * top_k, hidden_size)
-    by_assignment = rows_SH.new_empty(shape) if complete else rows_SH.new_zeros(shape)
-    by_assignment.index_copy_(0, assignment_S, rows_SH)
-    if top_k == 1:
-        return by_assignment.mul_(routing_weights_TK.to(rows_SH.dtype))
-    weighted = by_assignment.view(num_tokens, top_k, hidden_size).mul_(
-        routing_weights_TK.to(rows_SH.dtype).unsqueeze(-1)
-    )
-    return weighted.sum(dim=1)
+    num_tokens, top_k = routing_weights_TK.shape
+    if len(rows_SH) == 0:
+        return rows_SH.new_zeros(num_tokens, rows_SH.shape[1])
+    # Gathers, weights and adds up in one pass over the rows, in FP32 whatever their type.
+    weight_A = routing_weights_TK.to(rows_SH.dtype).reshape(-1)
+    if len(rows_SH) == len(weight_A):
+        row_A = torch.empty_like(assignment_S)
+        row_A.scatter_(0, assignment_S, torch.arange(len(row_A), device=row_A.device))
+        first_T = torch.arange(0, len(row_A), top_k, device=row_A.device)
+        return embedding_bag(row_A, rows_SH, first_T, mode="sum", per_sample_weights=weight_A)
+    executed_S, row_S = torch.sort(assignment_S)
+    first_T = torch.searchsorted(executed_S, torch.arange(0, len(weight_A), top_k, device=executed_S.device))
+    weight_S = weight_A.index_select(0, executed_S)
+    return embedding_bag(row_S, rows_SH, first_T, mode="sum", per_sample_weights=weight_S)
 
 
-def by_expert(received_WE: IntArray) -> Tensor:
+def gather_rows(hidden_TH: Tensor, assignment_S: Tensor, top_k: int) -> Tensor:
+    """Return ``[S, H]``, the token of every assignment (token * K + k), int64 ``[S]``; ``hidden_TH``: ``[T, H]``."""
+    return hidden_TH.index_select(0, assignment_S if top_k == 1 else assignment_S // top_k)
+
+
+def by_expert(received_WE: IntArray, device: torch.device) -> Tensor:
     """Order rows by expert that arrived by (source, expert).
 
     Args:
         received_WE: int64 ``[W, E]``, rows of every source and expert.
+        device: where the order is made.
 
     Returns:
-        int64 ``[R]`` on the host, the row at every position of the new order, which is by (expert, source).
+        int64 ``[R]``, the row at every position of the new order, which is by (expert, source).
     """
     starts_WE = _exclusive_cumsum(received_WE.reshape(-1)).reshape(received_WE.shape)
-    return torch.from_numpy(ranges(starts_WE.T.reshape(-1), received_WE.T.reshape(-1)))
+    return ranges(starts_WE.T, received_WE.T, device)
 
 
-def send_order(expert_ids_TK: Tensor, sent_EW: IntArray) -> Tensor:
+def send_order(expert_ids_TK: Tensor, counts_E: IntArray, sent_EW: IntArray) -> Tensor:
     """Order this rank's assignments by (destination, expert).
 
     Of an expert's assignments, in token order, the first ``sent_EW[e, 0]`` go to rank 0, the next to rank 1, and so on;
@@ -142,7 +156,8 @@ def send_order(expert_ids_TK: Tensor, sent_EW: IntArray) -> Tensor:
 
     Args:
         expert_ids_TK: int64 ``[T, K]``; negative ids go nowhere.
-        sent_EW: int64 ``[E, W]``, how many of this rank's assignments of an expert go to every rank.
+        counts_E: int64 ``[E]``, this rank's assignments of every expert.
+        sent_EW: int64 ``[E, W]``, how many of them go to every rank.
 
     Returns:
         int64 ``[S]``, assignments.
@@ -150,11 +165,9 @@ def send_order(expert_ids_TK: Tensor, sent_EW: IntArray) -> Tensor:
     ids = expert_ids_TK.reshape(-1)
     grouped = torch.argsort(ids, stable=True)
     # The masked ids, being negative, come first; what the plan drops of an expert stays between its blocks.
-    counts_E = np.bincount(ids.cpu().numpy() + 1, minlength=sent_EW.shape[0] + 1)
-    starts_E = np.cumsum(counts_E)[:-1]
+    starts_E = _exclusive_cumsum(counts_E) + (len(ids) - counts_E.sum())
     starts_EW = starts_E[:, None] + _exclusive_cumsum(sent_EW, axis=1)
-    picks = ranges(starts_EW.T.reshape(-1), sent_EW.T.reshape(-1))
-    return grouped.index_select(0, torch.from_numpy(picks).to(ids.device))
+    return grouped.index_select(0, ranges(starts_EW.T, sent_EW.T, ids.device))
 
 
 def _exclusive_cumsum(values: IntArray, axis: int = 0) -> IntArray:
@@ -162,7 +175,15 @@ def _exclusive_cumsum(values: IntArray, axis: int = 0) -> IntArray:
     return total - values
 
 
-def ranges(starts: IntArray, lengths: IntArray) -> IntArray:
-    """Concatenate ``range(start, start + length)`` of every block, both int64 ``[num_blocks]``."""
-    offsets = starts - _exclusive_cumsum(lengths)
-    return np.repeat(offsets, lengths) + np.arange(lengths.sum())
+def ranges(starts: IntArray, lengths: IntArray, device: torch.device) -> Tensor:
+    """Concatenate ``range(start, start + length)`` of all blocks, on the device and without waiting for it.
+
+    Args:
+        starts: int64, any shape.
+        lengths: int64, the same shape.
+        device: where the ranges are made.
+    """
+    starts, lengths = starts.reshape(-1), lengths.reshape(-1)
+    total = int(lengths.sum())
+    offsets, repeats = Device.of(device).upload(np.stack([starts - _exclusive_cumsum(lengths), lengths]))
+    return torch.repeat_interleave(offsets, repeats, output_size=total) + torch.arange(total, device=device)

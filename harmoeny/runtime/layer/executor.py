@@ -110,12 +110,12 @@ class Executor(ABC):
 class PlanExecutor(Executor):
     """The standard: all tokens are dispatched, then all experts executed, then all results combined."""
 
-    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:  # noqa: ARG002
+    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
         """Carry out any plan, with the system's fetch strategy."""
         function, fetcher = self.memory.store.layers[given.layer].function, self.planner.fetcher
         fetcher.begin(given.layer, plan.fetch, slices_by_expert(plan.tokens[:, :, self.comm.rank].sum(axis=0)))
         self.recorder.mark()  # dispatch
-        rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, plan, self.comm)
+        rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm)
         self.recorder.mark()  # compute
         results_RH = torch.empty_like(rows_RH)
 

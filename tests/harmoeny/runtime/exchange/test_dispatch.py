@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmoeny.placement import place
-from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch
+from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch, weighted_sum
 from tests.harmoeny.runtime.cases import RandomPlan, random_tokens
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
@@ -31,7 +31,7 @@ def test_dispatch_then_combine_is_the_identity_on_what_the_plan_keeps(
         t = random_tokens(seed % 2**31 + comm.rank, token_counts[comm.rank], num_experts, top_k, masked=masked)
         counts = comm.gather_counts(count_assignments(t.ids, num_experts))
         plan = RandomPlan(seed, drop=drop).plan(counts, placement)
-        rows, dispatched = dispatch(t.hidden, t.ids, plan, comm)
+        rows, dispatched = dispatch(t.hidden, t.ids, counts, plan, comm)
 
         # What arrives: as many rows per expert as the plan says, and exactly the tokens that were sent.
         assert dispatched.num_executed_E.tolist() == plan.tokens[:, :, comm.rank].sum(axis=0).tolist()
@@ -60,3 +60,10 @@ def test_counts_leave_out_masked_assignments() -> None:
     ids = torch.tensor([[0, 2], [-1, 2], [3, -1]])
     assert count_assignments(ids, 5).tolist() == [1, 0, 2, 1, 0]
     assert count_assignments(torch.empty(0, 2, dtype=torch.int64), 3).tolist() == [0, 0, 0]
+
+
+def test_a_result_that_is_no_number_stays_with_its_token() -> None:
+    rows = torch.tensor([[float("nan")], [2.0], [3.0]])
+    output = weighted_sum(rows, torch.full((4, 2), 0.5), assignment_S=torch.tensor([2, 0, 7]))
+    assert output.isnan().squeeze(1).tolist() == [False, True, False, False]
+    assert output[[0, 2, 3], 0].tolist() == [1.0, 0.0, 1.5]
