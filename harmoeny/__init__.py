@@ -12,7 +12,7 @@ from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
 
 if TYPE_CHECKING:
-    from harmoeny.session import Session, attach, load, register
+    from harmoeny.session import Session, attach, detach, load, register
 
 __all__ = [
     "ExpertCost",
@@ -22,6 +22,7 @@ __all__ = [
     "Policy",
     "Session",
     "attach",
+    "detach",
     "load",
     "place",
     "plan_from_tokens",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 #: What needs PyTorch and Transformers, which take seconds to import: imported when it is first asked for.
-_LAZY = ("Session", "attach", "load", "register")
+_LAZY = ("Session", "attach", "detach", "load", "register")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,10 +9,11 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from harmoeny.hardware import Hardware
-from harmoeny.models.base import DTYPES, AdaptedModule, device_of
-from harmoeny.models.kit.experts_interface import AdaptedExperts, register_implementation
+from harmoeny.models.base import DTYPES, AdaptedModule, MoEBlock, device_of
+from harmoeny.models.kit.experts_interface import AdaptedExperts, is_bound, register_implementation
 from harmoeny.models.kit.loading import build_module, load_config
 from harmoeny.models.switch import AdaptedSwitch, is_switch
 from harmoeny.policy import Policy
@@ -21,6 +22,11 @@ from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.sharing import rank_on_host, share_model, share_tensors
 from harmoeny.runtime.memory.transfer import Transfers, make_transfers
 from harmoeny.runtime.start import start_rank
+
+#: What gives the weights back, for people.
+_CLOSE, _DETACH = "session.close()", "harmoeny.detach(model)"
+#: Where experts that were attached by name keep their session, which nobody else has.
+_OWN_SESSION = "_harmoeny_session"
 
 
 class Session:
@@ -34,8 +40,21 @@ class Session:
         engine: executes its MoE layers.
     """
 
-    def __init__(self, adapted: AdaptedModule, policy: Policy, transfers: Transfers | None = None) -> None:
-        """Use :func:`attach` or :func:`load`."""
+    def __init__(
+        self,
+        adapted: AdaptedModule,
+        policy: Policy,
+        transfers: Transfers | None = None,
+        way_out: str = _CLOSE,
+    ) -> None:
+        """Use :func:`attach` or :func:`load`.
+
+        Args:
+            adapted: the model.
+            policy: decides.
+            transfers: copies experts; None: its own.
+            way_out: what gives the weights back, for people.
+        """
         try:
             adapted.check()
         except ValueError:
@@ -45,20 +64,23 @@ class Session:
         self._adapted = adapted
         self.engine = start_rank(adapted.experts, Communicator(adapted.device), transfers=transfers, record=False)
         adapted.context.engine = self.engine
+        self._guards = _guard(adapted, way_out)
         self.use(policy)
 
     def use(self, policy: Policy) -> None:
         """Let another policy decide from the next forward pass on.
 
         Raises:
-            ValueError: an option of the policy is wrong.
+            ValueError: it is no policy, or an option of it is wrong.
         """
-        policy.validate()
+        _check_policy(policy)
         self.engine.finish()
         self.engine.use(self.engine.build_system(policy.name, policy.calibrated(self.engine.memory.cost)))
 
     def close(self) -> None:
         """Give the MoE layers and their weights back to the model, which is then as it was on this rank."""
+        for guard in self._guards:
+            guard.remove()
         self.engine.close()
         self._adapted.restore()
 
@@ -74,8 +96,8 @@ class Session:
 def register(policy: Policy | None = None) -> None:
     """Make ``experts_implementation="harmoeny"`` known to Transformers.
 
-    A model with that implementation works at once: every layer of experts is attached when it first runs. For another
-    policy later, or to have the weights back, use :func:`attach`, which says so explicitly.
+    A model with that implementation works at once: every layer of experts is attached when it first runs, and
+    :func:`detach` gives the weights back. For another policy later, :func:`detach` the model and :func:`attach` it.
 
     Args:
         policy: decides for models that were not attached; HarMoEny if None.
@@ -84,13 +106,34 @@ def register(policy: Policy | None = None) -> None:
         ValueError: an option of the policy is wrong.
     """
     default = policy or HarMoEny()
-    default.validate()
+    _check_policy(default)
 
     def attach_alone(experts: nn.Module) -> None:
         with torch.no_grad():
-            _attach(AdaptedExperts(experts), default, _transfers(device_of(experts)))
+            session = _attach(AdaptedExperts(experts), default, _transfers(device_of(experts)), _DETACH)
+        experts.__dict__[_OWN_SESSION] = session
 
     register_implementation(attach_alone)
+
+
+def detach(model: nn.Module) -> None:
+    """Give a model the weights back of all layers that were attached by name; its own code computes them from then on.
+
+    Args:
+        model: one that ran with ``experts_implementation="harmoeny"``; sessions of :func:`attach` and :func:`load` are
+            closed by ``session.close()``.
+
+    Raises:
+        ValueError: no layer of it was attached by name.
+    """
+    sessions = [own for module in model.modules() if (own := module.__dict__.pop(_OWN_SESSION, None)) is not None]
+    if not sessions:
+        raise ValueError(
+            f"{type(model).__name__} has no layer that harmoeny.register attached; session.close() ends a session of "
+            "attach or load"
+        )
+    for session in sessions:
+        session.close()
 
 
 def attach(model: nn.Module, policy: Policy | None = None) -> Session:
@@ -103,11 +146,12 @@ def attach(model: nn.Module, policy: Policy | None = None) -> Session:
         policy: HarMoEny if None.
 
     Raises:
-        ValueError: the model has no such layers, or they are laid out in a way that is not supported; an option of the
-            policy is wrong.
+        ValueError: the model has no such layers, is attached already, or they are laid out in a way that is not
+            supported; an option of the policy is wrong.
     """
     policy = policy or HarMoEny()
-    policy.validate()
+    _check_policy(policy)
+    _check_free(model)
     with torch.no_grad():
         return _attach(AdaptedSwitch(model) if is_switch(model) else AdaptedExperts(model), policy)
 
@@ -129,7 +173,7 @@ def load(
         ValueError: the folder has no such model, or the model or policy is not supported.
     """
     policy = policy or HarMoEny()
-    policy.validate()
+    _check_policy(policy)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r}, must be one of {', '.join(DTYPES)}")
     config = load_config(Path(path))
@@ -144,7 +188,38 @@ def load(
         return Session(adapted, policy)
 
 
-def _attach(adapted: AdaptedModule, policy: Policy, transfers: Transfers | None = None) -> Session:
+def _check_free(model: nn.Module) -> None:
+    """Refuse a model of which harmoeny executes a layer already."""
+    name = type(model).__name__
+    if any(_OWN_SESSION in module.__dict__ for module in model.modules()):
+        raise ValueError(f"{name} is attached already, by harmoeny.register: call {_DETACH} first")
+    if any(isinstance(module, MoEBlock) or is_bound(module) for module in model.modules()):
+        raise ValueError(
+            f"{name} is attached already: call session.close() first, or let another policy decide by "
+            "session.use(policy)"
+        )
+
+
+def _check_policy(policy: object) -> None:
+    if not isinstance(policy, Policy):
+        raise ValueError(f"policy: {policy!r}, must be a policy, such as harmoeny.HarMoEny(), and not its name")
+    policy.validate()
+
+
+def _guard(adapted: AdaptedModule, way_out: str) -> list[RemovableHandle]:
+    """Let modules without their experts' weights refuse to be saved, which would leave these out without a word."""
+
+    def refuse(module: nn.Module, *_: object) -> None:
+        raise RuntimeError(
+            f"{type(module).__name__} cannot be saved while harmoeny holds its weights: {way_out} gives them back"
+        )
+
+    return [bare.register_state_dict_pre_hook(refuse) for bare in adapted.bare]  # type: ignore[no-untyped-call]
+
+
+def _attach(
+    adapted: AdaptedModule, policy: Policy, transfers: Transfers | None = None, way_out: str = _CLOSE
+) -> Session:
     """Share the experts of a model that every rank has, and start a session."""
     comm = Communicator(adapted.device)
     for layer in adapted.experts:
@@ -154,7 +229,7 @@ def _attach(adapted: AdaptedModule, policy: Policy, transfers: Transfers | None 
         shared = share_tensors(named, comm, rank_on_host(comm))
         for i, layer in enumerate(adapted.experts):
             layer.weights.update({name: shared[f"{i} {name}"] for name in layer.weights})
-    return Session(adapted, policy, transfers)
+    return Session(adapted, policy, transfers, way_out)
 
 
 @cache

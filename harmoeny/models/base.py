@@ -128,6 +128,11 @@ class AdaptedModule:
         self.context = context
         self.device = device
 
+    @property
+    def bare(self) -> Sequence[nn.Module]:
+        """The module's parts that lack their experts' weights until they are restored."""
+        return ()
+
     def check(self) -> None:
         """Compare how we apply an expert with the model's own code, where that can differ; the weights must be there.
 

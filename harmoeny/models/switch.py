@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -145,6 +146,11 @@ class AdaptedSwitch(AdaptedModule):
             layer.mlp = SwitchBlock(layer.mlp, stacked, index, context)
             self._blocks.append(layer.mlp)
         super().__init__(module, [block.experts for block in self._blocks], context, device)
+
+    @property
+    def bare(self) -> Sequence[nn.Module]:
+        """The sparse layers."""
+        return self._blocks
 
     def restore(self) -> None:
         """Put the untouched layers back."""

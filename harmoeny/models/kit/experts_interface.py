@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def register_implementation(on_unbound: Callable[[nn.Module], object] | None = N
         return
 
     def forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        if _CALL not in module.__dict__ and on_unbound is not None:
+        if not is_bound(module) and on_unbound is not None:
             on_unbound(module)
         call: ExpertsCall = module.__dict__[_CALL]
         return call(hidden_states, top_k_index, top_k_weights)
@@ -57,6 +57,11 @@ def register_implementation(on_unbound: Callable[[nn.Module], object] | None = N
 def is_experts(module: nn.Module) -> bool:
     """Tell whether a module is a layer's experts, declared through the interface."""
     return hasattr(module, "is_transposed") and hasattr(module, "_apply_gate") and hasattr(module, "has_bias")
+
+
+def is_bound(module: nn.Module) -> bool:
+    """Tell whether a layer's experts are computed by something that :func:`bind` gave them."""
+    return _CALL in module.__dict__
 
 
 def find_experts(model: nn.Module) -> dict[str, nn.Module]:
@@ -276,6 +281,11 @@ class AdaptedExperts(AdaptedModule):
             router = _router(module, path)
             if router is not None:
                 self._hooks.append(router.register_forward_pre_hook(block.begin))
+
+    @property
+    def bare(self) -> Sequence[nn.Module]:
+        """The layers' experts."""
+        return [block.module for block in self.blocks]
 
     def check(self) -> None:
         """Check one layer of every kind; without weights, on the ``meta`` device, there is nothing to compare.

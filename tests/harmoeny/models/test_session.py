@@ -165,3 +165,63 @@ def test_examples_of_the_documentation_run(name: str, tmp_path: Path) -> None:
         exec(block.replace("path/to/model", str(folder)), names)
         assert relative(names["logits"], wanted) <= 1e-4
     names["session"].close()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "switch_transformers"])
+def test_an_open_session_refuses_to_be_saved_and_attached_again(name: str, tmp_path: Path) -> None:
+    model = unmodified(save(name, tmp_path))
+    wanted = logits(model)
+    with harmoeny.attach(model) as session:
+        refusal = r"cannot be saved while harmoeny holds its weights: session\.close\(\) gives them back$"
+        with pytest.raises(RuntimeError, match=refusal):
+            model.save_pretrained(tmp_path / "open")
+        assert not list(tmp_path.glob("open/*.safetensors"))
+        for part in (model, max(model.children(), key=lambda child: len(list(child.modules())))):
+            with pytest.raises(RuntimeError, match=refusal):
+                torch.save(part.state_dict(), tmp_path / "open.pt")
+        with pytest.raises(ValueError, match=r"is attached already: call session\.close\(\) first, or .* session\.use"):
+            harmoeny.attach(model)
+        with pytest.raises(ValueError, match=r"has no layer that harmoeny\.register attached; session\.close\(\)"):
+            harmoeny.detach(model)
+        assert relative(logits(session.model), wanted) <= 1e-4, "the session goes on"
+    _assert_saves(model, tmp_path / "closed" / name, wanted)
+    with harmoeny.attach(model):
+        assert relative(logits(model), wanted) <= 1e-4
+
+
+def test_a_model_attached_by_name_is_saved_once_it_is_detached(tmp_path: Path) -> None:
+    folder = save("mixtral", tmp_path)
+    wanted = logits(unmodified(folder))
+    harmoeny.register(harmoeny.HarMoEny(threshold=1))
+    model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="harmoeny")
+    with pytest.raises(ValueError, match=r"no layer that harmoeny\.register attached"):
+        harmoeny.detach(model)
+    logits(model)
+    with pytest.raises(RuntimeError, match=r"cannot be saved .*: harmoeny\.detach\(model\) gives them back$"):
+        model.save_pretrained(tmp_path / "open")
+    with pytest.raises(ValueError, match=r"is attached already, by harmoeny\.register: call harmoeny\.detach\(model\)"):
+        harmoeny.attach(model)
+    harmoeny.detach(model)
+    torch.testing.assert_close(logits(model), wanted)
+    _assert_saves(model, tmp_path / "detached" / "mixtral", wanted)
+    with harmoeny.attach(model, EvenSplit()):
+        assert relative(logits(model), wanted) <= 1e-4
+
+
+def _assert_saves(model: Any, folder: Path, wanted: torch.Tensor) -> None:
+    folder.parent.mkdir()
+    model.save_pretrained(folder)
+    torch.testing.assert_close(logits(unmodified(folder)), wanted)
+
+
+def test_a_policy_is_no_name(tmp_path: Path) -> None:
+    folder = save("mixtral", tmp_path)
+    name: Any = "harmoeny"
+    with pytest.raises(ValueError, match=r"^policy: 'harmoeny', must be a policy, such as harmoeny\.HarMoEny\(\)"):
+        harmoeny.load(folder, name)
+    with pytest.raises(ValueError, match=r"^policy: 'harmoeny'"):
+        harmoeny.attach(unmodified(folder), name)
+    with pytest.raises(ValueError, match=r"^policy: 'harmoeny'"):
+        harmoeny.register(name)
+    with harmoeny.load(folder) as session, pytest.raises(ValueError, match=r"^policy: 'harmoeny'"):
+        session.use(name)
