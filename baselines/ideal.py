@@ -10,7 +10,7 @@ import numpy as np
 from harmoeny.choices import Fetch
 from harmoeny.compiled import compiled
 from harmoeny.placement import IntArray, Placement
-from harmoeny.plan import Plan, plan_from_tokens
+from harmoeny.plan import Plan, hand_over, plan_from_tokens
 from harmoeny.policy import Policy
 
 
@@ -62,12 +62,5 @@ def _even_out(counts: IntArray) -> IntArray:
     dst = 0
     for src in range(world_size):
         for expert in range(num_experts):
-            rest = counts[src, expert] - tokens[src, expert, src]
-            while rest > 0:
-                n = min(rest, room[dst])
-                tokens[src, expert, dst] += n
-                room[dst] -= n
-                rest -= n
-                if room[dst] == 0:
-                    dst += 1
+            dst = hand_over(tokens[src, expert], counts[src, expert] - tokens[src, expert, src], room, dst)
     return tokens

@@ -141,9 +141,27 @@ def home_executed(counts: IntArray, placement: Placement) -> IntArray:
     return executed
 
 
-def even_load(total: int, world_size: int) -> int:
-    """Return the least possible largest load: ``total`` assignments over ``world_size`` ranks, rounded up."""
-    return -(-total // world_size)
+@compiled
+def hand_over(row: IntArray, amount: int, room: IntArray, dst: int) -> int:
+    """Give assignments of one sender and expert to the ranks that have room, one after another.
+
+    Args:
+        row: int64 ``[world_size(dst)]``, who executes them; updated.
+        amount: how many.
+        room: int64 ``[world_size(dst)]``, what every rank may still take; updated.
+        dst: the rank to begin with; those before it have no room.
+
+    Returns:
+        The rank to go on with.
+    """
+    while amount > 0 and dst < len(room):
+        n = min(amount, room[dst])
+        row[dst] += n
+        room[dst] -= n
+        amount -= n
+        if room[dst] == 0:
+            dst += 1
+    return dst
 
 
 @compiled
@@ -170,12 +188,5 @@ def tokens_of_shares(counts: IntArray, shares: IntArray) -> IntArray:
             left[rank] = shares[expert, rank] - own
         dst = 0
         for src in range(world_size):
-            rest = counts[src, expert] - tokens[src, expert, src]
-            while rest > 0 and dst < world_size:
-                n = min(rest, left[dst])
-                tokens[src, expert, dst] += n
-                left[dst] -= n
-                rest -= n
-                if left[dst] == 0:
-                    dst += 1
+            dst = hand_over(tokens[src, expert], counts[src, expert] - tokens[src, expert, src], left, dst)
     return tokens

@@ -314,8 +314,9 @@ def main() -> None:
     if path.exists() and not arguments.force:
         parser.error(f"{path} exists already: choose another --name, or --force")
     device_type = best_device_type()
-    if device_type == "cuda" and arguments.world_size > torch.cuda.device_count():
-        parser.error(f"--world-size: {arguments.world_size}, must be at most {torch.cuda.device_count()} CUDA devices")
+    device = Device.of(torch.device(device_type))
+    if device.num_here is not None and arguments.world_size > device.num_here:
+        parser.error(f"--world-size: {arguments.world_size}, must be at most {device.num_here} CUDA devices")
     try:
         hardware, samples = calibrate(
             arguments.name, arguments.world_size, device_type, arguments.hidden_size, arguments.intermediate_size,
@@ -328,7 +329,7 @@ def main() -> None:
         hardware,
         path,
         f"Measured by scripts/calibrate.py on {datetime.now(UTC):%Y-%m-%d}, {arguments.world_size} ranks at once:\n"
-        f"{Device.of(torch.device(device_type)).name}, {threads} threads per rank, PyTorch {torch.__version__},\n"
+        f"{device.name}, {threads} threads per rank, PyTorch {torch.__version__},\n"
         f"expert {arguments.hidden_size}/{arguments.intermediate_size}, {arguments.dtype}.",
     )
     matrices = 2 * arguments.hidden_size * arguments.intermediate_size

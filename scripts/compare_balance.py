@@ -61,7 +61,6 @@ def compare(reference: Path) -> pd.DataFrame:
     """
     loads = pd.read_csv(reference / LOADS)
     rows = pd.concat([_published(loads), *(_planned(reference, d) for d in loads["dataset"].unique())])
-    rows["imbalance"] = rows["largest"] / rows["mean"]
     rows["stack"] = np.where(rows["layer"] < FIRST_DECODER_LAYER, "encoder", "decoder")
     groups = rows.groupby(["dataset", "stack", "system", "source"], sort=False)
     table = groups.agg(
@@ -83,8 +82,7 @@ def _published(frame: pd.DataFrame) -> pd.DataFrame:
             "layer": frame["layer_idx"],
             "system": frame["scheduling_policy"].map(_PUBLISHED),
             "source": "published",
-            "largest": ranks.max(axis=1),
-            "mean": ranks.mean(axis=1),
+            "imbalance": ranks.max(axis=1) / ranks.mean(axis=1),
             "fetches": np.nan,
         }
     )
@@ -97,9 +95,8 @@ def _planned(reference: Path, dataset: str) -> pd.DataFrame:
         counts: IntArray = trace.spread_counts(batch, layer, WORLD_SIZE)
         for name, policy in PLANNED.items():
             plan = policy.plan(counts, policy.place(layer, trace.num_experts, WORLD_SIZE))
-            load = plan.load()
-            rows.append((dataset, layer, name, "planned", load.max(), load.mean(), plan.fetch.sum()))
-    return pd.DataFrame(rows, columns=["dataset", "layer", "system", "source", "largest", "mean", "fetches"])
+            rows.append((dataset, layer, name, "planned", plan.imbalance(), plan.fetch.sum()))
+    return pd.DataFrame(rows, columns=["dataset", "layer", "system", "source", "imbalance", "fetches"])
 
 
 def main() -> int:

@@ -54,7 +54,7 @@ def validate_paper(reference: Path, out: Path, num_batches: int) -> None:
     )
     wrong = wrong_rankings(compared)
     print(f"wrong order, where the published figures differ by more than 5 %: {'; '.join(wrong) or 'none'}")
-    caption = "measured: arXiv 2506.12417, 8 x V100; predicted: simulator, hardware dgx1_v100"
+    caption = "Measured: arXiv 2506.12417, 8 x V100. Predicted: simulator, hardware dgx1_v100."
     print(draw_validation(compared, out, "paper", "Throughput (sequences/s)", caption))
 
 
@@ -66,9 +66,8 @@ def validate_ranks(folder: Path, hardware: str, out: Path) -> None:
     _show("Latency of a MoE layer, ms (published: measured here)", compared)
     errors = summarise_errors(compared)
     print(f"{errors['points']:.0f} points: median error {errors['median']:.1%}, worst {errors['worst']:.1%}")
-    caption = (
-        f"measured: real ranks, {', '.join(compared['device'].unique())}; predicted: simulator, hardware {hardware}"
-    )
+    devices = ", ".join(compared["device"].unique())
+    caption = f"Measured: real ranks, {devices}. Predicted: simulator, hardware {hardware}."
     print(draw_validation(compared, out, "ranks", "Latency of a MoE layer (ms)", caption))
 
 

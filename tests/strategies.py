@@ -45,6 +45,11 @@ def counts_arrays(draw: st.DrawFn, max_world_size: int = 16, max_experts: int = 
     return make_counts(kind, world_size, num_experts, tokens, np.random.default_rng(seed))
 
 
+def even_load(total: int, world_size: int) -> int:
+    """Return the least possible largest load: ``total`` assignments over ``world_size`` ranks, rounded up."""
+    return -(-total // world_size)
+
+
 def scattered(num_experts: int, world_size: int, seed: int) -> Placement:
     """Place experts at random, about one in eight also where it is not at home; some ranks may hold none."""
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from analysis.data.routing import sorted_shares
 from analysis.figures.kit.base import SIMULATED_TEXTS, FigureData, Source
 from analysis.present.layout import COLUMN_IN, PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.present.style import dataset_look
-from analysis.present.table import INTERVALS
+from analysis.present.table import without_medians
 
 NAME = "expert_popularity"
 SOURCE = Source("dataset_sweep", minutes=9, simulated=SIMULATED_TEXTS)
@@ -62,7 +62,8 @@ def plot(data: FigureData) -> Figure:
         axes.set_visible(False)
     entries = {name: handle for axes in panels.flat for name, handle in entries_of(axes).items()}
     set_legend(figure, entries)
-    set_caption(figure, f"{data.caption.replace(INTERVALS, 'lines: median of the layers, bands: all layers')}")
+    caption = without_medians(data.caption, data.summary)
+    set_caption(figure, f"{caption} All rounds together; lines: median of the layers, bands: all layers.")
     return figure
 
 

@@ -15,6 +15,7 @@ from analysis.data.paper_values import CITATION, load_published, on_papers_machi
 from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.present.style import PHASE_COLOURS, label
+from analysis.present.table import without_whiskers
 
 NAME = "time_breakdown"
 SOURCE = Source("prefetch_ablation", minutes=1, simulated="experiment=paper_breakdown")
@@ -54,7 +55,7 @@ def plot(data: FigureData) -> Figure:
     names = [f"{label(s)}, rank {r}" if r == ranks[0] else f"rank {r}" for s, r in rows]
     _stack(panels[0], ours.set_index(["system", "rank"]).loc[rows], places, names)
     panels[-1].set_xlabel(_TIME)
-    caption = data.caption
+    caption = without_whiskers(data.caption, data.summary)
     if not published.empty:
         names = [f"{label(name)}, published" for name in published["system"]]
         _stack(panels[1], published, range(len(published)), names)

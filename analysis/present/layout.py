@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from textwrap import fill
 
 from matplotlib.artist import Artist
@@ -25,6 +26,13 @@ _LABEL_LETTERS = 20
 def new_figure(width_in: float, height_in: float) -> Figure:
     """Return a figure that keeps room for its legend above and its caption below."""
     return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> Path:
+    """Save a figure as PNG, whose path is returned, and as PDF."""
+    for suffix in ("pdf", "png"):
+        figure.savefig(folder / f"{name}.{suffix}", dpi=250)
+    return folder / f"{name}.png"
 
 
 def set_caption(figure: Figure, caption: str) -> None:

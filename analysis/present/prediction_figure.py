@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.present.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.present.layout import PAGE_IN, entries_of, new_figure, save_figure, set_caption, set_legend
 from analysis.present.style import RC, label, look
 
 
@@ -29,10 +29,7 @@ def draw_validation(frame: pd.DataFrame, folder: Path, name: str, quantity: str,
         The PNG file.
     """
     with mpl.rc_context(cast(Any, RC)):
-        figure = plot(frame, quantity, caption)
-        for suffix in ("png", "pdf"):
-            figure.savefig(folder / f"{name}_validation.{suffix}", dpi=200)
-    return folder / f"{name}_validation.png"
+        return save_figure(plot(frame, quantity, caption), folder, f"{name}_validation")
 
 
 def plot(frame: pd.DataFrame, quantity: str, caption: str) -> Figure:
@@ -64,8 +61,8 @@ def plot(frame: pd.DataFrame, quantity: str, caption: str) -> Figure:
         right.axvline(boundary - 0.5, color="#bbbbbb", linewidth=0.8)
     right.set_xticks(range(len(cases)), cases, rotation=0 if len(cases) <= 4 else 20)
     right.set_xlim(-0.5, len(cases) - 0.5)
-    fitted = "\nopen markers: calibration points" if frame["calibration"].any() else ""
-    right.set_title(f"Error of the prediction (%); band: 10 %{fitted}", loc="left")
+    right.set_title("Error of the prediction (%); band: 10 %", loc="left")
     set_legend(figure, entries_of(left))
-    set_caption(figure, caption)
+    fitted = " Open markers: points that constants were fitted on." if frame["calibration"].any() else ""
+    set_caption(figure, caption + fitted)
     return figure

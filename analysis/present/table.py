@@ -16,8 +16,6 @@ from rich.table import Table
 from analysis.data.load import Run
 from analysis.present.style import label
 
-#: What a figure's caption says of whiskers; figures without any take it out.
-INTERVALS = "whiskers: 95 % bootstrap intervals"
 _RATIO = "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval]."
 
 
@@ -109,8 +107,16 @@ def caption(frame: pd.DataFrame) -> str:
     )
     sizes = sorted(frame["world_size"].unique())
     ranks = " + ".join(map(str, sizes)) if len(sizes) <= 3 else f"{sizes[0]} to {sizes[-1]}"
-    rounds = frame["num_rounds"].min()
-    return f"{backend}, {device}, host link {link}; {ranks} ranks; scope {scope}; medians of {rounds} rounds"
+    number = f"{ranks} {'rank' if ranks == '1' else 'ranks'}"
+    return f"{backend}, {device}, host link {link}; {number}; scope {scope}; {rounds_text(frame)}"
+
+
+def rounds_text(frame: pd.DataFrame) -> str:
+    """Say what the numbers are medians of: ``medians of 5 rounds``, ``one round``."""
+    fewest, most = frame["num_rounds"].min(), frame["num_rounds"].max()
+    if most == 1:
+        return "one round"
+    return f"medians of {fewest if fewest == most else f'{fewest} to {most}'} rounds"
 
 
 def figure_caption(frame: pd.DataFrame) -> str:
@@ -122,7 +128,21 @@ def figure_caption(frame: pd.DataFrame) -> str:
     texts = texts_read(frame)
     read = f"; data set {' + '.join(texts)}" if texts else ""
     simulated = "Simulated, not measured: " if set(frame["backend"]) == {"simulator"} else ""
-    return f"{simulated}{caption(frame)}, {INTERVALS}. Model {' + '.join(sorted(models))}{read}."
+    return f"{simulated}{caption(frame)}{_intervals(frame)}. Model {' + '.join(sorted(models))}{read}."
+
+
+def without_medians(text: str, frame: pd.DataFrame) -> str:
+    """Return the caption of a figure that draws neither medians over rounds nor whiskers."""
+    return text.replace(f"; {rounds_text(frame)}{_intervals(frame)}", "")
+
+
+def without_whiskers(text: str, frame: pd.DataFrame) -> str:
+    """Return the caption of a figure that draws medians alone."""
+    return text.replace(_intervals(frame), "")
+
+
+def _intervals(frame: pd.DataFrame) -> str:
+    return ", whiskers: 95 % bootstrap intervals" if frame["num_rounds"].max() > 1 else ""
 
 
 def failed_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> list[str]:

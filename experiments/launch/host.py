@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 
+import torch
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.launcher.api import LaunchConfig
+
+from harmoeny.runtime.device import Device
 
 
 def host_config(
@@ -18,7 +21,7 @@ def host_config(
         world_size: number of ranks.
         device_type: ``cpu`` or ``cuda``.
         run_id: name of the run.
-        preload: module that imports what CPU ranks need, once for all of them.
+        preload: module that imports what ranks need, once for all that are forked.
         logs_specs: where their output goes; None: where this process's goes.
     """
     return LaunchConfig(
@@ -45,8 +48,8 @@ def stay_on_this_host() -> None:
 
 
 def _start_method(device_type: str, preload: str) -> str:
-    if device_type == "cuda":
-        return "spawn"  # CUDA must not be forked once it was touched, and an import may have done that
+    if not Device.of(torch.device(device_type)).survives_fork:
+        return "spawn"  # an import may have touched the device
     # Imports everything once for all ranks of all points; a spawned rank takes seconds of a core to do so again.
     multiprocessing.set_forkserver_preload([preload])
     return "forkserver"

@@ -21,7 +21,7 @@ def join(device_type: str, timeout_s: int) -> torch.device:
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device_type, int(os.environ.get("LOCAL_RANK", rank)))
-    if device.type == "cpu":
+    if not Device.of(device).has_own_memory:
         torch.set_num_threads(num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group(

@@ -11,6 +11,7 @@ from experiments.launch.local import launch
 from experiments.point.point import Point
 from experiments.results.run_folder import RunFolder
 from experiments.text.tokens import TokenFile
+from harmoeny.runtime.device import Device
 
 
 class Ranks:
@@ -32,12 +33,11 @@ class Ranks:
         joined, world_size = joined_world_size(), point.options.world_size
         if joined is not None and joined != world_size:
             raise ValueError(f"world_size: {world_size}, must be {joined}, the number of ranks that were started")
-        if point.options.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: 'cuda', must be cpu or auto: this PyTorch sees no CUDA device")
-        if point.device_type == "cuda" and joined is None and world_size > torch.cuda.device_count():
-            raise ValueError(
-                f"world_size: {world_size}, must be at most {torch.cuda.device_count()}, the CUDA devices here"
-            )
+        num_here = Device.of(torch.device(point.device_type)).num_here
+        if num_here == 0:
+            raise ValueError(f"device: {point.device_type!r}, must be cpu or auto: this PyTorch sees no CUDA device")
+        if num_here is not None and joined is None and world_size > num_here:
+            raise ValueError(f"world_size: {world_size}, must be at most {num_here}, the CUDA devices here")
 
     def run(self, point: Point, tokens: TokenFile | None, folder: RunFolder) -> None:
         """Start the ranks and wait for them.

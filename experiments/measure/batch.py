@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.point.point import Point
-from experiments.routers.base import CALIBRATION_BATCH, WARM_UP_BATCH, RoutingRequest
+from experiments.routers.base import CALIBRATION_BATCH, WARM_UP_BATCH
 from experiments.text.tokens import TokenFile
 from harmoeny.models.base import MoEModel
 
@@ -43,7 +43,7 @@ def make_batch(point: Point, model: MoEModel, tokens: TokenFile, index: int, ran
         dense_forward(model, input_ids, None)
         return Batch(input_ids, model.context.tape.recorded)
     expert_ids = [
-        assigned(point, model, index=index, rank=rank, layer=layer, num_tokens=num_tokens)
+        assigned(point, index=index, rank=rank, layer=layer, num_tokens=num_tokens)
         for layer, num_tokens in enumerate(model.layer_tokens(options.batch_size, options.seq_len))
     ]
     return Batch(input_ids, [ids.to(device) for ids in expert_ids])
@@ -67,30 +67,13 @@ def shared_text(point: Point, tokens: TokenFile) -> list[str]:
     return [*shared, "warm-up"] if fresh < learned + 1 else shared
 
 
-def assigned(point: Point, model: MoEModel, *, index: int, rank: int, layer: int, num_tokens: int) -> Tensor:
-    """Let the point's router decide for one layer.
-
-    Args:
-        point: names the router.
-        model: is routed.
-        index: of the batch.
-        rank: whose tokens.
-        layer: MoE layer in order of execution; those of decode steps follow those of the prompt.
-        num_tokens: tokens of the rank.
+def assigned(point: Point, *, index: int, rank: int, layer: int, num_tokens: int) -> Tensor:
+    """Let the point's router decide for one layer, as :meth:`Point.routing_request` says.
 
     Returns:
         int64 ``[num_tokens, top_k]``, on the CPU.
     """
-    request = RoutingRequest(
-        num_tokens=num_tokens,
-        num_experts=model.num_experts,
-        top_k=model.top_k,
-        batch=index,
-        layer=layer,
-        rank=rank,
-        seed=point.options.seed,
-        world_size=point.options.world_size,
-    )
+    request = point.routing_request(batch=index, layer=layer, rank=rank, num_tokens=num_tokens)
     return torch.from_numpy(point.router.assign(request))
 
 

@@ -62,7 +62,7 @@ def _step_routing(point: Point, model: MoEModel, prompt: Batch, index: int, rank
     num_layers, ids = len(model.experts), prompt.input_ids
     first = (step + 1) * num_layers
     return [
-        assigned(point, model, index=index, rank=rank, layer=first + layer, num_tokens=len(ids)).to(ids.device)
+        assigned(point, index=index, rank=rank, layer=first + layer, num_tokens=len(ids)).to(ids.device)
         for layer in range(num_layers)
     ]
 

@@ -76,12 +76,28 @@ class Point:
         """How tokens are routed other than asked for, in one line; empty: they are not."""
         if self.router.from_model or self.router.recorded_on() is not None:
             return ""
-        o = self.options
-        example = RoutingRequest(
-            num_tokens=o.batch_size * o.seq_len, num_experts=self.model.num_experts, top_k=self.model.top_k,
-            batch=0, layer=0, rank=0, seed=o.seed, world_size=o.world_size,
-        )  # fmt: skip
-        return self.router.remark(example)
+        num_tokens = self.options.batch_size * self.options.seq_len
+        return self.router.remark(self.routing_request(batch=0, layer=0, rank=0, num_tokens=num_tokens))
+
+    def routing_request(self, *, batch: int, layer: int, rank: int, num_tokens: int) -> RoutingRequest:
+        """Return what the router is asked for one rank's share of a batch in one MoE layer.
+
+        Args:
+            batch: index of the batch.
+            layer: MoE layer in order of execution; those of decode steps follow those of the prompt.
+            rank: whose tokens.
+            num_tokens: tokens of the rank.
+        """
+        return RoutingRequest(
+            num_tokens=num_tokens,
+            num_experts=self.model.num_experts,
+            top_k=self.model.top_k,
+            batch=batch,
+            layer=layer,
+            rank=rank,
+            seed=self.options.seed,
+            world_size=self.options.world_size,
+        )
 
     @property
     def num_tokens(self) -> int:

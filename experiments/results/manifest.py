@@ -16,7 +16,7 @@ import torch
 from experiments.cores import usable_cores
 from experiments.point.point import Point
 from harmoeny.policy import Policy
-from harmoeny.runtime.device import Device
+from harmoeny.runtime.device import Device, gpu_names
 from results_schema.manifest import Status
 
 _PACKAGES = ("torch", "transformers", "numpy", "numba", "pandas", "hydra-core", "tokenizers", "deepspeed")
@@ -132,5 +132,5 @@ def _host() -> dict[str, Any]:
         "num_cores": cores.number,
         "cpu_quota": cores.quota,
         "cores_limited_by": cores.limited_by,
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": gpu_names(),
     }

@@ -127,17 +127,7 @@ class Routing:
         return [np.stack([router.count(self._request(work, index, layer, rank)) for rank in ranks]) for layer in layers]
 
     def _request(self, work: ModelWork, index: int, layer: int, rank: int) -> RoutingRequest:
-        tokens, point = work.layer_tokens[layer], self._point
-        return RoutingRequest(
-            num_tokens=tokens,
-            num_experts=work.num_experts,
-            top_k=work.top_k,
-            batch=index,
-            layer=layer,
-            rank=rank,
-            seed=point.options.seed,
-            world_size=point.options.world_size,
-        )
+        return self._point.routing_request(batch=index, layer=layer, rank=rank, num_tokens=work.layer_tokens[layer])
 
     def _recorded(self, index: int, rank: int) -> list[IntArray]:
         assert self._model is not None

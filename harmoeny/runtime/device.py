@@ -45,6 +45,8 @@ class Device(ABC):
     process_group: ClassVar[str]
     #: False where device memory is host memory; otherwise weights are copied from pinned host memory.
     has_own_memory: ClassVar[bool]
+    #: Whether a process may be forked from one that may have used such a device.
+    survives_fork: ClassVar[bool]
 
     @staticmethod
     @cache
@@ -56,6 +58,11 @@ class Device(ABC):
     @abstractmethod
     def name(self) -> str:
         """The name of the processor or GPU."""
+
+    @property
+    @abstractmethod
+    def num_here(self) -> int | None:
+        """Devices of this kind on this host, one for every rank; None: ranks share them as they like."""
 
     @abstractmethod
     def with_peak_bytes(self, function: Callable[[], T]) -> tuple[T, int | None]:
@@ -88,6 +95,7 @@ class CpuDevice(Device):
 
     process_group: ClassVar[str] = "gloo"
     has_own_memory: ClassVar[bool] = False
+    survives_fork: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -98,6 +106,10 @@ class CpuDevice(Device):
                 if line.startswith("model name"):
                     return "CPU " + line.split(":", 1)[1].strip()
         return "CPU " + (platform.processor() or platform.machine())
+
+    @property
+    def num_here(self) -> None:
+        """None: ranks share the cores."""
 
     def with_peak_bytes(self, function: Callable[[], T]) -> tuple[T, int | None]:
         """Measure what the process has resident; free memory that the C library caches is released first."""
@@ -130,6 +142,7 @@ class CudaDevice(Device):
 
     process_group: ClassVar[str] = "nccl"
     has_own_memory: ClassVar[bool] = True
+    survives_fork: ClassVar[bool] = False
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -138,6 +151,11 @@ class CudaDevice(Device):
     def name(self) -> str:
         """The GPU's name."""
         return torch.cuda.get_device_name(self._device)
+
+    @property
+    def num_here(self) -> int:
+        """The GPUs that PyTorch sees."""
+        return torch.cuda.device_count()
 
     def with_peak_bytes(self, function: Callable[[], T]) -> tuple[T, int | None]:
         """Measure what PyTorch's allocator gave out."""
@@ -175,6 +193,11 @@ def _resident_peak_bytes() -> int:
 def best_device_type() -> str:
     """Return ``cuda`` where PyTorch sees such a device, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gpu_names() -> list[str]:
+    """Return the names of the GPUs that PyTorch sees."""
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
 def choose_device(device_type: str, local_rank: int) -> torch.device:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from baselines.eplb import EPLB
 from baselines.eplb_lp import EPLBWithLP, balanced_shares
 from harmoeny.placement import BoolArray, IntArray, Placement
-from harmoeny.plan import even_load
-from tests.strategies import batches
+from tests.strategies import batches, even_load
 
 
 def best_largest_load(load: IntArray, resident: BoolArray) -> int:

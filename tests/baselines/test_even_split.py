@@ -7,8 +7,7 @@ from hypothesis import given, settings
 
 from baselines.even_split import EvenSplit
 from harmoeny.placement import IntArray, Placement
-from harmoeny.plan import even_load
-from tests.strategies import batches
+from tests.strategies import batches, even_load
 
 
 @settings(deadline=None, max_examples=300)

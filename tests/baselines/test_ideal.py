@@ -11,8 +11,7 @@ from analysis.data.load import Run
 from analysis.data.summary import best_baseline
 from baselines.ideal import Ideal
 from harmoeny.placement import IntArray
-from harmoeny.plan import even_load
-from tests.strategies import counts_arrays
+from tests.strategies import counts_arrays, even_load
 
 
 @settings(deadline=None, max_examples=200)

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from harmoeny.placement import BoolArray, IntArray, Placement
-from harmoeny.plan import Plan, even_load, home_tokens, plan_from_tokens
-from tests.strategies import batches
+from harmoeny.plan import Plan, home_tokens, plan_from_tokens
+from tests.strategies import batches, even_load
 
 small_batches = batches(max_world_size=5, max_experts=6, max_tokens=30)
 seeds = st.integers(0, 2**32 - 1)

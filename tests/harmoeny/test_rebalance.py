@@ -11,9 +11,9 @@ from scipy.optimize import linprog
 from baselines.static_ep import StaticEP
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement, place
-from harmoeny.plan import Plan, even_load
+from harmoeny.plan import Plan
 from harmoeny.rebalance import MIN_MOVE_DIVISOR, SENDER_ORDERS, STOP_RULES, HarMoEny, choose_moves
-from tests.strategies import batches
+from tests.strategies import batches, even_load
 
 Batch = tuple[IntArray, Placement]
 small_batches = batches(max_world_size=6, max_experts=8, max_tokens=40)

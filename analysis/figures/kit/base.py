@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 import analysis.figures
 from analysis.data.load import Run
 from analysis.data.summary import summarise
+from analysis.present.layout import save_figure
 from analysis.present.style import RC
 from analysis.present.table import figure_caption, summary_frame
 
@@ -140,9 +141,6 @@ def draw_all(data: FigureData, folder: Path, only: Collection[str] | None = None
             continue
         folder.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context(cast(Any, RC)):
-            figure = module.plot(data)
-            for suffix in ("png", "pdf"):
-                figure.savefig(folder / f"{module.NAME}.{suffix}", dpi=250)
+            drawn.append(save_figure(module.plot(data), folder, module.NAME))
         module.table(data).to_csv(folder / f"{module.NAME}.csv", index=False)
-        drawn.append(folder / f"{module.NAME}.png")
     return drawn, lacking

@@ -12,7 +12,7 @@ from analysis.figures.kit.base import FigureData, Source
 from analysis.figures.kit.lines import system_line
 from analysis.present.layout import COLUMN_IN, axis_label, entries_of, new_figure, set_caption, set_legend
 from analysis.present.panel import Panel
-from analysis.present.table import INTERVALS
+from analysis.present.table import without_medians
 
 SOURCE = Source(
     "changing_skew",
@@ -66,7 +66,7 @@ def plot_rounds(data: FigureData, frame: pd.DataFrame, panel: Panel) -> Figure:
     below.set_ylabel(axis_label(panel.label))
     below.set_xlabel("Batch")
     set_legend(figure, entries_of(below))
-    set_caption(figure, data.caption.replace(f"; medians of {rounds} rounds, {INTERVALS}", ""))
+    set_caption(figure, without_medians(data.caption, data.summary))
     return figure
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.data.load import Run
 from analysis.data.stats import ENOUGH_ROUNDS, Estimate, paired_ratio
-from analysis.present.table import texts_read
+from analysis.present.table import rounds_text, texts_read
 from analysis.report.html.section import Section, axis_name, joined, names_of, prose, span, value_text
 
 #: Up to so many points are all told; of more, the first, the last, and those with the best and the worst ratio.
@@ -122,9 +122,9 @@ def compare(section: Section, index: int) -> Result | None:
 def measured_on(section: Section) -> str:
     """Say what made the numbers."""
     manifest, frame = section.runs[0].manifest, section.frame
+    several = frame["num_rounds"].max() > 1
     ranks, devices = span(frame["world_size"]), " + ".join(sorted(frame["device"].unique()))
     models = joined(frame["model_name"])
-    rounds = span(frame["num_rounds"])
     how = "Simulated, not measured," if section.simulated else f"Measured with {manifest['backend']}"
     scope = "the whole model" if manifest["scope"] == "model" else "MoE layers only"
     experts, layers, top_k = (span(frame[key]) for key in ("num_experts", "num_moe_layers", "top_k"))
@@ -135,8 +135,9 @@ def measured_on(section: Section) -> str:
     return (
         f"{how} on {devices}{link}, {ranks} {'rank' if ranks == '1' else 'ranks'}; {scope}, {models} "
         f"({shape}){read}. "
-        f"Medians of {rounds} {'round' if rounds == '1' else 'rounds'}"
-        f"{' with 95 % bootstrap intervals, ratios paired by round' if rounds != '1' and not section.unpaired else ''}."
+        f"{rounds_text(frame).capitalize()}"
+        f"{' with 95 % bootstrap intervals' if several else ''}"
+        f"{', ratios paired by round' if several and not section.unpaired else ''}."
     )
 
 

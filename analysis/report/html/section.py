@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.data.load import Run
 from analysis.data.metrics import per_iteration
 from analysis.present.style import label
-from analysis.present.table import unpaired_remark
+from analysis.present.table import caption, unpaired_remark
 
 _AXIS_NAMES = {
     "router.skew": "router skew",
@@ -81,12 +81,7 @@ class Section:
     @property
     def caption(self) -> str:
         """What the numbers were measured on, in short."""
-        parts = {key: joined(self.frame[key], " + ") for key in ("backend", "device", "host_link", "scope")}
-        rounds = span(self.frame["num_rounds"])
-        return (
-            f"{parts['backend']}, {parts['device']}, host link {parts['host_link']}; {span(self.frame['world_size'])} "
-            f"ranks; scope {parts['scope']}; medians of {rounds} {'round' if rounds == '1' else 'rounds'}"
-        )
+        return caption(self.frame)
 
     @property
     def simulated(self) -> bool:
@@ -169,9 +164,9 @@ def span(values: pd.Series[Any]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def joined(values: pd.Series[Any], separator: str = ", ") -> str:
+def joined(values: pd.Series[Any]) -> str:
     """Return the distinct values."""
-    return separator.join(dict.fromkeys(str(value) for value in values))
+    return ", ".join(dict.fromkeys(str(value) for value in values))
 
 
 def _key(value: Any) -> str:

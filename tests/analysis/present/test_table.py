@@ -13,6 +13,8 @@ from analysis.present.table import (
     skew_points,
     summary_frame,
     unpaired_remark,
+    without_medians,
+    without_whiskers,
 )
 from tests.synthetic import LATENCY_S, write_run, write_sweep
 
@@ -66,6 +68,19 @@ def test_table_shows_the_numbers_and_marks_what_is_no_baseline(frame: pd.DataFra
 def test_caption_says_what_the_numbers_were_measured_on(frame: pd.DataFrame) -> None:
     assert caption(frame) == "gloo, CPU of tests, host link memcpy; 2 ranks; scope model; medians of 5 rounds"
     assert "Model switch (8 experts x 3 MoE layers, top-1); data set pydoc." in figure_caption(frame)
+    assert ", whiskers: 95 % bootstrap intervals. Model" in figure_caption(frame)
+
+
+def test_caption_of_one_round_and_of_points_with_different_numbers(frame: pd.DataFrame) -> None:
+    alone = frame.assign(num_rounds=1, world_size=1)
+    assert caption(alone) == "gloo, CPU of tests, host link memcpy; 1 rank; scope model; one round"
+    assert "; one round. Model" in figure_caption(alone)
+    assert without_medians(figure_caption(alone), alone) == figure_caption(alone).replace("; one round", "")
+    assert without_whiskers(figure_caption(frame), frame).count("medians of 5 rounds. Model") == 1
+    mixed = pd.concat([alone, frame])
+    assert caption(mixed).endswith("; medians of 1 to 5 rounds")
+    assert ": gloo" not in without_medians(figure_caption(mixed), mixed)
+    assert "round" not in without_medians(figure_caption(mixed), mixed)
 
 
 def test_results_of_different_machines_are_all_named(frame: pd.DataFrame) -> None:

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import json
 import signal
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
-from experiments.compose.load import load_point
-from experiments.compose.schema import register_options
 from experiments.launch.environment import is_main_rank, joined_world_size
 from experiments.launch.local import launch
-from experiments.point.point import Point
 from experiments.results.run_folder import RunFolder
 from experiments.text.tokens import prepare_tokens
-from tests.experiments.command import ROOT
-
-
-def _point(folder: Path, *overrides: str) -> Point:
-    register_options()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return load_point(compose("config", ["experiment=smoke", f"results_dir={folder}", "rounds=1", *overrides]))
+from tests.conftest import Load
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_any_number_of_ranks(world_size: int, tmp_path: Path) -> None:
-    point = _point(tmp_path, f"world_size={world_size}", "system=[harmoeny,static_ep]", "router.skew=0.9")
+def test_any_number_of_ranks(world_size: int, load: Load) -> None:
+    point = load(
+        "experiment=smoke", "rounds=1", f"world_size={world_size}", "system=[harmoeny,static_ep]", "router.skew=0.9"
+    )
     tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     folder = RunFolder(point.folder)
