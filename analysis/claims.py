@@ -138,7 +138,6 @@ def _baselines(run: Run) -> list[str]:
 
 def _of_run(run: Run) -> Iterator[dict[str, Any]]:
     """Compare HarMoEny with the baseline that a claim is about, by claim."""
-    simulated = run.manifest["backend"] == "simulator"
     values = {
         "throughput": run.iterations.set_index(["system", "round"])["throughput_tokens_per_s"],
         "ttft": _per_sequence(run, run.iterations.set_index(["system", "round"])["ttft_s"]),
@@ -157,10 +156,10 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
         change = _change(series[OUR_SYSTEM], series[baseline])
         yield {
             "claim": claim,
-            "origin": "simulated" if simulated else "measured",
+            "origin": "simulated" if run.simulated else "measured",
             "skew": _skew(run),
             "change": change.median,
-            **({} if simulated else {"change_low": change.low, "change_high": change.high}),
+            **({} if run.simulated else {"change_low": change.low, "change_high": change.high}),
             "baseline": baseline,
             "conditions": f"{_conditions(run)}, {_batches(sizes, baseline)}, {_seq_len(run):,} tokens each",
             "backend": run.manifest["backend"],

@@ -42,7 +42,7 @@ def usable_cores(proc: Path = _SELF, root: Path = Path("/")) -> Cores:
     return Cores(pinned, quota, f"an affinity to {pinned} of {host} cores" if pinned < host else None)
 
 
-def cpu_quota(proc: Path = _SELF, root: Path = Path("/")) -> float | None:
+def cpu_quota(proc: Path, root: Path) -> float | None:
     """Return the CPU quota in cores: the smallest of a process's cgroup and those above it, or None where none is set.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (``cpu.max``) and

@@ -18,6 +18,9 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+#: ``backend`` of a run that no rank measured: its numbers are predicted for the hardware that is described.
+SIMULATOR = "simulator"
+
 #: What the manifest of every finished run says; the analysis relies on it.
 REQUIRED_FIELDS = (
     "run_id", "experiment", "status", "backend", "device", "scope", "world_size", "point", "systems", "model",

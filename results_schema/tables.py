@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from results_schema.manifest import SIMULATOR
+
 #: Phases of a MoE layer in their order.
 PHASES = ("route", "metadata", "plan", "dispatch", "compute", "combine")
 
@@ -63,7 +65,7 @@ def _seconds(*names: str) -> tuple[Column, ...]:
 
 _SYSTEM = Column("system", "str")
 _PLATFORM = (
-    Column("backend", "str", values=("gloo", "nccl", "simulator")),
+    Column("backend", "str", values=("gloo", "nccl", SIMULATOR)),
     Column("device", "str"),
     Column("host_link", "str", values=("memcpy", "emulated", "cuda", "simulated")),
 )

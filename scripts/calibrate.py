@@ -188,7 +188,7 @@ def fit(samples: Samples) -> tuple[float, float]:
 
 
 def calibrate(
-    name: str, world_size: int, device_type: str, hidden_size: int, intermediate_size: int, dtype: str, rounds: int = 5
+    name: str, world_size: int, device_type: str, hidden_size: int, intermediate_size: int, dtype: str, rounds: int
 ) -> tuple[Hardware, dict[str, Samples]]:
     """Measure on new ranks and fit; a sample is the mean over ranks.
 

@@ -150,10 +150,10 @@ def find(names: Sequence[str]) -> list[Defect]:
     return [defect for defect in DEFECTS if not names or any(name in defect.name for name in names)]
 
 
-def stale(root: Path = ROOT) -> list[str]:
+def stale() -> list[str]:
     """Return the names of defects whose place in the code is not there exactly once."""
     return [
-        defect.name for defect in DEFECTS if (root / defect.file).read_text(encoding="utf-8").count(defect.right) != 1
+        defect.name for defect in DEFECTS if (ROOT / defect.file).read_text(encoding="utf-8").count(defect.right) != 1
     ]
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from experiments.compose.compose import compose_point
 from experiments.point.point import Point
 from experiments.results.layer_rows import Platform, iteration_frame, layer_frame
-from experiments.simulator.backend import simulate
+from experiments.simulator.backend import Simulator, simulate
 from results_schema.atomic import atomic_path
 
 OUT = Path("results/predictions")
@@ -46,7 +46,7 @@ def predict(point: Point) -> pd.DataFrame:
         {"system": name, "out_of_memory": reason} for name, reason in simulation.out_of_memory.items()
     ]
     if simulation.iterations:
-        platform = Platform("simulator", point.hardware.name, "simulated")
+        platform = Platform(Simulator.name, point.hardware.name, "simulated")
         iterations = iteration_frame(simulation.iterations, platform, simulation.work.scope)
         idle_s = layer_frame(simulation.iterations, platform).groupby("system")["idle_s"].mean()
         for system, runs in iterations.groupby("system", sort=False):

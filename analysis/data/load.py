@@ -13,7 +13,7 @@ import yaml
 
 from results_schema import tables
 from results_schema.files import CONFIG, MANIFEST, SWEEP
-from results_schema.manifest import REQUIRED_FIELDS, Status, is_finished, read_manifest
+from results_schema.manifest import REQUIRED_FIELDS, SIMULATOR, Status, is_finished, read_manifest
 from results_schema.walk import walk_files
 
 
@@ -46,6 +46,11 @@ class Run:
         """Systems by name, in the order of the configuration."""
         systems: dict[str, dict[str, Any]] = self.manifest["systems"]
         return systems
+
+    @property
+    def simulated(self) -> bool:
+        """Whether a simulator made its numbers, and no rank measured them."""
+        return bool(self.manifest["backend"] == SIMULATOR)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from analysis.data.load import Run
 from analysis.present.style import label
+from results_schema.manifest import SIMULATOR
 
 _RATIO = "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval]."
 
@@ -56,7 +57,7 @@ def model_name(run: Run) -> str:
 
 def dataset_name(run: Run) -> str:
     """Return the name of the text, or what a replayed routing was recorded on; ``none``: simulated, from no text."""
-    reads = run.manifest["backend"] != "simulator" or run.manifest["point"]["router"] in ("model", "trace")
+    reads = not run.simulated or run.manifest["point"]["router"] in ("model", "trace")
     return str(run.manifest["dataset"]["name"]) if reads else "none"
 
 
@@ -127,7 +128,7 @@ def figure_caption(frame: pd.DataFrame) -> str:
     }
     texts = texts_read(frame)
     read = f"; data set {' + '.join(texts)}" if texts else ""
-    simulated = "Simulated, not measured: " if set(frame["backend"]) == {"simulator"} else ""
+    simulated = "Simulated, not measured: " if set(frame["backend"]) == {SIMULATOR} else ""
     return f"{simulated}{caption(frame)}{_intervals(frame)}. Model {' + '.join(sorted(models))}{read}."
 
 

@@ -36,6 +36,7 @@ from harmoeny.models.base import MoEModel
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
+from results_schema.manifest import SIMULATOR
 from results_schema.tables import ITERATIONS, LAYERS, ROUTING, Table
 
 
@@ -140,7 +141,7 @@ class Routing:
 class Simulator:
     """Predicts a point for hardware that is described, without ranks."""
 
-    name: ClassVar[str] = "simulator"
+    name: ClassVar[str] = SIMULATOR
     simulated: ClassVar[bool] = True
 
     def check(self, point: Point) -> None:

@@ -18,8 +18,8 @@ def system_line(
     x: npt.ArrayLike,
     y: npt.ArrayLike,
     *,
-    exact: bool = True,
-    bound: bool = False,
+    exact: bool,
+    bound: bool,
     ends: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     mark_every: int | tuple[int, int] = 1,
 ) -> None:

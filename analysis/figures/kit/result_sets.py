@@ -112,11 +112,11 @@ def _result_set(experiment: str, result_id: str, data: FigureData) -> ResultSet:
     if len(data.runs) > 1 and (one := most_unbalanced(data)) is not None:
         others = frozenset(module.NAME for module in discover() if module.missing(one) is None)
         parts.append((one, others - whole))
-    backends = {"simulated" if backend == "simulator" else "measured" for backend in data.summary["backend"]}
+    kinds = {"simulated" if run.simulated else "measured" for run in data.runs}
     devices = "-and-".join(_slug(device) for device in sorted(data.summary["device"].unique()))
     # The folder of a simulated run says the hardware, too.
-    name = f"{'-and-'.join(sorted(backends))}-{devices}-{result_id.removeprefix(f'on-{devices}-')}"
-    return ResultSet(Path(experiment, name), backends == {"simulated"}, parts)
+    name = f"{'-and-'.join(sorted(kinds))}-{devices}-{result_id.removeprefix(f'on-{devices}-')}"
+    return ResultSet(Path(experiment, name), kinds == {"simulated"}, parts)
 
 
 def _slug(text: str) -> str:

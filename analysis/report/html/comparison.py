@@ -130,12 +130,12 @@ def csv_link(frame: pd.DataFrame) -> str:
     return "data:text/csv;base64," + base64.b64encode(frame.to_csv(index=False).encode()).decode()
 
 
-def significant(value: float, digits: int = 3) -> str:
-    """Return a number with so many significant digits, and never an exponent."""
+def significant(value: float) -> str:
+    """Return a number with three significant digits, and never an exponent."""
     if value == 0:
         return "0"
-    rounded = float(f"{value:.{digits - 1}e}")
-    decimals = max(digits - 1 - int(f"{rounded:e}".split("e")[1]), 0)
+    rounded = float(f"{value:.2e}")
+    decimals = max(2 - int(f"{rounded:e}".split("e")[1]), 0)
     return f"{rounded:,.{decimals}f}" if decimals else f"{value:,.0f}"
 
 

@@ -23,6 +23,8 @@ _PATTERNS = ("", "\\", "x", "-", "|", "+", ".")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 INK, PAPER = "#444444", "#ffffff"
 _GREY = "#999999"
+#: A name with more letters takes several lines beside its bar.
+_NAME_LETTERS = 18
 #: What the browser draws: ``data``, a list of traces, and ``layout``.
 FigureJson = dict[str, Any]
 
@@ -67,11 +69,11 @@ def plot_label(system: str) -> str:
     return plot_text(label(system))
 
 
-def wrapped(text: str, width: int = 18) -> str:
+def wrapped(text: str) -> str:
     """Break a long name into lines."""
     lines = [""]
     for word in text.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
+        if lines[-1] and len(lines[-1]) + len(word) >= _NAME_LETTERS:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return "<br>".join(plot_text(line) for line in lines)

@@ -86,7 +86,7 @@ class Section:
     @property
     def simulated(self) -> bool:
         """Whether a simulator made these numbers."""
-        return bool(self.runs[0].manifest["backend"] == "simulator")
+        return self.runs[0].simulated
 
     def rows(self, run: Run) -> pd.DataFrame:
         """Return the summary rows of a run."""
