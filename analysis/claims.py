@@ -22,6 +22,7 @@ from analysis.data.paper_values import change_text, load_published
 from analysis.data.stats import Estimate, paired_ratio
 from analysis.present.style import label
 from analysis.present.table import model_name
+from results_schema.atomic import write_text
 
 OUR_SYSTEM = "harmoeny"
 #: Skews from here on are what the abstract calls heavy load imbalance: those that it was measured at, but 0.
@@ -279,9 +280,8 @@ def main() -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=140)
     console.print(as_table(frame))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(arguments.out / "claims.csv", index=False, float_format="%.4g")
-    (arguments.out / "claims.md").write_text(as_markdown(frame), encoding="utf-8")
+    write_text(arguments.out / "claims.csv", frame.to_csv(index=False, float_format="%.4g"))
+    write_text(arguments.out / "claims.md", as_markdown(frame))
     print(arguments.out / "claims.csv")
     print(arguments.out / "claims.md")
 

@@ -28,12 +28,12 @@ class FasterMoE(Policy):
     where the maxima are over ranks: the load is all assignments executed, received are those from other ranks, twice
     because results go back.
 
-    Smart scheduling. The exchange is split into steps between groups of ranks, and rows are executed as they arrive.
+    Smart scheduling. The exchange is split into stages between groups of ranks, and rows are executed as they arrive.
 
     Attributes:
         shadowing: whether experts are shadowed; without, all are executed at home.
         smart_scheduling: whether exchange and computation overlap; without, they follow each other.
-        group_size: ranks that a step of the exchange sends to and receives from.
+        group_size: ranks that a stage of the exchange sends to and receives from.
         token_s: seconds to execute one assignment; null: calibrated.
         shadow_s: seconds to bring one expert's weights to all ranks; null: calibrated.
         exchange_tokens_per_s: assignments per second that a rank receives; null: as calibrated.

@@ -14,7 +14,7 @@ def say(text: str) -> None:
 
 
 class PointProgress:
-    """Counts the forward passes of a point: a bar on a terminal, a line per step elsewhere."""
+    """Counts the forward passes of a point: a bar on a terminal, a line per message elsewhere."""
 
     def __init__(self, title: str, total: int, *, enabled: bool) -> None:
         """Prepare the bar.

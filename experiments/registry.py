@@ -81,9 +81,8 @@ def _concrete_classes(module: Any, base: type[Any]) -> list[type[Any]]:
     classes = []
     for _, cls in inspect.getmembers(module, inspect.isclass):
         if cls.__module__ == module.__name__ and issubclass(cls, base) and not inspect.isabstract(cls):
-            decorated = "__dataclass_params__" in vars(
-                cls
-            )  # being one by inheritance would lose the class's own fields
+            # Being a dataclass by inheritance would lose the class's own fields.
+            decorated = "__dataclass_params__" in vars(cls)
             if not decorated or not getattr(cls, "name", "") or not getattr(cls, "description", ""):
                 raise ValueError(f"{cls.__module__}.{cls.__name__} must be a dataclass with a name and a description")
             classes.append(cls)

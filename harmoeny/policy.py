@@ -105,7 +105,7 @@ class Policy(ABC):
         return self
 
     def fit_report(self) -> dict[str, float]:
-        """Return what :meth:`fitted` came to, by name, for the manifest."""
+        """Return figures on what :meth:`fitted` found, by name, for the manifest."""
         return {}
 
     def fingerprint(self) -> str:

@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from harmoeny.hardware import Hardware
-from harmoeny.models.base import DTYPES, AdaptedModule, MoEBlock, device_of
+from harmoeny.models.base import DTYPES, AdaptedModule, MoEBlock
 from harmoeny.models.kit.experts_interface import AdaptedExperts, is_bound, register_implementation
 from harmoeny.models.kit.loading import build_module, load_config
+from harmoeny.models.kit.modules import device_of
 from harmoeny.models.switch import AdaptedSwitch, is_switch
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny

@@ -20,7 +20,7 @@ from experiments.routing.authors_csv import read_published
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
-from results_schema.atomic import atomic_path
+from results_schema.atomic import write_text
 
 REFERENCE = Path("../shared/reference/harmoeny-paper")
 OUT = Path("results/published/balance_switch128.csv")
@@ -112,8 +112,7 @@ def main() -> int:
         table = compare(arguments.reference)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    with atomic_path(arguments.out) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_text(arguments.out, table.to_csv(index=False, lineterminator="\n"))
     print(table[table["stack"] == "encoder"].to_string(index=False, na_rep=""))
     print(arguments.out)
     return 0

@@ -16,7 +16,7 @@ from experiments.compose.compose import compose_point
 from experiments.point.point import Point
 from experiments.results.layer_rows import Platform, iteration_frame, layer_frame
 from experiments.simulator.backend import Simulator, simulate
-from results_schema.atomic import atomic_path
+from results_schema.atomic import write_text
 
 OUT = Path("results/predictions")
 SKEWS = (0.0, 0.5, 0.9)
@@ -70,13 +70,11 @@ def write_predictions(name: str, out: Path) -> Path:
     frames = []
     for overrides, columns in points:
         frame = predict(compose_point(*shared, *overrides))
-        for place, (column, value) in enumerate(columns.items()):
-            frame.insert(1 + place, column, value)
+        for position, (column, value) in enumerate(columns.items()):
+            frame.insert(1 + position, column, value)
         frames.append(frame)
     path = out / f"{name}.csv"
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        pd.concat(frames).to_csv(temporary, index=False, float_format="%.5g")
+    write_text(path, pd.concat(frames).to_csv(index=False, float_format="%.5g"))
     return path
 
 

@@ -28,6 +28,7 @@ from experiments.simulator.paper.validation import (
     summarise_errors,
     wrong_rankings,
 )
+from results_schema.atomic import write_text
 from results_schema.files import CONFIG
 from results_schema.tables import LAYERS
 from results_schema.walk import walk_files
@@ -42,9 +43,8 @@ def validate_paper(reference: Path, out: Path, num_batches: int) -> None:
     machine = PaperMachine(compose_point("experiment=paper_gpus"))
     breakdowns = compare_breakdowns(machine, reference)
     compared = compare_throughputs(machine, reference, throughputs(reference), num_batches)
-    out.mkdir(parents=True, exist_ok=True)
-    breakdowns.to_csv(out / "paper_breakdowns.csv", index=False, float_format="%.4g")
-    compared.to_csv(out / "paper_throughputs.csv", index=False, float_format="%.5g")
+    write_text(out / "paper_breakdowns.csv", breakdowns.to_csv(index=False, float_format="%.4g"))
+    write_text(out / "paper_throughputs.csv", compared.to_csv(index=False, float_format="%.5g"))
     _show("Time breakdowns, ms (calibration)", breakdowns)
     _show("Throughput of Switch-128, sequences/s", compared)
     errors = summarise_errors(compared)
@@ -61,8 +61,7 @@ def validate_paper(reference: Path, out: Path, num_batches: int) -> None:
 def validate_ranks(folder: Path, hardware: str, out: Path) -> None:
     """Compare with real runs of this machine; print and write a table, and draw."""
     compared = compare_ranks(_simulated_runs(folder, hardware))
-    out.mkdir(parents=True, exist_ok=True)
-    compared.to_csv(out / "ranks.csv", index=False, float_format="%.4g")
+    write_text(out / "ranks.csv", compared.to_csv(index=False, float_format="%.4g"))
     _show("Latency of a MoE layer, ms (published: measured here)", compared)
     errors = summarise_errors(compared)
     print(f"{errors['points']:.0f} points: median error {errors['median']:.1%}, worst {errors['worst']:.1%}")

@@ -75,8 +75,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, system: str) -> None:
     """Draw a system's load: in every layer a bar per rank, relative to the mean of the ranks."""
     num_ranks, layers = int(rows["rank"].max()) + 1, sorted(rows["layer"].unique())
     width, colour = 0.8 / num_ranks, look(system).colour
-    places = rows["layer"] + width * (rows["rank"] - (num_ranks - 1) / 2)
-    axes.bar(places, rows["relative_load"], width, color=colour, edgecolor="white", linewidth=0.25)
+    positions = rows["layer"] + width * (rows["rank"] - (num_ranks - 1) / 2)
+    axes.bar(positions, rows["relative_load"], width, color=colour, edgecolor="white", linewidth=0.25)
     axes.axhline(1.0, color="black", linewidth=0.7, linestyle=(0, (4, 2)))
     axes.set_xticks(layers[:: 1 + (len(layers) - 1) // 8])
     axes.set_title(f"{label(system)}: {rows['imbalance'].iloc[0]:.2f}", loc="left", fontsize=7.5, pad=3)

@@ -37,14 +37,14 @@ def plot(data: FigureData) -> Figure:
     skews = sorted(frame[_AXIS].unique())
     stacked = len(panels) > 2 or len(skews) * frame["system"].nunique() > _BARS_SIDE_BY_SIDE
     figure = new_figure(PAGE_IN, 3.3 * len(panels) if stacked else 3.7)
-    places = figure.subplots(*((len(panels), 1) if stacked else (1, len(panels))))
-    for axes, panel in zip(places, panels, strict=True):
+    drawn = figure.subplots(*((len(panels), 1) if stacked else (1, len(panels))))
+    for axes, panel in zip(drawn, panels, strict=True):
         grouped_bars(axes, frame, _AXIS, skews, panel.column, panel.scale, published)
         axes.set_xticks(range(len(skews)), [f"{skew:g}" for skew in skews])
         axes.set_title(panel_title(panel.title, 1 if stacked else len(panels)), loc="left")
         axes.set_xlabel("Router skew (share of assignments to the hot experts)")
         limit_height(axes)
-    set_legend(figure, entries_of(*places))
+    set_legend(figure, entries_of(*drawn))
     set_caption(figure, f"{data.caption} {note}".strip())
     return figure
 

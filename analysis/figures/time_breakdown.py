@@ -47,13 +47,13 @@ def plot(data: FigureData) -> Figure:
     systems = [name for name in data.runs[0].systems if name in set(ours["system"])]
     ranks = sorted(int(rank) for rank in ours["rank"].unique())
     rows = [(system, rank) for system in systems for rank in ranks]
-    places = [i * (len(ranks) + 0.8) + r for i in range(len(systems)) for r in range(len(ranks))]
+    positions = [i * (len(ranks) + 0.8) + r for i in range(len(systems)) for r in range(len(ranks))]
     heights = [len(systems) * (len(ranks) + 1), len(published) + 1.0][: 1 if published.empty else 2]
     same = _same_conditions(data.runs[0])
     figure = new_figure(PAGE_IN, 1.3 + _BAR * sum(heights) + 0.7 * (len(heights) - 1))
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False, sharex=same)[:, 0]
     names = [f"{label(s)}, rank {r}" if r == ranks[0] else f"rank {r}" for s, r in rows]
-    _stack(panels[0], ours.set_index(["system", "rank"]).loc[rows], places, names)
+    _stack(panels[0], ours.set_index(["system", "rank"]).loc[rows], positions, names)
     panels[-1].set_xlabel(_TIME)
     caption = without_whiskers(data.caption, data.summary)
     if not published.empty:
@@ -69,13 +69,13 @@ def plot(data: FigureData) -> Figure:
     return figure
 
 
-def _stack(axes: Axes, values: pd.DataFrame, places: Sequence[float] | range, names: Sequence[str]) -> None:
+def _stack(axes: Axes, values: pd.DataFrame, positions: Sequence[float] | range, names: Sequence[str]) -> None:
     """Draw one bar per row from its parts, from left to right."""
     left = np.zeros(len(values))
     for part in PARTS:
         width = values[f"{part}_s"].to_numpy(dtype=float) * 1e3
         axes.barh(
-            places,
+            positions,
             width,
             0.9,
             left=left,
@@ -86,8 +86,8 @@ def _stack(axes: Axes, values: pd.DataFrame, places: Sequence[float] | range, na
             linewidth=0.4,
         )
         left += width
-    axes.set_yticks(places, names)
-    axes.set_ylim(max(places) + 0.7, min(places) - 0.7)
+    axes.set_yticks(positions, names)
+    axes.set_ylim(max(positions) + 0.7, min(positions) - 0.7)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x")
 

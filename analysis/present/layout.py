@@ -1,4 +1,4 @@
-"""Sizes and places that figures share, so that they can be printed as they are: no letter below 7 points."""
+"""The one layout of figures: sizes, legend and caption, made to be printed as they are, no letter below 7 points."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from results_schema.atomic import atomic_path
 
 #: Widths in inches of a column and of both columns of a printed page.
 COLUMN_IN, PAGE_IN = 3.4, 7.0
@@ -31,7 +33,8 @@ def new_figure(width_in: float, height_in: float) -> Figure:
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """Save a figure as PNG, whose path is returned, and as PDF."""
     for suffix in ("pdf", "png"):
-        figure.savefig(folder / f"{name}.{suffix}", dpi=250)
+        with atomic_path(folder / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, dpi=250)
     return folder / f"{name}.png"
 
 
@@ -59,9 +62,9 @@ def axis_label(text: str) -> str:
     if len(text) <= _LABEL_LETTERS:
         return text
     words = text[: text.index(" (")].split(" ") if " (" in text else text.split(" ")
-    places = [len(" ".join(words[:i])) for i in range(1, len(words) + (" (" in text))]
-    place = min(places, key=lambda i: max(i, len(text) - i - 1), default=None)
-    return text if place is None else f"{text[:place]}\n{text[place + 1 :]}"
+    breaks = [len(" ".join(words[:i])) for i in range(1, len(words) + (" (" in text))]
+    at = min(breaks, key=lambda i: max(i, len(text) - i - 1), default=None)
+    return text if at is None else f"{text[:at]}\n{text[at + 1 :]}"
 
 
 def set_legend(figure: Figure, entries: Mapping[str, Artist]) -> None:

@@ -45,8 +45,8 @@ def plot(frame: pd.DataFrame, quantity: str, caption: str) -> Figure:
             text = None if fitted else label(str(system))
             left.plot(part["published"], part["predicted"], label=text, markersize=5, **shared)
             offset = (i - (num_systems - 1) / 2) * 0.8 / num_systems
-            places = [cases.index(case) + offset for case in part["case"]]
-            right.plot(places, part["error"] * 100, markersize=5, **shared)
+            positions = [cases.index(case) + offset for case in part["case"]]
+            right.plot(positions, part["error"] * 100, markersize=5, **shared)
     ends = np.array([frame[["published", "predicted"]].min().min(), frame[["published", "predicted"]].max().max()])
     left.plot(ends, ends, color="#555555", linewidth=0.8)
     left.fill_between(ends, ends * 0.9, ends * 1.1, color="#555555", alpha=0.12, linewidth=0)

@@ -26,7 +26,7 @@ def upload(folders: Sequence[Path], *, patience_s: float = PATIENCE_S) -> bool:
 
     Args:
         folders: of runs and sweeps.
-        patience_s: wait no longer than this for the next run to be through.
+        patience_s: wait no longer than this for the next run to be uploaded.
 
     Returns:
         Whether everything is uploaded now.

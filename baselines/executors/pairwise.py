@@ -142,6 +142,7 @@ class _Exchange:
     def __post_init__(self) -> None:
         """Start to send and to receive all rows."""
         rank, hidden_size = self.comm.rank, self.sent_SH.shape[1]
+        #: By destination, where its rows stand in ``sent_SH``.
         self._sent = _slices(range(self.comm.world_size), self.plan.tokens[rank].sum(axis=0))
         self.rows_RH = self.sent_SH.new_empty((self.stages[-1].rows.stop, hidden_size))
         self.results_RH = torch.empty_like(self.rows_RH)

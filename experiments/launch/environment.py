@@ -143,10 +143,8 @@ def num_threads(local_world_size: int) -> int:
 
 def first_host() -> str:
     """Return the first host of the step that ``srun`` started, from SLURM's list, such as ``gpu[07-09,12],login1``."""
-    from submitit.slurm.slurm import (
-        SlurmJobEnvironment,
-        SlurmParseException,
-    )  # here, as only a step of several hosts needs it
+    # Here, as only a step of several hosts needs it.
+    from submitit.slurm.slurm import SlurmJobEnvironment, SlurmParseException
 
     nodes = _step_variable("SLURM_STEP_NODELIST")
 

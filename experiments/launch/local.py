@@ -95,12 +95,10 @@ class _Logs(DefaultLogsSpecs):
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """Say where everything goes."""
-        places = super().reify(envs)
+        logs = super().reify(envs)
         for rank, environment in envs.items():
-            places.error_files[rank] = environment["TORCHELASTIC_ERROR_FILE"] = str(
-                self._errors_folder / f"{rank}.json"
-            )
-        return places
+            logs.error_files[rank] = environment["TORCHELASTIC_ERROR_FILE"] = str(self._errors_folder / f"{rank}.json")
+        return logs
 
 
 @contextmanager

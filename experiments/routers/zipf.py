@@ -1,4 +1,4 @@
-"""Zipf routing: the popularity of experts falls as a power of their place."""
+"""Zipf routing: the popularity of experts falls as a power of their number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ZipfRouter(SharesRouter):
     """
 
     name: ClassVar[str] = "zipf"
-    description: ClassVar[str] = "popularity falls as a power of the expert's place"
+    description: ClassVar[str] = "popularity falls as a power of the expert's number"
 
     exponent: float = 1.0
 

@@ -8,10 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
 
 from experiments.console import PointProgress, say
-from experiments.measure.batch import make_batch
 from experiments.point.point import Point
 from experiments.point.simulator_options import SoftwareCost
 from experiments.results.layer_rows import (
@@ -24,15 +22,15 @@ from experiments.results.layer_rows import (
 from experiments.results.manifest import model_fields, options_of
 from experiments.results.run_folder import RunFolder
 from experiments.results.sweep import point_title
-from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
+from experiments.routers.base import CALIBRATION_BATCH
 from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.simulator.flows import plan_fits
 from experiments.simulator.model_work import ModelWork, trace_model
+from experiments.simulator.routing import Routing
 from experiments.simulator.topology import Topology
 from experiments.text.tokens import TokenFile
-from harmoeny.models.base import MoEModel
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
@@ -84,58 +82,6 @@ class Simulation:
             ITERATIONS: iteration_frame(self.iterations, platform, self.work.scope),
             ROUTING: routing_frame(self.routed, self.work.stacks),
         }
-
-
-class Routing:
-    """The routing of a point's batches, the same as ranks would get."""
-
-    def __init__(self, point: Point, tokens: TokenFile | None) -> None:
-        self._point, self._tokens = point, tokens
-        self._model: MoEModel | None = None
-        self._counts: dict[tuple[int, int], list[IntArray]] = {}
-        if point.router.from_model:
-            self._model = point.model.build(point.options.seed)
-
-    def counts(self, work: ModelWork, index: int, batch_size: int) -> list[IntArray]:
-        """Return int64 ``[world_size, num_experts]`` per MoE layer of one batch."""
-        key = (index, batch_size)
-        if key not in self._counts:
-            self._counts[key] = self._count(work, index)
-        return self._counts[key]
-
-    def expert_ids(self, work: ModelWork, index: int) -> list[IntArray]:
-        """Return int64 ``[num_tokens of all ranks, top_k]`` per MoE layer of one batch."""
-        ranks = range(self._point.options.world_size)
-        if self._model is not None:
-            batches = [self._recorded(index, rank) for rank in ranks]
-            return [np.concatenate([batch[layer] for batch in batches]) for layer in range(len(work.layer_tokens))]
-        return [
-            np.concatenate([self._point.router.assign(self._request(work, index, layer, rank)) for rank in ranks])
-            for layer in range(len(work.layer_tokens))
-        ]
-
-    def _count(self, work: ModelWork, index: int) -> list[IntArray]:
-        ranks, layers = range(self._point.options.world_size), range(len(work.layer_tokens))
-        if self._model is not None:
-            batches = [self._recorded(index, rank) for rank in ranks]
-            # Negative ids are assignments that the model itself leaves out.
-            width = work.num_experts + 1
-            return [
-                np.stack([np.bincount(b[layer].ravel() + 1, minlength=width)[1:] for b in batches]).astype(np.int64)
-                for layer in layers
-            ]
-        router = self._point.router
-        return [np.stack([router.count(self._request(work, index, layer, rank)) for rank in ranks]) for layer in layers]
-
-    def _request(self, work: ModelWork, index: int, layer: int, rank: int) -> RoutingRequest:
-        return self._point.routing_request(batch=index, layer=layer, rank=rank, num_tokens=work.layer_tokens[layer])
-
-    def _recorded(self, index: int, rank: int) -> list[IntArray]:
-        assert self._model is not None
-        assert self._tokens is not None, "router=model needs text"
-        with torch.inference_mode():
-            batch = make_batch(self._point, self._model, self._tokens, index, rank, torch.device("cpu"))
-        return [ids.numpy() for ids in batch.expert_ids]
 
 
 class Simulator:

@@ -95,7 +95,7 @@ class CostModel:
         return np.where(executed > 0, self._hardware.expert_launch_s + busy_s, 0.0)
 
     def exchange_s(self, rows: FloatArray) -> FloatArray:
-        """Return when every rank is through with an all-to-all; ``rows``: ``[world_size(src), world_size(dst)]``."""
+        """Return when every rank has finished an all-to-all; ``rows``: ``[world_size(src), world_size(dst)]``."""
         return self.topology.exchange_s(rows * float(self.work.row_bytes))
 
     def copy_s(self, rows: IntArray | FloatArray) -> FloatArray:

@@ -299,20 +299,3 @@ class ModelConfig(ABC):
             seed: of the weights.
             device: ``cpu``, or ``meta`` for a model without weights, which takes them from another rank.
         """
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Return the device of a module's first parameter, or the CPU where it has none."""
-    device: torch.device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return device
-
-
-def require_positive(prefix: str, **values: int) -> None:
-    """Refuse sizes below 1.
-
-    Raises:
-        ValueError: the first size that is too small, named ``<prefix>.<name>``.
-    """
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{prefix}.{name}: {value}, must be at least 1")

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from harmoeny.models.base import DTYPES, AdaptedModule, ModelConfig, MoEBlock, MoEContext, MoEModel, require_positive
+from harmoeny.models.base import DTYPES, AdaptedModule, ModelConfig, MoEBlock, MoEContext, MoEModel
+from harmoeny.models.kit.sizes import require_positive
 from harmoeny.runtime.memory.experts import LayerExperts, gated_mlp, mlp, swiglu
 
 

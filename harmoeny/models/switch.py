@@ -17,9 +17,9 @@ from harmoeny.models.base import (
     MoEBlock,
     MoEContext,
     MoEModel,
-    device_of,
-    require_positive,
 )
+from harmoeny.models.kit.modules import device_of
+from harmoeny.models.kit.sizes import require_positive
 from harmoeny.runtime.memory.experts import LayerExperts, mlp
 
 if TYPE_CHECKING:

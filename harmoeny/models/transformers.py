@@ -20,6 +20,7 @@ from harmoeny.models.kit.loading import (
     check_saved,
     config_from,
     find_folder,
+    is_supported,
     limit_layers,
     load_config,
     num_experts_of,
@@ -202,14 +203,12 @@ class Transformers(ModelConfig):
         return self.random_weights and self.local_path is None and bool(self.architecture)
 
     def _config(self) -> Any:
-        from transformers import AutoModelForCausalLM, SwitchTransformersConfig
-
         if self._drawn:
             config = config_from(self.architecture, "model.architecture")
         else:
             folder = find_folder(self.hub_name, self.local_path)
             config = load_config(folder, weights=not self.random_weights)
-        if type(config) not in (*AutoModelForCausalLM._model_mapping, SwitchTransformersConfig):
+        if not is_supported(config):
             raise ValueError(f"model: {config.model_type}, must be a decoder with a language head, or Switch")
         if self.num_layers is not None:
             limit_layers(config, self.num_layers)

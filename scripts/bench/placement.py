@@ -45,8 +45,8 @@ class Replacement:
         num_replacements: how often the policy changed the placement.
         num_batches: in how many batches.
         median_us: time to decide one.
-        moved_experts: mean over re-placements of the most weights that a rank had to load.
-        held_experts: weights that a rank holds.
+        moved_experts: mean over re-placements of the most experts that a rank had to copy in.
+        held_experts: experts that a rank holds.
     """
 
     policy: str
@@ -150,10 +150,10 @@ def _crossing_share(policy: Policy, trace: RoutingTrace, num_experts: int, world
 
 
 def show(replacements: Sequence[Replacement], fits: Sequence[Fit], console: Console) -> None:
-    """Print one row per policy and size (ranks x experts), with the experts that a rank loads and holds."""
+    """Print one row per policy and size (ranks x experts), with the experts that a rank copies in and holds."""
     device = Device.of(torch.device("cpu")).name
     table = Table(title=f"Re-placement of one layer, another hot expert in each of {_NUM_BATCHES} batches, {device}")
-    for column in ("policy", "size", "changes", "median us", "loaded", "of"):
+    for column in ("policy", "size", "changes", "median us", "copied", "of"):
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for r in replacements:
         table.add_row(

@@ -134,9 +134,9 @@ def grouped_bars(
         rows = frame[frame["system"] == system].set_index(axis).reindex(groups)
         exact = bool(rows["exact"].dropna().iloc[0])
         middle, low, high = (rows[f"{column}{end}"].to_numpy(dtype=float) * scale for end in _ENDS)
-        places = np.arange(len(groups)) + (i - (len(systems) - 1) / 2) * width
+        positions = np.arange(len(groups)) + (i - (len(systems) - 1) / 2) * width
         axes.bar(
-            places,
+            positions,
             middle,
             width * 0.92,
             yerr=np.maximum([middle - low, high - middle], 0),
@@ -148,7 +148,7 @@ def grouped_bars(
         )
         if published is not None and column in published:
             there = published[published["system"] == system].set_index(axis)[column].reindex(groups)
-            _open_markers(axes, places, there.to_numpy(dtype=float) * scale)
+            _open_markers(axes, positions, there.to_numpy(dtype=float) * scale)
     for bound in dict.fromkeys(frame.loc[frame["bound"], "system"]):
         rows = frame[frame["system"] == bound].set_index(axis).reindex(groups)
         values = rows[column].to_numpy(dtype=float) * scale
@@ -189,8 +189,8 @@ def limit_height(axes: Axes) -> None:
                 )  # fmt: skip
 
 
-def _open_markers(axes: Axes, places: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
+def _open_markers(axes: Axes, positions: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
     axes.plot(
-        places, values, "o", markersize=4.5, markerfacecolor="white", markeredgecolor="black", markeredgewidth=0.9,
+        positions, values, "o", markersize=4.5, markerfacecolor="white", markeredgecolor="black", markeredgewidth=0.9,
         linestyle="none", zorder=4, label=PUBLISHED,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from analysis.data.summary import summarise
 from analysis.present.layout import save_figure
 from analysis.present.style import RC
 from analysis.present.table import figure_caption, summary_frame
+from results_schema.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,7 @@ def draw_all(data: FigureData, folder: Path, only: Collection[str] | None = None
         if reason is not None:
             lacking[module.NAME] = reason
             continue
-        folder.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context(cast(Any, RC)):
             drawn.append(save_figure(module.plot(data), folder, module.NAME))
-        module.table(data).to_csv(folder / f"{module.NAME}.csv", index=False)
+        write_text(folder / f"{module.NAME}.csv", module.table(data).to_csv(index=False))
     return drawn, lacking

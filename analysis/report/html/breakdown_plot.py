@@ -39,7 +39,7 @@ def bars_of(run: Run, systems: list[str], *, per_rank: bool) -> Bars:
 
     Args:
         run: the run.
-        systems: names in the order in which they are shown; a key begins with the place in it.
+        systems: names in the order in which they are shown; a key begins with the position in it.
         per_rank: a bar per rank; else the mean over ranks.
     """
     frame = breakdown(run.layers)

@@ -121,21 +121,21 @@ def over_option(
         axis: the option.
     """
     rows = frame[frame["run_id"].isin(value_of_run)]
-    placed = rows.assign(_value=[value_of_run[run_id] for run_id in rows["run_id"]])
+    valued = rows.assign(_value=[value_of_run[run_id] for run_id in rows["run_id"]])
     values = list(dict.fromkeys(value_of_run.values()))
     values = sorted(values) if _is_numeric(values) else values
     draw = _lines if _is_numeric(values) and len(values) > _BARS else _bars
-    return draw(placed, styles, shown, values, axis)
+    return draw(valued, styles, shown, values, axis)
 
 
 def _bars(
     frame: pd.DataFrame, styles: Mapping[str, PlotLook], shown: Shown, values: Sequence[Any], axis: str
 ) -> FigureJson:
     """Group bars by value; bounds are lines across the group."""
-    place = {_plain(value): i for i, value in enumerate(values)}
+    position = {_plain(value): i for i, value in enumerate(values)}
     traces = []
     for name, rows, bound in _systems(frame, shown):
-        positions = [place[_plain(value)] for value in rows["_value"]]
+        positions = [position[_plain(value)] for value in rows["_value"]]
         draw = _bound_trace if bound else _bar_trace
         traces.append(draw(name, rows, positions, styles[name], shown, axis))
     layout = base_layout(barmode="group", bargap=0.16, shapes=_reference_line(shown, "y"))

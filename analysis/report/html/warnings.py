@@ -59,7 +59,7 @@ def _failed_checks(section: Section) -> Iterator[Alert]:
     if failed:
         text = "These systems do not compute what they should, so there are no timings of them to believe"
         yield Alert("error", "Failed checks", f"{text}: {_some(failed, '; ')}.")
-    unchecked = [f"{name_of(run)}" for _, run, of_run in checks if not of_run]
+    unchecked = [str(run.manifest["run_id"]) for _, run, of_run in checks if not of_run]
     if unchecked and not section.simulated:
         yield Alert("warning", "Outputs not checked", f"No comparison with the dense model: {_some(unchecked)}.")
 
@@ -283,11 +283,6 @@ _RULES: Sequence[Callable[[Section], Iterable[Alert]]] = (
     _failed_checks, _simulated, _emulated, _mixed, _unpaired, _missing, _out_of_memory, _few_rounds, _wide_intervals,
     _warm_up, _crowded, _beside, _code, _comparison, _data,
 )  # fmt: skip
-
-
-def name_of(run: Run) -> str:
-    """Return a run's id."""
-    return str(run.manifest["run_id"])
 
 
 def _named(section: Section) -> list[tuple[str, Run]]:

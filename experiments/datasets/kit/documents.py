@@ -79,7 +79,7 @@ def count_bytes(path: Path, most: int) -> int:
     return size
 
 
-def text_of(row: Any, name: str, place: str) -> str:
+def text_of(row: Any, name: str, where: str) -> str:
     """Return the text in a field of a row, without the white space around it; none where the row or field is empty.
 
     A string is a row whose field ``text`` it is. Surrogates without their other half become U+FFFD.
@@ -87,7 +87,7 @@ def text_of(row: Any, name: str, place: str) -> str:
     Args:
         row: usually a mapping.
         name: the field; ``a.b`` is the field b of the field a, unless there is a field of that name.
-        place: of the row, for the message.
+        where: names the row in the message.
 
     Raises:
         ValueError: there is no such field, or it holds something else.
@@ -101,7 +101,7 @@ def text_of(row: Any, name: str, place: str) -> str:
         return ""
     if not isinstance(value, str):
         known = ", ".join(map(_shown, row)) if isinstance(row, Mapping) else "none"
-        raise ValueError(f"dataset.text_field: {name!r}, must be a field with text; {place} has {known}")
+        raise ValueError(f"dataset.text_field: {name!r}, must be a field with text; {where} has {known}")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harmoeny.models.base import TOLERANCE, AdaptedModule, MoEContext, device_of
+from harmoeny.models.base import TOLERANCE, AdaptedModule, MoEContext
+from harmoeny.models.kit.modules import device_of
 from harmoeny.runtime.memory.experts import ExpertFunction, LayerExperts, gated_mlp, mlp, normed
 
 #: Our name among Transformers' implementations of experts.

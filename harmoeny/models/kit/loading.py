@@ -183,6 +183,13 @@ def check_saved(config: Any, folder: Path) -> None:
     check_weights(folder, config, auto._model_mapping[type(config)])
 
 
+def is_supported(config: Any) -> bool:
+    """Tell whether a configuration is of a decoder with a language head, or of Switch."""
+    from transformers import AutoModelForCausalLM, SwitchTransformersConfig
+
+    return type(config) in (*AutoModelForCausalLM._model_mapping, SwitchTransformersConfig)
+
+
 def _class_of(config: Any) -> Any:
     """Return the class that builds a model: with a language head where Transformers has one for it."""
     import transformers

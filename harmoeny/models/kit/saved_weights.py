@@ -37,25 +37,25 @@ def check_weights(folder: Path, config: Any, model_class: Any) -> None:
     if key in _FIT:
         return
     shapes: dict[str, list[int]] = {}
-    places: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for path in files:
         found = _shapes_in(path)
         shapes |= found
-        places |= dict.fromkeys(found, path)
+        file_of |= dict.fromkeys(found, path)
     info = _load_without_content(config, model_class, shapes)
     if info is not None:
-        refuse_unfit(folder, config, info, places)
+        refuse_unfit(folder, config, info, file_of)
     _FIT.add(key)
 
 
-def refuse_unfit(folder: Path, config: Any, info: Mapping[str, Any], places: Mapping[str, Path] | None = None) -> None:
+def refuse_unfit(folder: Path, config: Any, info: Mapping[str, Any], file_of: Mapping[str, Path] | None = None) -> None:
     """Refuse weights of which Transformers said that some are missing or of another shape.
 
     Args:
         folder: of the model.
         config: what was built of it.
         info: what ``from_pretrained`` returned as its loading info.
-        places: the file of every tensor.
+        file_of: the file of every tensor.
 
     Raises:
         ValueError: there are such weights; the first is named.
@@ -64,7 +64,7 @@ def refuse_unfit(folder: Path, config: Any, info: Mapping[str, Any], places: Map
     remedy = "config.json and weights must be of the same model"
     for name, found, wanted in sorted(info["mismatched_keys"])[:1]:
         layer = name.rpartition(".")[0] + "."
-        file = next((path.name for key, path in (places or {}).items() if key == name or key.startswith(layer)), None)
+        file = next((path.name for key, path in (file_of or {}).items() if key == name or key.startswith(layer)), None)
         raise ValueError(
             f"{start} has other weights than its config.json describes: {name} is {list(found)}"
             f"{f' in {file}' if file else ''}, must be {list(wanted)}; {remedy}"

@@ -128,7 +128,7 @@ class FetchStrategy:
         return sum(len(slots) * slots[0].experts.expert_bytes for slots in self._slots)
 
     def reset(self) -> None:
-        """Return to the residents of the beginning; :meth:`prepare` loads them, and nothing is counted."""
+        """Return to the residents of the beginning; :meth:`prepare` copies them in, and nothing is counted."""
         self._home = [list(home) for home in self._first_home]
         self._moved = FetchStats()
 

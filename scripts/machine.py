@@ -1,0 +1,147 @@
+"""What scripts/calibrate.py fits a machine's description to: times of this runtime's parts, measured on ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from baselines.static_ep import StaticEP
+from experiments.routers.base import RoutingRequest
+from experiments.routers.uniform import UniformRouter
+from harmoeny.cost import ExpertCost
+from harmoeny.models.base import DTYPES
+from harmoeny.models.moe_stack import MoEStack
+from harmoeny.runtime.calibrate import all_to_all_s, cold_caches, expert_s, fetch_s, median_s
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.memory.experts import LayerExperts
+from harmoeny.runtime.memory.slots import Slot
+from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
+from harmoeny.runtime.start import start_rank
+
+_TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048)
+#: Shares of the expert's size for which the host link is measured.
+_WIDTH_SHARES = (1 / 16, 1 / 4, 1)
+_ROWS = (1, 64, 512, 2048)
+_LAYER_TOKENS = 1024
+_NUM_EXPERTS = 8
+#: What follows each other in one timing of copies, since the first operator after the caches were emptied takes longer.
+_NUM_COPIES = 8
+#: Copies of experts beside a computation of so many tokens.
+_NUM_BESIDE, BESIDE_TOKENS = _NUM_EXPERTS - 1, 256
+#: For static EP, which asks nothing of it.
+_UNUSED_COST = ExpertCost(token_s=1e-9, fetch_s=1.0)
+#: Width of the experts in the layer that computes next to nothing.
+_NARROW = 8
+
+#: (size, seconds): tokens, bytes to the device, bytes copied, bytes sent to other ranks.
+Samples = list[tuple[float, float]]
+
+
+def measure(
+    device: torch.device, hidden_size: int, intermediate_size: int, dtype: str, rounds: int
+) -> dict[str, Samples]:
+    """Measure as one of the ranks; every round measures everything once, and medians over the rounds count."""
+    comm = Communicator(device)
+    widths = [max(1, int(intermediate_size * share)) for share in _WIDTH_SHARES]
+    layers = [_experts(hidden_size, width, dtype) for width in widths]
+    engine = start_rank(layers, comm, cost=_UNUSED_COST)
+    transfers = engine.memory.transfers
+    slots = [engine.memory.pool.reserve(layer, 1)[0] for layer in range(len(layers))]
+    sent = [torch.zeros(rows * comm.world_size, hidden_size, dtype=DTYPES[dtype], device=device) for rows in _ROWS]
+    remote_share = (comm.world_size - 1) / comm.world_size
+    narrow = start_rank([_experts(_NARROW, _NARROW, "float32")], comm, cost=_UNUSED_COST)
+    narrow_layer = _narrow_layer(narrow)
+    found: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for experts, slot in zip(layers, slots, strict=True):
+            comm.barrier()
+            found["host_link", experts.expert_bytes].append(fetch_s(experts, slot, transfers))
+        for num_tokens in _TOKENS:
+            comm.barrier()
+            found["expert", num_tokens].append(expert_s(layers[-1], slots[-1], transfers, num_tokens))
+        comm.barrier()
+        found["beside_copies", _NUM_BESIDE].append(beside_copies_s(layers[-1], device, transfers))
+        for rows in sent:
+            comm.barrier()
+            found["copy", 2 * rows.nbytes].append(copy_s(rows))
+            if comm.world_size > 1:
+                found["all_to_all", rows.nbytes * remote_share].append(all_to_all_s(rows, comm))
+        found["layer", _LAYER_TOKENS].append(narrow_layer())
+    narrow.close()
+    engine.close()
+    samples: dict[str, Samples] = defaultdict(list)
+    for (key, size), seconds in found.items():
+        samples[key].append((size, median(seconds)))
+    return dict(samples)
+
+
+def copy_s(rows: Tensor) -> float:
+    """Return the median time in which rows are brought into another order, in seconds."""
+    order = torch.randperm(len(rows)).to(rows.device)
+    sources = [rows.clone() for _ in range(_NUM_COPIES)]
+
+    def copy_all(_: int) -> None:
+        for source in sources:
+            source.index_select(0, order)
+
+    return median_s(copy_all, rows.device, before=cold_caches(rows.device)) / _NUM_COPIES
+
+
+def beside_copies_s(experts: LayerExperts, device: torch.device, transfers: Transfers) -> float:
+    """Return the median time of one expert's computation while others are copied, in seconds."""
+    slots = [Slot(experts, device) for _ in range(1 + _NUM_BESIDE)]
+    computing, *copied = slots
+    transfers.submit(CopyRequest(computing, 0, experts.expert(0)))
+    transfers.wait(computing)
+    sample = next(iter(experts.weights.values()))
+    rows = torch.randn(BESIDE_TOKENS, experts.hidden_size).to(device=device, dtype=sample.dtype)
+    out = torch.empty_like(rows)
+    empty_caches = cold_caches(device)
+
+    def prepare() -> None:
+        transfers.drain()
+        empty_caches()
+
+    def compute(_: int) -> None:
+        for i, slot in enumerate(copied):
+            transfers.submit(CopyRequest(slot, i + 1, experts.expert(i + 1)))
+        experts.function(computing.weights, rows, out)
+
+    seconds = median_s(compute, device, before=prepare)
+    transfers.drain()
+    return seconds
+
+
+def _narrow_layer(engine: ExpertParallel) -> Callable[[], float]:
+    """Return what gives the median time of a MoE layer of this runtime, in seconds."""
+    comm = engine.comm
+    engine.use(engine.build_system(StaticEP.name, StaticEP()))
+    empty_caches = cold_caches(comm.device)
+
+    def prepare() -> None:
+        engine.recorder.begin_iteration()
+        empty_caches()
+        comm.barrier()
+        engine.recorder.begin_layer(0)
+
+    hidden = torch.randn(_LAYER_TOKENS, _NARROW, device=comm.device)
+    request = RoutingRequest(
+        num_tokens=_LAYER_TOKENS, num_experts=_NUM_EXPERTS, top_k=1, batch=0, layer=0, rank=comm.rank, seed=0,
+        world_size=comm.world_size,
+    )  # fmt: skip
+    expert_ids = torch.from_numpy(UniformRouter().assign(request)).to(comm.device)
+    weights = torch.ones(_LAYER_TOKENS, 1, device=comm.device)
+    return lambda: median_s(lambda _: engine.forward(0, hidden, expert_ids, weights), comm.device, before=prepare)
+
+
+def _experts(hidden_size: int, intermediate_size: int, dtype: str) -> LayerExperts:
+    config = MoEStack(
+        num_experts=_NUM_EXPERTS, hidden_size=hidden_size, intermediate_size=intermediate_size, dtype=dtype,
+        vocab_size=1,
+    )  # fmt: skip
+    return config.build(0).experts[0]
