@@ -31,7 +31,7 @@ from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES
 from harmoeny.runtime.device import Device, best_device_type
 from results_schema.atomic import write_text
-from scripts.machine import BESIDE_TOKENS, Samples, measure
+from scripts.machine import BESIDE_TOKENS, Expert, Samples, measure
 
 
 def fit(samples: Samples) -> tuple[float, float]:
@@ -51,7 +51,7 @@ def fit(samples: Samples) -> tuple[float, float]:
 
 
 def calibrate(
-    name: str, world_size: int, device_type: str, hidden_size: int, intermediate_size: int, dtype: str, rounds: int
+    name: str, expert: Expert, world_size: int, device_type: str, rounds: int
 ) -> tuple[Hardware, dict[str, Samples]]:
     """Measure on new ranks and fit; a sample is the mean over ranks.
 
@@ -61,7 +61,7 @@ def calibrate(
     Raises:
         ValueError: what was measured does not grow with its size.
     """
-    by_rank = call_on_ranks(world_size, device_type, measure, hidden_size, intermediate_size, dtype, rounds)
+    by_rank = call_on_ranks(world_size, device_type, measure, expert, rounds)
     samples = {
         key: [
             (points[0][0], float(np.mean([seconds for _, seconds in points])))
@@ -69,7 +69,11 @@ def calibrate(
         ]
         for key in by_rank[0]
     }
-    flops_per_token = 2 * 2 * hidden_size * intermediate_size
+    return _describe(name, expert, samples), samples
+
+
+def _describe(name: str, expert: Expert, samples: dict[str, Samples]) -> Hardware:
+    """Fit a machine's description to what was measured of it."""
     fits: dict[str, tuple[float, float]] = {}
     for key in ("expert", "host_link", "copy", "all_to_all"):
         if key in samples:
@@ -84,12 +88,12 @@ def calibrate(
     [(num_copies, beside_s)], [(_, layer_s)] = samples["beside_copies"], samples["layer"]
     copies_s = num_copies * samples["host_link"][-1][1]
     slowed_s = beside_s - dict(samples["expert"])[BESIDE_TOKENS]
-    hardware = Hardware(
+    return Hardware(
         name=name,
         host_link_bytes_per_s=_round(link_rate),
         host_link_latency_s=_round(latency_s),
         host_link_processor_share=_round(float(np.clip(slowed_s / copies_s, 0, 1))),
-        expert_flops_per_s=_round(tokens_per_s * flops_per_token),
+        expert_flops_per_s=_round(tokens_per_s * expert.flops_per_token),
         expert_launch_s=_round(launch_s),
         device_memory_bytes_per_s=_round(copy_rate),
         operator_s=_round(operator_s),
@@ -98,7 +102,6 @@ def calibrate(
         # Its exchanges, of counts and of rows both ways, have a term of their own.
         runtime_layer_s=_round(max(0.0, layer_s - 3 * exchange_s)),
     )
-    return hardware, samples
 
 
 def _round(value: float) -> float:
@@ -112,14 +115,17 @@ def write(hardware: Hardware, path: Path, comment: str) -> None:
     write_text(path, head + yaml.safe_dump({"defaults": ["measured"], **fields}, sort_keys=False))
 
 
-def _report(hardware: Hardware, samples: dict[str, Samples], expert_bytes: int, flops_per_token: int) -> None:
+def _report(hardware: Hardware, expert: Expert, samples: dict[str, Samples]) -> None:
+    """Print what was measured beside what the description says, and the threshold that follows."""
     table = Table(title=f"hardware={hardware.name}")
     for column in ("what", "size", "measured", "fitted"):
         table.add_column(column, justify="right" if column != "what" else "left")
     expert_rate, copy_rate = hardware.expert_flops_per_s or 1, hardware.device_memory_bytes_per_s or 1
 
+    copy_s = hardware.host_link_s(expert.num_bytes)
+
     def expert_s(num_tokens: float) -> float:
-        return hardware.expert_launch_s + num_tokens * flops_per_token / expert_rate
+        return hardware.expert_launch_s + num_tokens * expert.flops_per_token / expert_rate
 
     def exchange_s(num_bytes: float) -> float:
         return hardware.all_to_all_latency_s + num_bytes / (hardware.all_to_all_bytes_per_s or 1)
@@ -129,9 +135,7 @@ def _report(hardware: Hardware, samples: dict[str, Samples], expert_bytes: int, 
         "host_link": ("bytes", hardware.host_link_s),
         "beside_copies": (
             "copies",
-            lambda n: (
-                expert_s(BESIDE_TOKENS) + n * hardware.host_link_processor_share * hardware.host_link_s(expert_bytes)
-            ),
+            lambda n: expert_s(BESIDE_TOKENS) + n * hardware.host_link_processor_share * copy_s,
         ),
         "copy": ("bytes", lambda n: hardware.operator_s + n / copy_rate),
         "all_to_all": ("bytes", exchange_s),
@@ -143,7 +147,7 @@ def _report(hardware: Hardware, samples: dict[str, Samples], expert_bytes: int, 
             table.add_row(key, f"{size:,.0f} {unit}", f"{seconds * 1e3:.3f} ms", f"{fitted_s(size) * 1e3:.3f} ms")
     console = Console()
     console.print(table)
-    cost = hardware.expert_cost(expert_bytes=expert_bytes, flops_per_token=flops_per_token)
+    cost = hardware.expert_cost(expert_bytes=expert.num_bytes, flops_per_token=expert.flops_per_token)
     assert cost is not None
     console.print(
         f"One fetch takes {cost.fetch_s * 1e3:.2f} ms, one token {cost.token_s * 1e6:.1f} us: "
@@ -176,11 +180,9 @@ def main() -> None:
     device = Device.of(torch.device(device_type))
     if device.num_here is not None and arguments.world_size > device.num_here:
         parser.error(f"--world-size: {arguments.world_size}, must be at most {device.num_here} CUDA devices")
+    expert = Expert(arguments.hidden_size, arguments.intermediate_size, arguments.dtype)
     try:
-        hardware, samples = calibrate(
-            arguments.name, arguments.world_size, device_type, arguments.hidden_size, arguments.intermediate_size,
-            arguments.dtype, arguments.rounds,
-        )  # fmt: skip
+        hardware, samples = calibrate(arguments.name, expert, arguments.world_size, device_type, arguments.rounds)
     except ValueError as error:
         sys.exit(f"error: {error}")
     threads = max(1, usable_cores().number // arguments.world_size)
@@ -189,10 +191,9 @@ def main() -> None:
         path,
         f"Measured by scripts/calibrate.py on {datetime.now(UTC):%Y-%m-%d}, {arguments.world_size} ranks at once:\n"
         f"{device.name}, {threads} threads per rank, PyTorch {torch.__version__},\n"
-        f"expert {arguments.hidden_size}/{arguments.intermediate_size}, {arguments.dtype}.",
+        f"expert {expert.hidden_size}/{expert.intermediate_size}, {expert.dtype}.",
     )
-    matrices = 2 * arguments.hidden_size * arguments.intermediate_size
-    _report(hardware, samples, matrices * DTYPES[arguments.dtype].itemsize, 2 * matrices)
+    _report(hardware, expert, samples)
     print(f"written: {path}; use it as: python run.py hardware={arguments.name} ...")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -42,19 +43,43 @@ _NARROW = 8
 Samples = list[tuple[float, float]]
 
 
-def measure(
-    device: torch.device, hidden_size: int, intermediate_size: int, dtype: str, rounds: int
-) -> dict[str, Samples]:
+@dataclass(frozen=True)
+class Expert:
+    """The expert that is measured, of two matrices.
+
+    Attributes:
+        hidden_size: width of a token.
+        intermediate_size: width between the matrices.
+        dtype: of the weights, ``float32`` or ``bfloat16``.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its weights."""
+        return 2 * self.hidden_size * self.intermediate_size * DTYPES[self.dtype].itemsize
+
+    @property
+    def flops_per_token(self) -> int:
+        """Floating-point operations of one token."""
+        return 2 * 2 * self.hidden_size * self.intermediate_size
+
+
+def measure(device: torch.device, expert: Expert, rounds: int) -> dict[str, Samples]:
     """Measure as one of the ranks; every round measures everything once, and medians over the rounds count."""
-    comm = Communicator(device)
-    widths = [max(1, int(intermediate_size * share)) for share in _WIDTH_SHARES]
-    layers = [_experts(hidden_size, width, dtype) for width in widths]
+    comm, hidden_size = Communicator(device), expert.hidden_size
+    widths = [max(1, int(expert.intermediate_size * share)) for share in _WIDTH_SHARES]
+    layers = [_layer_of(Expert(hidden_size, width, expert.dtype)) for width in widths]
     engine = start_rank(layers, comm, cost=_UNUSED_COST)
     transfers = engine.memory.transfers
     slots = [engine.memory.pool.reserve(layer, 1)[0] for layer in range(len(layers))]
-    sent = [torch.zeros(rows * comm.world_size, hidden_size, dtype=DTYPES[dtype], device=device) for rows in _ROWS]
+    dtype = DTYPES[expert.dtype]
+    sent = [torch.zeros(rows * comm.world_size, hidden_size, dtype=dtype, device=device) for rows in _ROWS]
     remote_share = (comm.world_size - 1) / comm.world_size
-    narrow = start_rank([_experts(_NARROW, _NARROW, "float32")], comm, cost=_UNUSED_COST)
+    narrow = start_rank([_layer_of(Expert(_NARROW, _NARROW, "float32"))], comm, cost=_UNUSED_COST)
     narrow_layer = _narrow_layer(narrow)
     found: dict[tuple[str, float], list[float]] = defaultdict(list)
     for _ in range(rounds):
@@ -139,9 +164,12 @@ def _narrow_layer(engine: ExpertParallel) -> Callable[[], float]:
     return lambda: median_s(lambda _: engine.forward(0, hidden, expert_ids, weights), comm.device, before=prepare)
 
 
-def _experts(hidden_size: int, intermediate_size: int, dtype: str) -> LayerExperts:
+def _layer_of(expert: Expert) -> LayerExperts:
     config = MoEStack(
-        num_experts=_NUM_EXPERTS, hidden_size=hidden_size, intermediate_size=intermediate_size, dtype=dtype,
+        num_experts=_NUM_EXPERTS,
+        hidden_size=expert.hidden_size,
+        intermediate_size=expert.intermediate_size,
+        dtype=expert.dtype,
         vocab_size=1,
-    )  # fmt: skip
+    )
     return config.build(0).experts[0]

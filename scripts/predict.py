@@ -14,9 +14,9 @@ import pandas as pd
 
 from experiments.compose.compose import compose_point
 from experiments.point.point import Point
-from experiments.results.layer_rows import Platform, iteration_frame, layer_frame
-from experiments.simulator.backend import Simulator, simulate
+from experiments.simulator.backend import simulate
 from results_schema.atomic import write_text
+from results_schema.tables import ITERATIONS, LAYERS
 
 OUT = Path("results/predictions")
 SKEWS = (0.0, 0.5, 0.9)
@@ -46,10 +46,9 @@ def predict(point: Point) -> pd.DataFrame:
         {"system": name, "out_of_memory": reason} for name, reason in simulation.out_of_memory.items()
     ]
     if simulation.iterations:
-        platform = Platform(Simulator.name, point.hardware.name, "simulated")
-        iterations = iteration_frame(simulation.iterations, platform, simulation.work.scope)
-        idle_s = layer_frame(simulation.iterations, platform).groupby("system")["idle_s"].mean()
-        for system, runs in iterations.groupby("system", sort=False):
+        tables = simulation.tables(point)
+        idle_s = tables[LAYERS].groupby("system")["idle_s"].mean()
+        for system, runs in tables[ITERATIONS].groupby("system", sort=False):
             latency_s, num_sequences = runs["latency_s"].mean(), runs["num_sequences"].iloc[0]
             rows.append(
                 {

@@ -30,7 +30,7 @@ def missing(data: FigureData) -> str | None:
     """Say that a sweep over data sets is needed, unless there is one."""
     axis = _axis(data)
     if axis not in data.axes or data.summary[axis].nunique() < 2:
-        return "needs several data sets: python run.py experiment=dataset_sweep"
+        return f"needs several data sets: {SOURCE.command}"
     if not set(data.axes) <= {axis, "model"}:
         return f"needs a sweep over dataset and model only; this one has {', '.join(data.axes)}"
     return None

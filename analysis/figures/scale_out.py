@@ -21,7 +21,7 @@ _PANELS = (THROUGHPUT, IDLE_SHARE)
 def missing(data: FigureData) -> str | None:
     """Say that several numbers of GPUs are needed."""
     if _AXIS not in data.axes or data.summary[_AXIS].nunique() < 2:
-        return "needs several numbers of ranks: python run.py experiment=scale_out"
+        return f"needs several numbers of ranks: {SOURCE.command}"
     if data.summary.duplicated([_AXIS, "system"]).any():
         return f"needs one run per {_AXIS}; what differs between these besides it, is for several figures"
     return None

@@ -20,7 +20,7 @@ _BARS_SIDE_BY_SIDE = 30
 def missing(data: FigureData) -> str | None:
     """Say that a sweep over the skew is needed, unless there is one."""
     if _AXIS not in data.axes or data.summary[_AXIS].nunique() < 2:
-        return "needs several skews: python run.py experiment=skew_sweep"
+        return f"needs several skews: {SOURCE.command}"
     if data.summary.duplicated([_AXIS, "system"]).any():
         return f"needs one run per skew; what differs between these besides {_AXIS}, is for several figures"
     return None

@@ -18,7 +18,7 @@ _PANELS = (RATIO_TO_BEST_BASELINE, panel("fetch_hidden_share"))
 
 def missing(data: FigureData) -> str | None:
     """Say that several slot counts in one run are needed."""
-    return missing_sweep(data, "num_slots", "slots_sweep")
+    return missing_sweep(data, "num_slots", SOURCE)
 
 
 def table(data: FigureData) -> pd.DataFrame:

@@ -19,7 +19,7 @@ _TO_BEST = panel("throughput_to_best_threshold")
 
 def missing(data: FigureData) -> str | None:
     """Say that several thresholds in one run are needed."""
-    return missing_sweep(data, _OPTION, "threshold_sweep")
+    return missing_sweep(data, _OPTION, SOURCE)
 
 
 def table(data: FigureData) -> pd.DataFrame:

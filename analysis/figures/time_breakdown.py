@@ -28,7 +28,7 @@ def missing(data: FigureData) -> str | None:
     """Say that one run is needed."""
     if len(data.runs) == 1:
         return None
-    return "needs one run: python run.py experiment=prefetch_ablation, or name one run's folder"
+    return f"needs one run: {SOURCE.command}, or name one run's folder"
 
 
 def table(data: FigureData) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from experiments.text.tokens import TokenFile
 from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.system import System
 from results_schema.tables import DECODE, ITERATIONS, LAYERS, REQUESTS, ROUTING, Table
 
 
@@ -55,7 +56,7 @@ def write_results(bench: Bench, measured: Measured, folder: RunFolder) -> None:
         return
     folder.write_tables(tables)
     failed = failed_systems(measured.checks)
-    notes = {system.name: _notes(bench, i) for i, system in enumerate(bench.systems)}
+    notes = {system.name: _notes(bench.point, system) for system in bench.systems}
     folder.describe(_fields(bench, measured), notes, left_out=failed)
     folder.finish()
 
@@ -69,9 +70,10 @@ def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> d
     """Return what the manifest says of the ranks and the text, known before anything is measured."""
     options = point.options
     fresh = tokens.fresh_batches(sequences_per_batch=options.world_size * options.batch_size, seq_len=options.seq_len)
+    device = Device.of(comm.device)
     return {
-        "backend": Device.of(comm.device).process_group,
-        "device": Device.of(comm.device).name,
+        "backend": device.process_group,
+        "device": device.name,
         "threads_per_rank": torch.get_num_threads(),
         "dataset": {
             "name": point.dataset_name,
@@ -94,7 +96,7 @@ def _tables(bench: Bench, measured: Measured) -> dict[Table, pd.DataFrame]:
     if comm.rank != 0:
         return {}
     device = Device.of(comm.device)
-    platform = Platform(device.process_group, Device.of(comm.device).name, bench.engine.memory.transfers.link)
+    platform = Platform(device.process_group, device.name, bench.engine.memory.transfers.link)
     tables = {
         LAYERS: layer_frame(iterations, platform),
         ITERATIONS: iteration_frame(iterations, platform, model.scope),
@@ -132,11 +134,10 @@ def _fields(bench: Bench, measured: Measured) -> dict[str, Any]:
     }
 
 
-def _notes(bench: Bench, index: int) -> dict[str, Any]:
+def _notes(point: Point, system: System) -> dict[str, Any]:
     """Return what the manifest says of one system beside what was known before."""
-    system = bench.systems[index]
     return {
-        "options": options_of(bench.point, system.name, system.policy),
+        "options": options_of(point, system.name, system.policy),
         "device_expert_bytes": system.fetcher.device_bytes,
         "fit": system.policy.fit_report(),
     }

@@ -93,10 +93,10 @@ class RankMemories:
         copy_s = self._cost.weights_from_host_s(new.sum(axis=0))
         ready_s = now_s.copy()
         for rank in np.flatnonzero((held != self._held[layer]).any(axis=0)).tolist():
-            strategy = self._rank(rank)
-            transfers = strategy.transfers
+            own = self._rank(rank)
+            transfers = own.transfers
             transfers.now_s, transfers.copy_s = float(now_s[rank]), float(copy_s[rank])
-            strategy.fetcher.replace_residents(layer, placement.resident[:, rank])
+            own.fetcher.replace_residents(layer, placement.resident[:, rank])
             transfers.owed_s = 0.0  # moves of residents are taken to leave the processor alone
             ready_s[rank] = transfers.now_s
         self._held[layer], self._moved[layer] = held, new.any(axis=0)
@@ -129,14 +129,14 @@ class RankMemories:
         columns |= {name: np.zeros(len(end_s)) for name in _TIMES}
         computed_by_rank, expert_s_by_rank = np.ascontiguousarray(computed.T), np.ascontiguousarray(experts_s.T)
         for rank in np.flatnonzero(missing.any(axis=0) | self._moved[layer]).tolist():
-            strategy = self._rank(rank)
-            transfers = strategy.transfers
+            own = self._rank(rank)
+            transfers = own.transfers
             transfers.copy_s, transfers.restoring_s = float(host_s[rank]), 0.0
-            strategy.comm.arrival_s = float(arrival_s[rank])
+            own.comm.arrival_s = float(arrival_s[rank])
             transfers.now_s = float(planned_s[rank])
-            strategy.fetcher.begin(layer, flows.fetch, slices_by_expert(computed_by_rank[rank]))
+            own.fetcher.begin(layer, flows.fetch, slices_by_expert(computed_by_rank[rank]))
             transfers.now_s = float(start_s[rank])
-            stats = _execute(strategy, expert_s_by_rank[rank])
+            stats = _execute(own, expert_s_by_rank[rank])
             end_s[rank], restoring_s[rank] = transfers.now_s, transfers.restoring_s
             for name, value in _columns(stats, transfers.copy_s).items():
                 columns[name][rank] = value
@@ -150,10 +150,10 @@ class RankMemories:
             float64 ``[world_size]``, when a rank's last copy ends.
         """
         drained_s = np.zeros(self._cost.topology.world_size)
-        for rank, strategy in self._ranks.items():
-            strategy.fetcher.finish()
-            drained_s[rank] = strategy.transfers.free_s
-            strategy.transfers.restart()
+        for rank, own in self._ranks.items():
+            own.fetcher.finish()
+            drained_s[rank] = own.transfers.free_s
+            own.transfers.restart()
         return drained_s
 
     def _rank(self, rank: int) -> _Rank:

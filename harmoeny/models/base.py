@@ -123,10 +123,8 @@ class AdaptedModule:
     def __init__(
         self, module: nn.Module, experts: Sequence[LayerExperts], context: MoEContext, device: torch.device
     ) -> None:
-        self.module = module
-        self.experts = list(experts)
-        self.context = context
-        self.device = device
+        self.module, self.experts = module, list(experts)
+        self.context, self.device = context, device
 
     @property
     def bare(self) -> Sequence[nn.Module]:

@@ -31,7 +31,9 @@ from harmoeny.models.moe_stack import MoEStack
 from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.device import Device, best_device_type
 from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.recorder import PHASES
+from harmoeny.runtime.layer.system import System
 from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.schedule import slices_by_expert
 from harmoeny.runtime.memory.slots import SlotPool
@@ -65,32 +67,39 @@ def measure(device: torch.device, rounds: int) -> dict[str, Any]:
         engine.recorder.begin_layer(0)
         return engine.forward(0, hidden, expert_ids, weights)
 
-    actions: dict[str, Callable[[], Any]] = {}
-    for system in systems:
-        actions[system.name] = layer
-    actions["matrix_products"] = matrix_products(engine.memory.pool, device, comm)
+    actions: dict[str, Callable[[], Any]] = {
+        **dict.fromkeys((system.name for system in systems), layer),
+        "matrix_products": matrix_products(engine.memory.pool, device, comm),
+    }
     if comm.world_size == 1:
         actions["transformers_eager"] = transformers_eager(engine.memory.store.layers[0], hidden, expert_ids, weights)
+    times, phases = _time_in_turns(actions, {system.name: system for system in systems}, engine, rounds)
+    engine.close()
+    return {"times_s": times, "phases_s": phases, "threshold": cost.threshold_tokens()}
+
+
+def _time_in_turns(
+    actions: Mapping[str, Callable[[], Any]], systems: Mapping[str, System], engine: ExpertParallel, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[list[float]]]]:
+    """Return seconds per round by action, and of systems those of every phase; a round calls every action once."""
     times: dict[str, list[float]] = {name: [] for name in actions}
-    phases: dict[str, list[list[float]]] = {system.name: [] for system in systems}
+    phases: dict[str, list[list[float]]] = {name: [] for name in systems}
     for index in range(-_WARM_UP, rounds):
         for name, action in actions.items():
-            for system in systems:
-                if system.name == name:
-                    engine.use(system)
+            if name in systems:
+                engine.use(systems[name])
             engine.recorder.begin_iteration()
-            comm.barrier()
+            engine.comm.barrier()
             start = time.perf_counter()
             action()
-            Device.of(device).synchronize_compute()
+            Device.of(engine.comm.device).synchronize_compute()
             elapsed = time.perf_counter() - start
             engine.finish()
             if index >= 0:
                 times[name].append(elapsed)
-                for times_of_layer in engine.recorder.collect():
-                    phases[name].append([times_of_layer.phase_s(phase) for phase in PHASES])
-    engine.close()
-    return {"times_s": times, "phases_s": phases, "threshold": cost.threshold_tokens()}
+                for layer in engine.recorder.collect():
+                    phases[name].append([layer.phase_s(phase) for phase in PHASES])
+    return times, phases
 
 
 def matrix_products(pool: SlotPool, device: torch.device, comm: Communicator) -> Callable[[], None]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.data.paper_values import CITATION
-from analysis.figures.kit.base import FigureData
+from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import PAGE_IN, entries_of, new_figure, panel_title, set_caption, set_legend
 from analysis.present.panel import Panel
 from analysis.present.style import label, look
@@ -49,9 +49,9 @@ def sweep_table(data: FigureData, option: str, panels: tuple[Panel, ...]) -> pd.
     return pd.DataFrame(rows).sort_values(option, ignore_index=True)
 
 
-def missing_sweep(data: FigureData, option: str, experiment: str) -> str | None:
+def missing_sweep(data: FigureData, option: str, source: Source) -> str | None:
     """Say that one run with several values of the option is needed, unless that is what there is."""
-    wanted = f"needs one run with several values of {option}: python run.py experiment={experiment}"
+    wanted = f"needs one run with several values of {option}: {source.command}"
     if len(data.runs) != 1:
         return wanted
     run = data.runs[0]

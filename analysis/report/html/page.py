@@ -13,11 +13,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.report.html.comparison import columns_of, csv_link, groups_of
-from analysis.report.html.headline import headline
+from analysis.report.html.comparison import Column, Group, columns_of, csv_link, groups_of
+from analysis.report.html.headline import Headline, headline
 from analysis.report.html.paper import Claim, claims_of
 from analysis.report.html.plots import Plot, plots_of
-from analysis.report.html.provenance import checks_of, config_text, differences, environment, systems_of
+from analysis.report.html.provenance import SystemCard, checks_of, config_text, differences, environment, systems_of
 from analysis.report.html.section import Section
 from analysis.report.html.warnings import Alert, warnings_of
 
@@ -38,15 +38,15 @@ class Content:
 
     key: str
     section: Section
-    headline: Any
+    headline: Headline
     warnings: list[Alert]
     caption: str
     plots: list[Plot]
-    columns: list[Any]
-    groups: list[Any]
+    columns: list[Column]
+    groups: list[Group]
     csv: str
     claims: list[Claim]
-    systems: list[Any]
+    systems: list[SystemCard]
     differences: list[tuple[str, list[str]]]
     configs: list[tuple[str, str]]
     environment: list[tuple[str, str]]

@@ -23,7 +23,7 @@ _LISTED = 6
 
 @dataclass(frozen=True)
 class Alert:
-    """One of them.
+    """A warning.
 
     Attributes:
         level: ``error``: do not use the numbers; ``warning``: mind this; ``note``: what they are.
@@ -129,12 +129,9 @@ def _mixed(section: Section) -> Iterator[Alert]:
     for what, values in (
         ("devices", _distinct(section.frame["device"])),
         ("host links", _distinct(section.frame["host_link"])),
-        ("revisions of the code", _distinct((run.manifest.get("git") or {}).get("revision") for run in section.runs)),
-        (
-            "versions of PyTorch",
-            _distinct((run.manifest.get("packages") or {}).get("torch") for run in section.runs),
-        ),
-        ("hosts", _distinct((run.manifest.get("host") or {}).get("name") for run in section.runs)),
+        ("revisions of the code", _noted(section, "git", "revision")),
+        ("versions of PyTorch", _noted(section, "packages", "torch")),
+        ("hosts", _noted(section, "host", "name")),
     ):
         if len(values) > 1:
             text = "Compare systems within a point; points differ in more than the swept option"
@@ -269,9 +266,7 @@ def _data(section: Section) -> Iterator[Alert]:
         text = "The data set is too short: systems that learn before the measurement learned from text that is measured"
         yield Alert("warning", "Learned from measured text", f"{text}. Use a longer text, or fewer rounds.")
     if "warm-up" in shared:
-        text = (
-            "The data set is too short: checks and warm-up read text that is measured too, or that systems learn from"
-        )
+        text = "The data set is too short: checks and warm-up read text that is measured, or learned from"
         yield Alert("note", "Warm-up on measured text", f"{text}. No system keeps anything of it.")
     if any(run.manifest["dataset"].get("repeats_text") for run in section.runs):
         yield Alert("note", "Text read twice", "The data set is shorter than what was needed: sequences repeat.")
@@ -295,6 +290,10 @@ def _at(name: str) -> str:
 
 def _distinct(values: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def _noted(section: Section, part: str, name: str) -> list[str]:
+    return _distinct((run.manifest.get(part) or {}).get(name) for run in section.runs)
 
 
 def _some(items: Sequence[str], separator: str = ", ") -> str:
