@@ -46,6 +46,7 @@ from harmoeny.runtime.memory.slots import Slot
 from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
 from harmoeny.runtime.start import start_rank
 from results_schema.atomic import atomic_path
+from results_schema.printing import print_anything
 
 _TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048)
 #: Shares of the expert's size for which the host link is measured.
@@ -295,6 +296,7 @@ def _report(hardware: Hardware, samples: dict[str, Samples], expert_bytes: int, 
 
 def main() -> None:
     """Calibrate."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.calibrate", description=__doc__)
     parser.add_argument("--name", default="this_machine", help="of the file and of the choice (default: %(default)s)")
     parser.add_argument("--world-size", type=int, default=2, help="ranks that measure at once (default: %(default)s)")

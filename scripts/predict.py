@@ -17,6 +17,7 @@ from experiments.point.point import Point
 from experiments.results.layer_rows import Platform, iteration_frame, layer_frame
 from experiments.simulator.backend import simulate
 from results_schema.atomic import atomic_path
+from results_schema.printing import print_anything
 
 OUT = Path("results/predictions")
 SKEWS = (0.0, 0.5, 0.9)
@@ -82,6 +83,7 @@ def write_predictions(name: str, out: Path) -> Path:
 
 def main() -> None:
     """Read the command line."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.predict", description=__doc__)
     parser.add_argument("name", nargs="*", help=f"files to write: {', '.join(_SWEEPS)} (default: all)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where they go (default: {OUT})")

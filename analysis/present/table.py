@@ -16,6 +16,8 @@ from rich.table import Table
 from analysis.data.load import Run
 from analysis.present.style import label
 
+#: Columns of a table in a file, or where nobody watches.
+TEXT_WIDTH = 100
 #: What a figure's caption says of whiskers; figures without any take it out.
 INTERVALS = "whiskers: 95 % bootstrap intervals"
 _RATIO = "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval]."
@@ -195,7 +197,7 @@ def _ratio(row: dict[Any, Any]) -> str:
 
 
 def as_text(table: Table) -> str:
-    """Render a table as plain text, 100 columns wide."""
+    """Render a table as plain text of :data:`TEXT_WIDTH`."""
     buffer = StringIO()
-    Console(file=buffer, width=100, color_system=None).print(table)
+    Console(file=buffer, width=TEXT_WIDTH, color_system=None).print(table)
     return buffer.getvalue()
