@@ -12,6 +12,18 @@ if Path.cwd() != ROOT:
 from experiments.startup import quick_imports  # noqa: E402
 
 with quick_imports():
+    from experiments.launch.environment import adopt_slurm_step, check_library_variables, check_rank_variables
+    from results_schema.printing import print_anything
+
+    print_anything()
+    try:
+        check_library_variables()  # before the libraries are imported
+        adopt_slurm_step()
+        check_rank_variables()
+    except ValueError as wrong:
+        print(f"error: {wrong}", file=sys.stderr)
+        sys.exit(2)
+
     import hydra
     from hydra.errors import HydraException
     from omegaconf import DictConfig
@@ -20,13 +32,7 @@ with quick_imports():
     from experiments.compose.job import fail, leave_interrupted, run_point
     from experiments.compose.messages import explain
     from experiments.compose.schema import register_options
-    from experiments.launch.environment import adopt_slurm_step, check_rank_variables
 
-    try:
-        adopt_slurm_step()
-        check_rank_variables()
-    except ValueError as wrong:
-        fail(wrong, 2)
     register_options()
 
 

@@ -23,6 +23,7 @@ from analysis.data.stats import Estimate, paired_ratio
 from analysis.present.style import label
 from analysis.present.table import model_name
 from results_schema.atomic import write_text
+from results_schema.printing import print_anything
 
 OUR_SYSTEM = "harmoeny"
 #: Skews from here on are what the abstract calls heavy load imbalance: those that it was measured at, but 0.
@@ -263,6 +264,7 @@ def as_markdown(frame: pd.DataFrame) -> str:
 
 def main() -> None:
     """Print the table and write it as CSV and Markdown."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m analysis.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

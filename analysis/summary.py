@@ -8,10 +8,12 @@ from pathlib import Path
 from analysis.data.load import load_run
 from analysis.data.summary import write_summary
 from results_schema.files import SUMMARY
+from results_schema.printing import print_anything
 
 
 def main() -> None:
     """Recompute the summaries of the folders named on the command line."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m analysis.summary", description=__doc__)
     parser.add_argument("folder", nargs="+", type=Path, help="folder of a finished run")
     for folder in parser.parse_args().folder:

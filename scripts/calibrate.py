@@ -31,6 +31,7 @@ from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES
 from harmoeny.runtime.device import Device, best_device_type
 from results_schema.atomic import write_text
+from results_schema.printing import print_anything
 from scripts.machine import BESIDE_TOKENS, Expert, Samples, measure
 
 
@@ -158,6 +159,7 @@ def _report(hardware: Hardware, expert: Expert, samples: dict[str, Samples]) -> 
 
 def main() -> None:
     """Calibrate."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.calibrate", description=__doc__)
     parser.add_argument("--name", default="this_machine", help="of the file and of the choice (default: %(default)s)")
     parser.add_argument("--world-size", type=int, default=2, help="ranks that measure at once (default: %(default)s)")

@@ -21,6 +21,7 @@ from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
 from results_schema.atomic import write_text
+from results_schema.printing import print_anything
 
 REFERENCE = Path("../shared/reference/harmoeny-paper")
 OUT = Path("results/published/balance_switch128.csv")
@@ -101,6 +102,7 @@ def _planned(reference: Path, dataset: str) -> pd.DataFrame:
 
 def main() -> int:
     """Compare and write the table; 0 where there is nothing to compare with."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.compare_balance", description=__doc__)
     parser.add_argument("--reference", type=Path, default=REFERENCE, help="the authors' files (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="table to write (%(default)s)")

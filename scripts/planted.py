@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from results_schema.printing import print_anything
+
 ROOT = Path(__file__).resolve().parent.parent
 _COPIED = (
     "analysis",
@@ -196,6 +198,7 @@ def copy_of_project(folder: Path) -> Path:
 
 def main() -> None:
     """Plant every defect and report."""
+    print_anything()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", help="parts of the names of defects; none: all")
     parser.add_argument("--markdown", action="store_true", help="print the table of docs/trust.md")

@@ -16,6 +16,7 @@ from experiments.compose.compose import compose_point
 from experiments.point.point import Point
 from experiments.simulator.backend import simulate
 from results_schema.atomic import write_text
+from results_schema.printing import print_anything
 from results_schema.tables import ITERATIONS, LAYERS
 
 OUT = Path("results/predictions")
@@ -79,6 +80,7 @@ def write_predictions(name: str, out: Path) -> Path:
 
 def main() -> None:
     """Read the command line."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.predict", description=__doc__)
     parser.add_argument("name", nargs="*", help=f"files to write: {', '.join(_SWEEPS)} (default: all)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"where they go (default: {OUT})")

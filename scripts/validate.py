@@ -30,6 +30,7 @@ from experiments.simulator.paper.validation import (
 )
 from results_schema.atomic import write_text
 from results_schema.files import CONFIG
+from results_schema.printing import print_anything
 from results_schema.tables import LAYERS
 from results_schema.walk import walk_files
 
@@ -95,6 +96,7 @@ def _show(title: str, frame: pd.DataFrame) -> None:
 
 def main() -> None:
     """Read the command line."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.validate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     paper = commands.add_parser("paper", help="against the published figures")

@@ -23,6 +23,7 @@ from analysis.figures.kit.base import FigureModule, draw_all, figure_data
 from analysis.figures.kit.result_sets import ResultSets, find_result_sets
 from analysis.present.table import skew_points
 from results_schema.files import SWEEP
+from results_schema.printing import print_anything
 
 _ROOT = Path(__file__).resolve().parents[2]
 #: Experiments that simulate what the paper shows, under its conditions.
@@ -33,6 +34,7 @@ _SIMULATIONS_AT_ONCE = 2
 
 def main() -> None:
     """Draw, and list what is missing."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m analysis.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

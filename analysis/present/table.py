@@ -17,6 +17,8 @@ from analysis.data.load import Run
 from analysis.present.style import label
 from results_schema.manifest import SIMULATOR
 
+#: Columns of a table in a file, or where nobody watches.
+TEXT_WIDTH = 100
 _RATIO = "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval]."
 
 
@@ -216,7 +218,7 @@ def _ratio(row: dict[Any, Any]) -> str:
 
 
 def as_text(table: Table) -> str:
-    """Render a table as plain text, 100 columns wide."""
+    """Render a table as plain text of :data:`TEXT_WIDTH`."""
     buffer = StringIO()
-    Console(file=buffer, width=100, color_system=None).print(table)
+    Console(file=buffer, width=TEXT_WIDTH, color_system=None).print(table)
     return buffer.getvalue()

@@ -10,10 +10,12 @@ import argparse
 from pathlib import Path
 
 from analysis.report.html.write import PAGE, write_report
+from results_schema.printing import print_anything
 
 
 def main() -> None:
     """Write the page of the folder named on the command line."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m analysis.report",
         description="Write one HTML page, which needs no network, about a run, a sweep, or all of them in a folder: "

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from analysis.data.load import Run, Sweep
 from analysis.figures.kit.base import draw_all, figure_data
-from analysis.present.table import as_text, build_table, failed_notes
+from analysis.present.table import TEXT_WIDTH, as_text, build_table, failed_notes
 from analysis.report.html.section import split_sections
 from analysis.report.html.write import PAGE, reasons, title_of, write_page
 from results_schema.atomic import write_text
@@ -74,7 +74,7 @@ def report_runs(
     saved = save_tables(runs, points, title, folder)
     console = Console()
     # Where nobody watches, the width is the terminal's default, too narrow for the table.
-    console.print(saved.table) if console.is_terminal else print(as_text(saved.table), end="")
+    console.print(saved.table, width=None if console.is_terminal else TEXT_WIDTH)
     for path in saved.figures:
         console.print(f"figure: {path} (and .pdf, .csv)", highlight=False, soft_wrap=True)
     console.print(f"table:  {folder / 'table.csv'}", highlight=False, soft_wrap=True)

@@ -94,6 +94,14 @@ def _check_fields(values: Mapping[str, Any]) -> None:
     for name in names:
         if name not in values:
             raise ValueError(f"{name}: missing, must be set")
+    for name, value in _leaves(values):
+        if isinstance(value, str) and _has_lone_bytes(value):
+            raise ValueError(f"{name}: {value!r}, must be text in UTF-8 (PYTHONUTF8=1 reads it so)")
+
+
+def _has_lone_bytes(text: str) -> bool:
+    """Tell whether a text has bytes that the command line's encoding could not read; no file of results takes them."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _build(base: type[Any], field_name: str, node: Any) -> Any:

@@ -24,7 +24,8 @@ def explain(error: BaseException) -> str:
         return _unknown_choice(error)
     if isinstance(error, OverrideParseException):
         reason = _one_line(error.message.partition("See http")[0])
-        return f"{error.override!r} cannot be read ({reason}), must be FIELD=VALUE or GROUP=CHOICE"
+        quoted = "" if (error.override or "").isascii() else ", letters beyond ASCII in quotes: 'FIELD=\"VALUE\"'"
+        return f"{error.override!r} cannot be read ({reason}), must be FIELD=VALUE or GROUP=CHOICE{quoted}"
     if ambiguous := re.match("Ambiguous value for argument 'system=([^']*)'", str(error)):
         return (
             f"system: several values, must be a list in brackets to be compared in one run: 'system=[{ambiguous[1]}]'"

@@ -75,6 +75,7 @@ class ValidateSweep(Callback):
             absent = leave_out_absent(config)
             swept, axes = sweep_points(config)
             points, values = [point for point, _ in swept], [values for _, values in swept]
+            _check_recordings(points, axes)
             for remark in _remarks(config, absent, points) if is_main_rank() else ():
                 say(remark)
             if points[0].options.dry_run:
@@ -119,7 +120,7 @@ def leave_out_absent(config: DictConfig) -> dict[str, str]:
     Raises:
         HydraException: a choice cannot be composed.
     """
-    given = _parse(config.hydra.overrides.task)
+    given = _parse(_task(config))
     names = [override.get_key_element() for override in given]
     (jobs,) = BasicSweeper.split_arguments(given, None)
     absent = {}
@@ -155,11 +156,9 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
         ValueError: a point is wrong.
         HydraException: a point cannot be composed.
     """
-    given = {override.get_key_element() for override in _parse(config.hydra.overrides.task)}
+    given = {override.get_key_element() for override in _parse(_task(config))}
     params = config.hydra.sweeper.params or {}
-    parsed = _parse(
-        [*config.hydra.overrides.task, *(f"{key}={value}" for key, value in params.items() if key not in given)]
-    )
+    parsed = _parse([*_task(config), *(f"{key}={value}" for key, value in params.items() if key not in given)])
     # Every row of a result names its system anyway, so a sweep over lists of systems adds nothing to tell apart.
     axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
     points: dict[str, tuple[Point, dict[str, Any]]] = {}
@@ -176,7 +175,7 @@ def _remarks(config: DictConfig, absent: Mapping[str, str], points: Sequence[Poi
     yield from dict.fromkeys(point.routing_remark for point in points if point.routing_remark)
     for option, choice in absent.items():
         yield f"{option}: not swept, as {choice} has no such option"
-    for override in _parse(config.hydra.overrides.task):
+    for override in _parse(_task(config)):
         if override.get_key_element() == "system" and override.is_sweep_override():
             values = list(override.sweep_string_iterator())
             names = dict.fromkeys(name.strip() for value in values for name in value.strip("[]").split(","))
@@ -184,6 +183,11 @@ def _remarks(config: DictConfig, absent: Mapping[str, str], points: Sequence[Poi
                 f"{override.input_line}: {len(values)} jobs one after another, unpaired; to compare these systems "
                 f"round by round, name them in one list: 'system=[{','.join(names)}]'"
             )
+
+
+def _task(config: DictConfig) -> list[str]:
+    """Return the overrides as they were typed; interpolations in them are each point's own."""
+    return [str(override) for override in OmegaConf.to_container(config.hydra.overrides.task, resolve=False) or ()]
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -206,6 +210,22 @@ def _name_unavailable(point: Point) -> None:
     if is_main_rank() and set(found) <= set(point.systems):
         for name, reason in unavailable.items():
             say(f"not compared: {name} ({reason})")
+
+
+def _check_recordings(points: Sequence[Point], axes: Sequence[str]) -> None:
+    """Refuse points that would record their routing into one file: each replaces, and then refuses, another's."""
+    files: dict[Path, int] = {}
+    for point in points:
+        if point.options.trace.record is not None:
+            path = Path(point.options.trace.record).absolute()
+            files[path] = files.get(path, 0) + 1
+    for path, number in files.items():
+        if number > 1:
+            example = f"{path.stem}-${{{axes[0] if axes else 'tag'}}}.parquet"
+            raise ValueError(
+                f"trace.record: {path.name!r} for {number} points, must be a file of each point's own, such as "
+                f"'trace.record={example}'"
+            )
 
 
 def _check_texts(points: Sequence[Point]) -> None:

@@ -14,6 +14,7 @@ from experiments.cores import usable_cores
 
 #: Below the ports that systems hand out by themselves.
 _PORTS = range(20000, 30000)
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 #: An address that is nobody's (RFC 5737).
 _ANYWHERE = "192.0.2.1"
 
@@ -60,8 +61,9 @@ def check_rank_variables() -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         if given.get(name) == "":
             del given[name]
-    if given.get("SLURM_CPUS_PER_TASK"):
-        _number("SLURM_CPUS_PER_TASK", 1)
+    for name in ("SLURM_CPUS_PER_TASK", "WORLD_SIZE"):
+        if given.get(name):
+            _number(name, 1)
     if "RANK" not in given or "WORLD_SIZE" not in given:
         return  # one alone says nothing
     for name, what in (("MASTER_ADDR", "the host of rank 0"), ("MASTER_PORT", "a free port there")):
@@ -79,6 +81,30 @@ def check_rank_variables() -> None:
         raise ValueError(
             f"MASTER_ADDR: {given['MASTER_ADDR']!r}, must be a host that this one can find ({error})"
         ) from error
+
+
+def check_library_variables() -> None:
+    """Refuse variables that libraries read when they are imported, and then print about, fail at or pass over silently.
+
+    Empty ones count as not set, but for ``CUDA_VISIBLE_DEVICES``: no device is visible then.
+
+    Raises:
+        ValueError: the first that is wrong, its value and what is allowed.
+    """
+    given = os.environ
+    for name in (*_THREAD_VARIABLES, "COLUMNS"):
+        if given.get(name) == "":
+            del given[name]
+    for name in _THREAD_VARIABLES:
+        if name in given and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", given[name]):
+            raise ValueError(f"{name}: {given[name]!r}, must be a number of threads, at least 1")
+    if "COLUMNS" in given:
+        _number("COLUMNS", 1)
+    devices = given.get("CUDA_VISIBLE_DEVICES", "")
+    known = r"-?\d+|(GPU|MIG)-[\w/-]+|NoDevFiles"  # the last is SLURM's word for none
+    if not all(re.fullmatch(known, device.strip()) for device in devices.split(",") if devices):
+        raise ValueError(f"CUDA_VISIBLE_DEVICES: {devices!r}, must be devices' numbers or UUIDs, separated by commas")
+    given["MPLBACKEND"] = "agg"  # figures are written to files, whatever shows those of the user's own programs
 
 
 def check_gloo_interface() -> None:

@@ -61,7 +61,7 @@ def sweep_left() -> str:
     Empty where there is no sweep, nothing of it is left, or its points run side by side as SLURM's tasks.
     """
     folder = os.environ.get(SWEEP_DIR_VARIABLE)
-    if not folder or "SLURM_ARRAY_TASK_ID" in os.environ:
+    if not folder or os.environ.get("SLURM_ARRAY_TASK_ID"):
         return ""
     run_ids = json.loads(Path(folder, SWEEP).read_text(encoding="utf-8"))["run_ids"]
     took = [s for run_id in run_ids if (s := _took_s(Path(folder).parent.parent / run_id)) is not None]

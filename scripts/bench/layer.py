@@ -38,6 +38,7 @@ from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.schedule import slices_by_expert
 from harmoeny.runtime.memory.slots import SlotPool
 from harmoeny.runtime.start import start_rank
+from results_schema.printing import print_anything
 
 OVERHEAD_BUDGET = 0.15
 _NUM_EXPERTS = 16
@@ -192,6 +193,7 @@ def _print(summary: dict[str, Any], world_size: int, device: str, console: Conso
 
 def main() -> None:
     """Measure, print and compare with the budgets."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.layer", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds (default: %(default)s)")
     parser.add_argument(

@@ -23,6 +23,7 @@ from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.runtime.device import Device
 from harmoeny.trace import RoutingTrace
+from results_schema.printing import print_anything
 from scripts.bench.planning import COST
 
 SIZES = ((2, 8), (8, 128), (64, 256))
@@ -176,6 +177,7 @@ def show(replacements: Sequence[Replacement], fits: Sequence[Fit], console: Cons
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; these costs have no budget, for they do not occur in every batch."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.placement", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE as well")
     arguments = parser.parse_args(argv)

@@ -23,6 +23,7 @@ from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.runtime.device import Device
 from harmoeny.trace import RoutingTrace
+from results_schema.printing import print_anything
 
 #: (world_size, num_experts): microseconds that the median may take.
 BUDGETS_US = {(8, 128): 50.0, (64, 256): 2000.0}
@@ -129,6 +130,7 @@ def show(timings: Sequence[Timing], console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is 1 where a policy that is held to the budget missed it."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.planning", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the timings to FILE as well")
     arguments = parser.parse_args(argv)

@@ -35,6 +35,7 @@ from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchStrategy
 from harmoeny.runtime.memory.schedule import ExpertSlice
 from harmoeny.runtime.start import start_rank
+from results_schema.printing import print_anything
 
 HIDDEN_BUDGET = 0.9
 _NUM_RESIDENTS, _NUM_FETCHED = 4, 4
@@ -128,6 +129,7 @@ def measure(device: torch.device, hardware: Hardware, rounds: int) -> tuple[int,
 
 def main() -> None:
     """Measure, print and compare with the budget."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.prefetch", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds (default: %(default)s)")
     parser.add_argument("--bandwidth", type=float, default=8e9, help="bytes/s of the emulated link (default: 8e9)")

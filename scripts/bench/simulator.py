@@ -25,6 +25,7 @@ from experiments.simulator.topology import Topology
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
+from results_schema.printing import print_anything
 
 NUM_EXPERTS = 256
 NUM_LAYERS = 58
@@ -84,6 +85,7 @@ def main() -> None:
     Raises:
         SystemExit: the largest world takes too long or too much memory.
     """
+    print_anything()
     argparse.ArgumentParser(prog="python -m scripts.bench.simulator", description=__doc__).parse_args()
     columns = ("ranks", "HarMoEny s", "EPLB s", "together s", "EPLB, placing anew s", "us per rank x expert x layer")
     table = Table(*columns, "peak GiB", title=f"{NUM_EXPERTS} experts x {NUM_LAYERS} layers, one batch")

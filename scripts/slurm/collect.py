@@ -10,10 +10,12 @@ from pathlib import Path
 
 from analysis.data.load import load_sweep, sweep_folders
 from analysis.report.reports import report_sweep
+from results_schema.printing import print_anything
 
 
 def main() -> None:
     """Report, and name what is missing."""
+    print_anything()
     about = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m scripts.slurm.collect", description=about)
     parser.add_argument("folder", type=Path, help="holds the results of one experiment or of several")

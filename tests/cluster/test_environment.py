@@ -11,6 +11,7 @@ import pytest
 from experiments.launch.environment import (
     adopt_slurm_step,
     check_gloo_interface,
+    check_library_variables,
     check_rank_variables,
     choose_gloo_interface,
     first_host,
@@ -225,3 +226,41 @@ def test_run_says_so_in_one_line(variables: dict[str, str], name: str, tmp_path:
         (error,) = command.errors()
         assert error.startswith(f"error: {name}: ")
     assert not (tmp_path / "r" / "single").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("OMP_NUM_THREADS", "x", "OMP_NUM_THREADS: 'x', must be a number of threads, at least 1"),
+        ("OMP_NUM_THREADS", "0", "OMP_NUM_THREADS: '0', must be a number of threads, at least 1"),
+        ("MKL_NUM_THREADS", "-1", "MKL_NUM_THREADS: '-1', must be a number of threads"),
+        ("NUMBA_NUM_THREADS", "2.5", "NUMBA_NUM_THREADS: '2.5', must be a number of threads"),
+        ("COLUMNS", "0", "COLUMNS: '0', must be a number, at least 1"),
+        ("CUDA_VISIBLE_DEVICES", "gpu0", "CUDA_VISIBLE_DEVICES: 'gpu0', must be devices' numbers or UUIDs"),
+        ("CUDA_VISIBLE_DEVICES", "0,", "CUDA_VISIBLE_DEVICES: '0,', must be devices' numbers or UUIDs"),
+    ],
+)
+def test_variables_that_libraries_read_are_refused_in_one_line(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)}"):
+        check_library_variables()
+
+
+def test_variables_that_libraries_read_may_be_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {"OMP_NUM_THREADS": "4,2", "MKL_NUM_THREADS": "", "COLUMNS": "", "MPLBACKEND": "nonsense"}
+    for devices in ("", "-1", "0,1", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "MIG-GPU-8932f937/1/0", "NoDevFiles"):
+        _set(monkeypatch, **good, CUDA_VISIBLE_DEVICES=devices)
+        check_library_variables()
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == devices, "empty: no device"
+        assert os.environ["OMP_NUM_THREADS"] == "4,2"
+        assert os.environ["MPLBACKEND"] == "agg", "nobody has to look at figures that are written"
+        assert not {"MKL_NUM_THREADS", "COLUMNS"} & set(os.environ)
+
+
+def test_a_number_of_ranks_alone_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    with pytest.raises(ValueError, match=r"^WORLD_SIZE: 'x', must be a number, at least 1"):
+        check_rank_variables()

@@ -37,6 +37,8 @@ BAD = {
     "dataset._target_=experiments.routers.uniform.UniformRouter": r"dataset: \{.*UniformRouter'\}, must be a Dataset",
     # What cannot be read.
     "nonsense": r"'nonsense' cannot be read \(.*\), must be FIELD=VALUE or GROUP=CHOICE",
+    "tag=é": r"'tag=é' cannot be read \(.*\), must be .*, letters beyond ASCII in quotes: 'FIELD=\"VALUE\"'$",
+    "results_dir='\udcff'": r"results_dir: '\\udcff', must be text in UTF-8 \(PYTHONUTF8=1 reads it so\)",
     "seed=[1": r"'seed=\[1' cannot be read \(.*\), must be FIELD=VALUE",
     "router.skew=0,1": r"router\.skew=0,1: several values, must be one, or all of them .* with --multirun",
     # Wrong types and missing values.

@@ -170,6 +170,11 @@ class TestSweep:
             ("router.skew=0,1.5", r"error: router\.skew: 1\.5, must be 0 to 1"),
             ("system=[harmoeny],[nonsense]", "error: system: 'nonsense', must be one of"),
             ("router=uniform,nonsense", "error: router: 'nonsense', must be one of"),
+            (
+                "router.skew=0,0.5 trace.record=routing.parquet",
+                r"error: trace\.record: 'routing\.parquet' for 2 points, must be a file of each point's own, such as "
+                r"'trace\.record=routing-\$\{router\.skew\}\.parquet'$",
+            ),
             ("seq_len=32,100000000", r"error: seq_len: 100000000, must be at most \d+, the tokens of the data set"),
         ],
     )
@@ -183,11 +188,18 @@ class TestSweep:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         with pytest.raises(SystemExit) as caught:
-            self.start(compose, "model=switch_tiny", *small, override)
+            self.start(compose, "model=switch_tiny", *small, *override.split())
         assert caught.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert re.match(message, line), line
         assert not list(results.rglob("*.json"))
+
+    def test_every_point_may_record_into_a_file_of_its_own(
+        self, compose: Compose, results: Path, small: list[str]
+    ) -> None:
+        record = f"trace.record={results.parent}/routing-${{router.skew}}.parquet"
+        self.start(compose, "model=switch_tiny", "router.skew=0,0.5", record, *small)
+        assert len(json.loads(Path(os.environ["HARMOENY_SWEEP_DIR"], "sweep.json").read_text())["run_ids"]) == 2
 
     def test_a_defect_in_the_check_stops_it_too(
         self, compose: Compose, small: list[str], monkeypatch: pytest.MonkeyPatch
