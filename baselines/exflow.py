@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +35,7 @@ class AffinityFit:
         num_pairs: pairs of assignments of one token to consecutive layers of a stack, in the calibration batches.
         crossings: pairs among them on different ranks.
         crossings_before: the same under the placement that :attr:`ExFlow.placement` names.
-        lower_bound: no placement has fewer.
+        lower_bound: no placement has fewer; 0 where the placement was fitted to other batches.
     """
 
     num_experts: int
@@ -97,7 +98,7 @@ class ExFlow(Policy):
         fitted = replace(self)
         path = None if self.placement_file is None else Path(self.placement_file)
         if path is not None and path.exists():
-            fitted.fit = _read(path, num_experts, world_size, list(trace.stacks))
+            fitted.fit = self._on(trace, _read(path, num_experts, world_size, list(trace.stacks)))
             return fitted
         fitted.fit = self._fit(trace, num_experts, world_size)
         if path is not None:
@@ -116,18 +117,25 @@ class ExFlow(Policy):
         names = ("num_pairs", "crossings", "crossings_before", "lower_bound", "gap")
         return {name: float(getattr(self.fit, name)) for name in names}
 
+    def _on(self, trace: RoutingTrace, other: AffinityFit) -> AffinityFit:
+        """Return a placement that was fitted to other batches, with what it comes to on these."""
+        evenly = place_evenly(self.placement, other.num_experts, other.world_size).home
+        num_pairs = crossings = crossings_before = 0
+        for layers, pairs in _stacks(trace, other.num_experts):
+            num_pairs += sum(int(p.sum()) for p in pairs)
+            crossings += count_crossings(pairs, [np.array(other.home[layer]) for layer in layers])
+            crossings_before += count_crossings(pairs, [evenly] * len(layers))
+        return replace(
+            other, num_pairs=num_pairs, crossings=crossings, crossings_before=crossings_before, lower_bound=0
+        )
+
     def _fit(self, trace: RoutingTrace, num_experts: int, world_size: int) -> AffinityFit:
         evenly = place_evenly(self.placement, num_experts, world_size).home
         sizes = np.bincount(evenly, minlength=world_size).astype(np.int64)
-        stacks = sorted(set(trace.stacks))
         home = [evenly] * len(trace.stacks)
         num_pairs = crossings = crossings_before = lower_bound = 0
-        for stack in stacks:
-            layers = [i for i, own in enumerate(trace.stacks) if own == stack]
-            pairs = [
-                count_pairs(trace.expert_ids[first], trace.expert_ids[second], num_experts)
-                for first, second in pairwise(layers)
-            ]
+        stacks = list(_stacks(trace, num_experts))
+        for layers, pairs in stacks:
             solution = place_by_affinity(pairs, sizes, self.time_limit_s / len(stacks))
             for layer, ranks in zip(layers, solution.ranks, strict=True):
                 home[layer] = ranks
@@ -159,6 +167,17 @@ class ExFlow(Policy):
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Send all of ``counts`` (int64 ``[world_size, num_experts]``) to the home ranks."""
         return plan_from_tokens(home_tokens(counts, placement.home), placement)
+
+
+def _stacks(trace: RoutingTrace, num_experts: int) -> Iterator[tuple[list[int], list[IntArray]]]:
+    """Yield every stack's MoE layers, and the pairs of experts in each two that follow each other."""
+    for stack in sorted(set(trace.stacks)):
+        layers = [i for i, own in enumerate(trace.stacks) if own == stack]
+        pairs = [
+            count_pairs(trace.expert_ids[first], trace.expert_ids[second], num_experts)
+            for first, second in pairwise(layers)
+        ]
+        yield layers, pairs
 
 
 def _write(path: Path, fit: AffinityFit) -> None:

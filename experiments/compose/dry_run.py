@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.point.point import Point
-from experiments.results.kept import is_kept
+from experiments.results.kept import is_kept, replaced
 from experiments.results.times import Times, duration, read_times
 
 
@@ -22,7 +22,7 @@ def describe_runs(points: Sequence[Point], values: Sequence[Mapping[str, Any]]) 
     todo = [point for point in points if not is_kept(point)]
     lines = [
         f"{'to run' if point in todo else 'kept  '}  {_title(point, own)}: {len(point.systems)} systems x "
-        f"{point.options.rounds} rounds" + (f", {_about(point, times)}" if point in todo else f" ({point.folder})")
+        f"{point.options.rounds} rounds" + (_to_run(point, times) if point in todo else f" ({point.folder})")
         for point, own in zip(points, values, strict=True)
     ]
     number = "1 point" if len(points) == 1 else f"{len(points)} points"
@@ -44,6 +44,6 @@ def _title(point: Point, values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items()) or point.run_id
 
 
-def _about(point: Point, times: Times) -> str:
-    seconds = times.estimate_s(point)
-    return "time unknown" if seconds is None else f"about {duration(seconds)}"
+def _to_run(point: Point, times: Times) -> str:
+    seconds, why = times.estimate_s(point), replaced(point)
+    return f", {'time unknown' if seconds is None else f'about {duration(seconds)}'}{f', {why}' if why else ''}"

@@ -15,9 +15,10 @@ from experiments.console import say, tidy_terminal
 from experiments.launch.environment import is_main_rank, joined_world_size
 from experiments.launch.joined import run_joined
 from experiments.launch.local import InterruptedRun
+from experiments.launch.muster import tell_others
 from experiments.point.point import Point
 from experiments.results.begun import begun
-from experiments.results.kept import is_kept, remarks
+from experiments.results.kept import is_kept, remarks, replaced
 from experiments.results.run_folder import RunError, RunFolder
 from experiments.results.sweep import point_title
 from experiments.results.times import sweep_left
@@ -74,6 +75,8 @@ def _run(point: Point) -> bool:
         return run_joined(point)
     if is_kept(point):
         return False
+    if why := replaced(point):
+        say(f"{point_title(point.run_id)}: measured again {why}")
     tokens = prepare_point(point) if point.reads_text else None
     with begun(point, wait=True) as folder:
         if folder is None:
@@ -95,8 +98,9 @@ def _run_on_backend(point: Point, tokens: TokenFile | None, folder: RunFolder) -
 
 
 def fail(error: object, status: int) -> NoReturn:
-    """Print one clear error and end the process with ``status``."""
+    """Print one clear error and end the process with ``status``; other ranks of a job do not wait for this one."""
     say(f"error: {error}")
+    tell_others(str(error))
     raise SystemExit(status)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from experiments.datasets.base import Dataset
 from experiments.datasets.kit.documents import text_of
+from results_schema.walk import walk_files
 
 #: How long the hub may take to answer the first time.
 _CONNECT_S = 4.0
@@ -58,8 +59,21 @@ class Hub(Dataset):
                 raise ValueError(f"dataset.{field}: '', must be set")
 
     def fingerprint(self) -> str:
-        """Digest what is asked for; the content of a revision never changes."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+        """Digest what is asked for, whose content never changes on the hub; of a folder, its files too.
+
+        Raises:
+            ValueError: the folder cannot be read.
+        """
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode())
+        folder = Path(self.hub_name)
+        try:
+            for path in sorted(walk_files(folder)) if folder.is_dir() else ():
+                with path.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").hexdigest()
+                digest.update(f"{path.relative_to(folder)} {content}".encode())
+        except OSError as error:
+            raise ValueError(f"dataset.hub_name: {error.filename!r} cannot be read ({error.strerror})") from error
+        return digest.hexdigest()[:16]
 
     def documents(self) -> Iterator[str]:
         """Yield the documents.

@@ -177,10 +177,14 @@ def first_host() -> str:
     class Step(SlurmJobEnvironment):  # type: ignore[misc]  # it is not typed
         _env: ClassVar[dict[str, str]] = {"nodes": "SLURM_STEP_NODELIST"}
 
+    refused = f"SLURM_STEP_NODELIST: {nodes!r}, must be a list of nodes as srun sets it"
     try:
-        return str(Step().hostnames[0])
+        host = str(Step().hostnames[0])
     except (ValueError, IndexError, SlurmParseException) as error:
-        raise ValueError(f"SLURM_STEP_NODELIST: {nodes!r}, must be a list of nodes as srun sets it") from error
+        raise ValueError(refused) from error
+    if not re.fullmatch(r"\w[\w.-]*", host):
+        raise ValueError(refused)
+    return host
 
 
 def _repeated(counts: str) -> Iterator[int]:

@@ -7,17 +7,19 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from experiments.launch.environment import num_threads
 from harmoeny.runtime.device import Device, choose_device
 
 
-def join(device_type: str, timeout_s: int) -> torch.device:
+def join(device_type: str, timeout_s: int, store: Store | None = None) -> torch.device:
     """Join the ranks that torchrun's variables name, once per process, and return this rank's device.
 
     Args:
         device_type: ``cpu`` (gloo; the host's cores are shared out) or ``cuda`` (NCCL; one device per rank).
         timeout_s: how long a collective may take.
+        store: where the ranks find each other; None: where torchrun's variables say.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device_type, int(os.environ.get("LOCAL_RANK", rank)))
@@ -25,6 +27,10 @@ def join(device_type: str, timeout_s: int) -> torch.device:
         torch.set_num_threads(num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group(
-            Device.of(device).process_group, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+            Device.of(device).process_group,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+            store=store,
         )
     return device

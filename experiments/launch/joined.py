@@ -13,6 +13,7 @@ import torch.distributed as dist
 from experiments.launch.environment import choose_gloo_interface, is_main_rank
 from experiments.launch.join import join
 from experiments.launch.local import RanksError
+from experiments.launch.muster import muster
 from experiments.launch.peers import Peers
 from experiments.launch.rank import is_peer_lost, run_rank
 from experiments.point.point import Point
@@ -22,6 +23,7 @@ from experiments.results.lock import RunBusyError
 from experiments.results.neighbours import registered
 from experiments.results.run_folder import RunFolder
 from experiments.text.prepare import prepare_point
+from experiments.text.tokens import TokenFile
 
 
 def run_joined(point: Point) -> bool:
@@ -31,7 +33,7 @@ def run_joined(point: Point) -> bool:
         False where the point had been finished before.
 
     Raises:
-        RanksError: another rank is gone or out of reach.
+        RanksError: another rank failed, is gone or out of reach.
         RunBusyError: another process measures the same.
         ValueError: the text is not usable, or shorter than a sequence.
     """
@@ -41,23 +43,20 @@ def run_joined(point: Point) -> bool:
     peers = Peers()
     with ExitStack() as held:
         try:
-            join(point.device_type, point.options.timeout_s)
+            join(point.device_type, point.options.timeout_s, muster(point.options.timeout_s))
             peers.meet()
             folder = _begin(point, held)
             if folder is not None:
                 _measure(point, folder, peers)
         except RunBusyError:
             raise
-        except OSError as error:
-            if is_main_rank() and folder is not None:
-                folder.fail(str(error))
-            raise
-        except RuntimeError as error:
-            if point.options.world_size == 1 or not is_peer_lost(error):
-                raise
-            reason = _reason(error, point, peers)
+        except Exception as error:
+            lost = point.options.world_size > 1 and isinstance(error, RuntimeError) and is_peer_lost(error)
+            reason = _reason(error, point, peers) if lost else str(error)
             if is_main_rank() and folder is not None:
                 folder.fail(reason)
+            if not lost:
+                raise
             # Once this rank has said so: what started it ends it as soon as one is dead.
             atexit.register(peers.end_stopped)
             raise RanksError(reason) from error
@@ -91,11 +90,33 @@ def _begin(point: Point, held: ExitStack) -> RunFolder | None:
 
 
 def _measure(point: Point, folder: RunFolder, peers: Peers) -> None:
-    if _is_first_of_host():
-        prepare_point(point)
+    _prepare(point, here=_is_first_of_host())
+    tokens = _prepare(point, here=True)
+    assert tokens is not None
+    run_rank(point, tokens, folder, on_timeout=peers.find_stopped)
+
+
+def _prepare(point: Point, *, here: bool) -> TokenFile | None:
+    """Prepare the text where ``here`` is set; all ranks call it together, and none goes on where one failed.
+
+    Raises:
+        RanksError: another rank failed; with its reason.
+        Exception: whatever went wrong on this one.
+    """
+    tokens, own = None, None
+    try:
+        tokens = prepare_point(point) if here else None
+    except Exception as error:  # noqa: BLE001  (the other ranks wait for an answer)
+        own = error
+    failure = "" if own is None else f"rank {os.environ['RANK']} on {socket.gethostname()}: {str(own) or repr(own)}"
+    failures: list[str] = [failure] * point.options.world_size
     if point.options.world_size > 1:
-        dist.barrier()
-    run_rank(point, prepare_point(point), folder, on_timeout=peers.find_stopped)
+        dist.all_gather_object(failures, failure)
+    if own is not None:
+        raise own
+    if first := next(filter(None, failures), None):
+        raise RanksError(first)
+    return tokens
 
 
 def _is_first_of_host() -> bool:
@@ -111,7 +132,7 @@ def _answer_of_rank_0(answer: tuple[bool, str], point: Point) -> tuple[bool, str
     return answers[0]
 
 
-def _reason(error: RuntimeError, point: Point, peers: Peers) -> str:
+def _reason(error: Exception, point: Point, peers: Peers) -> str:
     first_line = str(error).strip().partition("\n")[0]
     found = f"{peers.stopped}, a stopped process" if peers.stopped else ""
     lost = found or "another rank, which failed or cannot be reached"

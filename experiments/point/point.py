@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 from experiments.datasets.base import Dataset
 from experiments.point.options import Options
 from experiments.point.simulator_options import SimulatorOptions
-from experiments.point.source import source_digest
+from experiments.point.source import component_digest
 from experiments.routers.base import Router, RoutingRequest
 from harmoeny.choices import PLAN_EXECUTOR
 from harmoeny.hardware import Hardware
@@ -139,15 +141,16 @@ class Point:
         return "-".join(str(part) for part in parts if part)
 
     def sources(self) -> dict[str, str]:
-        """Return digests of code that users write: every policy with its executor, the router, the model."""
-        components: dict[str, tuple[object, type]] = {f"systems.{n}": (p, Policy) for n, p in self.systems.items()}
-        components |= {"router": (self.router, Router), "model": (self.model, ModelConfig)}
-        digests = {}
-        for name, (component, base) in components.items():
-            classes = [cls for cls in type(component).__mro__ if issubclass(cls, base) and cls is not base]
-            if isinstance(component, Policy) and component.executor != PLAN_EXECUTOR:
-                classes.append(find_executor(component.executor))
-            digests[name] = source_digest(classes)
+        """Return digests of code that users write: every policy with its executor, router, model, data set."""
+        o = self.options
+        digests = {
+            f"systems.{name}": component_digest(policy, Policy, [*_targets(o.systems.get(name)), *_executor_of(policy)])
+            for name, policy in self.systems.items()
+        }
+        digests["router"] = component_digest(self.router, Router, _targets(o.router))
+        digests["model"] = component_digest(self.model, ModelConfig, _targets(o.model))
+        if self.reads_text:
+            digests["dataset"] = component_digest(self.dataset, Dataset, _targets(o.dataset))
         return {name: digest for name, digest in digests.items() if digest}
 
     def inputs(self) -> dict[str, str]:
@@ -164,3 +167,16 @@ class Point:
         """Return what tells this point from its neighbours: the router and its options."""
         options = {f"router.{k}": v for k, v in self.options.router.items() if k != "_target_"}
         return {"router": self.router.name, **options}
+
+
+def _targets(node: Any) -> list[str]:
+    """Return the modules that make a component and what it is made of, such as that of a function of the user's."""
+    if isinstance(node, Mapping):
+        parts = str(node.get("_target_", "")).split(".")
+        modules = [".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in sys.modules]
+        return [*modules[:1], *(name for value in node.values() for name in _targets(value))]
+    return [name for value in node for name in _targets(value)] if isinstance(node, list | tuple) else []
+
+
+def _executor_of(policy: Policy) -> list[str]:
+    return [] if policy.executor == PLAN_EXECUTOR else [find_executor(policy.executor).__module__]

@@ -6,22 +6,47 @@ import ast
 import hashlib
 import importlib.util
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 
+#: What lies here has a revision or a version, which the manifest notes.
+_PROJECT = Path(__file__).resolve().parents[2]
+_VERSIONED = (
+    *(_PROJECT / name for name in ("harmoeny", "baselines", "experiments", "results_schema")),
+    *{Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")},
+)
 
-def source_digest(classes: Iterable[type]) -> str:
-    """Digest the modules that define classes and, of the same folder and below it, those that they import.
 
-    Comments, docstrings and formatting do not count.
+def component_digest(component: object, base: type, modules: Iterable[str] = ()) -> str:
+    """Digest the code that a component adds to its interface.
+
+    Args:
+        component: of a class that users may write.
+        base: the interface.
+        modules: names of other modules that it depends on.
 
     Returns:
-        16 hexadecimal digits; empty where a class comes from no file.
+        As `source_digest` does.
     """
-    names = {cls.__module__ for cls in classes}
-    files = {path for name in names for path in _files(name)}
+    classes = [cls for cls in type(component).__mro__ if issubclass(cls, base) and cls is not base]
+    return source_digest([*(cls.__module__ for cls in classes), *modules])
+
+
+def source_digest(names: Iterable[str]) -> str:
+    """Digest modules and what they import: of this project what is in their own folder and below it, of others all.
+
+    Comments, docstrings and formatting do not count, nor do installed packages.
+
+    Args:
+        names: of the modules.
+
+    Returns:
+        16 hexadecimal digits; empty where a module comes from no file.
+    """
+    files = {path for name in set(names) for path in _files(name)}
     if not files:
         return ""
     digest = hashlib.sha256()
@@ -32,7 +57,7 @@ def source_digest(classes: Iterable[type]) -> str:
 
 @cache
 def _files(name: str) -> set[Path]:
-    """Return a module's file and those of its folder, or below it, that it needs directly or through others."""
+    """Return a module's file and those of the same author that it needs directly or through others."""
     first = _file(name)
     if first is None:
         return set()
@@ -42,8 +67,10 @@ def _files(name: str) -> set[Path]:
         module, path = todo.pop()
         for imported in _imports(module, path):
             file = _file(imported)
-            own = file is not None and (first.parent in file.parents if packaged else first.parent == file.parent)
-            if file is not None and own and file not in found:
+            if file is None or file in found:
+                continue
+            beside = first.parent in file.parents if packaged else first.parent == file.parent
+            if beside or not any(folder in file.parents for folder in _VERSIONED):
                 found.add(file)
                 todo.append((imported, file))
     return found

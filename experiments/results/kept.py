@@ -14,8 +14,8 @@ from experiments.results.run_folder import RunFolder
 def is_done(point: Point) -> bool:
     """Tell whether a point's run is finished and what it was made of is as it was.
 
-    The trace that it records has to be there, and neither the code of its policies, router and model nor the files that
-    policies read may have changed. Runs that do not say what they were made of are done.
+    The trace that it records has to be there, and neither the code of its policies, router, model and data set nor the
+    files that policies read may have changed. Runs that do not say what they were made of are done.
     """
     folder, record = RunFolder(point.folder), point.options.trace.record
     if not folder.is_finished or (record is not None and not Path(record).exists()):
@@ -36,11 +36,24 @@ def remarks(point: Point) -> str:
     return unnoticed + (f"; measured with {differing}" if differing else "")
 
 
+def replaced(point: Point) -> str:
+    """Say which finished run a new one replaces although nobody forced it, and why; empty: none."""
+    folder = RunFolder(point.folder)
+    changed = ", ".join(_changed(folder.manifest, point)) if folder.is_finished and not point.options.force else ""
+    return changed and (
+        f"in place of the finished run, as the code or a file of {changed} has changed; tag=NAME measures beside it"
+    )
+
+
 def _changed(manifest: Mapping[str, Any], point: Point) -> Iterator[str]:
-    for field, now in (("sources", point.sources()), ("inputs", point.inputs())):
-        before = manifest.get(field)
-        if isinstance(before, Mapping):
-            yield from (name for name in {*now, *before} if before.get(name) != now.get(name))
+    sources, inputs = (manifest.get(field) for field in ("sources", "inputs"))
+    if isinstance(sources, Mapping):
+        now = point.sources()
+        # What an earlier version didn't note may be as it was.
+        yield from (name for name in sorted(sources) if sources[name] != now.get(name))
+    if isinstance(inputs, Mapping):
+        now = point.inputs()
+        yield from (name for name in sorted({*now, *inputs}) if inputs.get(name) != now.get(name))
 
 
 def _differences(manifest: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

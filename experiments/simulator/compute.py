@@ -96,7 +96,7 @@ class RankMemories:
             own = self._rank(rank)
             transfers = own.transfers
             transfers.now_s, transfers.copy_s = float(now_s[rank]), float(copy_s[rank])
-            own.fetcher.replace_residents(layer, placement.resident[:, rank])
+            own.fetcher.replace_residents(layer, placement)
             transfers.owed_s = 0.0  # moves of residents are taken to leave the processor alone
             ready_s[rank] = transfers.now_s
         self._held[layer], self._moved[layer] = held, new.any(axis=0)

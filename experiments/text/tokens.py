@@ -18,6 +18,7 @@ from experiments.datasets.base import Dataset
 from experiments.datasets.kit.special_tokens import END_ID
 from experiments.datasets.synthetic import Synthetic
 from experiments.files import kept_file
+from experiments.point.source import component_digest
 from experiments.text.tokenizer import load_tokenizer
 from harmoeny.models.base import TokenizerFile
 from harmoeny.placement import IntArray
@@ -86,9 +87,10 @@ def prepare_tokens(
         ValueError: the data set or the vocabulary is not usable.
     """
     limit = num_tokens if dataset.partial else None
+    source = f"{dataset.fingerprint()}{component_digest(dataset, Dataset)}"
     if isinstance(dataset, Synthetic):
         assert limit is not None, "there is no end of synthetic tokens"
-        identity = f"{dataset.fingerprint()}{vocab_size} {limit}"
+        identity = f"{source}{vocab_size} {limit}"
         return _cached(dataset.name, identity, lambda: dataset.ids(limit, vocab_size))
     tokenizer, end_id = load_tokenizer(vocab_size, own), own.end_id if own else END_ID
 
@@ -98,7 +100,7 @@ def prepare_tokens(
         return np.fromiter(islice(_ids(dataset.documents(), tokenizer, end_id, size), limit), dtype=np.int32)
 
     amount = "" if limit is None else f" {limit}"
-    return _cached(dataset.name, f"{dataset.fingerprint()}{tokenizer.to_str()}{end_id}{amount}", tokenise)
+    return _cached(dataset.name, f"{source}{tokenizer.to_str()}{end_id}{amount}", tokenise)
 
 
 def _cached(name: str, identity: str, make: Callable[[], npt.NDArray[np.int32]]) -> TokenFile:

@@ -176,6 +176,15 @@ def test_without_a_fit_and_with_everything_resident() -> None:
     assert placement.home.tolist() == fitted.fit.home[1]
 
 
+def crossings(home: list[list[int]], trace: RoutingTrace) -> int:
+    """Count one by one how often a token of a trace with one expert per layer changes rank."""
+    return sum(
+        home[layer][a[t, 0]] != home[layer + 1][b[t, 0]]
+        for layer, (a, b) in enumerate(pairwise(trace.expert_ids))
+        for t in range(len(a))
+    )
+
+
 def test_placement_is_saved_once_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "placement.json"
     _, expert_ids = planted(8, 2, 3, 0.8, np.random.default_rng(0))
@@ -184,9 +193,21 @@ def test_placement_is_saved_once_and_read_again(tmp_path: Path) -> None:
     fitted = policy.fitted(trace, 8, 2)
     written = path.read_bytes()
     assert json.loads(written)["gap"] == 0.0
-    other = RoutingTrace([np.zeros((4, 1), dtype=np.int64)] * 3, [0, 0, 0])
+    other = RoutingTrace(
+        [np.array([[0], [1], [2], [3]]), np.array([[7], [6], [1], [3]]), np.zeros((4, 1), np.int64)], [0] * 3
+    )
     again = policy.fitted(other, 8, 2)  # its routing does not matter any more
-    assert again.fit == fitted.fit
+    assert fitted.fit is not None
+    assert again.fit is not None
+    assert again.fit.home == fitted.fit.home
+    # What is reported is of this routing.
+    assert again.fit_report() == {
+        "num_pairs": 8,
+        "crossings": crossings(fitted.fit.home, other),
+        "crossings_before": crossings([[0, 0, 0, 0, 1, 1, 1, 1]] * 3, other),
+        "lower_bound": 0,
+        "gap": 1,
+    }
     assert path.read_bytes() == written
     assert list(path.parent.iterdir()) == [path]
 

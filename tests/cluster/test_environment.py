@@ -146,6 +146,10 @@ def test_a_step_without_a_variable_is_refused_by_its_name(
         ("SLURM_PROCID", "x", "'x', must be a number, at least 0"),
         ("SLURM_NODEID", "2", "2, must be below 2, the nodes in SLURM_STEP_TASKS_PER_NODE=3,2"),
         ("SLURM_STEP_NODELIST", "gpu[07-", "'gpu[07-', must be a list of nodes"),
+        ("SLURM_STEP_NODELIST", ",", "',', must be a list of nodes"),
+        ("SLURM_STEP_NODELIST", " ", "' ', must be a list of nodes"),
+        ("SLURM_STEP_NODELIST", "(null)", "'(null)', must be a list of nodes"),
+        ("SLURM_STEP_NODELIST", "a]b", "'a]b', must be a list of nodes"),
     ],
 )
 def test_a_step_with_a_wrong_variable_is_refused(

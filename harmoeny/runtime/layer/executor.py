@@ -88,7 +88,7 @@ class Executor(ABC):
         record.mark()  # metadata
         counts = self.comm.gather_counts(count_assignments(given.expert_ids_TK, num_experts))
         record.mark()  # plan
-        plan = self.planner.plan(given.layer, counts, self.comm.rank)
+        plan = self.planner.plan(given.layer, counts)
         result = self.execute(given, counts, plan)
         record.mark()  # end
         record.describe(plan, int(counts[self.comm.rank].sum()), result.fetch, result.padded_tokens)

@@ -40,20 +40,19 @@ class Planner:
         self._residency.reset()
         self.fetcher.reset()
 
-    def plan(self, layer: int, counts: IntArray, rank: int) -> Plan:
+    def plan(self, layer: int, counts: IntArray) -> Plan:
         """Plan a batch, after the policy had its chance to place its experts anew.
 
         Args:
             layer: MoE layer in order of execution.
             counts: int64 ``[world_size, num_experts]``.
-            rank: this rank.
         """
         if self.guard is not None:
-            return self.guard(layer, counts, lambda: self._plan(layer, counts, rank))
-        return self._plan(layer, counts, rank)
+            return self.guard(layer, counts, lambda: self._plan(layer, counts))
+        return self._plan(layer, counts)
 
-    def _plan(self, layer: int, counts: IntArray, rank: int) -> Plan:
+    def _plan(self, layer: int, counts: IntArray) -> Plan:
         changed = self._residency.update(layer, counts)
         if changed is not None:
-            self.fetcher.replace_residents(layer, changed.resident[:, rank])
+            self.fetcher.replace_residents(layer, changed)
         return self.policy.plan(counts, self.placements[layer])

@@ -159,6 +159,13 @@ class TestHub:
         longer = prepare_tokens(Hub(hub_name=str(tmp_path)), VOCAB_SIZE, num_tokens=800)
         np.testing.assert_array_equal(np.load(longer.path)[:500], np.load(tokens.path))
 
+    def test_the_files_of_a_folder_count(self, tmp_path: Path) -> None:
+        (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
+        before = Hub(hub_name=str(tmp_path)).fingerprint()
+        assert Hub(hub_name=str(tmp_path)).fingerprint() == before
+        (tmp_path / "rows.jsonl").write_text('{"text": "two"}\n')
+        assert Hub(hub_name=str(tmp_path)).fingerprint() != before
+
     def test_what_is_asked_for_counts(self) -> None:
         prints = [
             BookCorpus().fingerprint(), BookCorpus(revision="a").fingerprint(), BookCorpus(split="test").fingerprint(),

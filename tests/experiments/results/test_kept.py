@@ -6,13 +6,15 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.point.point import Point
-from experiments.results.kept import is_done, is_kept, remarks
+from experiments.results.kept import is_done, is_kept, remarks, replaced
 from experiments.results.manifest import new_manifest
+from experiments.text.prepare import prepare_point
 from results_schema.manifest import Status
 from tests.conftest import ROOT, Load
 
@@ -39,6 +41,23 @@ class Mine(StaticEP):
 
     def plan(self, counts, placement):
         return first(super().plan(counts, placement))
+'''
+DATASET = '''"""A data set of a user's."""
+from dataclasses import dataclass
+from typing import ClassVar
+
+from experiments.datasets.local import Local
+
+
+@dataclass(kw_only=True)
+class Mine(Local):
+    """Nobody thinks of the fingerprint."""
+
+    name: ClassVar[str] = "mine"
+    description: ClassVar[str] = "of a user's"
+
+    def documents(self):
+        yield from ["one two " * 200] * 5
 '''
 
 
@@ -114,8 +133,63 @@ class TestPolicy:
 
     def test_its_executor_and_the_router_and_the_model_count(self, load: Load) -> None:
         sources = load("system=[static_ep,fastermoe]", "router=zipf").sources()
-        assert set(sources) == {"systems.static_ep", "systems.fastermoe", "router", "model"}
-        assert len(set(sources.values())) == 4
+        assert set(sources) == {"systems.static_ep", "systems.fastermoe", "router", "model", "dataset"}
+        assert len(set(sources.values())) == 5
+        assert "dataset" not in load("backend=simulator", "hardware=dgx1_v100").sources(), "nobody reads it"
+
+    def test_what_it_imports_from_a_folder_beside_its_own_counts(self, load: Load, package: Path) -> None:
+        common = package / "common"
+        common.mkdir()
+        (common / "__init__.py").write_text("")
+        (common / "rules.py").write_text("LIMIT = 1\n")
+        own = package / "policies"
+        own.mkdir()
+        (own / "__init__.py").write_text("")
+        text = POLICY.format(package=package.name)
+        (own / "mine.py").write_text(f"import {package.name}.common.rules as rules\n{text}")
+        node = f"+systems.mine={{_target_:{package.name}.policies.mine.Mine}}"
+        point = load("system=[static_ep]", node, *STORED[:-2])
+        finish(point)
+        self.change(common / "rules.py", "1", "2")
+        assert not is_done(load("system=[static_ep]", node, *STORED[:-2]))
+
+    def test_a_function_that_makes_it_counts(self, load: Load, package: Path) -> None:
+        (package / "make.py").write_text(
+            "from baselines.static_ep import StaticEP\n\n\ndef make():\n    return StaticEP(placement='contiguous')\n"
+        )
+        node = f"+systems.mine={{_target_:{package.name}.make.make}}"
+        point = load("system=[static_ep]", node, *STORED[:-2])
+        finish(point)
+        self.change(package / "make.py", "contiguous", "round_robin")
+        again = load("system=[static_ep]", node, *STORED[:-2])
+        assert again.run_id == point.run_id
+        assert not is_done(again)
+        assert replaced(again).startswith(
+            "in place of the finished run, as the code or a file of systems.mine has"
+        )
+
+    def test_an_edited_data_set_is_read_and_measured_again(self, load: Load, package: Path) -> None:
+        (package / "data.py").write_text(DATASET)
+
+        def point() -> Point:
+            config = [argument for argument in STORED if argument != "dataset=random"]
+            return load(
+                *config, "dataset=local", f"dataset.path={__file__}", f"dataset._target_={package.name}.data.Mine"
+            )
+
+        before = point()
+        finish(before)
+        tokens = prepare_point(before).sha256
+        assert is_done(before)
+        for name in [name for name in sys.modules if name.startswith(package.name)]:
+            del sys.modules[name]
+        self.change(package / "data.py", "one two", "three four")
+        again = point()
+        assert again.run_id == before.run_id
+        assert not is_done(again)
+        assert "a file of dataset has changed; tag=NAME measures beside it" in replaced(again)
+        assert replaced(replace(again, options=replace(again.options, force=True))) == ""
+        assert prepare_point(again).sha256 != tokens, "the cache may not answer"
 
 
 def test_an_edited_placement_file_is_measured_again(load: Load, tmp_path: Path) -> None:

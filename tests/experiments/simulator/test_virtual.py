@@ -191,8 +191,8 @@ def test_weights_from_a_peer_do_not_use_the_host_link() -> None:
 def test_a_resident_that_is_being_replaced_is_waited_for(fetch: str, start_s: float) -> None:
     rank = Rank([1], fetch=fetch, order="covered")
     rank.transfers.copy_s = 3.0
-    resident: BoolArray = np.arange(NUM_EXPERTS) == 0
-    rank.strategy.replace_residents(0, resident)
+    resident: BoolArray = np.arange(NUM_EXPERTS)[:, None] == [0]
+    rank.strategy.replace_residents(0, Placement(np.zeros(NUM_EXPERTS, np.int64), resident))
     assert rank.transfers.now_s == (3.0 if fetch == "sync" else 0.0), "blocking copies are waited for at once"
     rank.residents = [0]
     done = rank.run({0: 1}, start_s=start_s)

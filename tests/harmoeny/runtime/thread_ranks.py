@@ -86,6 +86,7 @@ class ThreadCommunicator(Communicator):
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
     ) -> PeerCopies:
         for tensor, dst in sends:
+            assert dst != self.rank, "process groups refuse it"
             box = self.world.box(self.rank, dst, self._next(self.rank, dst))
             box.tensor = tensor
             box.sent.set()

@@ -193,14 +193,14 @@ class FetchStrategy:
         """Block until all copies are complete."""
         self.memory.transfers.drain()
 
-    def replace_residents(self, layer: int, resident: BoolArray) -> None:
-        """Change a layer's residents; new ones are copied in and counted as fetches of the next batch.
+    def replace_residents(self, layer: int, placement: Placement) -> None:
+        """Follow a new placement of a layer; new residents are copied in and counted as fetches of the next batch.
 
         Args:
             layer: MoE layer in order of execution.
-            resident: bool ``[num_experts]``.
+            placement: the new one, of all ranks.
         """
-        for index in replace_residents(self._home[layer], resident):
+        for index in replace_residents(self._home[layer], placement.resident[:, self.memory.comm.rank]):
             slot = self._slots[layer][index]
             self._moved.fetches.append(self._copy(layer, slot, self._home[layer][index]))
             self._moved.num_host_fetches += 1

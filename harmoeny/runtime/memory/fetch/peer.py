@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harmoeny.choices import Fetch
-from harmoeny.placement import BoolArray
+from harmoeny.placement import BoolArray, Placement
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.slots import Slot, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest
@@ -34,10 +34,21 @@ class PeerFetch(FetchStrategy):
             options: the system's; the homes in its placements send the experts.
         """
         super().__init__(memory, options)
-        self._senders = [placement.home for placement in options.placements]
+        self._first_senders = [placement.home for placement in options.placements]
+        self._senders = list(self._first_senders)
         self._comm = memory.comm.duplicate()
         self._arriving: dict[int, tuple[Mapping[str, Tensor], list[Any]]] = {}
         self._sending: list[Any] = []
+
+    def reset(self) -> None:
+        """Return to the residents and homes of the beginning."""
+        super().reset()
+        self._senders = list(self._first_senders)
+
+    def replace_residents(self, layer: int, placement: Placement) -> None:
+        """Follow a new placement of a layer: its homes send from now on."""
+        super().replace_residents(layer, placement)
+        self._senders[layer] = placement.home
 
     def _open_sources(self, layer: int, fetch: BoolArray) -> None:
         rank, device, experts = self._comm.rank, self._comm.device, self.memory.store.layers[layer]

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from harmoeny.models.kit import fingerprint
 from harmoeny.models.kit.fingerprint import folder_fingerprint
@@ -64,6 +66,20 @@ def test_of_large_files_parts_are_read(folder: Path, place: int, monkeypatch: py
     assert folder_fingerprint(folder, weights=True) != before
     path.write_bytes(content + b"0")
     assert folder_fingerprint(folder, weights=True) != before
+
+
+def test_a_router_between_the_blocks_of_a_large_file_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "_WHOLE_BYTES", 2**20)
+    monkeypatch.setattr(fingerprint, "_NUM_BLOCKS", 4)
+    experts, router = torch.zeros(2**21), torch.zeros(2**10)
+    path = folder / "a.safetensors"
+    prints = []
+    for scale in (0, 1):
+        save_file({"a.experts": experts, "b.router": router + scale, "c.experts": experts + 1}, path)
+        prints.append(folder_fingerprint(folder, weights=True))
+    assert prints[0] != prints[1]
+    path.write_bytes(b"\xff" * 2**21)  # a damaged file has one, too
+    folder_fingerprint(folder, weights=True)
 
 
 def test_a_model_without_files_has_none() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from baselines.drop import Drop
 from harmoeny.choices import Fetch
+from harmoeny.placement import IntArray, Placement
+from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.layer.recorder import Phase
@@ -147,3 +150,25 @@ def test_a_layer_without_a_system_is_refused() -> None:
             engine.forward(0, t.hidden, t.ids, t.weights)
 
     run_threads(1, rank_main)
+
+
+class Wandering(RandomPlan):
+    """Every batch, all experts move to the next rank; the plan stays what it was."""
+
+    description: ClassVar[str] = "placements that move on"
+
+    def update_placement(self, layer: int, history: Any, placement: Placement) -> Placement:  # noqa: ARG002
+        return Placement.from_home((placement.home + 1) % placement.world_size, placement.world_size)
+
+    def plan(self, counts: IntArray, placement: Placement) -> Plan:
+        """Send all tokens to the last rank."""
+        tokens = np.zeros((*counts.shape, len(counts)), dtype=np.int64)
+        tokens[:, :, -1] = counts
+        return plan_from_tokens(tokens, placement)
+
+
+def test_weights_come_from_the_homes_of_the_present_placement() -> None:
+    """An expert that has left a rank can be fetched back there: its first home would send it to itself."""
+    tokens = [[random_tokens(3 + rank, 20, 6, 2) for rank in range(3)]]
+    records = run_layers(3, Wandering(0, fetch="peer", num_slots=1), tokens, num_experts=6, batches=5)
+    assert records[2][-1].marks.fetch.num_peer_fetches > 0

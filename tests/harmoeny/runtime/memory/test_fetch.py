@@ -169,9 +169,9 @@ def test_systems_take_turns_with_one_pool() -> None:
 def test_a_new_placement_moves_weights(fetch: str) -> None:
     link = SlowCopies(Hardware(), seed=4)
     strategy = fetcher(link, fetch=fetch)
-    resident = np.zeros(NUM_EXPERTS, np.bool_)
+    resident = np.zeros((NUM_EXPERTS, 1), np.bool_)
     resident[[1, 4, 5]] = True
-    strategy.replace_residents(0, resident)
+    strategy.replace_residents(0, Placement(np.zeros(NUM_EXPERTS, np.int64), resident))
     stats = one_layer(strategy, 0, [ExpertSlice(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
     assert (stats.num_host_fetches, len(stats.fetches)) == (2, 2), (
         "the moves are counted in the batch that pays for them"
