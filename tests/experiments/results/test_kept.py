@@ -164,9 +164,7 @@ class TestPolicy:
         again = load("system=[static_ep]", node, *STORED[:-2])
         assert again.run_id == point.run_id
         assert not is_done(again)
-        assert replaced(again).startswith(
-            "in place of the finished run, as the code or a file of systems.mine has"
-        )
+        assert replaced(again).startswith("in place of the finished run, as the code or a file of systems.mine has")
 
     def test_an_edited_data_set_is_read_and_measured_again(self, load: Load, package: Path) -> None:
         (package / "data.py").write_text(DATASET)
