@@ -13,6 +13,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from hypothesis import settings
 from omegaconf import DictConfig
 
 from experiments.compose.load import load_point
@@ -27,6 +28,8 @@ WAITING = ROOT / "tests" / "cluster"
 RANK_FIXTURES = {"smoke", "joined_smoke"}
 Compose = Callable[..., DictConfig]
 Load = Callable[..., Point]
+#: A fifth of the examples, for `make check`; tests.strategies.examples applies it.
+settings.register_profile("quick", max_examples=20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

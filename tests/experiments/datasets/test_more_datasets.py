@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.datasets.base import Dataset
@@ -27,6 +27,7 @@ from experiments.text.prepare import prepare_point
 from experiments.text.tokens import prepare_tokens
 from tests.conftest import Load
 from tests.experiments.datasets.test_datasets import VOCAB_SIZE
+from tests.strategies import examples
 
 ROWS = [{"id": i, "text": f"Text {i}.\n\nSecond paragraph.", "translation": {"en": f"Word {i}"}} for i in range(3)]
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -188,7 +189,7 @@ class TestCocktail:
 
 
 class TestSynthetic:
-    @settings(deadline=None)
+    @examples()
     @given(n=st.integers(1, 2000), vocab=st.integers(FIRST_ID + 2, 300), share=st.floats(0, 1))
     def test_share_of_the_one_token_is_exact(self, n: int, vocab: int, share: float) -> None:
         ids = SkewedTokens(share=share, token=vocab - 1).ids(n, vocab)
