@@ -142,7 +142,7 @@ def draw_all(data: FigureData, folder: Path, only: Collection[str] | None = None
         with mpl.rc_context(cast(Any, RC)):
             figure = module.plot(data)
             for suffix in ("png", "pdf"):
-                figure.savefig(folder / f"{module.NAME}.{suffix}", dpi=250)
+                figure.savefig(folder / f"{module.NAME}.{suffix}")
         module.table(data).to_csv(folder / f"{module.NAME}.csv", index=False)
         drawn.append(folder / f"{module.NAME}.png")
     return drawn, lacking

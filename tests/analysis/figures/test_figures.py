@@ -120,7 +120,7 @@ def test_figures_are_written_as_png_pdf_and_csv(kind: str, request: pytest.Fixtu
 
 class TestSkewSweep:
     def test_numbers_behind_it_are_those_of_the_summaries(self, sweep: FigureData, tmp_path: Path) -> None:
-        draw_all(sweep, tmp_path)
+        draw_all(sweep, tmp_path, ["skew_sweep"])
         rows = pd.read_csv(tmp_path / "skew_sweep.csv").set_index(["router.skew", "system"])
         assert len(rows) == len(SKEWS) * len(LATENCY_S)
         for run, skew in zip(sweep.runs, SKEWS, strict=True):
@@ -335,6 +335,7 @@ class TestStyle:
         assert label("newcomer") == "newcomer"
 
 
+@pytest.mark.usefixtures("drafts")
 class TestCommand:
     def call(self, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
         monkeypatch.setattr(sys, "argv", ["figures", *map(str, arguments)])
