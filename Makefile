@@ -33,7 +33,7 @@ test: $(INSTALLED) $(DEEPSPEED) ## install into .venv, DeepSpeed too, and run li
 
 check: $(INSTALLED) ## what you run while you work: linters, type checker and the tests that start no ranks
 	$(LINT)
-	$(PYTEST) -m 'not ranks'
+	$(PYTEST) --hypothesis-profile quick -m 'not ranks and not processes'
 
 bench: $(INSTALLED) ## measure the parts that have a time budget (scripts/bench)
 	set -e; for name in $(BENCHES); do $(BIN)/python -m scripts.bench.$$name; done

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from hypothesis import settings
 from omegaconf import DictConfig
 
 from experiments.compose.load import load_point
@@ -26,6 +28,8 @@ WAITING = ROOT / "tests" / "cluster"
 RANK_FIXTURES = {"smoke", "joined_smoke"}
 Compose = Callable[..., DictConfig]
 Load = Callable[..., Point]
+#: A fifth of the examples, for `make check`; tests.strategies.examples applies it.
+settings.register_profile("quick", max_examples=20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,10 +73,19 @@ def smoke(shared_folder: Path) -> SmokeRun:
         return run
 
 
-@pytest.fixture
-def compose() -> Iterator[Compose]:
-    """Compose the configuration of a run or of a multirun as run.py does, with its ``hydra`` node."""
+@pytest.fixture(scope="session")
+def registered_options() -> Iterator[None]:
+    """Everything that conf/config.yaml refers to is known to Hydra, and not copied anew by every composition."""
     register_options()
+    with pytest.MonkeyPatch.context() as patch:
+        # Hydra copies its store, which it only reads, at every composition; that takes a third of its time.
+        patch.setattr(ConfigStore, "__deepcopy__", lambda store, _: store, raising=False)
+        yield
+
+
+@pytest.fixture
+def compose(registered_options: None) -> Iterator[Compose]:
+    """Compose the configuration of a run or of a multirun as run.py does, with its ``hydra`` node."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
 
         def composed(*overrides: str, multirun: bool = False) -> DictConfig:

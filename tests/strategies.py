@@ -1,11 +1,26 @@
-"""Hypothesis strategies that tests share: counts and placements of every awkward shape."""
+"""What tests with hypothesis share: how many examples they try, and counts and placements of every awkward shape."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from harmoeny.placement import PLACEMENTS, BoolArray, IntArray, Placement, place
+
+
+def examples(number: int = 100, **others: Any) -> settings:
+    """Let a test try so many examples; under the profile `quick` its share of them, though at least ten.
+
+    Args:
+        number: of examples; without a profile, all are tried.
+        others: of hypothesis' settings.
+    """
+    share = settings().max_examples / 100
+    return settings(deadline=None, max_examples=min(number, max(10, round(number * share))), **others)
+
 
 COUNT_KINDS = ("spread", "sparse", "zipf", "one_expert", "one_sender", "zero_rows", "ones", "none")
 

@@ -34,7 +34,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """Save a figure as PNG, whose path is returned, and as PDF."""
     for suffix in ("pdf", "png"):
         with atomic_path(folder / f"{name}.{suffix}") as temporary:
-            figure.savefig(temporary, dpi=250)
+            figure.savefig(temporary)
     return folder / f"{name}.png"
 
 

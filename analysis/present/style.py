@@ -83,6 +83,7 @@ RC = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "pdf.fonttype": 42,
+    "savefig.dpi": 250,
 }
 
 

@@ -8,14 +8,14 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from experiments.compose.help import help_text
 from experiments.registry import discover
 from harmoeny.placement import IntArray, Placement
 from tests.conftest import Load
 from tests.harmoeny.runtime.cases import TOLERANCE, expected_output, random_experts, random_tokens, start
-from tests.strategies import batches
+from tests.strategies import batches, examples
 
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="DeepSpeed is not installed: make test does"
@@ -23,7 +23,7 @@ needs_deepspeed = pytest.mark.skipif(
 
 
 @needs_deepspeed
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(batch=batches())
 def test_everything_goes_home_and_the_drop_variant_keeps_what_the_capacity_lets_through(
     batch: tuple[IntArray, Placement],

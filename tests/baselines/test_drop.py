@@ -5,17 +5,17 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines.drop import Drop
 from harmoeny.placement import IntArray, Placement, place
-from tests.strategies import batches
+from tests.strategies import batches, examples
 
 hundredths = st.integers(1, 400).map(lambda n: n / 100)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(batch=batches(), capacity_factor=hundredths)
 def test_overloaded_ranks_keep_exactly_their_capacity(
     batch: tuple[IntArray, Placement], capacity_factor: float

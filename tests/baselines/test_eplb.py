@@ -5,12 +5,12 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines.eplb import EPLB, balance, even_shares, pack, replicate
 from harmoeny.placement import BoolArray, IntArray, Placement
-from tests.strategies import batches
+from tests.strategies import batches, examples
 
 
 def largest_load(load: IntArray, resident: BoolArray) -> float:
@@ -35,7 +35,7 @@ SMALL = [(4, 2, 2), (4, 2, 3), (5, 2, 3), (3, 3, 2), (4, 3, 2), (5, 3, 2), (4, 4
 
 
 @pytest.mark.parametrize(("num_experts", "world_size", "num_slots"), SMALL)
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_within_the_proven_factor_of_the_best_placement(
     num_experts: int, world_size: int, num_slots: int, data: st.DataObject
@@ -75,7 +75,7 @@ def test_no_worse_than_the_published_example() -> None:
         assert largest_load(load, ours) <= theirs
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(
     num_nodes=st.integers(1, 3),
     ranks_per_node=st.integers(1, 4),
@@ -106,7 +106,7 @@ def test_everything_is_placed_slots_are_kept_and_groups_stay_on_one_node(
         assert (nodes_of_group.sum(axis=0) == groups_per_node).all()
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(load=st.lists(st.integers(0, 30), min_size=1, max_size=4), max_copies=st.integers(1, 4), data=st.data())
 def test_replication_minimises_the_heaviest_replica(load: list[int], max_copies: int, data: st.DataObject) -> None:
     num_replicas = data.draw(st.integers(len(load), len(load) * max_copies))
@@ -137,7 +137,7 @@ def test_packing_keeps_ranks_within_one_replica_of_each_other() -> None:
         assert np.ptp(loads) <= (load / copies).max() + 1e-6
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(batch=batches(max_world_size=8, max_experts=16))
 def test_replicas_share_evenly_and_own_ranks_come_first(batch: tuple[IntArray, Placement]) -> None:
     counts, placement = batch

@@ -3,13 +3,13 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines.eplb import EPLB
 from baselines.eplb_lp import EPLBWithLP, balanced_shares
 from harmoeny.placement import BoolArray, IntArray, Placement
-from tests.strategies import batches, even_load
+from tests.strategies import batches, even_load, examples
 
 
 def best_largest_load(load: IntArray, resident: BoolArray) -> int:
@@ -24,7 +24,7 @@ def best_largest_load(load: IntArray, resident: BoolArray) -> int:
     return best
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(batch=batches(max_world_size=6, max_experts=12))
 def test_largest_load_is_the_least_possible(batch: tuple[IntArray, Placement]) -> None:
     counts, placement = batch
@@ -35,7 +35,7 @@ def test_largest_load_is_the_least_possible(batch: tuple[IntArray, Placement]) -
     assert plan.load().max() <= EPLB().plan(counts, placement).load().max()
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_no_split_in_whole_numbers_is_better(data: st.DataObject) -> None:
     world_size = data.draw(st.integers(1, 3))

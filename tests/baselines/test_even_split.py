@@ -3,14 +3,14 @@ from __future__ import annotations
 from itertools import cycle
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 
 from baselines.even_split import EvenSplit
 from harmoeny.placement import IntArray, Placement
-from tests.strategies import batches, even_load
+from tests.strategies import batches, even_load, examples
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(batch=batches())
 def test_loads_and_shares_differ_by_at_most_one(batch: tuple[IntArray, Placement]) -> None:
     counts, placement = batch
@@ -20,7 +20,7 @@ def test_loads_and_shares_differ_by_at_most_one(batch: tuple[IntArray, Placement
     assert (np.ptp(plan.executed(), axis=1) <= 1).all()
 
 
-@settings(deadline=None)
+@examples()
 @given(batch=batches(max_world_size=5, max_experts=6, max_tokens=30))
 def test_same_as_dealing_one_by_one(batch: tuple[IntArray, Placement]) -> None:
     counts, placement = batch

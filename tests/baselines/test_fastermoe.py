@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines.executors.pairwise import PairwiseExecutor
@@ -14,7 +14,7 @@ from harmoeny.placement import BoolArray, IntArray, Placement, place
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.executor import PlanExecutor
 from tests.harmoeny.runtime.cases import CPU, random_experts, start
-from tests.strategies import batches
+from tests.strategies import batches, examples
 
 COSTS = st.tuples(st.floats(1e-6, 1e-3), st.floats(1e-6, 1e-1), st.floats(0, 1e-3))
 
@@ -38,7 +38,7 @@ def chosen(counts: IntArray, placement: Placement, costs: tuple[float, float, fl
     return {int(e) for e in np.flatnonzero(shadowed)}
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(popularity=st.lists(st.integers(0, 200), min_size=1, max_size=7), costs=COSTS)
 def test_best_of_all_sets_with_one_expert_per_rank_and_the_same_counts_everywhere(
     popularity: list[int], costs: tuple[float, float, float]
@@ -55,7 +55,7 @@ def test_best_of_all_sets_with_one_expert_per_rank_and_the_same_counts_everywher
     assert ours == pytest.approx(best, rel=1e-9)
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(batch=batches(max_world_size=6, max_experts=12, max_tokens=300), costs=COSTS)
 def test_best_number_of_the_most_popular_experts(
     batch: tuple[IntArray, Placement], costs: tuple[float, float, float]
@@ -86,7 +86,7 @@ def test_shadows_where_it_pays_and_not_before() -> None:
     assert policy.plan(counts, placement).load().tolist() == [450, 550]
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(batch=batches(max_world_size=6, max_experts=12), fetch_s=st.floats(1e-6, 1e-2))
 def test_assignments_are_executed_at_home_or_where_they_are(batch: tuple[IntArray, Placement], fetch_s: float) -> None:
     counts, placement = batch

@@ -1,12 +1,12 @@
-from hypothesis import given, settings
+from hypothesis import given
 
 from baselines.fastmoe import FastMoE
 from baselines.static_ep import StaticEP
 from harmoeny.placement import IntArray, Placement
-from tests.strategies import batches
+from tests.strategies import batches, examples
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(batch=batches())
 def test_every_expert_is_executed_at_home_which_is_the_plan_of_static_ep(batch: tuple[IntArray, Placement]) -> None:
     counts, placement = batch

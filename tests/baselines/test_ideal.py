@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from analysis.data.load import Run
 from analysis.data.summary import best_baseline
 from baselines.ideal import Ideal
 from harmoeny.placement import IntArray
-from tests.strategies import counts_arrays, even_load
+from tests.strategies import counts_arrays, even_load, examples
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(counts=counts_arrays())
 def test_even_load_without_fetches_and_with_the_fewest_tokens_sent(counts: IntArray) -> None:
     policy = Ideal()

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 
 from baselines.static_ep import StaticEP
 from harmoeny.placement import IntArray, Placement
-from tests.strategies import batches
+from tests.strategies import batches, examples
 
 
-@settings(deadline=None)
+@examples()
 @given(batch=batches(max_world_size=8, max_experts=16))
 def test_everything_is_executed_at_home(batch: tuple[IntArray, Placement]) -> None:
     counts, placement = batch

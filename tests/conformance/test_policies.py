@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.registry import discover
@@ -19,7 +19,7 @@ from harmoeny.placement import PLACEMENTS, IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
-from tests.strategies import counts_arrays, make_counts, scattered
+from tests.strategies import counts_arrays, examples, make_counts, scattered
 
 SYSTEMS: dict[str, type[Policy]] = discover("system")[0]
 NUM_LAYERS = 3
@@ -97,7 +97,7 @@ def assert_same(a: Plan, b: Plan) -> None:
 
 
 @every_policy
-@settings(deadline=None, max_examples=EXAMPLES)
+@examples(EXAMPLES)
 @given(counts=counts_arrays(), threshold=st.integers(1, 10_000), seed=st.integers(0, 2**32 - 1))
 def test_random_plans_keep_the_invariants(name: str, counts: IntArray, threshold: int, seed: int) -> None:
     policies = [build(name, counts, threshold, placement=kind) for kind in PLACEMENTS]
@@ -135,7 +135,7 @@ def test_edge_cases(name: str, kind: str, world_size: int, num_experts: int, cou
 
 
 @every_policy
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(counts=counts_arrays(max_world_size=8, max_experts=16), kind=st.sampled_from(PLACEMENTS))
 def test_replacement_gives_placements_to_plan_with(name: str, counts: IntArray, kind: str) -> None:
     policy, twin = (build(name, counts, 100, placement=kind) for _ in range(2))

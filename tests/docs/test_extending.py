@@ -139,6 +139,7 @@ def own_commands() -> list[str]:
     return [c for c in commands(PAGE) if program(c) == "run.py" and names & set(re.findall(r"\w+", c))]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("command", own_commands())
 def test_every_command_of_the_page_runs_as_it_stands(command: str, extended: Path) -> None:
     """It is checked at all points, without running them: that test is above."""
@@ -158,6 +159,7 @@ def test_the_commands_are_found() -> None:
     assert len(own_commands()) == 5
 
 
+@pytest.mark.processes
 def test_the_written_down_cluster_is_simulated(extended: Path) -> None:
     run = run_extended(extended, "backend=simulator", "hardware=my_cluster", "world_size=16", "model.num_experts=32")
     assert set(run.layers["device"]) == {"my_cluster"}

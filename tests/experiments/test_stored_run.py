@@ -57,6 +57,7 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("backend", COMMANDS)
 def test_the_same_command_keeps_all_points_and_reports_them(results: Path, backend: str) -> None:
     before = {folder: files(folder) for folder in folders(results, backend)}
@@ -93,6 +94,7 @@ def test_its_tables_and_numbers_are_read_as_they_were_stored(backend: str) -> No
         assert json.loads(json.dumps(summarise(loaded))) == json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.processes
 def test_a_point_that_an_earlier_revision_left_unfinished_is_run_again(results: Path) -> None:
     kept, unfinished = folders(results, "simulator")
     before, stored = files(kept), pd.read_parquet(unfinished / "layers.parquet")

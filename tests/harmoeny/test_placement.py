@@ -4,15 +4,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harmoeny.placement import PLACEMENTS, Placement, place
+from tests.strategies import examples
 
 sizes = {"num_experts": st.integers(1, 200), "world_size": st.integers(1, 32)}
 
 
-@settings(deadline=None)
+@examples()
 @given(**sizes, kind=st.sampled_from(PLACEMENTS))
 def test_experts_are_spread_evenly_the_first_ranks_taking_what_is_over(
     num_experts: int, world_size: int, kind: str
@@ -27,7 +28,7 @@ def test_experts_are_spread_evenly_the_first_ranks_taking_what_is_over(
         assert np.flatnonzero(placement.resident[expert]).tolist() == [placement.home[expert]]
 
 
-@settings(deadline=None)
+@examples()
 @given(**sizes)
 def test_order_of_experts(num_experts: int, world_size: int) -> None:
     contiguous = place("contiguous", num_experts, world_size).home.tolist()

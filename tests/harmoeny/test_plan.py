@@ -5,12 +5,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
-from tests.strategies import batches, even_load
+from tests.strategies import batches, even_load, examples
 
 small_batches = batches(max_world_size=5, max_experts=6, max_tokens=30)
 seeds = st.integers(0, 2**32 - 1)
@@ -31,7 +31,7 @@ def pick(where: BoolArray, seed: int) -> tuple[int, ...]:
     return tuple(int(i) for i in places[np.random.default_rng(seed).integers(len(places))])
 
 
-@settings(deadline=None)
+@examples()
 @given(batch=small_batches, seed=seeds)
 def test_sums_of_a_plan(batch: tuple[IntArray, Placement], seed: int) -> None:
     counts, placement = batch
@@ -55,7 +55,7 @@ def test_sums_of_a_plan(batch: tuple[IntArray, Placement], seed: int) -> None:
     assert replace(plan, tokens=kept).dropped(counts).tolist() == lost
 
 
-@settings(deadline=None)
+@examples()
 @given(batch=small_batches)
 def test_home_tokens(batch: tuple[IntArray, Placement]) -> None:
     counts, placement = batch
@@ -85,7 +85,7 @@ def test_validate_accepts_a_good_plan_and_names_what_is_wrong_with_others() -> N
         replace(good, fetch=good.fetch[:1]).validate(counts, placement)
 
 
-@settings(deadline=None)
+@examples()
 @given(batch=small_batches, seed=seeds)
 def test_validate_finds_one_wrong_number(batch: tuple[IntArray, Placement], seed: int) -> None:
     counts, placement = batch
@@ -104,7 +104,7 @@ def test_validate_finds_one_wrong_number(batch: tuple[IntArray, Placement], seed
         replace(plan, tokens=tokens).validate(counts, placement, exact=False)
 
 
-@settings(deadline=None)
+@examples()
 @given(batch=small_batches, seed=seeds)
 def test_validate_finds_a_lost_assignment(batch: tuple[IntArray, Placement], seed: int) -> None:
     counts, placement = batch
@@ -118,7 +118,7 @@ def test_validate_finds_a_lost_assignment(batch: tuple[IntArray, Placement], see
         short.validate(counts, placement)
 
 
-@settings(deadline=None)
+@examples()
 @given(batch=small_batches, seed=seeds)
 def test_validate_finds_a_missing_fetch(batch: tuple[IntArray, Placement], seed: int) -> None:
     counts, placement = batch
@@ -130,7 +130,7 @@ def test_validate_finds_a_missing_fetch(batch: tuple[IntArray, Placement], seed:
         replace(plan, fetch=fetch).validate(counts, placement)
 
 
-@settings(deadline=None)
+@examples()
 @given(batch=small_batches, seed=seeds)
 def test_validate_finds_a_needless_fetch(batch: tuple[IntArray, Placement], seed: int) -> None:
     counts, placement = batch

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines.static_ep import StaticEP
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import place
+from tests.strategies import examples
 
 
-@settings(deadline=None)
+@examples()
 @given(
     token_s=st.floats(1e-9, 1e-2, allow_subnormal=False),
     ratio=st.floats(0, 300),

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -13,7 +13,7 @@ from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.plan import Plan
 from harmoeny.rebalance import MIN_MOVE_DIVISOR, SENDER_ORDERS, STOP_RULES, HarMoEny, choose_moves
-from tests.strategies import batches, even_load
+from tests.strategies import batches, even_load, examples
 
 Batch = tuple[IntArray, Placement]
 small_batches = batches(max_world_size=6, max_experts=8, max_tokens=40)
@@ -61,7 +61,7 @@ def home_load(batch: Batch) -> IntArray:
     return np.bincount(placement.home, counts.sum(axis=0), placement.world_size).astype(np.int64)
 
 
-@settings(deadline=None, max_examples=250)
+@examples(250)
 @given(batch=small_batches, threshold=small_thresholds, stop_rule=stop_rules)
 def test_same_plan_as_the_algorithm(batch: Batch, threshold: int, stop_rule: str) -> None:
     counts, placement = batch
@@ -87,7 +87,7 @@ def test_a_plan_by_hand() -> None:
     assert HarMoEny(threshold=7).plan(counts, placement).load().tolist() == [14, 2]
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(batch=batches(), order=orders, stop_rule=stop_rules)
 def test_threshold_one_reaches_the_lower_bound(batch: Batch, order: str, stop_rule: str) -> None:
     counts, placement = batch
@@ -95,7 +95,7 @@ def test_threshold_one_reaches_the_lower_bound(batch: Batch, order: str, stop_ru
     assert plan.load().max() == even_load(int(counts.sum()), plan.world_size)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(batch=batches(), threshold=st.integers(1, 10_000), stop_rule=stop_rules)
 def test_imbalance_that_the_stop_rules_leave(batch: Batch, threshold: int, stop_rule: str) -> None:
     counts, placement = batch
@@ -111,7 +111,7 @@ def test_imbalance_that_the_stop_rules_leave(batch: Batch, threshold: int, stop_
     assert load[over] <= max(average, nearly_full, small_experts)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(batch=batches(), threshold=st.integers(1, 10_000), stop_rule=stop_rules)
 def test_nobody_crosses_the_average(batch: Batch, threshold: int, stop_rule: str) -> None:
     counts, placement = batch
@@ -126,7 +126,7 @@ def test_nobody_crosses_the_average(batch: Batch, threshold: int, stop_rule: str
     assert after.max() <= StaticEP().plan(counts, placement).load().max()
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(batch=batches(), threshold=st.integers(1, 10_000))
 def test_no_more_fetches_than_the_excess_is_worth(batch: Batch, threshold: int) -> None:
     counts, placement = batch
@@ -150,7 +150,7 @@ def test_no_more_fetches_than_the_excess_is_worth(batch: Batch, threshold: int) 
     np.testing.assert_array_equal(held.fetch, plan.fetch & ~placement.resident)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(batch=batches(), threshold=st.integers(1, 10_000))
 def test_covered_does_what_the_paper_does_and_then_more(batch: Batch, threshold: int) -> None:
     counts, placement = batch
@@ -162,7 +162,7 @@ def test_covered_does_what_the_paper_does_and_then_more(batch: Batch, threshold:
     assert load.max() <= HarMoEny(threshold=threshold, stop_rule="paper").plan(counts, placement).load().max()
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(batch=batches(), hidden_share=st.floats(0.01, 1.0))
 def test_what_covered_moves_add_nobody_waits_for(batch: Batch, hidden_share: float) -> None:
     counts, placement = batch
@@ -199,7 +199,7 @@ def test_weights_that_are_there_need_no_threshold() -> None:
     assert HarMoEny(threshold=5).plan(counts, Placement.from_home(home, 2)).load().tolist() == [10, 4]
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(batch=batches(max_world_size=5, max_experts=4, max_tokens=30), threshold=st.integers(1, 20))
 @example(batch=(np.array([[9], [0], [0], [4], [0]]), place("contiguous", 1, 5)), threshold=1)
 def test_local_first_moves_as_little_as_any_plan_with_these_loads(batch: Batch, threshold: int) -> None:
@@ -219,7 +219,7 @@ def test_local_first_moves_as_little_as_any_plan_with_these_loads(batch: Batch, 
     assert num_travelling(plan) == round(best.fun)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(batch=batches(), threshold=st.integers(1, 2_000))
 def test_local_first_gives_the_papers_loads_with_no_more_traffic(batch: Batch, threshold: int) -> None:
     counts, placement = batch

@@ -3,13 +3,14 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.data.routing import gini, gini_by_round, sorted_shares
+from tests.strategies import examples
 
 
-@settings(deadline=None)
+@examples()
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=20))
 def test_gini_is_half_the_mean_difference_of_all_pairs_relative_to_the_mean(values: list[int]) -> None:
     pairs = [abs(a - b) for a, b in product(values, values)]

@@ -2,10 +2,11 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.data.stats import Estimate, median_interval, paired_ratio
+from tests.strategies import examples
 
 FLOATS = st.floats(0.01, 1000, allow_nan=False)
 SAMPLES = st.lists(FLOATS, min_size=1, max_size=12)
@@ -40,7 +41,7 @@ def test_interval_covers_the_true_median_about_as_often_as_it_says() -> None:
     assert 0.89 * len(runs) <= covered <= 0.99 * len(runs)
 
 
-@settings(deadline=None)
+@examples()
 @given(SAMPLES)
 def test_order_does_not_matter_and_the_median_lies_inside(samples: list[float]) -> None:
     estimate = median_interval(samples)
@@ -56,7 +57,7 @@ def test_order_does_not_matter_and_the_median_lies_inside(samples: list[float]) 
         assert all(min(abs(end - x) for x in samples) <= tiny for end in (estimate.low, estimate.high))
 
 
-@settings(deadline=None)
+@examples()
 @given(SAMPLES, st.sampled_from([0.25, 2.0, 1024.0]))
 def test_a_change_of_unit_changes_nothing_else(samples: list[float], factor: float) -> None:
     plain, scaled = median_interval(samples), median_interval([x * factor for x in samples])
@@ -80,7 +81,7 @@ def test_samples_that_are_no_numbers_are_refused(samples: list[float]) -> None:
         median_interval(samples)
 
 
-@settings(deadline=None)
+@examples()
 @given(SAMPLES, st.sampled_from([0.5, 1.0, 3.0]))
 def test_constant_ratio_is_found_whatever_the_machine_does(samples: list[float], ratio: float) -> None:
     """Rounds may be slow or fast: where one system is always 3 times the other, the ratio is exactly 3."""
@@ -88,7 +89,7 @@ def test_constant_ratio_is_found_whatever_the_machine_does(samples: list[float],
     assert (estimate.median, estimate.low, estimate.high) == pytest.approx((ratio, ratio, ratio), rel=1e-12)
 
 
-@settings(deadline=None)
+@examples()
 @given(st.lists(st.tuples(FLOATS, FLOATS, FLOATS), min_size=1, max_size=9))
 def test_what_slows_a_whole_round_down_cancels(rounds: list[tuple[float, float, float]]) -> None:
     a, b, slowdown = np.array(rounds).T

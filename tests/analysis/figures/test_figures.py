@@ -19,8 +19,7 @@ from analysis.data.summary import summarise
 from analysis.figures import __main__ as command
 from analysis.figures import dataset_sweep, scale_out, skew_sweep, slots_sweep, threshold_sweep, time_breakdown
 from analysis.figures.kit.base import FigureData, FigureModule, discover, draw_all, figure_data
-from analysis.present.style import _LOOKS, _OTHERS, PHASE_COLOURS, label, look
-from experiments.registry import discover as discover_components
+from analysis.present.style import label, look
 from tests.synthetic import LATENCY_S, NUM_LAYERS, WORLD_SIZE, Synthetic, change_manifest, write_run, write_sweep
 
 SKEWS = [0.0, 0.5, 0.9]
@@ -120,7 +119,7 @@ def test_figures_are_written_as_png_pdf_and_csv(kind: str, request: pytest.Fixtu
 
 class TestSkewSweep:
     def test_numbers_behind_it_are_those_of_the_summaries(self, sweep: FigureData, tmp_path: Path) -> None:
-        draw_all(sweep, tmp_path)
+        draw_all(sweep, tmp_path, ["skew_sweep"])
         rows = pd.read_csv(tmp_path / "skew_sweep.csv").set_index(["router.skew", "system"])
         assert len(rows) == len(SKEWS) * len(LATENCY_S)
         for run, skew in zip(sweep.runs, SKEWS, strict=True):
@@ -315,26 +314,7 @@ def test_one_run_with_several_values_is_needed(
         assert str(module.missing(lacking)).endswith(f"python run.py experiment={module.NAME}")
 
 
-class TestStyle:
-    def test_no_two_systems_look_the_same(self) -> None:
-        looks = [*_LOOKS.values(), *_OTHERS]
-        assert len(set(looks)) == len(looks)
-        assert len({entry.colour for entry in looks}) == len(looks)
-
-    def test_every_part_of_a_layer_has_its_own_colour(self) -> None:
-        assert set(PHASE_COLOURS) == set(PARTS)
-        assert len(set(PHASE_COLOURS.values())) == len(PHASE_COLOURS)
-
-    def test_systems_here_are_told_apart(self) -> None:
-        systems = discover_components("system")[0]
-        assert len({look(name) for name in systems}) == len({label(name) for name in systems}) == len(systems)
-
-    def test_a_newcomer_keeps_its_look(self) -> None:
-        assert look("newcomer") == look("newcomer")
-        assert look("newcomer") in _OTHERS
-        assert label("newcomer") == "newcomer"
-
-
+@pytest.mark.usefixtures("drafts")
 class TestCommand:
     def call(self, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
         monkeypatch.setattr(sys, "argv", ["figures", *map(str, arguments)])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from harmoeny.runtime.exchange.comm import PeerCopies
 from tests.harmoeny.runtime.cases import RandomPlan, random_experts, random_tokens, start
 from tests.harmoeny.runtime.layer.test_engine import run_layers
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
+from tests.strategies import examples
 
 
 class ScheduledRandomPlan(RandomPlan):
@@ -32,7 +33,7 @@ class ScheduledRandomPlan(RandomPlan):
         return FasterMoE(group_size=self.group_size).source_groups(world_size)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_any_plan_is_exact(data: st.DataObject) -> None:
     world_size = data.draw(st.integers(1, 6))

@@ -244,6 +244,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.Co
 Answers = dict[str, "subprocess.CompletedProcess[str]"]
 
 
+@pytest.mark.processes
 @pytest.mark.timeout(300)
 class TestCommandLine:
     @pytest.mark.parametrize(

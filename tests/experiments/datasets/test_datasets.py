@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.datasets import pydoc
@@ -22,6 +22,7 @@ from experiments.files import cache_dir, kept_file
 from experiments.text.tokenizer import MIN_VOCAB_SIZE, load_tokenizer
 from experiments.text.tokens import TokenFile, prepare_tokens
 from results_schema.atomic import atomic_path
+from tests.strategies import examples
 
 VOCAB_SIZE = 512
 # Modules that do something when they are imported, or that nothing here needs.
@@ -35,6 +36,7 @@ print(json.dumps([digest, [name for name in {NEVER_IMPORTED} if name in sys.modu
 
 
 class TestPyDoc:
+    @pytest.mark.processes
     def test_another_process_collects_the_same_and_imports_no_source(self, tmp_path: Path) -> None:
         here = PyDoc().documents()
         environment = os.environ | {"HARMOENY_CACHE": str(tmp_path), "PYTHONHASHSEED": "17"}
@@ -153,7 +155,7 @@ class TestTokens:
         _written(tmp_path, "some other text")
         assert prepare_tokens(source, VOCAB_SIZE).path != first.path
 
-    @settings(deadline=None)
+    @examples()
     @given(
         world_size=st.integers(1, 4),
         batch_size=st.integers(1, 4),

@@ -80,6 +80,7 @@ def can_mount() -> bool:
         return False
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not can_mount(), reason="mounts a small file system")
 class TestSmallDisk:
     """Commands whose results, or cache, lie on a file system of a few pages; they copy what is left of it."""

@@ -54,6 +54,7 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 class TestLock:
+    @pytest.mark.processes
     def test_nobody_else_gets_it_and_the_holder_is_named(self, tmp_path: Path) -> None:
         holder = start(_HOLDS, str(tmp_path))
         try:
@@ -63,6 +64,7 @@ class TestLock:
             holder.kill()
             holder.wait()
 
+    @pytest.mark.processes
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
     def test_a_crash_leaves_no_lock(self, tmp_path: Path, number: signal.Signals) -> None:
         holder = start(_HOLDS, str(tmp_path))
@@ -159,6 +161,7 @@ class TestNeighbours:
                 assert one is not None
                 assert [other["run"] for other in one.met()] == ["first"]
 
+    @pytest.mark.processes
     def test_one_that_crashed_before_is_not_and_while_measuring_is(self, own_machine: Path) -> None:
         def crash() -> None:
             other = start(_MEASURES, "crashed")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.registry import discover
@@ -18,6 +18,7 @@ from experiments.routers.skew import SkewRouter
 from experiments.routers.uniform import UniformRouter
 from experiments.routers.zipf import ZipfRouter
 from harmoeny.placement import IntArray
+from tests.strategies import examples
 
 
 def request(num_tokens: int, num_experts: int, top_k: int, **others: int) -> RoutingRequest:
@@ -71,7 +72,7 @@ def test_every_router_is_covered() -> None:
     assert set(discover("router")[0]) == {"uniform", "skew", "paper_skew", "dynamic", "zipf", "model", "trace"}
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(data=st.data(), req=requests())
 def test_every_token_goes_to_top_k_different_experts(data: st.DataObject, req: RoutingRequest) -> None:
     router = data.draw(routers(req.num_experts, req.top_k))
@@ -92,7 +93,7 @@ def test_the_papers_skew_gives_no_expert_a_token_twice(num_experts: int, top_k: 
         assert counts_of(ids, num_experts).sum() == 40 * top_k
 
 
-@settings(deadline=None)
+@examples()
 @given(data=st.data(), req=requests())
 def test_skew_is_the_share_of_the_hot_experts(data: st.DataObject, req: RoutingRequest) -> None:
     num_hot = data.draw(st.integers(1, req.num_experts), label="num_hot")
@@ -115,13 +116,13 @@ def test_skew_by_hand() -> None:
     assert counts_of(SkewRouter(skew=0.5).assign(request(100, 10, 2)), 10)[0] == 100  # half of all: every token once
 
 
-@settings(deadline=None)
+@examples()
 @given(req=requests())
 def test_uniform_counts_differ_by_at_most_one(req: RoutingRequest) -> None:
     assert np.ptp(counts_of(UniformRouter().assign(req), req.num_experts)) <= 1
 
 
-@settings(deadline=None)
+@examples()
 @given(req=requests(), exponent=st.floats(0, 10))
 def test_zipf_counts_fall_as_a_power(req: RoutingRequest, exponent: float) -> None:
     counts = counts_of(ZipfRouter(exponent=exponent).assign(req), req.num_experts)
@@ -134,7 +135,7 @@ def test_zipf_counts_fall_as_a_power(req: RoutingRequest, exponent: float) -> No
     assert (np.diff(counts) <= 1).all()
 
 
-@settings(deadline=None)
+@examples()
 @given(
     shares=st.lists(st.floats(0, 1), min_size=1, max_size=30).filter(lambda s: sum(s) > 1e-3),
     top_k=st.integers(1, 4),
@@ -260,7 +261,7 @@ def test_a_share_above_what_top_k_allows_is_said() -> None:
 
 
 @given(data=st.data(), asked=requests())
-@settings(deadline=None, max_examples=30)
+@examples(30)
 def test_what_is_said_is_what_happens(data: st.DataObject, asked: RoutingRequest) -> None:
     router = ZipfRouter(exponent=data.draw(st.floats(0, 4)))
     shares, num_assignments = router.shares(asked), asked.num_tokens * asked.top_k

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.routing.trace import RecordedRouting
 from experiments.routing.trace_files import make_trace
 from harmoeny.placement import IntArray
+from tests.strategies import examples
 
 
 def random_ids(rng: np.random.Generator, num_tokens: int, num_experts: int, top_k: int) -> IntArray:
@@ -27,7 +28,7 @@ def random_trace(
     return make_trace(Path(path), ids, num_experts, ("model", "text"), [0, 0, 1], token_paths=token_paths), ids
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(seed=st.integers(0, 1000), recorded=st.integers(1, 4), wanted=st.integers(1, 9), paths=st.booleans())
 def test_any_number_of_ranks_shares_the_same_tokens(seed: int, recorded: int, wanted: int, paths: bool) -> None:
     trace, ids = random_trace(seed, world_size=recorded, token_paths=paths)

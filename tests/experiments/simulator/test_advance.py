@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines.drop import Drop
@@ -25,6 +25,7 @@ from harmoeny.modelled import PredictsExecuted
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import HarMoEny
+from tests.strategies import examples
 
 #: 1 s per token, 4 s per expert fetched, 1 s per token sent.
 UNIT = Hardware(expert_flops_per_s=2.0, host_link_bytes_per_s=10.0, all_to_all_bytes_per_s=4.0)
@@ -179,7 +180,7 @@ COUNTS = st.integers(1, 4).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(COUNTS)
 def test_nothing_is_lost_and_bytes_are_those_of_the_fetches(counts: list[list[int]]) -> None:
     for policy in (
@@ -201,7 +202,7 @@ def test_nothing_is_lost_and_bytes_are_those_of_the_fetches(counts: list[list[in
             )
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(COUNTS, st.floats(1.0, 5.0))
 def test_a_faster_machine_is_never_slower(counts: list[list[int]], factor: float) -> None:
     for policy in (StaticEP(), EvenSplit(fetch="sync")):
@@ -211,7 +212,7 @@ def test_a_faster_machine_is_never_slower(counts: list[list[int]], factor: float
             assert fast.boundary_s[-1].max() <= slow * (1 + 1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(COUNTS)
 def test_flows_without_a_plan_agree_with_the_plan(counts: list[list[int]]) -> None:
     array = np.array(counts, dtype=np.int64)

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.simulator.topology import Topology
 from harmoeny.hardware import Hardware
+from tests.strategies import examples
 
 SWITCH = Hardware(all_to_all_bytes_per_s=10.0, host_link_bytes_per_s=4.0)
 # A square without diagonals: 0 - 1 - 3 - 2 - 0.
@@ -71,7 +72,7 @@ def test_host_links_are_shared_by_those_that_fetch() -> None:
     assert Topology(alone, 4).host_fetch_s(12.0, np.array([1, 1, 1, 0])).tolist() == [4.0, 4.0, 3.0, 3.0]
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.lists(st.floats(0, 1e6), min_size=16, max_size=16), st.floats(1.0, 4.0))
 def test_more_bandwidth_never_takes_longer(values: list[float], factor: float) -> None:
     matrix = np.array(values).reshape(4, 4)

@@ -2,13 +2,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from experiments.datasets.kit.special_tokens import END_ID, SPECIAL_TOKENS
 from experiments.text.tokenizer import MIN_VOCAB_SIZE, check_vocab_size, load_tokenizer
 from harmoeny.models.base import TokenizerFile
+from tests.strategies import examples
 
 TEXT = "The quick brown fox isn't 42 years old: caf\xe9, \u4f60\u597d, \U0001f512!\n\tdef f(x):  return x\r\n"
 
@@ -19,7 +20,7 @@ def loaded(vocab_size: int) -> Tokenizer:
 
 
 @pytest.mark.parametrize("vocab_size", [MIN_VOCAB_SIZE, 512])
-@settings(deadline=None)
+@examples()
 @given(text=st.text())
 @example(text=TEXT)
 @example(text="  \n\n\x00 \u2028")

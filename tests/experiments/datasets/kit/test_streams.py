@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from experiments.datasets.local import Local
+from tests.strategies import examples
 
 TEXT = "First paragraph: caf\xe9, \u4f60\u597d, \U0001f512.\nIts second line.\n\nAnother one.\n" * 40
 DOCUMENTS = [paragraph.strip() for paragraph in TEXT.split("\n\n")]
@@ -124,7 +125,7 @@ class TestPacked:
         assert documents(path) == ["one", "two", "row", "column"]
 
     @pytest.mark.parametrize("kind", [*PACKERS, "zip"])
-    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(15, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(cut=st.floats(0.01, 0.99), flip=st.booleans())
     def test_damaged_ones_are_refused_by_name(self, kind: str, cut: float, flip: bool, tmp_path: Path) -> None:
         text = np.random.default_rng(0).integers(97, 123, 20_000, dtype=np.uint8).tobytes()
@@ -282,7 +283,7 @@ class TestNoText:
             read(tmp_path / "mark", codecs.BOM_UTF16_LE)
 
     @pytest.mark.parametrize("suffix", ["", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".zip", ".gz"])
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         head=st.sampled_from(
             [b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE]

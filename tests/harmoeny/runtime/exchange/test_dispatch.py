@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harmoeny.placement import place
 from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch, weighted_sum
 from tests.harmoeny.runtime.cases import RandomPlan, random_tokens
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
+from tests.strategies import examples
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(
     world_size=st.integers(1, 6),
     num_experts=st.integers(1, 9),

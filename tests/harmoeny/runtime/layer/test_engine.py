@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines.drop import Drop
@@ -27,6 +27,7 @@ from tests.harmoeny.runtime.cases import (
     start,
 )
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
+from tests.strategies import examples
 
 
 def run_layers(
@@ -60,7 +61,7 @@ def run_layers(
     return run_threads(world_size, rank_main)
 
 
-@settings(deadline=None, max_examples=120)
+@examples(120)
 @given(data=st.data())
 def test_every_strategy_slot_count_top_k_and_dtype_is_exact(data: st.DataObject) -> None:
     world_size = data.draw(st.integers(1, 5))

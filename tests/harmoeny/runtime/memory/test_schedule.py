@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harmoeny.cost import ExpertCost
@@ -18,6 +18,7 @@ from harmoeny.runtime.memory.schedule import (
     replace_residents,
     with_slot,
 )
+from tests.strategies import examples
 
 COST = ExpertCost(token_s=1.0, fetch_s=10.0)
 
@@ -43,7 +44,7 @@ def layers(draw: st.DrawFn) -> tuple[list[ExpertSlice], list[int], ExpertCost, s
     return items, home, cost, draw(st.sampled_from(["covered", "paper"]))
 
 
-@settings(deadline=None, max_examples=500)
+@examples(500)
 @given(layers())
 def test_every_slice_runs_once_with_its_own_weights_and_slots_are_restored(
     case: tuple[list[ExpertSlice], list[int], ExpertCost, str],
@@ -67,7 +68,7 @@ def test_every_slice_runs_once_with_its_own_weights_and_slots_are_restored(
     assert [c for c, h in zip(content, home, strict=True) if h != EMPTY] == [h for h in home if h != EMPTY]
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(layers())
 def test_residents_are_never_fetched_and_few_are_overwritten(
     case: tuple[list[ExpertSlice], list[int], ExpertCost, str],
@@ -114,7 +115,7 @@ def test_nothing_to_do(work_order: str) -> None:
     assert make_schedule([], [0, 1], COST, work_order=work_order) == Schedule((), ())
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(layers())
 def test_residents_and_fetched_experts_keep_their_order_if_asked(
     case: tuple[list[ExpertSlice], list[int], ExpertCost, str],
@@ -127,7 +128,7 @@ def test_residents_and_fetched_experts_keep_their_order_if_asked(
         ]
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(
     st.lists(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=5, max_size=5), min_size=2, max_size=2),
     st.none() | st.integers(1, 7),

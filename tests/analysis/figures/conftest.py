@@ -1,0 +1,48 @@
+"""Results to draw: a sweep of skews, texts with the model's routing, a skew that changes, numbers of ranks."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from analysis.data.load import load_run, load_sweep
+from analysis.figures.kit.base import FigureData, figure_data
+from tests.analysis.figures.runs import COUNTS, OTHERS, SKEWS, STACKS
+from tests.synthetic import change_manifest, write_routing, write_run, write_sweep
+
+
+@pytest.fixture(scope="module")
+def skews(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    sweep = load_sweep(write_sweep(tmp_path_factory.mktemp("results"), SKEWS))
+    return figure_data(sweep.runs, sweep.points)
+
+
+@pytest.fixture(scope="module")
+def routed_texts(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """Two data sets with the model's own routing: on the second one all tokens go to one expert."""
+    folder = tmp_path_factory.mktemp("results")
+    names = ["pydoc", "constant"]
+    for i, name in enumerate(names):
+        write_run(folder / name, seed=i, latency_s={k: [(1 + i) * s for s in v] for k, v in OTHERS.items()})
+        counts = COUNTS if i == 0 else [[[100, 0, 0, 0]] * 2 + [[4, 0, 0, 0]]] * 3
+        write_routing(folder / name, counts, STACKS, "model")
+        change_manifest(folder / name, dataset={"name": name})
+    return figure_data([load_run(folder / name) for name in names], [{"dataset": name} for name in names])
+
+
+@pytest.fixture(scope="module")
+def changing(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    folder = tmp_path_factory.mktemp("results") / "run"
+    write_run(folder, latency_s={name: OTHERS.get(name, [0.25] * 3) for name in (*OTHERS, "ideal")})
+    write_routing(folder, COUNTS, STACKS, "dynamic")
+    return figure_data([load_run(folder)], [{}])
+
+
+@pytest.fixture(scope="module")
+def ranks_by_skew(skews: FigureData) -> FigureData:
+    """The runs as if they were three numbers of ranks at one skew, and the same a little slower at another."""
+    ranks = skews.summary["router.skew"].map(dict(zip(SKEWS, (2, 4, 8), strict=True)))
+    first = skews.summary.assign(world_size=ranks, **{"router.skew": 0.0})
+    slower = first["throughput_tokens_per_s"] / 2
+    second = first.assign(throughput_tokens_per_s=slower, **{"router.skew": 0.9})
+    return FigureData(pd.concat([first, second]), ["router.skew", "world_size"], skews.caption, skews.runs)
