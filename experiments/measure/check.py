@@ -79,8 +79,7 @@ class Checker:
         self._complete: Tensor | None = None
         self._decode: DecodeBatch | None = None
         if bench.point.options.decode_tokens:
-            rank = bench.comm.rank
-            self._decode = make_decode_batch(bench.point, bench.model, bench.warm_up, WARM_UP_BATCH, rank)
+            self._decode = make_decode_batch(bench, bench.warm_up, WARM_UP_BATCH)
 
     def check(self, system: System) -> dict[str, Any]:
         """Check one system; all ranks together."""
