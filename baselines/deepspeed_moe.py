@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from packaging.version import Version
 
-from baselines.drop import check_capacity_factor
+from baselines.kit.capacity import check_capacity_factor
 from harmoeny.choices import Fetch, WorkOrder
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from baselines.kit.capacity import check_capacity_factor
 from harmoeny.compiled import compiled
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
@@ -43,16 +44,6 @@ class Drop(Policy):
         # Rounded, since 100 * 1.1 is a little more than 110.
         capacity = math.ceil(round(int(counts.sum()) * self.capacity_factor / world_size, 6))
         return plan_from_tokens(home_tokens(_keep(counts, placement.home, capacity), placement.home), placement)
-
-
-def check_capacity_factor(capacity_factor: float) -> None:
-    """Refuse a multiple of the average load that nothing can be kept to.
-
-    Raises:
-        ValueError: it is not a positive, finite number.
-    """
-    if not (0 < capacity_factor < math.inf):
-        raise ValueError(f"capacity_factor: {capacity_factor}, must be a number above 0")
 
 
 @compiled

@@ -20,7 +20,7 @@ COLUMN_IN, PAGE_IN = 3.4, 7.0
 _CAPTION_POINTS = 7
 #: Width of a letter on average, of the caption and of the legend, and of what stands before a legend's label.
 _LETTER_POINTS, _LEGEND_LETTER_POINTS, _HANDLE_POINTS = 3.8, 3.9, 25.0
-_TITLE_LETTER_POINTS = 4.3
+_TITLE_LETTER_POINTS = 4.2
 #: An axis label with more letters takes two lines.
 _LABEL_LETTERS = 20
 

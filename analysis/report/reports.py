@@ -73,8 +73,9 @@ def report_runs(
     """
     saved = save_tables(runs, points, title, folder)
     console = Console()
-    # Where nobody watches, the width is the terminal's default, too narrow for the table.
-    console.print(saved.table, width=None if console.is_terminal else TEXT_WIDTH)
+    if not console.is_terminal:  # its default width is too narrow for the table, and print() can only lower it
+        console = Console(width=TEXT_WIDTH)
+    console.print(saved.table)
     for path in saved.figures:
         console.print(f"figure: {path} (and .pdf, .csv)", highlight=False, soft_wrap=True)
     console.print(f"table:  {folder / 'table.csv'}", highlight=False, soft_wrap=True)

@@ -13,6 +13,6 @@ class BookCorpus(Hub):
     """BookCorpus: sentences of novels (Zhu et al. 2015)."""
 
     name: ClassVar[str] = "bookcorpus"
-    description: ClassVar[str] = "books that nobody sells (hub)"
+    description: ClassVar[str] = "novels by unpublished authors (hub)"
 
     hub_name: str = "bookcorpus/bookcorpus"

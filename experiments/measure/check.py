@@ -79,8 +79,7 @@ class Checker:
         self._complete: Tensor | None = None
         self._decode: DecodeBatch | None = None
         if bench.point.options.decode_tokens:
-            rank = bench.comm.rank
-            self._decode = make_decode_batch(bench.point, bench.model, bench.warm_up, WARM_UP_BATCH, rank)
+            self._decode = make_decode_batch(bench, bench.warm_up, WARM_UP_BATCH)
 
     def check(self, system: System) -> dict[str, Any]:
         """Check one system; all ranks together."""
@@ -154,7 +153,7 @@ class Outcome:
         scale: largest absolute output of the reference.
         num_wanted: assignments.
         num_kept: executed ones.
-        problem: what is wrong with it that is no matter of degree.
+        problem: why it cannot be compared (shape, type, numbers that are not finite); None: it can.
         layer_error: largest absolute error of a MoE layer's output, relative to the layer's largest output.
         layer: which layer that was.
         peak_bytes: memory that the pass needed beyond what was held before; None: unknown.

@@ -13,9 +13,7 @@ from torch import Tensor
 from experiments.measure.batch import Batch, assigned, dense
 from experiments.measure.bench import Bench
 from experiments.measure.turns import collector_paused, in_turn
-from experiments.point.point import Point
 from experiments.results.request_rows import Decoded
-from harmoeny.models.base import MoEModel
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.layer.system import System
 
@@ -38,11 +36,17 @@ class DecodeBatch:
     logits: Tensor
 
 
-def make_decode_batch(point: Point, model: MoEModel, prompt: Batch, index: int, rank: int) -> DecodeBatch:
+def make_decode_batch(bench: Bench, prompt: Batch, index: int) -> DecodeBatch:
     """Let the untouched model decode, and keep its tokens and the routing of every step.
 
     With ``router=model`` the routing is the model's own; other routers decide every step anew, with their shares.
+
+    Args:
+        bench: has the model and the router.
+        prompt: this rank's share of a batch.
+        index: of the batch.
     """
+    model, point = bench.model, bench.point
     steps: list[list[Tensor]] = []
     tokens: list[Tensor] = []
     with dense(model):
@@ -50,16 +54,17 @@ def make_decode_batch(point: Point, model: MoEModel, prompt: Batch, index: int, 
         logits, cache = model.prefill(prompt.input_ids)
         for step in range(point.options.decode_tokens):
             tokens.append(logits.argmax(dim=-1))
-            pinned = None if point.router.from_model else _step_routing(point, model, prompt, index, rank, step)
+            pinned = None if point.router.from_model else _step_routing(bench, prompt, index, step)
             model.context.tape.pin(pinned)
             logits = model.decode(tokens[-1], cache)
             steps.append(model.context.tape.recorded if pinned is None else pinned)
     return DecodeBatch(prompt, torch.stack(tokens), steps, logits)
 
 
-def _step_routing(point: Point, model: MoEModel, prompt: Batch, index: int, rank: int, step: int) -> list[Tensor]:
+def _step_routing(bench: Bench, prompt: Batch, index: int, step: int) -> list[Tensor]:
     """Return int64 ``[batch_size, top_k]`` per MoE layer."""
-    num_layers, ids = len(model.experts), prompt.input_ids
+    point, rank, ids = bench.point, bench.comm.rank, prompt.input_ids
+    num_layers = len(bench.model.experts)
     first = (step + 1) * num_layers
     return [
         assigned(point, index=index, rank=rank, layer=first + layer, num_tokens=len(ids)).to(ids.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from experiments.measure.bench import Bench
-from experiments.measure.decode import DecodeBatch, decode_rounds, make_decode_batch
+from experiments.measure.decode import decode_rounds, make_decode_batch
 from experiments.measure.serving import serve_rounds
 from experiments.point.point import Point
 from experiments.results.request_rows import Decoded, Served
@@ -40,9 +40,6 @@ def measure_extra_loops(bench: Bench) -> Extra:
         extra.served.extend(serve_rounds(bench, arrivals_s))
     if options.decode_tokens:
         bench.progress.say("decoding with the dense model")
-        prompts: list[DecodeBatch] = [
-            make_decode_batch(bench.point, bench.model, batch, i, bench.comm.rank)
-            for i, batch in enumerate(bench.batches)
-        ]
+        prompts = [make_decode_batch(bench, batch, i) for i, batch in enumerate(bench.batches)]
         extra.decoded.extend(decode_rounds(bench, prompts))
     return extra

@@ -1,4 +1,4 @@
-"""Looks at every plan of a check before it is carried out: ranks with different plans would never find together."""
+"""Looks at every plan of a check before it is carried out: ranks with different plans would wait for each other."""
 
 from __future__ import annotations
 

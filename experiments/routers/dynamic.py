@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from experiments.routers.base import FloatArray, RoutingRequest, SharesRouter
-from experiments.routers.skew import check_hot, check_skew, hot_shares
+from experiments.routers.kit.hot import check_hot, check_skew, hot_shares
 
 
 @dataclass(kw_only=True)

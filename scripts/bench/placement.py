@@ -18,7 +18,7 @@ from rich.table import Table
 
 from experiments.registry import discover
 from experiments.routers.base import exact_counts
-from experiments.routers.skew import hot_shares
+from experiments.routers.kit.hot import hot_shares
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.runtime.device import Device

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from experiments.registry import discover
 from experiments.routers.base import FloatArray, RoutingRequest, exact_counts, route_by_shares
-from experiments.routers.skew import hot_shares
+from experiments.routers.kit.hot import hot_shares
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
+from matplotlib.patches import Rectangle
 
 from analysis.data.load import Run
 from analysis.data.paper_values import CITATION, beside, load_published, on_papers_machine, with_batches
@@ -169,24 +170,35 @@ def limit_height(axes: Axes) -> None:
         return
     top = 1.2 * max(kept)
     axes.set_ylim(0, top)
+    _write_heights(axes, limit, top)
+
+
+def _write_heights(axes: Axes, limit: float, top: float) -> None:
+    """Write into every bar above ``limit`` how high it is, and the published value; the axis ends at ``top``."""
     published = {
         round(float(x), 6): float(y)
         for line in axes.lines
         if line.get_label() == PUBLISHED
         for x, y in np.asarray(line.get_xydata())
     }
-    for bars in axes.containers:
-        for bar in bars if isinstance(bars, BarContainer) else ():
-            if bar.get_height() > limit:
-                centre = bar.get_x() + bar.get_width() / 2
-                beside = published.get(round(centre, 6), np.nan)
-                text = f"{bar.get_height():.3g}" + ("" if np.isnan(beside) else f"; published {beside:.3g}")
-                hatched = bool(bar.get_hatch())
-                axes.text(
-                    centre, top * 0.98, text, rotation=90, ha="center", va="top", fontsize=7,
-                    color="black" if hatched else "white",
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5} if hatched else None,
-                )  # fmt: skip
+    drawn = [bar for bars in axes.containers if isinstance(bars, BarContainer) for bar in bars]
+    for bar in (bar for bar in drawn if bar.get_height() > limit):
+        centre = bar.get_x() + bar.get_width() / 2
+        beside = published.get(round(centre, 6), np.nan)
+        text = f"{bar.get_height():.3g}" + ("" if np.isnan(beside) else f"; published {beside:.3g}")
+        hatched = bool(bar.get_hatch())
+        axes.text(
+            centre, top * 0.98, text, rotation=90, ha="center", va="top", fontsize=7, zorder=3,
+            color="black" if hatched else "white",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5} if hatched else None,
+        )  # fmt: skip
+        if hatched:  # its outline, which the text's box would hide
+            axes.add_patch(
+                Rectangle(
+                    bar.get_xy(), bar.get_width(), bar.get_height(), fill=False, edgecolor=bar.get_edgecolor(),
+                    linewidth=bar.get_linewidth(), zorder=4,
+                )
+            )  # fmt: skip
 
 
 def _open_markers(axes: Axes, positions: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:

@@ -70,7 +70,7 @@ class Source:
 #: Real routing on texts, by a model small enough to be executed here in seconds, on cores that are simulated.
 SIMULATED_TEXTS = (
     "experiment=dataset_sweep backend=simulator hardware=cpu_core model=switch_mini model.hidden_size=256 "
-    "model.intermediate_size=1536 batch_size=2 seq_len=128 rounds=2 "
+    "model.intermediate_size=1536 batch_size=2 seq_len=128 rounds=5 "
     "system=[harmoeny,static_ep,even_split,eplb,fastermoe,drop]"
 )
 

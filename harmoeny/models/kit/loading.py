@@ -136,7 +136,7 @@ def _first(config: Any, names: tuple[str, ...], what: str) -> int:
     return value
 
 
-def build_module(config: Any, folder: Path | None, dtype: torch.dtype, *, seed: int = 0, on_meta: bool = False) -> Any:
+def build_module(config: Any, folder: Path | None, dtype: torch.dtype, *, seed: int = 0, on_meta: bool) -> Any:
     """Build a model for inference.
 
     Args:

@@ -2,10 +2,12 @@ import dataclasses
 import pickle
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -102,6 +104,25 @@ def test_bad_configuration_gives_one_line_with_field_value_and_what_is_allowed(o
     message = explain(caught.value)
     assert re.match(BAD[overrides], message), message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "message"),
+    [
+        (0, r"device: 'cuda', must be cpu or auto: this PyTorch sees no CUDA device"),
+        (1, r"world_size: 2, must be at most 1, the CUDA devices here"),
+        (2, None),
+    ],
+)
+def test_every_rank_needs_a_gpu_of_its_own(
+    num_gpus: int, message: str | None, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    refused: AbstractContextManager[object] = nullcontext()
+    if message is not None:
+        refused = pytest.raises(ValueError, match=message)
+    with refused:
+        load("device=cuda", "world_size=2")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a b"])

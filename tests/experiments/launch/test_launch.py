@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments.launch.environment import is_main_rank, joined_world_size
+from experiments.launch.host import host_config
 from experiments.launch.local import launch
 from experiments.results.run_folder import RunFolder
 from experiments.text.tokens import prepare_tokens
@@ -41,6 +42,10 @@ def test_any_number_of_ranks(world_size: int, load: Load) -> None:
     assert (sent == 0).all() if world_size == 1 else (sent["static_ep"] > 0).all()
     quiet_ranks = {int(path.parent.name) for path in (point.folder / "logs").rglob("stderr.log")}
     assert quiet_ranks == set(range(1, world_size)), "rank 0 alone speaks to the terminal"
+
+
+def test_ranks_with_gpus_are_not_forked() -> None:
+    assert host_config(2, "cuda", "x", preload="none").start_method == "spawn"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.console import PointProgress
 from experiments.launch.rank import run_rank
-from experiments.measure.batch import Batch, make_batch
+from experiments.measure.batch import Batch
+from experiments.measure.bench import Bench
 from experiments.measure.decode import make_decode_batch
 from experiments.measure.serving import Pool
 from experiments.point.point import Point
@@ -104,10 +106,11 @@ def test_decode_computes_what_the_model_computes_without_keys_and_values(load: L
         "model=qwen3_tiny", "world_size=1", "batch_size=3", "seq_len=9", "dataset=random", "router=model", "rounds=1",
         f"decode_tokens={STEPS}",
     )  # fmt: skip
-    model = point.model.build(0)
+    silent = PointProgress("", 0, enabled=False)
     with torch.inference_mode():
-        prompt = make_batch(point, model, prepare_point(point), 0, 0, torch.device("cpu"))
-        batch = make_decode_batch(point, model, prompt, 0, 0)
+        bench = Bench.set_up(point, prepare_point(point), Communicator(torch.device("cpu")), silent)
+        model, prompt = bench.model, bench.batches[0]
+        batch = make_decode_batch(bench, prompt, 0)
         assert batch.tokens.shape == (STEPS, 3)
         model.context.dense = True
         ids = prompt.input_ids
@@ -122,6 +125,7 @@ def test_decode_computes_what_the_model_computes_without_keys_and_values(load: L
             for whole, step in zip(model.context.tape.recorded, expert_ids, strict=True):
                 assert (whole.view(3, -1, whole.shape[1])[:, -1] == step).all()
         assert torch.allclose(logits, batch.logits, atol=1e-5)
+        bench.close()
 
 
 def test_phases_that_a_model_or_router_has_not_are_refused(load: Load) -> None:

@@ -1,0 +1,1 @@
+"""What several routers need; no router is looked for here."""
