@@ -29,8 +29,9 @@ with quick_imports():
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
+    from experiments.compose.choices import check_choices
     from experiments.compose.job import fail, leave_interrupted, run_point
-    from experiments.compose.messages import explain
+    from experiments.compose.messages import explain, explain_hydra
     from experiments.compose.schema import register_options
 
     register_options()
@@ -46,6 +47,7 @@ if __name__ == "__main__":
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them over many lines
     try:
+        check_choices(sys.argv[1:])
         main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if wants_trace:
@@ -53,5 +55,9 @@ if __name__ == "__main__":
         fail(explain(error), 2)
     except OSError as error:  # Hydra writes, too
         fail(explain(error), 1)
+    except Exception as error:
+        if wants_trace or (line := explain_hydra(error, sys.argv[1:])) is None:
+            raise
+        fail(line, 2)
     except KeyboardInterrupt:
         leave_interrupted(signal.SIGINT)

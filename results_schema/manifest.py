@@ -30,7 +30,7 @@ REQUIRED_FIELDS = (
 FURTHER_FIELDS = (
     "started_at", "ended_at", "error", "git", "packages", "host", "sources", "inputs", "seed",
     "threads_per_rank", "calibration", "checks", "beside", "hardware_source", "out_of_memory",
-    "failed_systems",
+    "failed_systems", "checksums",
 )  # fmt: skip
 #: What it says of every system under ``systems``; ``fit`` is a real run's, ``threshold`` the simulator's.
 SYSTEM_FIELDS = (

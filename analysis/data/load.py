@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from results_schema import tables
+from results_schema.checksums import damaged
 from results_schema.files import CONFIG, MANIFEST, SWEEP
 from results_schema.manifest import REQUIRED_FIELDS, SIMULATOR, Status, is_finished, read_manifest
 from results_schema.walk import walk_files
@@ -81,6 +82,8 @@ def load_run(folder: Path) -> Run:
     manifest = read_manifest(folder)
     if manifest["status"] != Status.FINISHED:
         raise ValueError(f"{folder}: status is {manifest['status']!r}, must be {Status.FINISHED.value!r}")
+    for path in damaged(folder, manifest):
+        raise ValueError(f"{path}: not as it was written (its checksum is another); run it again")
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         frames = {

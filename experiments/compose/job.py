@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from experiments.compose.backends import backend_of
 from experiments.compose.load import load_point
-from experiments.compose.messages import explain
+from experiments.compose.messages import explain, one_line
 from experiments.console import say, tidy_terminal
 from experiments.launch.environment import is_main_rank, joined_world_size
 from experiments.launch.joined import run_joined
@@ -99,8 +99,9 @@ def _run_on_backend(point: Point, tokens: TokenFile | None, folder: RunFolder) -
 
 def fail(error: object, status: int) -> NoReturn:
     """Print one clear error and end the process with ``status``; other ranks of a job do not wait for this one."""
-    say(f"error: {error}")
-    tell_others(str(error))
+    line = one_line(error)
+    say(f"error: {line}")
+    tell_others(line)
     raise SystemExit(status)
 
 

@@ -77,11 +77,14 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _resolved(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Return all values as plain data, without Hydra's own."""
-    raw = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
-    assert isinstance(raw, Mapping)
-    own = OmegaConf.create({str(k): v for k, v in raw.items() if k != "hydra"})
+    if isinstance(config, DictConfig):  # its types hold for what interpolations give, too
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    else:
+        own = OmegaConf.create(dict(config))
     values = cast(dict[str, Any], OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
     _check_fields(values)
+    if not isinstance(values["systems"], Mapping):  # an interpolation may give anything
+        raise ValueError(f"systems: {values['systems']!r}, must be systems by name")
     return values
 
 

@@ -78,6 +78,7 @@ def _run(point: Point, tokens: TokenFile, folder: RunFolder, comm: Communicator)
             return
         iterations = run_rounds(bench)
         extra = measure_extra_loops(bench)
+        bench.clock.check()
     record_routing(bench)
     write_results(bench, Measured(checks, iterations, extra), folder)
     bench.close()

@@ -96,8 +96,8 @@ class Watch:
         before = time.monotonic()
         while not self._over.wait(_LOOK_S):
             now = time.monotonic()
-            # Time in which this process was stopped, too, as by Ctrl-Z, is nobody's silence.
-            self._look(min(now - before, 2 * _LOOK_S))
+            # Time in which this process was stopped, as by Ctrl-Z, or in which its clock jumped, is nobody's silence.
+            self._look(min(max(now - before, 0.0), 2 * _LOOK_S))
             before = now
 
     def _look(self, elapsed_s: float) -> None:

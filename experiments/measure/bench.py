@@ -33,7 +33,7 @@ class Bench:
         batches: one per measured round.
         warm_up: for the checks and the warm-up, never measured.
         progress: told of every forward pass.
-        clock: compares this rank's clock with rank 0's.
+        clock: this rank's, compared with rank 0's and watched.
         clock_offset_s: seconds from this rank's clock to rank 0's in this round, see :meth:`begin_round`.
     """
 
@@ -50,6 +50,7 @@ class Bench:
     @classmethod
     def set_up(cls, point: Point, tokens: TokenFile, comm: Communicator, progress: PointProgress) -> Bench:
         """Build the model, start the runtime and prepare batches and systems; all ranks do it together."""
+        clock = RankClock(comm)
         progress.say("building the model")
         model = build_model(point, comm)
         engine = start_rank(model.experts, comm, point.hardware)
@@ -61,7 +62,7 @@ class Bench:
             engine.build_system(name, fit(policy.calibrated(engine.memory.cost), point, model, tokens, comm))
             for name, policy in point.systems.items()
         ]
-        return cls(point, model, engine, systems, batches, warm_up, progress, RankClock(comm))
+        return cls(point, model, engine, systems, batches, warm_up, progress, clock)
 
     @property
     def comm(self) -> Communicator:
@@ -74,7 +75,12 @@ class Bench:
             system.planner.reset()
 
     def begin_round(self) -> None:
-        """Find out how far this rank's clock is from rank 0's; clocks drift. All ranks do it together."""
+        """Find out how far this rank's clock is from rank 0's; clocks drift. All ranks do it together.
+
+        Raises:
+            ClockError: this rank's clock jumped in the round before.
+        """
+        self.clock.check()
         self.clock_offset_s = self.clock.offset_s()
 
     def close(self) -> None:

@@ -41,5 +41,7 @@ def begun(point: Point, *, wait: bool) -> Iterator[RunFolder | None]:
                     "the results of both will say so"
                 )
             folder = RunFolder(point.folder, neighbours)
+            for path in folder.damaged:
+                say(f"{title}: {path} is damaged, and the point is measured again")
             folder.begin(point)
             yield folder

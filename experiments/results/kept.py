@@ -14,11 +14,12 @@ from experiments.results.run_folder import RunFolder
 def is_done(point: Point) -> bool:
     """Tell whether a point's run is finished and what it was made of is as it was.
 
-    The trace that it records has to be there, and neither the code of its policies, router, model and data set nor the
-    files that policies read may have changed. Runs that do not say what they were made of are done.
+    Its files have to be as they were written, the trace that it records has to be there, and neither the code of its
+    policies, router, model and data set nor the files that policies read may have changed. Runs that do not say what
+    they were made of are done.
     """
     folder, record = RunFolder(point.folder), point.options.trace.record
-    if not folder.is_finished or (record is not None and not Path(record).exists()):
+    if not folder.is_finished or folder.damaged or (record is not None and not Path(record).exists()):
         return False
     return not any(_changed(folder.manifest, point))
 

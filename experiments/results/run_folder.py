@@ -16,6 +16,7 @@ from experiments.results.manifest import new_manifest, now
 from experiments.results.neighbours import Neighbours
 from results_schema import files
 from results_schema.atomic import atomic_path, write_text
+from results_schema.checksums import FIELD, checksums, damaged
 from results_schema.manifest import Status, is_finished, read_manifest
 from results_schema.tables import TABLES, Table
 
@@ -51,6 +52,11 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether the run came to its end; one with a damaged manifest counts as unfinished."""
         return is_finished(self.path)
+
+    @property
+    def damaged(self) -> list[Path]:
+        """Files of a finished run that are not as they were written."""
+        return damaged(self.path, self.manifest) if self.is_finished else []
 
     @property
     def failed_systems(self) -> dict[str, str]:
@@ -92,7 +98,8 @@ class RunFolder:
     def finish(self) -> None:
         """Say that the run came to its end: from now on its tables count."""
         beside = {} if self._neighbours is None else {"beside": self._neighbours.met()}
-        self._write_manifest(self.manifest | beside | {"status": Status.FINISHED, "ended_at": now()})
+        ending = {"status": Status.FINISHED, "ended_at": now(), FIELD: checksums(self.path)}
+        self._write_manifest(self.manifest | beside | ending)
 
     def fail(self, reason: str) -> None:
         """Say why the run failed; one that has not begun, or has ended, is left as it is."""

@@ -9,8 +9,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
 #: Of the hosts, in a network for documentation (RFC 5737) that nobody has.
 ADDRESSES = ("203.0.113.1", "203.0.113.2")
 
@@ -46,20 +44,28 @@ class TwoHosts:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, timeout=10, check=False)
 
 
+class NoHostsError(Exception):
+    """This machine lets nobody make hosts; the message says why."""
+
+
 @contextmanager
 def two_hosts() -> Iterator[TwoHosts]:
-    """Set up the hosts; skip the test where that is not allowed."""
+    """Set up the hosts.
+
+    Raises:
+        NoHostsError: that is not allowed here.
+    """
     for command in ("ip", "unshare", "hostname"):
         if shutil.which(command) is None:
-            pytest.skip(f"no {command} here (Debian: iproute2, util-linux, hostname)")
+            raise NoHostsError(f"no {command} here (Debian: iproute2, util-linux, hostname)")
     if os.geteuid() != 0:
-        pytest.skip("only root may make network namespaces")
+        raise NoHostsError("only root may make network namespaces")
     hosts = TwoHosts(f"harmoeny-{uuid.uuid4().hex[:8]}")
     try:
         try:
             hosts.make()
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"network namespaces are not allowed here: {error.stderr.strip()}")
+            raise NoHostsError(f"network namespaces are not allowed here: {error.stderr.strip()}") from error
         yield hosts
     finally:
         hosts.remove()

@@ -7,8 +7,9 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -95,52 +96,56 @@ def _references(module: nn.Module) -> dict[str, list[_Ref]]:
 def _share(refs: Mapping[str, Sequence[_Ref]], comm: Communicator, local_rank: int) -> None:
     """Move every tensor into shared memory, and let its references point there.
 
-    The memory is a file, in RAM where the host has a file system for that. Its name is removed once all ranks have
-    mapped it, so that its memory is freed when the last of them ends.
+    The memory is a file without a name, in RAM where the host has a file system for that: it is gone with the last rank
+    that maps it, however the ranks end. The others open it as a descriptor of the host's first rank.
     """
     own = [(name, held[key]) for name, ((held, key), *_) in refs.items()]
-    described: list[Any] = [(os.urandom(8).hex(), [(name, t.shape, t.dtype) for name, t in own])]
+    described: list[Any] = [[(name, t.shape, t.dtype) for name, t in own]]
     own.clear()  # it would keep the originals alive
     dist.broadcast_object_list(described, src=0)
-    token, layout = described[0]
+    (layout,) = described
     if [name for name, _, _ in layout] != list(refs):
         raise RuntimeError(f"ranks hold different weights: {sorted({name for name, _, _ in layout} ^ set(refs))}")
     offsets, total = _offsets(layout)
-    # By host too: containers that stand for several hosts may see the same folders.
-    file_name = f"harmoeny-{token}-{socket.gethostname()}"
-    candidates = [Path(folder, file_name) for folder in ("/dev/shm", tempfile.gettempdir())]  # noqa: S108
-    path = candidates[0]
-    try:
+    with ExitStack() as stack:
+        own_path: Path | None = None
         if local_rank == 0:
-            path = next((p for p in candidates if _has_room(p.parent, total)), candidates[-1])
-            _fill(path, refs, layout, offsets, total)
-        comm.barrier()
+            descriptor = stack.enter_context(_unnamed_file(total)).fileno()
+            own_path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+            _fill(own_path, descriptor, refs, layout, offsets, total)
+        host = socket.gethostname()
+        everyone: list[Any] = [None] * comm.world_size
+        dist.all_gather_object(everyone, (host, own_path))
         if local_rank != 0:
-            path = next(p for p in candidates if p.exists())
+            path = next(path for of_host, path in everyone if of_host == host and path is not None)
             for name, tensor in _map(path, total, layout, offsets).items():
                 _refer(refs[name], tensor)
         comm.barrier()
-    finally:
-        if local_rank == 0:
-            path.unlink(missing_ok=True)
+
+
+def _unnamed_file(total: int) -> IO[bytes]:
+    folders = [Path("/dev/shm"), Path(tempfile.gettempdir())]  # noqa: S108
+    folder = next((folder for folder in folders if _has_room(folder, total)), folders[-1])
+    return tempfile.TemporaryFile(dir=folder)
 
 
 def _fill(
-    path: Path, refs: Mapping[str, Sequence[_Ref]], layout: Sequence[_Layout], offsets: Sequence[int], total: int
+    path: Path,
+    descriptor: int,
+    refs: Mapping[str, Sequence[_Ref]],
+    layout: Sequence[_Layout],
+    offsets: Sequence[int],
+    total: int,
 ) -> None:
-    """Create the file and move this rank's tensors into it one by one; each original is freed once it has moved."""
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    try:
-        os.ftruncate(descriptor, total)
-        for (name, tensor), offset in zip(_map(path, total, layout, offsets).items(), offsets, strict=True):
-            if tensor.nbytes:
-                # Pages are allocated before they are written: on a full host this raises, a write would be killed.
-                os.posix_fallocate(descriptor, offset, tensor.nbytes)
-            (held, key), *_ = refs[name]
-            tensor.copy_(held[key])
-            _refer(refs[name], tensor)
-    finally:
-        os.close(descriptor)
+    """Move this rank's tensors into the file one by one; each original is freed once it has moved."""
+    os.ftruncate(descriptor, total)
+    for (name, tensor), offset in zip(_map(path, total, layout, offsets).items(), offsets, strict=True):
+        if tensor.nbytes:
+            # Pages are allocated before they are written: on a full host this raises, a write would be killed.
+            os.posix_fallocate(descriptor, offset, tensor.nbytes)
+        (held, key), *_ = refs[name]
+        tensor.copy_(held[key])
+        _refer(refs[name], tensor)
 
 
 def _refer(refs: Sequence[_Ref], tensor: Tensor) -> None:
