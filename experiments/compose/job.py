@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from omegaconf import DictConfig
@@ -24,7 +26,6 @@ from experiments.results.sweep import point_title
 from experiments.results.times import sweep_left
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
-from experiments.text.tokens import TokenFile
 from results_schema.files import SWEEP_DIR_VARIABLE
 
 
@@ -78,11 +79,11 @@ def _run(point: Point) -> bool:
     if why := replaced(point):
         say(f"{point_title(point.run_id)}: measured again {why}")
     tokens = prepare_point(point) if point.reads_text else None
-    with begun(point, wait=True) as folder:
+    with _interruptible(), begun(point, wait=True) as folder:
         if folder is None:
             return False
         try:
-            _run_on_backend(point, tokens, folder)
+            backend_of(point).run(point, tokens, folder)
         except (RunError, InterruptedRun, OSError) as error:
             tidy_terminal()
             folder.fail(str(error))
@@ -90,11 +91,24 @@ def _run(point: Point) -> bool:
     return True
 
 
-def _run_on_backend(point: Point, tokens: TokenFile | None, folder: RunFolder) -> None:
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let the first signal that ends a process end what is in this block with InterruptedRun, so that it is noted."""
+
+    def interrupt(number: int, _: object) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise InterruptedRun(signal.Signals(number))
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     try:
-        backend_of(point).run(point, tokens, folder)
-    except KeyboardInterrupt as error:
-        raise InterruptedRun(signal.SIGINT) from error
+        for number in before:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fail(error: object, status: int) -> NoReturn:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from random import Random
 
+from results_schema.files import SWEEPS
 from scripts.faults.fault import Fault, NotHereError, Planted, end, fault, moment
 from scripts.faults.sweep import SKEWS, TinySweep
 
@@ -58,6 +59,13 @@ class FullDisk(_Full):
     """The disk of the results."""
 
     name = "full disk"
+
+    def plant(self, sweep: TinySweep, rng: Random) -> Planted:
+        """Let it be full while a point is measured, or while the sweep's report, which is much larger, is written."""
+        shutil.rmtree(sweep.results / "smoke" / SWEEPS)
+        self.most_bytes = rng.choice((100_000, 6_000_000))
+        return super().plant(sweep, rng)
+
     errors = (rf"/results.* cannot be written \({_NO_ROOM}\); make room on that disk",)
 
 

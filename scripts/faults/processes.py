@@ -180,7 +180,7 @@ class SecondStart(Fault):
         planted = Planted(f"a second start{', and SIGKILL to the first launcher' * kill}", leaves=kill)
         when, later_s = moment(rng, points=_missing(sweep)), rng.uniform(0.0, 6.0)
         with sweep.start() as first:
-            when(first)
+            planted.struck = when(first)
             planted.before = sweep.finished()
             with sweep.start() as second:
                 if kill:

@@ -176,6 +176,19 @@ class TestWatch:
         self._look(pulse, watch, 0.2, [0, 1, 2])
         assert _ends(pids[0])
 
+    def test_a_clock_that_goes_back_hides_no_silence(self, pids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        _, watch = self._watch(pids)
+        looks: list[float] = []
+        monkeypatch.setattr(watch, "_look", looks.append)
+        begin, jump_s = time.monotonic, [0.0]
+        monkeypatch.setattr("experiments.launch.watch.time.monotonic", lambda: begin() + jump_s[0])
+        with watch:
+            time.sleep(0.5)
+            jump_s[0] = -3600.0
+            time.sleep(0.7)
+        assert len(looks) >= 3
+        assert all(0 <= seconds <= 0.4 for seconds in looks)
+
     def test_nothing_is_silent_before_ranks_began(self) -> None:
         pulse = Pulse(2)
         watch = Watch(pulse, timeout_s=5)

@@ -14,7 +14,7 @@ import torch
 
 from experiments.measure import clock, decode, rounds, serving
 from experiments.measure.batch import Batch
-from experiments.measure.clock import RankClock
+from experiments.measure.clock import ClockError, RankClock
 from experiments.measure.turns import collector_paused, in_turn
 from harmoeny.runtime.exchange.comm import Communicator
 from tests.ranks import run_ranks
@@ -132,9 +132,31 @@ AHEAD_S = 1234.5
 def _offset(rank: int) -> float:
     """Measure on ranks of two hosts, the second of which started its clock AHEAD_S earlier."""
     real = time.perf_counter
-    ahead = SimpleNamespace(perf_counter=lambda: real() + rank * AHEAD_S)
+    ahead = SimpleNamespace(
+        perf_counter=lambda: real() + rank * AHEAD_S,
+        clock_gettime=time.clock_gettime,
+        CLOCK_MONOTONIC_RAW=time.CLOCK_MONOTONIC_RAW,
+    )
     with mock.patch.object(clock, "_boot_id", return_value=f"host {rank}"), mock.patch.object(clock, "time", ahead):
         return RankClock(Communicator(torch.device("cpu"))).offset_s()
+
+
+def _jumps(seconds: float, monkeypatch: pytest.MonkeyPatch) -> RankClock:
+    watched, real = RankClock(Communicator(torch.device("cpu"))), time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: real() + seconds)
+    return watched
+
+
+@pytest.mark.parametrize("jump_s", [-86400.0, -0.5, 0.5, 86400.0])
+def test_a_clock_that_jumps_is_refused(jump_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ClockError, match=rf"clock jumped by {jump_s:.0f}|clock jumped by -?0\.[45]"):
+        _jumps(jump_s, monkeypatch).check()
+
+
+def test_a_clock_that_goes_on_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = _jumps(0.0, monkeypatch)
+    time.sleep(0.05)
+    watched.check()
 
 
 @pytest.mark.ranks

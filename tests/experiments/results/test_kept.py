@@ -15,6 +15,7 @@ from experiments.point.point import Point
 from experiments.results.kept import is_done, is_kept, remarks, replaced
 from experiments.results.manifest import new_manifest
 from experiments.text.prepare import prepare_point
+from results_schema.checksums import checksums
 from results_schema.manifest import Status
 from tests.conftest import ROOT, Load
 
@@ -76,6 +77,18 @@ def test_a_run_of_an_earlier_version_is_kept(load: Load) -> None:
     assert is_kept(point)
     assert "does not say of which code" in remarks(point)
     assert "revision dd5384a2ebb3 (now " in remarks(point)
+
+
+def test_a_run_of_which_a_file_is_damaged_is_measured_again(load: Load) -> None:
+    point = load(*STORED)
+    finish(point)
+    table = point.folder / "layers.parquet"
+    table.write_bytes(b"rows")
+    manifest = json.loads((point.folder / "manifest.json").read_text())
+    (point.folder / "manifest.json").write_text(json.dumps(manifest | {"checksums": checksums(point.folder)}))
+    assert is_kept(point)
+    table.write_bytes(b"rowz")
+    assert not is_kept(point)
 
 
 def test_force_measures_again_in_the_same_folder(load: Load) -> None:
