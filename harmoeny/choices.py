@@ -21,5 +21,14 @@ class WorkOrder(StrEnum):
     PAPER = "paper"
 
 
+class KernelName(StrEnum):
+    """What computes experts; :func:`harmoeny.runtime.kernels.make_kernel` explains them."""
+
+    AUTO = "auto"
+    LOOP = "loop"
+    GROUPED_MM = "grouped_mm"
+    TRITON = "triton"
+
+
 #: The executor that carries out any plan: dispatch, then the experts, then combine.
 PLAN_EXECUTOR = "plan"

@@ -20,7 +20,7 @@ from harmoeny.runtime.calibrate import all_to_all_s, cold_caches, expert_s, fetc
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.memory.experts import LayerExperts
-from harmoeny.runtime.memory.slots import Slot
+from harmoeny.runtime.memory.slots import LayerSlots
 from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
 from harmoeny.runtime.start import start_rank
 
@@ -75,7 +75,7 @@ def measure(device: torch.device, expert: Expert, rounds: int) -> dict[str, Samp
     layers = [_layer_of(Expert(hidden_size, width, expert.dtype)) for width in widths]
     engine = start_rank(layers, comm, cost=_UNUSED_COST)
     transfers = engine.memory.transfers
-    slots = [engine.memory.pool.reserve(layer, 1)[0] for layer in range(len(layers))]
+    slots = [layer.reserve(1)[0] for layer in engine.memory.pool.layers]
     dtype = DTYPES[expert.dtype]
     sent = [torch.zeros(rows * comm.world_size, hidden_size, dtype=dtype, device=device) for rows in _ROWS]
     remote_share = (comm.world_size - 1) / comm.world_size
@@ -119,7 +119,7 @@ def copy_s(rows: Tensor) -> float:
 
 def beside_copies_s(experts: LayerExperts, device: torch.device, transfers: Transfers) -> float:
     """Return the median time of one expert's computation while others are copied, in seconds."""
-    slots = [Slot(experts, device) for _ in range(1 + _NUM_BESIDE)]
+    slots = LayerSlots(experts, device).reserve(1 + _NUM_BESIDE)
     computing, *copied = slots
     transfers.submit(CopyRequest(computing, 0, experts.expert(0)))
     transfers.wait(computing)

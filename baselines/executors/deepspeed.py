@@ -67,13 +67,11 @@ class _Layer:
     Attributes:
         module: the module.
         gate: its gate.
-        slots: this rank's experts.
         order_E: int64 ``[E]``, our expert at every position of DeepSpeed's order, which is by rank.
     """
 
     module: MoE
     gate: _Gate
-    slots: list[Slot]
     order_E: IntArray
 
 
@@ -123,7 +121,7 @@ class DeepSpeedExecutor(Executor):
             expert.slot = slots[expert_id]
         inner.experts.register_forward_pre_hook(lambda *_: self.recorder.mark())  # compute
         inner.experts.register_forward_hook(lambda *_: self.recorder.mark())  # combine
-        return _Layer(module, inner.gate, [slots[e] for e in own.tolist()], order_E)
+        return _Layer(module, inner.gate, order_E)
 
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
         """Carry out a plan that sends every expert's assignments home, as many as the capacity lets through."""
@@ -146,8 +144,6 @@ class DeepSpeedExecutor(Executor):
         )
         self.recorder.mark()  # dispatch
         output_TH, _, _ = layer.module(given.hidden_TH)
-        for slot in layer.slots:
-            self.memory.transfers.used(slot)
         padded = capacity * num_experts - int(plan.tokens[:, :, self.comm.rank].sum())
         return LayerResult(output_TH, assignment_S, FetchStats(), padded)
 

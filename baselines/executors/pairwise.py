@@ -18,11 +18,12 @@ from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
 from harmoeny.runtime.exchange.dispatch import by_expert, gather_rows, send_order, weighted_sum
+from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.fetch.base import RankMemory
-from harmoeny.runtime.memory.schedule import ExpertSlice, slices_by_expert
+from harmoeny.runtime.memory.schedule import Schedule, Wave
 
 
 @dataclass
@@ -32,19 +33,19 @@ class _Stage:
     Attributes:
         targets: ranks that this rank sends rows, and gets results from.
         sources: ranks that it gets rows from, and sends results.
-        rows: where the rows stand among all that this rank executes, by source on arrival, then by expert.
-        grouping: int64 ``[rows of the stage]`` on the device, the arrived row at every position of the order by expert;
-            None: they arrive in it.
-        work: what is to be executed of it.
+        received_WE: int64 ``[sources, E]``, rows of every source and expert.
+        rows: where the rows stand among all that this rank executes, by source on arrival, then in the order of work.
+        grouping: int64 ``[rows of the stage]`` on the device, the arrived row at every position of that order; None:
+            they arrive in it.
         unfinished: slices of it that were not executed yet.
         arriving: its rows on their way; None once they were waited for.
     """
 
     targets: list[int]
     sources: list[int]
+    received_WE: IntArray
     rows: slice
     grouping: Tensor | None
-    work: list[ExpertSlice]
     unfinished: int
     arriving: PeerCopies | None = None
 
@@ -75,46 +76,59 @@ class PairwiseExecutor(Executor):
 
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
         """Carry out any plan, with the system's fetch strategy."""
-        function = self.memory.store.layers[given.layer].function
-        stages = self._make_stages(plan.tokens[:, :, self.comm.rank])
-        parts = [item for stage in stages for item in stage.work]
-        self.planner.fetcher.begin(given.layer, plan.fetch, parts, keep_order=True)
+        kernel, rank = self.kernels[given.layer], self.comm.rank
+        partners = self._partners()
+        received_WE = plan.tokens[:, :, rank]
+        executed_SE = np.stack([received_WE[sources].sum(axis=0) for _, sources in partners])
+        schedule = self.planner.fetcher.begin(given.layer, plan.fetch, executed_SE, grouped=kernel.grouped)
+        kernel.begin(schedule)
         self.recorder.mark()  # dispatch
-        assignment_S = send_order(given.expert_ids_TK, counts[self.comm.rank], plan.tokens[self.comm.rank])
+        stages = self._make_stages(partners, received_WE, schedule if kernel.grouped else None)
+        assignment_S = send_order(given.expert_ids_TK, counts[rank], plan.tokens[rank])
         sent_SH = gather_rows(given.hidden_TH, assignment_S, given.expert_ids_TK.shape[1])
         exchange = _Exchange(self.comm, plan, sent_SH, stages)
         self.recorder.mark()  # compute
-        stage_of = {item.start: stage for stage in stages for item in stage.work}
+        results = Results(exchange.rows_RH)
 
-        def execute(item: ExpertSlice, weights: Mapping[str, Tensor]) -> None:
-            stage, part = stage_of[item.start], slice(item.start, item.start + item.num_tokens)
+        def execute(wave: Wave) -> None:
+            stage = stages[wave.stage]
             exchange.await_rows(stage)
-            function(weights, exchange.rows_RH[part], exchange.results_RH[part])
-            stage.unfinished -= 1
-            exchange.return_finished()
+            kernel(wave, exchange.rows_RH, results)
+            stage.unfinished -= len(wave.slots)
+            exchange.return_finished(results.rows())
 
         fetch = self.planner.fetcher.run(execute)
         self.recorder.mark()  # combine
-        returned_SH = exchange.await_results()
+        returned_SH = exchange.await_results(results.rows())
         output_TH = weighted_sum(returned_SH, given.routing_weights_TK, assignment_S)
         return LayerResult(output_TH, assignment_S, fetch)
 
-    def _make_stages(self, received_WE: IntArray) -> list[_Stage]:
-        """Return the stages in order, this rank's own rows first; ``received_WE``: int64 ``[W, E]``."""
+    def _partners(self) -> list[tuple[list[int], list[int]]]:
+        """Return targets and sources of the stages in order; at first this rank is its own."""
         rank, num_groups = self.comm.rank, len(self._groups)
         partners = [([rank], [rank])]
         for i in range(num_groups):
             targets, sources = (self._groups[(self._own_group + d) % num_groups] for d in (i, -i))
             partners.append(([r for r in targets if r != rank], [r for r in sources if r != rank]))
+        return partners
+
+    def _make_stages(
+        self, partners: list[tuple[list[int], list[int]]], received_WE: IntArray, schedule: Schedule | None
+    ) -> list[_Stage]:
+        """Return the stages in order.
+
+        Args:
+            partners: as :meth:`_partners` returns them.
+            received_WE: int64 ``[W, E]``, rows of every source and expert.
+            schedule: what orders the rows; None: they are ordered by expert.
+        """
         stages, start = [], 0
-        for targets, sources in partners:
+        for index, (targets, sources) in enumerate(partners):
             blocks = received_WE[sources]
-            parts = slices_by_expert(blocks.sum(axis=0))
-            work = [ExpertSlice(p.expert_id, start + p.start, p.num_tokens) for p in parts]
-            several = np.count_nonzero(blocks.sum(axis=1)) > 1
-            grouping = by_expert(blocks, self.comm.device) if several else None
+            order = None if schedule is None else schedule.experts_by_row(stage=index)
             rows = slice(start, start + int(blocks.sum()))
-            stages.append(_Stage(targets, sources, rows, grouping, work, len(work)))
+            grouping, num_slices = by_expert(blocks, self.comm.device, order), np.count_nonzero(blocks.any(axis=0))
+            stages.append(_Stage(targets, sources, blocks, rows, grouping, int(num_slices)))
             start = rows.stop
         return stages
 
@@ -129,7 +143,6 @@ class _Exchange:
         sent_SH: ``[S, H]``, this rank's rows by destination and expert.
         stages: the exchanges in order.
         rows_RH: ``[R, H]``, rows to execute, those of a stage once they were waited for.
-        results_RH: ``[R, H]``, to be filled with their results.
     """
 
     comm: Communicator
@@ -137,7 +150,6 @@ class _Exchange:
     sent_SH: Tensor
     stages: list[_Stage]
     rows_RH: Tensor = field(init=False)
-    results_RH: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         """Start to send and to receive all rows."""
@@ -145,12 +157,11 @@ class _Exchange:
         #: By destination, where its rows stand in ``sent_SH``.
         self._sent = _slices(range(self.comm.world_size), self.plan.tokens[rank].sum(axis=0))
         self.rows_RH = self.sent_SH.new_empty((self.stages[-1].rows.stop, hidden_size))
-        self.results_RH = torch.empty_like(self.rows_RH)
         self._returned_SH = torch.empty_like(self.sent_SH)
         self._sending: list[PeerCopies] = []
         self._returning: list[PeerCopies] = []
         own, *others = self.stages
-        self.rows_RH[own.rows] = self.sent_SH[self._sent[rank]]
+        self.rows_RH[own.rows] = _grouped(self.sent_SH[self._sent[rank]], own)
         for stage in others:
             stage.arriving = self.comm.copy_between_peers(
                 _parts(self.sent_SH, self._sent, stage.targets),
@@ -165,10 +176,10 @@ class _Exchange:
         _await(stage.arriving.receiving)
         stage.arriving = None
         if stage.grouping is not None:
-            self.rows_RH[stage.rows] = self.rows_RH[stage.rows].index_select(0, stage.grouping)
+            self.rows_RH[stage.rows] = _grouped(self.rows_RH[stage.rows], stage)
 
-    def return_finished(self) -> None:
-        """Start to send back the results of the stages that are finished, in the order of the stages.
+    def return_finished(self, results_RH: Tensor) -> None:
+        """Start to send back the results, ``[R, H]``, of the stages that are finished, in the order of the stages.
 
         NCCL demands the same order on all ranks.
         """
@@ -176,9 +187,7 @@ class _Exchange:
             stage = self.stages[len(self._returning) + 1]
             if stage.unfinished:
                 return
-            results = self.results_RH[stage.rows]
-            if stage.grouping is not None:
-                results = torch.empty_like(results).index_copy_(0, stage.grouping, results)
+            results = _as_arrived(results_RH[stage.rows], stage)
             self._returning.append(
                 self.comm.copy_between_peers(
                     _parts(results, self._received(stage), stage.sources),
@@ -186,10 +195,11 @@ class _Exchange:
                 )
             )
 
-    def await_results(self) -> Tensor:
+    def await_results(self, results_RH: Tensor) -> Tensor:
         """Return ``[S, H]``, the results of :attr:`sent_SH`; all stages must be finished."""
-        self.return_finished()
-        self._returned_SH[self._sent[self.comm.rank]] = self.results_RH[self.stages[0].rows]
+        self.return_finished(results_RH)
+        own = self.stages[0]
+        self._returned_SH[self._sent[self.comm.rank]] = _as_arrived(results_RH[own.rows], own)
         _await(works for copies in self._returning for works in copies.receiving)
         # What was sent may be overwritten from here on.
         _await(copies.sending for copies in (*self._sending, *self._returning))
@@ -197,7 +207,17 @@ class _Exchange:
 
     def _received(self, stage: _Stage) -> dict[int, slice]:
         """Return where every source's rows stand among the stage's."""
-        return _slices(stage.sources, self.plan.tokens[stage.sources, :, self.comm.rank].sum(axis=1))
+        return _slices(stage.sources, stage.received_WE.sum(axis=1))
+
+
+def _grouped(rows: Tensor, stage: _Stage) -> Tensor:
+    """Return a stage's rows in the order of work."""
+    return rows if stage.grouping is None else rows.index_select(0, stage.grouping)
+
+
+def _as_arrived(rows: Tensor, stage: _Stage) -> Tensor:
+    """Return a stage's rows in the order in which they arrived."""
+    return rows if stage.grouping is None else torch.empty_like(rows).index_copy_(0, stage.grouping, rows)
 
 
 def _slices(ranks: Iterable[int], lengths: IntArray) -> dict[int, slice]:

@@ -20,7 +20,7 @@ from harmoeny.runtime.device import span_s
 from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchStats, FetchStrategy, RankMemory
-from harmoeny.runtime.memory.schedule import num_slots_needed, slices_by_expert, with_slot
+from harmoeny.runtime.memory.schedule import Wave, num_slots_needed, with_slot
 from harmoeny.runtime.memory.slots import SlotPool
 
 _COUNTS = ("num_host_fetches", "num_peer_fetches", "num_restores", "fetch_bytes")
@@ -134,7 +134,7 @@ class RankMemories:
             transfers.copy_s, transfers.restoring_s = float(host_s[rank]), 0.0
             own.comm.arrival_s = float(arrival_s[rank])
             transfers.now_s = float(planned_s[rank])
-            own.fetcher.begin(layer, flows.fetch, slices_by_expert(computed_by_rank[rank]))
+            own.fetcher.begin(layer, flows.fetch, computed_by_rank[rank][None])
             transfers.now_s = float(start_s[rank])
             stats = _execute(own, expert_s_by_rank[rank])
             end_s[rank], restoring_s[rank] = transfers.now_s, transfers.restoring_s
@@ -175,7 +175,12 @@ class RankMemories:
 def _execute(rank: _Rank, expert_s: FloatArray) -> FetchStats:
     """Run a rank's layer; ``expert_s``: float64 ``[num_experts]``, seconds of every expert's computation."""
     seconds = expert_s.tolist()
-    return rank.fetcher.run(lambda part, _: rank.transfers.compute(seconds[part.expert_id]))
+
+    def execute(wave: Wave) -> None:
+        for expert_id in wave.expert_ids:
+            rank.transfers.compute(seconds[expert_id])
+
+    return rank.fetcher.run(execute)
 
 
 def _columns(stats: FetchStats, copy_s: float) -> dict[str, int | float]:

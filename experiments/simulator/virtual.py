@@ -40,6 +40,7 @@ class VirtualTransfers(Transfers):
     """
 
     link = "simulated"
+    fills_slots = False
 
     def __init__(self, processor_share: float = 0.0) -> None:
         """Start at time 0 with an idle link.
@@ -97,9 +98,6 @@ class VirtualTransfers(Transfers):
         """Advance the clock by a computation, and by what copies took from it."""
         self.now_s += seconds + self.owed_s
         self.owed_s = 0.0
-
-    def used(self, slot: Slot) -> None:
-        """Do nothing: computation is over when the clock has passed it."""
 
     def drain(self) -> None:
         """Complete all copies and advance the clock to the end of the last one."""

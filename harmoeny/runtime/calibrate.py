@@ -14,7 +14,7 @@ from harmoeny.cost import ExpertCost
 from harmoeny.runtime.device import Device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import LayerExperts
-from harmoeny.runtime.memory.slots import Slot
+from harmoeny.runtime.memory.slots import LayerSlots, Slot
 from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
 
 _TOKENS = 512
@@ -35,7 +35,7 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: Tr
         The mean over ranks of their medians, the same on every rank.
     """
     comm.barrier()
-    slot = Slot(experts, comm.device)
+    slot = LayerSlots(experts, comm.device).reserve(1)[0]
     measured = [expert_s(experts, slot, transfers, _TOKENS) / _TOKENS, fetch_s(experts, slot, transfers), 0.0, 0.0]
     if comm.world_size > 1:
         dtype = next(iter(experts.weights.values())).dtype
@@ -56,9 +56,11 @@ def expert_s(experts: LayerExperts, slot: Slot, transfers: Transfers, num_tokens
     transfers.submit(CopyRequest(slot, 0, experts.expert(0)))
     transfers.wait(slot)
     sample = next(iter(experts.weights.values()))
-    rows = torch.randn(num_tokens, experts.hidden_size).to(device=slot.device, dtype=sample.dtype)
+    rows = torch.randn(num_tokens, experts.hidden_size).to(device=slot.layer.device, dtype=sample.dtype)
     out = torch.empty_like(rows)
-    return median_s(lambda _: experts.function(slot.weights, rows, out), slot.device, before=cold_caches(slot.device))
+    return median_s(
+        lambda _: experts.function(slot.weights, rows, out), slot.layer.device, before=cold_caches(slot.layer.device)
+    )
 
 
 def cold_caches(device: torch.device) -> Callable[[], object]:

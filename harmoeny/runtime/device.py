@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-
-from harmoeny.placement import IntArray
 
 T = TypeVar("T")
 _PROCESS = Path("/proc/self")
@@ -74,7 +74,7 @@ class Device(ABC):
         """
 
     @abstractmethod
-    def upload(self, values: IntArray) -> Tensor:
+    def upload(self, values: NDArray[np.integer[Any]]) -> Tensor:
         """Return the values as a tensor on the device; the host does not wait for what the device has left to do."""
 
     @abstractmethod
@@ -122,7 +122,7 @@ class CpuDevice(Device):
         result = function()
         return result, _resident_peak_bytes() - before
 
-    def upload(self, values: IntArray) -> Tensor:
+    def upload(self, values: NDArray[np.integer[Any]]) -> Tensor:
         """Return a tensor that shares the array's memory."""
         return torch.from_numpy(values)
 
@@ -164,7 +164,7 @@ class CudaDevice(Device):
         result = function()
         return result, int(torch.cuda.max_memory_allocated(self._device)) - before
 
-    def upload(self, values: IntArray) -> Tensor:
+    def upload(self, values: NDArray[np.integer[Any]]) -> Tensor:
         """Queue a copy from pinned memory on the current stream; from memory that is not pinned the host would wait."""
         return torch.from_numpy(values).pin_memory().to(self._device, non_blocking=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from harmoeny.choices import KernelName
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.runtime.calibrate import measure_expert_cost
@@ -25,6 +26,7 @@ def start_rank(
     *,
     cost: ExpertCost | None = None,
     transfers: Transfers | None = None,
+    kernel: str = KernelName.AUTO,
     record: bool = True,
 ) -> ExpertParallel:
     """Start the runtime on this rank; all ranks do it together. :meth:`ExpertParallel.close` undoes it.
@@ -36,6 +38,7 @@ def start_rank(
         hardware: its host link, and its calibration if it has one; None: this machine, unmeasured.
         cost: what an expert costs; None: as the hardware's calibration says, else measured now.
         transfers: copies weights into slots; shared with others, so whoever made it closes it. None: one of its own.
+        kernel: what computes experts; :func:`harmoeny.runtime.kernels.make_kernel` explains it.
         record: take phase times.
     """
     hardware = hardware or Hardware()
@@ -47,7 +50,7 @@ def start_rank(
         store = ExpertStore(layers, pin=Device.of(device).has_own_memory)
         if cost is None:
             cost = _calibrated_cost(layers[0], hardware) or measure_expert_cost(layers[0], comm, transfers)
-        memory = RankMemory(store, SlotPool(store, device), transfers, comm, cost)
+        memory = RankMemory(store, SlotPool(store, device), transfers, comm, cost, kernel)
         return ExpertParallel(memory, Recorder(device, enabled=record), resources.pop_all())
 
 

@@ -35,7 +35,6 @@ from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.recorder import PHASES
 from harmoeny.runtime.layer.system import System
 from harmoeny.runtime.memory.experts import LayerExperts
-from harmoeny.runtime.memory.schedule import slices_by_expert
 from harmoeny.runtime.memory.slots import SlotPool
 from harmoeny.runtime.start import start_rank
 from results_schema.printing import print_anything
@@ -107,17 +106,15 @@ def matrix_products(pool: SlotPool, device: torch.device, comm: Communicator) ->
     """Return what multiplies the rows that this rank executes, in the slices that it executes them in."""
     own = range(comm.rank * _NUM_EXPERTS // comm.world_size, (comm.rank + 1) * _NUM_EXPERTS // comm.world_size)
     per_expert = _NUM_TOKENS * comm.world_size // _NUM_EXPERTS
-    counts = torch.tensor([per_expert if e in own else 0 for e in range(_NUM_EXPERTS)]).numpy()
-    work = slices_by_expert(counts)
     rows = torch.randn(per_expert * len(own), _HIDDEN_SIZE).to(device)
     out = torch.empty_like(rows)
 
     def run() -> None:
-        held: dict[int, Mapping[str, Tensor]] = {slot.expert_id: slot.weights for slot in pool.slots[0]}
-        for item in work:
-            part = slice(item.start, item.start + item.num_tokens)
-            up = torch.mm(rows[part], held[item.expert_id]["up"].t())
-            torch.mm(up, held[item.expert_id]["down"].t(), out=out[part])
+        held: dict[int, Mapping[str, Tensor]] = {slot.expert_id: slot.weights for slot in pool.layers[0].slots}
+        for index, expert_id in enumerate(own):
+            part = slice(index * per_expert, (index + 1) * per_expert)
+            up = torch.mm(rows[part], held[expert_id]["up"].t())
+            torch.mm(up, held[expert_id]["down"].t(), out=out[part])
 
     return run
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from baselines.static_ep import StaticEP
 from harmoeny.hardware import Hardware
@@ -31,9 +29,10 @@ from harmoeny.placement import Placement
 from harmoeny.plan import Plan
 from harmoeny.runtime.device import Device, best_device_type, choose_device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.kernels import make_kernel
+from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchStrategy
-from harmoeny.runtime.memory.schedule import ExpertSlice
 from harmoeny.runtime.start import start_rank
 from results_schema.printing import print_anything
 
@@ -69,24 +68,22 @@ class Layer:
             "async, paper's order": StaticEP(fetch="async", work_order="paper"),
         }
         self.strategies = {name: make_fetcher(policy, [placement], memory) for name, policy in policies.items()}
+        (slots,) = memory.pool.layers
+        self.kernels = {s: make_kernel(memory.kernel, slots, filled=s.fills_slots) for s in self.strategies.values()}
         self.plan = Plan(np.zeros((1, num_experts, 1), np.int64), ~held)
 
     def run(self, strategy: FetchStrategy, num_tokens: int) -> Sample:
         """Execute the layer once, from the residents' state."""
         num_experts = self.experts.num_experts
         rows = torch.zeros(num_tokens * num_experts, self.experts.hidden_size, device=self.device)
-        out = torch.empty_like(rows)
-        parts = [ExpertSlice(e, e * num_tokens, num_tokens) for e in range(num_experts)]
-
-        def execute(item: ExpertSlice, weights: Mapping[str, Tensor]) -> None:
-            part = slice(item.start, item.start + item.num_tokens)
-            self.experts.function(weights, rows[part], out[part])
-
+        kernel = self.kernels[strategy]
+        results = Results(rows)
         strategy.prepare()
         Device.of(self.device).synchronize_compute()
         start = time.perf_counter()
-        strategy.begin(0, self.plan.fetch, parts)
-        stats = strategy.run(execute)
+        executed = np.full((1, num_experts), num_tokens)
+        kernel.begin(strategy.begin(0, self.plan.fetch, executed, grouped=kernel.grouped))
+        stats = strategy.run(lambda wave: kernel(wave, rows, results))
         Device.of(self.device).synchronize_compute()
         elapsed = time.perf_counter() - start
         strategy.finish()

@@ -50,11 +50,12 @@ def fitted_exflow() -> Policy:
     ],
     ids=lambda policy: f"{policy.name}-{policy.fetch}",
 )
-def test_output_is_the_dense_one_in_every_batch(policy: Policy) -> None:
+@pytest.mark.parametrize("kernel", ["loop", "grouped_mm"])
+def test_output_is_the_dense_one_in_every_batch(policy: Policy, kernel: str) -> None:
     layers = [random_experts(NUM_EXPERTS, seed=layer) for layer in range(NUM_LAYERS)]
 
     def rank_main(comm: ThreadCommunicator) -> tuple[float, int]:
-        engine = start(layers, comm)
+        engine = start(layers, comm, kernel=kernel)
         system = engine.build_system("x", policy)
         worst, changes = 0.0, 0
         for batch in range(NUM_BATCHES):

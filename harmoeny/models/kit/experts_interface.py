@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harmoeny.models.base import TOLERANCE, AdaptedModule, MoEContext
 from harmoeny.models.kit.modules import device_of
-from harmoeny.runtime.memory.experts import ExpertFunction, LayerExperts, gated_mlp, mlp, normed
+from harmoeny.runtime.memory.experts import ExpertMLP, LayerExperts, gated_mlp, mlp
 
 #: Our name among Transformers' implementations of experts.
 IMPLEMENTATION = "harmoeny"
@@ -92,13 +92,12 @@ def layer_experts(experts: nn.Module) -> LayerExperts:
     return LayerExperts(weights, _function(experts, gated=gated), hidden_size)
 
 
-def _function(experts: Any, *, gated: bool) -> ExpertFunction:
+def _function(experts: Any, *, gated: bool) -> ExpertMLP:
     transposed = bool(experts.is_transposed)
+    norm = experts.post_expert_norm if getattr(experts, "has_post_expert_norm", False) else None
     if gated:
-        function = gated_mlp(experts._apply_gate, transposed=transposed)
-    else:
-        function = mlp(experts.act_fn, transposed=transposed)
-    return normed(function, experts.post_expert_norm) if getattr(experts, "has_post_expert_norm", False) else function
+        return gated_mlp(experts._apply_gate, transposed=transposed, norm=norm)
+    return mlp(experts.act_fn, transposed=transposed, norm=norm)
 
 
 def bind(experts: Any, weights: Mapping[str, Tensor], call: ExpertsCall) -> None:

@@ -6,7 +6,9 @@ E experts, W ranks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -55,7 +57,12 @@ def count_assignments(expert_ids_TK: Tensor, num_experts: int) -> Tensor:
 
 
 def dispatch(
-    hidden_TH: Tensor, expert_ids_TK: Tensor, counts: IntArray, plan: Plan, comm: Communicator
+    hidden_TH: Tensor,
+    expert_ids_TK: Tensor,
+    counts: IntArray,
+    plan: Plan,
+    comm: Communicator,
+    order: Sequence[int] | None = None,
 ) -> tuple[Tensor, Dispatched]:
     """Send this rank's tokens where the plan wants them and group what arrives by expert.
 
@@ -65,9 +72,10 @@ def dispatch(
         counts: int64 ``[W, E]``, what all ranks want executed.
         plan: the same plan on all ranks.
         comm: the collectives.
+        order: the experts with rows for this rank, in the order in which it wants their rows; None: ascending.
 
     Returns:
-        ``[R, H]``, the rows to execute, grouped by ascending expert, and what :func:`combine` needs.
+        ``[R, H]``, the rows to execute, grouped by expert, and what :func:`combine` needs.
     """
     sent_EW = plan.tokens[comm.rank]
     received_WE = plan.tokens[:, :, comm.rank]
@@ -75,7 +83,7 @@ def dispatch(
     send_splits = sent_EW.sum(axis=0).tolist()
     recv_splits = received_WE.sum(axis=1).tolist()
     # Before the exchange is queued: what is uploaded afterwards would wait for it.
-    grouping_R = by_expert(received_WE, comm.device) if np.count_nonzero(recv_splits) > 1 else None
+    grouping_R = by_expert(received_WE, comm.device, order)
 
     rows = comm.exchange_rows(gather_rows(hidden_TH, assignment_S, expert_ids_TK.shape[1]), send_splits, recv_splits)
     if grouping_R is not None:
@@ -134,17 +142,24 @@ def gather_rows(hidden_TH: Tensor, assignment_S: Tensor, top_k: int) -> Tensor:
     return hidden_TH.index_select(0, assignment_S if top_k == 1 else assignment_S // top_k)
 
 
-def by_expert(received_WE: IntArray, device: torch.device) -> Tensor:
+def by_expert(received_WE: IntArray, device: torch.device, order: Sequence[int] | None = None) -> Tensor | None:
     """Order rows by expert that arrived by (source, expert).
 
     Args:
         received_WE: int64 ``[W, E]``, rows of every source and expert.
         device: where the order is made.
+        order: the experts that have rows, in the order that is wanted; None: ascending.
 
     Returns:
-        int64 ``[R]``, the row at every position of the new order, which is by (expert, source).
+        int64 ``[R]``, the row at every position of the new order, which is by (expert, source); None where that is the
+        order in which they arrived.
     """
+    ascending = order is None or all(a < b for a, b in pairwise(order))
+    if ascending and np.count_nonzero(received_WE.any(axis=1)) <= 1:
+        return None
     starts_WE = _exclusive_cumsum(received_WE.reshape(-1)).reshape(received_WE.shape)
+    if not ascending:
+        starts_WE, received_WE = starts_WE[:, order], received_WE[:, order]
     return ranges(starts_WE.T, received_WE.T, device)
 
 

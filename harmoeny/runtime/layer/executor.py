@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -14,10 +13,11 @@ from harmoeny.choices import PLAN_EXECUTOR
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch
+from harmoeny.runtime.kernels import make_kernel
+from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.fetch.base import FetchStats, RankMemory
-from harmoeny.runtime.memory.schedule import ExpertSlice, slices_by_expert
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,21 @@ class Executor(ABC):
             recorder: phase times of the layers.
 
         Raises:
-            ValueError: the system can't run on these ranks.
+            ValueError: the system can't run on these ranks, or the kernel can't compute its experts.
         """
         self.planner = planner
         self.memory = memory
         self.comm = memory.comm
         self.recorder = recorder
+        filled = planner.fetcher.fills_slots
+        self.kernels = [
+            make_kernel(memory.kernel, slots, filled=filled) for slots in planner.fetcher.memory.pool.layers
+        ]
+
+    @property
+    def kernel(self) -> str:
+        """What computes the experts, for the records; layers may differ."""
+        return "+".join(sorted({kernel.name for kernel in self.kernels}))
 
     def forward(self, given: LayerInput) -> LayerResult:
         """Execute one MoE layer; all ranks call it together, each with its own tokens.
@@ -112,20 +121,18 @@ class PlanExecutor(Executor):
 
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
         """Carry out any plan, with the system's fetch strategy."""
-        function, fetcher = self.memory.store.layers[given.layer].function, self.planner.fetcher
-        fetcher.begin(given.layer, plan.fetch, slices_by_expert(plan.tokens[:, :, self.comm.rank].sum(axis=0)))
+        kernel, fetcher = self.kernels[given.layer], self.planner.fetcher
+        executed_SE = plan.tokens[:, :, self.comm.rank].sum(axis=0)[None]
+        schedule = fetcher.begin(given.layer, plan.fetch, executed_SE, grouped=kernel.grouped)
+        kernel.begin(schedule)
         self.recorder.mark()  # dispatch
-        rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm)
+        order = schedule.experts_by_row() if kernel.grouped else None
+        rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm, order)
         self.recorder.mark()  # compute
-        results_RH = torch.empty_like(rows_RH)
-
-        def execute(item: ExpertSlice, weights: Mapping[str, Tensor]) -> None:
-            part = slice(item.start, item.start + item.num_tokens)
-            function(weights, rows_RH[part], results_RH[part])
-
-        fetch = fetcher.run(execute)
+        results = Results(rows_RH)
+        fetch = fetcher.run(lambda wave: kernel(wave, rows_RH, results))
         self.recorder.mark()  # combine
-        output_TH = combine(results_RH, given.routing_weights_TK, dispatched, self.comm)
+        output_TH = combine(results.rows(), given.routing_weights_TK, dispatched, self.comm)
         return LayerResult(output_TH, dispatched.assignment_S, fetch)
 
 

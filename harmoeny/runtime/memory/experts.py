@@ -79,7 +79,46 @@ class ExpertStore:
         return sum(layer.expert_bytes * layer.num_experts for layer in self.layers)
 
 
-def mlp(activation: Callable[[Tensor], Tensor], *, transposed: bool = False) -> ExpertFunction:
+@dataclass(frozen=True)
+class ExpertMLP:
+    """An expert of two linear maps, ``norm(down(between(first(x))))``; it is an :data:`ExpertFunction`.
+
+    Attributes:
+        first: name of the first matrix; the second is ``down``, and a bias is named after its matrix: ``down_bias``.
+        between: from ``[n, rows of the first matrix]`` to ``[n, columns of the second]``.
+        transposed: the matrices are stored as ``[in, out]`` and not as ``[out, in]``.
+        norm: is applied to the output, row by row, before it is weighted; None: nothing is.
+    """
+
+    first: str
+    between: Callable[[Tensor], Tensor]
+    transposed: bool = False
+    norm: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
+        """Apply one expert."""
+        hidden = self.between(self._linear(weights, self.first, rows))
+        self._linear(weights, "down", hidden, out)
+        if self.norm is not None:
+            out.copy_(self.norm(out))
+
+    def compose(self, rows: Tensor, linear: Callable[[str, Tensor], Tensor]) -> Tensor:
+        """Return the output of ``rows``, with ``linear`` computing the linear map of a name on rows."""
+        output = linear("down", self.between(linear(self.first, rows)))
+        return output if self.norm is None else self.norm(output)
+
+    def _linear(self, weights: Mapping[str, Tensor], name: str, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        matrix = weights[name] if self.transposed else weights[name].t()
+        bias = weights.get(f"{name}_bias")
+        return torch.mm(rows, matrix, out=out) if bias is None else torch.addmm(bias, rows, matrix, out=out)
+
+
+def mlp(
+    activation: Callable[[Tensor], Tensor],
+    *,
+    transposed: bool = False,
+    norm: Callable[[Tensor], Tensor] | None = None,
+) -> ExpertMLP:
     """Return the function of a two-matrix expert, ``down(activation(up(x)))``, as Switch Transformers have it.
 
     The weights are ``up`` ``[intermediate_size, hidden_size]`` and ``down`` ``[hidden_size, intermediate_size]``, with
@@ -88,11 +127,14 @@ def mlp(activation: Callable[[Tensor], Tensor], *, transposed: bool = False) -> 
     Args:
         activation: from ``[n, intermediate_size]`` to the same shape.
         transposed: the matrices are stored as ``[in, out]``.
+        norm: is applied to the output, row by row, before it is weighted; None: nothing is.
     """
-    return _two_matrices("up", activation, transposed=transposed)
+    return ExpertMLP("up", activation, transposed, norm)
 
 
-def gated_mlp(gate: Callable[[Tensor], Tensor], *, transposed: bool = False) -> ExpertFunction:
+def gated_mlp(
+    gate: Callable[[Tensor], Tensor], *, transposed: bool = False, norm: Callable[[Tensor], Tensor] | None = None
+) -> ExpertMLP:
     """Return the function of a gated expert, ``down(gate(gate_up(x)))``.
 
     The weights are ``gate_up`` ``[2 * intermediate_size, hidden_size]`` and ``down`` ``[hidden_size,
@@ -103,37 +145,12 @@ def gated_mlp(gate: Callable[[Tensor], Tensor], *, transposed: bool = False) -> 
         gate: from ``[n, 2 * intermediate_size]`` to ``[n, intermediate_size]``: splits into gate and up part, in halves
             or interleaved as the model does, and combines them.
         transposed: the matrices are stored as ``[in, out]``.
+        norm: is applied to the output, row by row, before it is weighted; None: nothing is.
     """
-    return _two_matrices("gate_up", gate, transposed=transposed)
-
-
-def normed(function: ExpertFunction, norm: Callable[[Tensor], Tensor]) -> ExpertFunction:
-    """Return the function of an expert whose output is normalised, row by row, before it is weighted."""
-
-    def apply(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
-        function(weights, rows, out)
-        out.copy_(norm(out))
-
-    return apply
+    return ExpertMLP("gate_up", gate, transposed, norm)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """Return ``silu(gate) * up`` of the two halves of the last dimension."""
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
-
-
-def _two_matrices(first: str, between: Callable[[Tensor], Tensor], *, transposed: bool) -> ExpertFunction:
-    def apply(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
-        hidden = between(_linear(rows, weights, first, transposed=transposed))
-        _linear(hidden, weights, "down", transposed=transposed, out=out)
-
-    return apply
-
-
-def _linear(
-    rows: Tensor, weights: Mapping[str, Tensor], name: str, *, transposed: bool = False, out: Tensor | None = None
-) -> Tensor:
-    matrix = weights[name] if transposed else weights[name].t()
-    bias = weights.get(f"{name}_bias")
-    return torch.mm(rows, matrix, out=out) if bias is None else torch.addmm(bias, rows, matrix, out=out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from harmoeny.placement import BoolArray, IntArray
 
 #: Content of a slot that holds no expert.
 EMPTY = -1
+#: No slot, slice or wave.
+_NONE = -1
 
 #: Residents that are executed before the first fetched expert in the paper's order.
 _PAPER_LEAD = 2
@@ -72,68 +74,95 @@ def replace_residents(home: list[int], resident: BoolArray) -> list[int]:
     return changed
 
 
-class ExpertSlice(NamedTuple):
-    """Rows of one expert among those that a rank executes.
+class Wave(NamedTuple):
+    """Slices that are executed together: all their weights are there by then, each in a slot of its own.
+
+    Attributes:
+        number: position of the wave in its schedule.
+        stage: what brings the rows, one stage for all of them.
+        expert_ids: the experts.
+        slots: slot of every expert.
+        starts: first row of every slice.
+        num_tokens: rows of every slice, at least 1.
+    """
+
+    number: int
+    stage: int
+    expert_ids: Sequence[int]
+    slots: Sequence[int]
+    starts: Sequence[int]
+    num_tokens: Sequence[int]
+
+    @property
+    def rows(self) -> slice:
+        """The wave's rows; without gaps where the schedule is grouped."""
+        return slice(self.starts[0], self.starts[-1] + self.num_tokens[-1])
+
+
+class ScheduledFetch(NamedTuple):
+    """An expert that is copied into a slot.
 
     Attributes:
         expert_id: the expert.
-        start: first row of the slice.
-        num_tokens: rows in the slice, at least 1.
+        slot: the slot.
+        wave: number of the first wave that executes it.
+        after: number of the last wave that uses the slot before; -1 where the fetch can begin at once.
     """
 
     expert_id: int
-    start: int
-    num_tokens: int
-
-
-class ScheduledSlice(NamedTuple):
-    """A slice and where its expert's weights are when its turn comes.
-
-    Attributes:
-        part: the slice.
-        slot: slot that holds the expert's weights by then.
-        fetch: whether the expert is fetched into the slot first.
-        after: index of the last slice that uses the slot before the fetch; -1 where the fetch can begin at once.
-    """
-
-    part: ExpertSlice
     slot: int
-    fetch: bool = False
-    after: int = -1
+    wave: int
+    after: int
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Order of a rank's work in one layer.
+    """Order of a rank's work in one layer: waves of slices.
 
     Attributes:
-        slices: in order of execution; fetches begin in this order too.
-        restores: (expert, slot) to copy after the last slice, so that the slots hold what they held before.
+        stages: stage of every slice, in order of execution.
+        expert_ids: expert of every slice.
+        slots: slot of every slice.
+        starts: first row of every slice.
+        num_tokens: rows of every slice.
+        ends: one behind the last slice of every wave.
+        fetches: in the order in which they begin.
+        restores: (expert, slot) to copy after the last wave, so that the slots hold what they held before.
     """
 
-    slices: tuple[ScheduledSlice, ...]
-    restores: tuple[tuple[int, int], ...]
+    stages: Sequence[int] = ()
+    expert_ids: Sequence[int] = ()
+    slots: Sequence[int] = ()
+    starts: Sequence[int] = ()
+    num_tokens: Sequence[int] = ()
+    ends: Sequence[int] = ()
+    fetches: Sequence[ScheduledFetch] = ()
+    restores: Sequence[tuple[int, int]] = ()
 
+    def waves(self) -> Iterator[Wave]:
+        """Return the waves in order of execution."""
+        begin = 0
+        for number, end in enumerate(self.ends):
+            part = slice(begin, end)
+            yield Wave(
+                number, self.stages[begin], self.expert_ids[part], self.slots[part], self.starts[part],
+                self.num_tokens[part],
+            )  # fmt: skip
+            begin = end
 
-def slices_by_expert(executed: IntArray) -> list[ExpertSlice]:
-    """Return one slice per expert that has rows, which are grouped by ascending expert.
-
-    Args:
-        executed: int64 ``[num_experts]``, rows per expert.
-    """
-    experts = np.flatnonzero(executed)
-    num_tokens = executed[experts]
-    starts = np.cumsum(num_tokens) - num_tokens
-    return list(map(ExpertSlice, experts.tolist(), starts.tolist(), num_tokens.tolist()))
+    def experts_by_row(self, stage: int = 0) -> list[int]:
+        """Return the experts of a stage's slices, ordered by the slices' rows."""
+        slices = zip(self.stages, self.starts, self.expert_ids, strict=True)
+        return [expert_id for _, expert_id in sorted((start, e) for s, start, e in slices if s == stage)]
 
 
 def make_schedule(
-    parts: Sequence[ExpertSlice],
+    executed_SE: IntArray,
     home: Sequence[int],
     cost: ExpertCost,
     *,
     work_order: str = WorkOrder.COVERED,
-    keep_order: bool = False,
+    grouped: bool = False,
 ) -> Schedule:
     """Order a rank's slices so that fetches hide behind computation.
 
@@ -141,24 +170,52 @@ def make_schedule(
     slices before, as in the paper (arXiv 2506.12417, section 4.2), or, where that gives an earlier start, a slot whose
     resident has no tokens in this batch. ``paper`` executes the two residents with the most tokens first, then the
     fetched experts, then the other residents. ``covered`` executes residents until the next fetched expert is predicted
-    to be there, so that small residents are no reason to stall.
+    to be there, so that small residents are no reason to stall. Residents, and fetched experts too, come by stage, and
+    within a stage those with the most tokens first.
+
+    Rows lie by stage. Within a stage they are ordered by expert and every slice is a wave of its own; a grouped
+    schedule orders them by wave and slot, and its waves are as large as they can be without holding up a slice whose
+    weights are there, or a fetch that waits for a slot.
 
     Args:
-        parts: the slices; an expert may have several.
+        executed_SE: int64 ``[num_stages, num_experts]``, rows per expert that arrive at each stage of an exchange.
         home: expert in every slot before and after the layer, ``EMPTY`` where there is none; at least one slot.
         cost: predicts when fetches and slices end.
         work_order: ``covered`` or ``paper``.
-        keep_order: execute residents in the order of ``parts``, and fetched experts too, instead of the largest first.
+        grouped: execute many slices at once.
 
     Returns:
-        The schedule; every slice is executed once, and a fetch never overwrites a slot that an earlier slice needs.
+        The schedule; every slice is executed once, and a fetch never overwrites a slot that an earlier wave needs.
     """
-    ordered = parts if keep_order else sorted(parts, key=lambda p: (-p.num_tokens, p.expert_id, p.start))
+    stages, experts = np.nonzero(executed_SE)
+    num_tokens = executed_SE[stages, experts]
+    content = np.asarray(home)
+    slot_of = np.full(executed_SE.shape[1], _NONE)
+    held = np.flatnonzero(content != EMPTY)
+    slot_of[content[held]] = held
+    slots = slot_of[experts]
+    if slots.size and slots.min() == _NONE:
+        order = np.lexsort((experts, -num_tokens, stages))
+        parts = list(map(_Slice, stages[order].tolist(), experts[order].tolist(), num_tokens[order].tolist()))
+        return _with_fetches(parts, home, cost, work_order=work_order, grouped=grouped)
+    starts = np.cumsum(num_tokens) - num_tokens
+    order = np.lexsort((slots, stages)) if grouped else np.lexsort((-num_tokens, stages))
+    num_tokens, count = num_tokens[order], len(order)
+    ends = np.flatnonzero(np.diff(stages, append=_NONE)) + 1 if grouped else np.arange(1, count + 1)
+    starts = np.cumsum(num_tokens) - num_tokens if grouped else starts[order]
+    return Schedule(
+        stages.tolist(), experts[order].tolist(), slots[order].tolist(), starts.tolist(), num_tokens.tolist(),
+        ends.tolist(),
+    )  # fmt: skip
+
+
+def _with_fetches(
+    parts: Sequence[_Slice], home: Sequence[int], cost: ExpertCost, *, work_order: str, grouped: bool
+) -> Schedule:
+    """Return the schedule of slices, by priority, whose experts are not all residents."""
     slot_of = {expert_id: slot for slot, expert_id in enumerate(home) if expert_id != EMPTY}
-    hits = deque(p for p in ordered if p.expert_id in slot_of)
-    misses = deque(p for p in ordered if p.expert_id not in slot_of)
-    if not misses:
-        return Schedule(tuple(ScheduledSlice(p, slot_of[p.expert_id]) for p in hits), ())
+    hits = deque(p for p in parts if p.expert_id in slot_of)
+    misses = deque(p for p in parts if p.expert_id not in slot_of)
     draft = _Draft(home, slot_of, Counter(p.expert_id for p in hits), cost)
     fetch: _Fetch | None = None
     while hits or misses:
@@ -169,15 +226,35 @@ def make_schedule(
         else:
             draft.add_fetched(misses.popleft(), fetch)
             fetch = None
-    return Schedule(tuple(draft.slices), draft.restores())
+    return draft.schedule(grouped=grouped)
+
+
+class _Slice(NamedTuple):
+    """Rows of one expert that arrive at one stage."""
+
+    stage: int
+    expert_id: int
+    num_tokens: int
 
 
 class _Fetch(NamedTuple):
-    """The next fetch: its slot, when it is predicted to be complete, and whether it is needed at all."""
+    """The next fetch: its slot, when it is predicted to begin and to be complete, and whether it is needed at all."""
 
     slot: int
+    start_s: float
     ready_s: float
     needed: bool
+
+
+class _Drafted(NamedTuple):
+    """A slice in its place, with the fetch that it needs and the last slice that uses the slot before that."""
+
+    part: _Slice
+    slot: int
+    begin_s: float
+    end_s: float
+    fetch: _Fetch | None
+    after: int
 
 
 class _Draft:
@@ -192,10 +269,10 @@ class _Draft:
             due: number of slices per resident that are still to be added; updated.
             cost: predicts times.
         """
-        self.slices: list[ScheduledSlice] = []
+        self._drafted: list[_Drafted] = []
         self._home, self._slot_of, self._due, self._cost = home, slot_of, due, cost
         self._content = list(home)
-        self._last_use = [-1] * len(home)
+        self._last_use = [_NONE] * len(home)
         self._free_s = [0.0] * len(home)
         self._compute_s = self._link_s = 0.0
         # Two fetches ahead keep the link busy; more would only overwrite more residents.
@@ -204,7 +281,7 @@ class _Draft:
     def next_fetch(self, expert_id: int) -> _Fetch | None:
         """Choose the slot for an expert; None while residents that still have slices fill all slots."""
         if expert_id in self._slot_of:
-            return _Fetch(self._slot_of[expert_id], 0.0, needed=False)
+            return _Fetch(self._slot_of[expert_id], 0.0, 0.0, needed=False)
         earliest_s = max(self._link_s, self._fetched_ends_s[0])
         choices = [
             (max(earliest_s, self._free_s[slot]), content == self._home[slot] != EMPTY, slot)
@@ -214,20 +291,20 @@ class _Draft:
         if not choices:
             return None
         start_s, _, slot = min(choices)
-        return _Fetch(slot, start_s + self._cost.fetch_s, needed=True)
+        return _Fetch(slot, start_s, start_s + self._cost.fetch_s, needed=True)
 
     def resident_first(self, fetch: _Fetch, work_order: str) -> bool:
         """Return whether a resident is executed before the expert that is fetched next."""
         if work_order == WorkOrder.PAPER:
-            return len(self.slices) < _PAPER_LEAD
+            return len(self._drafted) < _PAPER_LEAD
         return fetch.ready_s > self._compute_s
 
-    def add_resident(self, part: ExpertSlice) -> None:
+    def add_resident(self, part: _Slice) -> None:
         """Append a resident's slice."""
         self._due[part.expert_id] -= 1
-        self._append(ScheduledSlice(part, self._slot_of[part.expert_id]))
+        self._append(part, self._slot_of[part.expert_id])
 
-    def add_fetched(self, part: ExpertSlice, fetch: _Fetch) -> None:
+    def add_fetched(self, part: _Slice, fetch: _Fetch) -> None:
         """Append a slice of an expert that is no resident."""
         slot = fetch.slot
         if fetch.needed:
@@ -235,16 +312,69 @@ class _Draft:
             self._content[slot], self._slot_of[part.expert_id] = part.expert_id, slot
             self._link_s = fetch.ready_s
         self._compute_s = max(self._compute_s, fetch.ready_s)
-        self._append(ScheduledSlice(part, slot, fetch.needed, self._last_use[slot]))
+        self._append(part, slot, fetch if fetch.needed else None)
         self._fetched_ends_s.append(self._compute_s)
 
-    def restores(self) -> tuple[tuple[int, int], ...]:
-        """Return (expert, slot) of the residents that were overwritten."""
+    def schedule(self, *, grouped: bool) -> Schedule:
+        """Return what was drafted, in waves."""
+        drafted, ends = self._drafted, list(range(1, len(self._drafted) + 1))
+        if grouped:
+            ends = self._wave_ends()
+        wave_of = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0)).tolist()
+        fetches = [
+            ScheduledFetch(d.part.expert_id, d.slot, wave_of[i], wave_of[d.after] if d.after != _NONE else _NONE)
+            for i, d in enumerate(drafted)
+            if d.fetch is not None
+        ]
+        if grouped:
+            drafted = [
+                d for _, d in sorted(zip(wave_of, drafted, strict=True), key=lambda item: (item[0], item[1].slot))
+            ]
+            by_row = sorted(range(len(drafted)), key=lambda i: (drafted[i].part.stage, i))
+        else:
+            by_row = sorted(range(len(drafted)), key=lambda i: drafted[i].part)
+        starts, next_row = [0] * len(drafted), 0
+        for i in by_row:
+            starts[i] = next_row
+            next_row += drafted[i].part.num_tokens
         slots = enumerate(zip(self._home, self._content, strict=True))
-        return tuple((expert_id, slot) for slot, (expert_id, now) in slots if expert_id not in (EMPTY, now))
+        return Schedule(
+            stages=[d.part.stage for d in drafted],
+            expert_ids=[d.part.expert_id for d in drafted],
+            slots=[d.slot for d in drafted],
+            starts=starts,
+            num_tokens=[d.part.num_tokens for d in drafted],
+            ends=ends,
+            fetches=fetches,
+            restores=[(expert_id, slot) for slot, (expert_id, now) in slots if expert_id not in (EMPTY, now)],
+        )
 
-    def _append(self, scheduled: ScheduledSlice) -> None:
-        self._compute_s += scheduled.part.num_tokens * self._cost.token_s
-        self._last_use[scheduled.slot] = len(self.slices)
-        self._free_s[scheduled.slot] = self._compute_s
-        self.slices.append(scheduled)
+    def _wave_ends(self) -> list[int]:
+        """Return one behind the last slice of every wave of a grouped schedule."""
+        ends, first = [], 0
+        for i in range(1, len(self._drafted)):
+            if self._wave_ends_before(first, i):
+                ends.append(i)
+                first = i
+        return [*ends, len(self._drafted)]
+
+    def _wave_ends_before(self, first: int, i: int) -> bool:
+        """Return whether slice ``i`` is not in the wave of slices ``first`` to ``i - 1``."""
+        last, slice_i = self._drafted[i - 1], self._drafted[i]
+        if slice_i.part.stage != last.part.stage:
+            return True
+        if slice_i.fetch is not None and (
+            slice_i.after >= first or slice_i.fetch.ready_s > self._drafted[first].begin_s
+        ):
+            return True
+        # A fetch is predicted to begin now, once the wave is done with its slot.
+        return any(
+            d.fetch is not None and first <= d.after < i and d.fetch.start_s <= last.end_s for d in self._drafted[i:]
+        )
+
+    def _append(self, part: _Slice, slot: int, fetch: _Fetch | None = None) -> None:
+        begin_s = self._compute_s
+        self._compute_s += part.num_tokens * self._cost.token_s
+        self._drafted.append(_Drafted(part, slot, begin_s, self._compute_s, fetch, self._last_use[slot]))
+        self._last_use[slot] = len(self._drafted) - 1
+        self._free_s[slot] = self._compute_s

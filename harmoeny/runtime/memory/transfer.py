@@ -44,6 +44,8 @@ class Transfers(ABC):
 
     #: What the weights travel over, for the records.
     link: str
+    #: Whether weights are copied into the slots' own memory; otherwise slots refer to them where they are.
+    fills_slots = True
 
     @abstractmethod
     def submit(self, request: CopyRequest) -> Transfer:
@@ -59,10 +61,6 @@ class Transfers(ABC):
         Raises:
             RuntimeError: the copy failed.
         """
-
-    @abstractmethod
-    def used(self, slot: Slot) -> None:
-        """Note that all computation queued so far may read the slot."""
 
     @abstractmethod
     def drain(self) -> None:
@@ -103,6 +101,7 @@ class ThreadTransfers(Transfers):
 
     def __init__(self, hardware: Hardware) -> None:
         self.link = hardware.host_link
+        self.fills_slots = self.link == "memcpy"
         self._hardware = hardware
         self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._sequence = itertools.count()
@@ -136,10 +135,10 @@ class ThreadTransfers(Transfers):
 
     def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:
         """Copy the weights into the slot; runs in the copy thread."""
-        if self.link == "memcpy":
+        if self.fills_slots:
             slot.fill(source)
         else:
-            time.sleep(self._hardware.host_link_s(slot.experts.expert_bytes))
+            time.sleep(self._hardware.host_link_s(slot.expert_bytes))
             slot.refer(source)
 
     def wait(self, slot: Slot) -> Span | None:
@@ -157,9 +156,6 @@ class ThreadTransfers(Transfers):
         if transfer.error is not None:
             raise RuntimeError(f"copying an expert failed: {transfer.error}") from transfer.error
         return span
-
-    def used(self, slot: Slot) -> None:
-        """Do nothing: on a CPU computation is over when it returns."""
 
     def drain(self) -> None:
         """Block until the copy thread is idle."""
@@ -193,10 +189,13 @@ class StreamTransfers(Transfers):
         self._restores = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def submit(self, request: CopyRequest) -> Transfer:
-        """Queue a copy on a stream, behind what still reads the slot and any earlier copy into it."""
+        """Queue a copy on a stream, behind all computation queued so far and any earlier copy into the slot.
+
+        So a copy that is submitted when its expert's turn comes overlaps with nothing, and one that is submitted as
+        soon as its slot is free waits for no more than what used the slot last.
+        """
         slot, stream = request.slot, self._fetches if request.urgent else self._restores
-        if slot.last_use is not None:
-            stream.wait_event(slot.last_use)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
         if slot.transfer is not None and slot.transfer.span is not None:
             earlier = slot.transfer.span[1]
             assert not isinstance(earlier, (int, float))
@@ -227,10 +226,6 @@ class StreamTransfers(Transfers):
         compute.wait_event(copied)
         slot.transfer = None
         return (begin, _event(compute))
-
-    def used(self, slot: Slot) -> None:
-        """Put an event behind the computation queued so far."""
-        slot.last_use = _event(torch.cuda.current_stream(self._device))
 
     def drain(self) -> None:
         """Block the host until both copy streams are empty."""

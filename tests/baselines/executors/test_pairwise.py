@@ -49,7 +49,8 @@ def test_any_plan_is_exact(data: st.DataObject) -> None:
     policy = ScheduledRandomPlan(
         seed, data.draw(st.integers(1, 7)), drop=data.draw(st.booleans()), fetch=fetch, num_slots=slots
     )
-    run_layers(world_size, policy, tokens, num_experts=num_experts, batches=2)
+    kernel = data.draw(st.sampled_from(["loop", "grouped_mm"]))
+    run_layers(world_size, policy, tokens, num_experts=num_experts, batches=2, kernel=kernel)
 
 
 class GatedCommunicator(ThreadCommunicator):

@@ -13,13 +13,13 @@ from baselines.static_ep import StaticEP
 from experiments.simulator.virtual import META, VirtualCommunicator, VirtualTransfers
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
-from harmoeny.placement import BoolArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.runtime.device import span_s
 from harmoeny.runtime.memory.experts import ExpertStore
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchStats, FetchStrategy, RankMemory
-from harmoeny.runtime.memory.schedule import ExpertSlice
-from harmoeny.runtime.memory.slots import Slot, SlotPool, Transfer
+from harmoeny.runtime.memory.schedule import Wave
+from harmoeny.runtime.memory.slots import LayerSlots, SlotPool, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest, ThreadTransfers
 from tests.harmoeny.runtime.cases import random_experts, start
 
@@ -34,6 +34,15 @@ def placement(residents: Sequence[int]) -> Placement:
     resident[list(residents), 0] = True
     resident[:, 1] = ~resident[:, 0]
     return Placement(resident.argmax(axis=1).astype(np.int64), resident)
+
+
+def executed(*stages: dict[int, int]) -> IntArray:
+    """Tokens by expert, for every stage."""
+    counts = np.zeros((len(stages), NUM_EXPERTS), np.int64)
+    for stage, tokens in enumerate(stages):
+        for expert_id, num_tokens in tokens.items():
+            counts[stage, expert_id] = num_tokens
+    return counts
 
 
 @dataclass
@@ -62,12 +71,16 @@ class Rank:
         fetch = np.zeros((NUM_EXPERTS, 2), np.bool_)
         fetch[[e for e in tokens if e not in self.residents], 0] = True
         self.transfers.now_s = planned_s
-        self.strategy.begin(0, fetch, [ExpertSlice(e, 0, n) for e, n in tokens.items()])
+        self.strategy.begin(0, fetch, executed(tokens))
         self.transfers.now_s = start_s
-        stats = self.strategy.run(lambda part, _: self.transfers.compute(float(part.num_tokens)))
+        stats = self.strategy.run(self.compute)
         end_s = self.transfers.now_s
         self.strategy.finish()
         return Done.of(stats, end_s)
+
+    def compute(self, wave: Wave) -> None:
+        """Take one second per token."""
+        self.transfers.compute(float(sum(wave.num_tokens)))
 
 
 @dataclass(frozen=True)
@@ -152,9 +165,10 @@ def test_blocking_fetches_and_restores_add_up() -> None:
 def test_a_fetch_overtakes_restores_but_not_a_copy_that_runs() -> None:
     transfers, experts = VirtualTransfers(), random_experts(3, 0)
     transfers.copy_s = 4.0
-    restores = [transfers.submit(CopyRequest(Slot(experts, META), e, {}, urgent=False)) for e in (0, 1)]
+    slots = LayerSlots(experts, META).reserve(3)
+    restores = [transfers.submit(CopyRequest(slots[e], e, {}, urgent=False)) for e in (0, 1)]
     transfers.now_s, transfers.copy_s = 1.0, 2.0
-    fetch = transfers.submit(CopyRequest(Slot(experts, META), 2, {}))
+    fetch = transfers.submit(CopyRequest(slots[2], 2, {}))
     assert fetch.span == (4.0, 6.0)
     transfers.drain()
     assert [restore.span for restore in restores] == [(0.0, 4.0), (6.0, 10.0)]
@@ -164,7 +178,7 @@ def test_a_fetch_overtakes_restores_but_not_a_copy_that_runs() -> None:
 def test_a_restore_that_is_waited_for_is_executed() -> None:
     transfers = VirtualTransfers()
     transfers.copy_s = 4.0
-    first, second = (Slot(random_experts(2, 0), META) for _ in range(2))
+    first, second = LayerSlots(random_experts(2, 0), META).reserve(2)
     for expert_id, slot in enumerate((first, second)):
         transfers.submit(CopyRequest(slot, expert_id, {}, urgent=False))
     assert transfers.wait(second) == (0.0, 8.0), "it is behind the other one"
@@ -178,9 +192,9 @@ def test_weights_from_a_peer_do_not_use_the_host_link() -> None:
     fetch = np.zeros((NUM_EXPERTS, 2), np.bool_)
     fetch[7, 0] = True
     rank.transfers.now_s = 0.5
-    rank.strategy.begin(0, fetch, [ExpertSlice(0, 0, 1), ExpertSlice(7, 0, 2)])
+    rank.strategy.begin(0, fetch, executed({0: 1, 7: 2}))
     rank.transfers.now_s = 1.0
-    stats = rank.strategy.run(lambda part, _: rank.transfers.compute(float(part.num_tokens)))
+    stats = rank.strategy.run(rank.compute)
     done = Done.of(stats, rank.transfers.now_s)
     assert (done.end_s, done.fetch_wait_s, done.fetch_s) == pytest.approx((5.5, 1.5, 3.0))
     assert (done.num_host_fetches, done.num_peer_fetches) == (0, 1)
@@ -227,7 +241,10 @@ class NotedThread(ThreadTransfers):
 
 @pytest.mark.parametrize("fetch", ["async", "sync"])
 @pytest.mark.parametrize("num_slots", [1, 2, 4])
-def test_threads_and_the_virtual_clock_execute_and_copy_in_the_same_order(fetch: str, num_slots: int) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_threads_and_the_virtual_clock_execute_and_copy_in_the_same_order(
+    fetch: str, num_slots: int, grouped: bool
+) -> None:
     rng = random.Random(num_slots)
     places = [Placement(np.zeros(NUM_EXPERTS, np.int64), (np.arange(NUM_EXPERTS) < n)[:, None]) for n in (2, 4)]
     policy = StaticEP(fetch=fetch, num_slots=num_slots)
@@ -240,15 +257,14 @@ def test_threads_and_the_virtual_clock_execute_and_copy_in_the_same_order(fetch:
     for strategy in strategies:
         strategy.prepare()
     for layer in (0, 1, 0, 1):
-        tokens = [(rng.randrange(NUM_EXPERTS), rng.randrange(1, 9)) for _ in range(12)]
-        parts = [ExpertSlice(e, start, n) for start, (e, n) in enumerate(tokens)]
-        executed: list[list[ExpertSlice]] = []
+        counts = executed(*({rng.randrange(NUM_EXPERTS): rng.randrange(1, 9)} for _ in range(12)))
+        waves: list[list[Wave]] = []
         for strategy in strategies:
-            executed.append([])
-            strategy.begin(layer, np.zeros((NUM_EXPERTS, 1), np.bool_), parts)
-            strategy.run(lambda part, _, order=executed[-1]: order.append(part))  # type: ignore[misc]
-        assert executed[0] == executed[1]
-        assert sorted(executed[0], key=lambda part: part.start) == parts
+            waves.append([])
+            strategy.begin(layer, np.zeros((NUM_EXPERTS, 1), np.bool_), counts, grouped=grouped)
+            strategy.run(waves[-1].append)
+        assert waves[0] == waves[1]
+        assert sum(sum(wave.num_tokens) for wave in waves[0]) == counts.sum()
     assert threads.noted == virtual.noted
     assert any(not urgent for _, urgent in virtual.noted)
     threads.close()

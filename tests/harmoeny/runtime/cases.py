@@ -25,11 +25,10 @@ CPU = torch.device("cpu")
 
 
 def random_experts(
-    num_experts: int, seed: int, *, hidden_size: int = 8, gated: bool = False, bias: bool = False,
+    num_experts: int, seed: int, *, hidden_size: int = 8, width: int = 12, gated: bool = False, bias: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> LayerExperts:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    width = 12
     first, rows = ("gate_up", 2 * width) if gated else ("up", width)
 
     def draw(*shape: int) -> Tensor:

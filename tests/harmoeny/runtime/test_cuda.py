@@ -16,7 +16,7 @@ from harmoeny.placement import Placement
 from harmoeny.runtime.device import span_s
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
-from harmoeny.runtime.memory.slots import Slot
+from harmoeny.runtime.memory.slots import LayerSlots, Slot
 from harmoeny.runtime.memory.transfer import CopyRequest, StreamTransfers
 from tests.harmoeny.runtime.cases import RandomPlan, expected_output, random_experts, random_tokens, start
 
@@ -86,7 +86,7 @@ def test_copies_do_not_block_the_host_and_overlap_with_computation() -> None:
     experts = random_experts(4, 0, hidden_size=4096)
     store = ExpertStore([experts], pin=True)
     transfers = StreamTransfers(device)
-    slots = [Slot(store.layers[0], device) for _ in range(4)]
+    slots = LayerSlots(store.layers[0], device).reserve(4)
     for slot in slots:
         transfers.submit(CopyRequest(slot, 0, store.layers[0].expert(0)))
         transfers.wait(slot)

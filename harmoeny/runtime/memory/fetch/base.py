@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor
-
-from harmoeny.choices import Fetch, WorkOrder
+from harmoeny.choices import Fetch, KernelName, WorkOrder
 from harmoeny.cost import ExpertCost
-from harmoeny.placement import BoolArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.runtime.device import Span
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
 from harmoeny.runtime.memory.schedule import (
     EMPTY,
-    ExpertSlice,
     Schedule,
-    ScheduledSlice,
+    ScheduledFetch,
+    Wave,
     home_slots,
     make_schedule,
     replace_residents,
@@ -26,8 +24,8 @@ from harmoeny.runtime.memory.schedule import (
 from harmoeny.runtime.memory.slots import Slot, SlotPool, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
 
-#: Executes one slice of the batch with the weights given.
-Execute = Callable[[ExpertSlice, Mapping[str, Tensor]], None]
+#: Executes one wave, whose experts are in the slots that it names.
+Execute = Callable[[Wave], None]
 
 
 @dataclass
@@ -63,6 +61,7 @@ class RankMemory:
         transfers: copies experts into them.
         comm: this rank's communicator.
         cost: an expert's costs on this machine.
+        kernel: what computes experts; :func:`harmoeny.runtime.kernels.make_kernel` explains it.
     """
 
     store: ExpertStore
@@ -70,6 +69,7 @@ class RankMemory:
     transfers: Transfers
     comm: Communicator
     cost: ExpertCost
+    kernel: str = KernelName.AUTO
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,14 @@ class FetchStrategy:
         """
         self.memory = memory
         self._work_order = options.work_order
+        memory.transfers.drain()  # slots whose memory has to grow lose what they hold
         self._slots: list[Sequence[Slot]] = []
         self._home: list[list[int]] = []
         for layer, placement in enumerate(options.placements):
             self._home.append(home_slots(placement.resident[:, memory.comm.rank], options.num_slots))
-            self._slots.append(memory.pool.reserve(layer, len(self._home[layer])))
+            self._slots.append(memory.pool.layers[layer].reserve(len(self._home[layer])))
         self._first_home = [list(home) for home in self._home]
-        self._schedule = Schedule((), ())
+        self._schedule = Schedule()
         self._layer = 0
         self._next_fetch = 0
         self._stats = FetchStats()
@@ -125,7 +126,12 @@ class FetchStrategy:
     @property
     def device_bytes(self) -> int:
         """Device memory that this rank's slots take, in bytes."""
-        return sum(len(slots) * slots[0].experts.expert_bytes for slots in self._slots)
+        return sum(len(slots) * slots[0].expert_bytes for slots in self._slots)
+
+    @property
+    def fills_slots(self) -> bool:
+        """Whether the slots' own memory holds the weights; otherwise slots refer to them where they are."""
+        return self.memory.transfers.fills_slots
 
     def reset(self) -> None:
         """Return to the residents of the beginning; :meth:`prepare` copies them in, and nothing is counted."""
@@ -134,6 +140,9 @@ class FetchStrategy:
 
     def prepare(self) -> None:
         """Copy in the residents that the slots do not hold, and block until they are there."""
+        if self.memory.transfers.fills_slots:
+            for slots_of_layer in self.memory.pool.layers:
+                slots_of_layer.allocate()
         for layer, (slots, home) in enumerate(zip(self._slots, self._home, strict=True)):
             for slot, expert_id in zip(slots, home, strict=True):
                 if expert_id == EMPTY:
@@ -145,48 +154,47 @@ class FetchStrategy:
             for slot in slots:
                 self.memory.transfers.wait(slot)
 
-    def begin(self, layer: int, fetch: BoolArray, parts: Sequence[ExpertSlice], *, keep_order: bool = False) -> None:
+    def begin(self, layer: int, fetch: BoolArray, executed_SE: IntArray, *, grouped: bool = False) -> Schedule:
         """Order the layer's slices and start the fetches whose slots are free already.
 
         Args:
             layer: MoE layer in order of execution.
             fetch: bool ``[num_experts, world_size]``, what all ranks fetch, as the plan says.
-            parts: what this rank executes of the plan.
-            keep_order: as :func:`harmoeny.runtime.memory.schedule.make_schedule` explains it.
+            executed_SE: int64 ``[num_stages, num_experts]``, what this rank executes of the plan, as
+                :func:`harmoeny.runtime.memory.schedule.make_schedule` explains it.
+            grouped: as it explains it too.
         """
         self._layer, self._next_fetch = layer, 0
         self._stats, self._moved = self._moved, FetchStats()
         self._open_sources(layer, fetch)
         self._schedule = make_schedule(
-            parts, self._home[layer], self.memory.cost, work_order=self._work_order, keep_order=keep_order
+            executed_SE, self._home[layer], self.memory.cost, work_order=self._work_order, grouped=grouped
         )
         if self.ahead:
-            self._fetch_ahead(-1)
+            self._fetch_until(lambda fetch: fetch.after < 0)
+        return self._schedule
 
     def run(self, execute: Execute) -> FetchStats:
-        """Call ``execute`` once for every slice of :meth:`begin`.
+        """Call ``execute`` once for every wave of :meth:`begin`.
 
-        The weights handed to ``execute`` stay valid until it returns (on CUDA: for the work it queued).
+        The weights in the wave's slots stay valid until it returns (on CUDA: for the work it queued).
         """
-        transfers, slots = self.memory.transfers, self._slots[self._layer]
-        for index, scheduled in enumerate(self._schedule.slices):
-            slot = slots[scheduled.slot]
-            if scheduled.fetch and not self.ahead:
-                self._fetch(scheduled)
-            self._wait(slot)
-            execute(scheduled.part, slot.weights)
-            transfers.used(slot)
+        slots = self._slots[self._layer]
+        for wave in self._schedule.waves():
+            if not self.ahead:
+                self._fetch_until(lambda fetch, now=wave.number: fetch.wave <= now)  # type: ignore[misc]
+            for slot in wave.slots:
+                if slots[slot].transfer is not None:
+                    self._wait(slots[slot])
+            execute(wave)
             if self.ahead:
-                self._fetch_ahead(index)
+                self._fetch_until(lambda fetch, finished=wave.number: fetch.after <= finished)  # type: ignore[misc]
         self._restore()
         self._close_sources()
         return self._stats
 
     def residents(self, layer: int) -> dict[int, Slot]:
-        """Return the slots of a layer's residents by expert; :meth:`prepare` fills them.
-
-        Whoever executes from them instead of :meth:`run` tells the transfers that they are used.
-        """
+        """Return the slots of a layer's residents by expert; :meth:`prepare` fills them."""
         return {e: slot for e, slot in zip(self._home[layer], self._slots[layer], strict=True) if e != EMPTY}
 
     def finish(self) -> None:
@@ -204,7 +212,7 @@ class FetchStrategy:
             slot = self._slots[layer][index]
             self._moved.fetches.append(self._copy(layer, slot, self._home[layer][index]))
             self._moved.num_host_fetches += 1
-            self._moved.fetch_bytes += slot.experts.expert_bytes
+            self._moved.fetch_bytes += slot.expert_bytes
             if not self.ahead and (stalled := self.memory.transfers.wait(slot)) is not None:
                 self._moved.fetch_waits.append(stalled)
 
@@ -216,21 +224,14 @@ class FetchStrategy:
             assert transfer is not None, "nothing else is waited for"
             (self._stats.fetch_waits if transfer.urgent else self._stats.restore_waits).append(stalled)
 
-    def _fetch_ahead(self, finished: int) -> None:
-        """Start, in the order of their execution, the fetches whose slots are free after slice ``finished``."""
-        slices = self._schedule.slices
-        while self._next_fetch < len(slices):
-            scheduled = slices[self._next_fetch]
-            if scheduled.fetch and scheduled.after > finished:
-                return
-            if scheduled.fetch:
-                self._fetch(scheduled)
+    def _fetch_until(self, begins: Callable[[ScheduledFetch], bool]) -> None:
+        """Start fetches, in the order of the schedule, up to the first that does not begin yet."""
+        fetches = self._schedule.fetches
+        while self._next_fetch < len(fetches) and begins(fetch := fetches[self._next_fetch]):
+            slot = self._slots[self._layer][fetch.slot]
+            self._stats.fetches.append(self._fetch_into(slot, fetch.expert_id))
+            self._stats.fetch_bytes += slot.expert_bytes
             self._next_fetch += 1
-
-    def _fetch(self, scheduled: ScheduledSlice) -> None:
-        slot = self._slots[self._layer][scheduled.slot]
-        self._stats.fetches.append(self._fetch_into(slot, scheduled.part.expert_id))
-        self._stats.fetch_bytes += slot.experts.expert_bytes
 
     def _fetch_into(self, slot: Slot, expert_id: int) -> Transfer:
         """Start one fetch and count it by its source."""

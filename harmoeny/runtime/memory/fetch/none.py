@@ -29,12 +29,15 @@ class NoFetch(FetchStrategy):
             memory = replace(memory, pool=SlotPool(memory.store, memory.comm.device))
         super().__init__(memory, options)
 
+    @property
+    def fills_slots(self) -> bool:
+        """True: also where slots refer to the store, it is to all of a layer in their order."""
+        return True
+
     def prepare(self) -> None:
         """Let the slots hold the experts."""
         if Device.of(self.memory.comm.device).has_own_memory:
             super().prepare()
             return
-        for layer, (slots, home) in enumerate(zip(self._slots, self._home, strict=True)):
-            for slot, expert_id in zip(slots, home, strict=True):
-                slot.refer(self.memory.store.layers[layer].expert(expert_id))
-                slot.expert_id = expert_id
+        for layer in self.memory.pool.layers:
+            layer.refer_all()

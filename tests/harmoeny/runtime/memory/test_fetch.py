@@ -14,14 +14,14 @@ from torch import Tensor
 
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
-from harmoeny.placement import Placement
+from harmoeny.placement import IntArray, Placement
 from harmoeny.runtime.device import span_s
 from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStats, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.fetch.none import NoFetch
-from harmoeny.runtime.memory.schedule import ExpertSlice
-from harmoeny.runtime.memory.slots import Slot, Transfer
+from harmoeny.runtime.memory.schedule import Wave
+from harmoeny.runtime.memory.slots import LayerSlots, Slot, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest, ThreadTransfers
 from tests.harmoeny.runtime.cases import CPU, RandomPlan, start
 
@@ -53,18 +53,21 @@ class SlowCopies(ThreadTransfers):
 
 
 class RaceDetector:
-    """Executes nothing, but looks at the weights before and after the time that computing would take."""
+    """Executes nothing, but looks at all weights of a wave again and again in the time that computing would take."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.executed: list[ExpertSlice] = []
+        self.slots = LayerSlots(marked_experts(), CPU)
+        self.executed = np.zeros((0, NUM_EXPERTS), np.int64)
 
-    def __call__(self, work: ExpertSlice, weights: Mapping[str, Tensor]) -> None:
+    def __call__(self, wave: Wave) -> None:
         for _ in range(3):
-            for tensor in weights.values():
-                assert (tensor == work.expert_id).all(), f"expert {work.expert_id} computes with {tensor}"
+            for expert_id, slot in zip(wave.expert_ids, wave.slots, strict=True):
+                for name, tensor in self.slots.slots[slot].weights.items():
+                    assert (tensor == expert_id).all(), f"expert {expert_id} computes with {tensor}"
+                    assert (self.slots.weights[name][slot] == expert_id).all(), "the pool is what the slots hold"
             time.sleep(self.random.choice([0, 0, 0.001, 0.002]))
-        self.executed.append(work)
+        self.executed[wave.stage, wave.expert_ids] += wave.num_tokens
 
 
 def nanoseconds(transfer: Transfer) -> tuple[int, int]:
@@ -89,34 +92,44 @@ def fetcher(
     return strategy
 
 
-def one_layer(strategy: FetchStrategy, layer: int, work: list[ExpertSlice], detector: RaceDetector) -> FetchStats:
-    detector.executed = []
-    strategy.begin(layer, NO_FETCH, work)
+def work(*experts: int, num_tokens: int = 5) -> IntArray:
+    """As many tokens for each of the experts."""
+    executed = np.zeros((1, NUM_EXPERTS), np.int64)
+    executed[0, list(experts)] = num_tokens
+    return executed
+
+
+def one_layer(
+    strategy: FetchStrategy, layer: int, executed: IntArray, detector: RaceDetector, *, grouped: bool = False
+) -> FetchStats:
+    detector.slots, detector.executed = strategy.memory.pool.layers[layer], np.zeros_like(executed)
+    strategy.begin(layer, NO_FETCH, executed, grouped=grouped)
     stats = strategy.run(detector)
-    assert sorted(detector.executed, key=lambda w: w.start) == work
+    assert (detector.executed == executed).all()
     return stats
 
 
 @pytest.mark.parametrize("fetch", ["sync", "async", "peer"])
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 4, NUM_EXPERTS])
-def test_no_slot_is_overwritten_while_its_expert_computes(fetch: str, num_slots: int) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_no_slot_is_overwritten_while_its_expert_computes(fetch: str, num_slots: int, grouped: bool) -> None:
     link = SlowCopies(Hardware(), seed=num_slots)
     strategy = fetcher(link, fetch=fetch, num_slots=num_slots, num_layers=2)
-    rng = random.Random(num_slots)
+    rng = np.random.default_rng(num_slots)
     detector = RaceDetector(num_slots)
-    for _ in range(6):
-        # Layers follow each other without a pause, so restores of one batch are under way in the next. Slices repeat
+    for num_stages in (1, 3) * 3:
+        # Layers follow each other without a pause, so restores of one batch are under way in the next. Stages repeat
         # experts, so that one may be fetched, overwritten and fetched again.
         for layer in range(2):
-            experts = [rng.randrange(NUM_EXPERTS) for _ in range(rng.randrange(9))]
-            one_layer(
-                strategy, layer, [ExpertSlice(e, i, rng.randrange(1, 30)) for i, e in enumerate(experts)], detector
-            )
+            shape = (num_stages, NUM_EXPERTS)
+            executed = rng.integers(1, 30, shape) * (rng.random(shape) < 0.5)
+            one_layer(strategy, layer, executed, detector, grouped=grouped)
     strategy.finish()
     link.close()
 
 
-def test_the_detector_detects() -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_detector_detects(grouped: bool) -> None:
     """The same work on a strategy that reuses a slot without waiting for its user must be caught."""
 
     class Reckless(SlowCopies):
@@ -127,23 +140,22 @@ def test_the_detector_detects() -> None:
 
     link = Reckless(Hardware(), seed=1)
     strategy = fetcher(link)
-    work = [ExpertSlice(e, e, 5) for e in range(NUM_EXPERTS)]
     with pytest.raises(AssertionError, match="computes with"):
-        one_layer(strategy, 0, work, RaceDetector(1))
+        one_layer(strategy, 0, work(*range(NUM_EXPERTS)), RaceDetector(1), grouped=grouped)
 
 
 def test_residents_come_back_behind_later_layers() -> None:
     link = SlowCopies(Hardware(), seed=2)
     strategy = fetcher(link)
-    stats = one_layer(strategy, 0, [ExpertSlice(e, e, 5) for e in range(NUM_EXPERTS)], RaceDetector(2))
+    stats = one_layer(strategy, 0, work(*range(NUM_EXPERTS)), RaceDetector(2))
     assert stats.num_host_fetches == 3
     assert 1 <= len(stats.restores) <= 2
     strategy.finish()
-    held = {slot.expert_id for slot in strategy.memory.pool.slots[0]}
+    held = {slot.expert_id for slot in strategy.memory.pool.layers[0].slots}
     assert held == {0, 1, 2}
-    for slot in strategy.memory.pool.slots[0]:
+    for slot in strategy.memory.pool.layers[0].slots:
         assert (slot.weights["up"] == slot.expert_id).all()
-    stats = one_layer(strategy, 0, [ExpertSlice(e, e, 5) for e in range(3)], RaceDetector(2))
+    stats = one_layer(strategy, 0, work(0, 1, 2), RaceDetector(2))
     assert (stats.num_host_fetches, stats.restores) == (0, [])
     link.close()
 
@@ -155,12 +167,11 @@ def test_systems_take_turns_with_one_pool() -> None:
     held = np.zeros((NUM_EXPERTS, 1), np.bool_)
     held[3:] = True
     other = make_fetcher(RandomPlan(0, num_slots=3), [Placement(np.zeros(NUM_EXPERTS, np.int64), held)], second_memory)
-    work = [ExpertSlice(e, e, 5) for e in range(NUM_EXPERTS)]
     for strategy in (other, first, other, first):
         strategy.prepare()
-        one_layer(strategy, 0, work, RaceDetector(3))
+        one_layer(strategy, 0, work(*range(NUM_EXPERTS)), RaceDetector(3))
         strategy.finish()
-    assert len(first.memory.pool.slots[0]) == 3
+    assert len(first.memory.pool.layers[0].slots) == 3
     assert (first.device_bytes, other.device_bytes) == (2 * 2 * 64 * 64 * 4, 3 * 2 * 64 * 64 * 4)
     link.close()
 
@@ -172,16 +183,16 @@ def test_a_new_placement_moves_weights(fetch: str) -> None:
     resident = np.zeros((NUM_EXPERTS, 1), np.bool_)
     resident[[1, 4, 5]] = True
     strategy.replace_residents(0, Placement(np.zeros(NUM_EXPERTS, np.int64), resident))
-    stats = one_layer(strategy, 0, [ExpertSlice(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
+    stats = one_layer(strategy, 0, work(1, 4, 5), RaceDetector(4))
     assert (stats.num_host_fetches, len(stats.fetches)) == (2, 2), (
         "the moves are counted in the batch that pays for them"
     )
     assert stats.restore_waits == [], "waits for new residents are waits for fetches"
     assert stats.fetch_bytes == 2 * strategy.memory.store.layers[0].expert_bytes
-    stats = one_layer(strategy, 0, [ExpertSlice(e, e, 5) for e in (1, 4, 5)], RaceDetector(4))
+    stats = one_layer(strategy, 0, work(1, 4, 5), RaceDetector(4))
     assert stats.num_host_fetches == 0
     strategy.finish()
-    assert {slot.expert_id for slot in strategy.memory.pool.slots[0]} == {1, 4, 5}
+    assert {slot.expert_id for slot in strategy.memory.pool.layers[0].slots} == {1, 4, 5}
     link.close()
 
 
@@ -191,8 +202,8 @@ def test_an_emulated_link_takes_its_time_and_no_less() -> None:
         host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.02, host_link_latency_s=0.01
     )
     link = ThreadTransfers(hardware)
-    slot = Slot(experts, CPU)
-    transfers = [link.submit(CopyRequest(s, e, experts.expert(e))) for e, s in ((1, Slot(experts, CPU)), (2, slot))]
+    other, slot = LayerSlots(experts, CPU).reserve(2)
+    transfers = [link.submit(CopyRequest(s, e, experts.expert(e))) for e, s in ((1, other), (2, slot))]
     link.wait(slot)
     assert (slot.weights["up"] == 2).all()
     link.drain()
@@ -204,7 +215,7 @@ def test_an_emulated_link_takes_its_time_and_no_less() -> None:
 def test_a_fetch_goes_before_restores() -> None:
     experts = marked_experts()
     link = ThreadTransfers(Hardware(host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.01))
-    slots = [Slot(experts, CPU) for _ in range(4)]
+    slots = LayerSlots(experts, CPU).reserve(4)
     restores = [link.submit(CopyRequest(slot, 0, experts.expert(0), urgent=False)) for slot in slots[:3]]
     fetch = link.submit(CopyRequest(slots[3], 1, experts.expert(1)))
     link.drain()
@@ -215,7 +226,7 @@ def test_a_fetch_goes_before_restores() -> None:
 def test_a_copy_that_fails_is_raised_where_it_is_waited_for() -> None:
     link = ThreadTransfers(Hardware())
     experts = marked_experts()
-    slot = Slot(experts, CPU)
+    (slot,) = LayerSlots(experts, CPU).reserve(1)
     link.submit(CopyRequest(slot, 0, {"up": torch.zeros(3), "down": torch.zeros(3)}))
     with pytest.raises(RuntimeError, match="copying an expert failed"):
         link.wait(slot)

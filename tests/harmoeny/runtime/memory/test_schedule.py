@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harmoeny.cost import ExpertCost
+from harmoeny.placement import IntArray
 from harmoeny.runtime.memory.schedule import (
     EMPTY,
-    ExpertSlice,
     Schedule,
     home_slots,
     make_schedule,
@@ -23,109 +23,173 @@ from tests.strategies import examples
 COST = ExpertCost(token_s=1.0, fetch_s=10.0)
 
 
-def work(**tokens: int) -> list[ExpertSlice]:
-    """Slices by expert, ``e3=7``: seven tokens for expert 3."""
-    return [ExpertSlice(int(name[1:]), 0, n) for name, n in tokens.items()]
+def work(**tokens: int) -> IntArray:
+    """One stage, by expert: ``e3=7`` is seven tokens for expert 3."""
+    executed = np.zeros((1, 13), np.int64)
+    for name, num_tokens in tokens.items():
+        executed[0, int(name[1:])] = num_tokens
+    return executed
 
 
-def order(schedule: Schedule) -> list[int]:
-    return [step.part.expert_id for step in schedule.slices]
+def waves(schedule: Schedule) -> list[list[int]]:
+    """The experts of every wave."""
+    return [list(wave.expert_ids) for wave in schedule.waves()]
+
+
+@dataclass(frozen=True)
+class Case:
+    executed: IntArray
+    home: list[int]
+    cost: ExpertCost
+    work_order: str
+    grouped: bool
+
+    def schedule(self) -> Schedule:
+        return make_schedule(self.executed, self.home, self.cost, work_order=self.work_order, grouped=self.grouped)
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> tuple[list[ExpertSlice], list[int], ExpertCost, str]:
+def cases(draw: st.DrawFn) -> Case:
     num_experts = draw(st.integers(1, 12))
     num_slots = draw(st.integers(1, num_experts))
     held = draw(st.permutations(range(num_experts)))[: draw(st.integers(0, num_slots))]
     home = list(draw(st.permutations([*held, *[EMPTY] * (num_slots - len(held))])))
-    slices = draw(st.lists(st.tuples(st.integers(0, num_experts - 1), st.integers(1, 50)), max_size=20))
-    items = [ExpertSlice(e, start, n) for start, (e, n) in enumerate(slices)]
+    counts = st.lists(st.just(0) | st.integers(1, 50), min_size=num_experts, max_size=num_experts)
+    executed = np.array(draw(st.lists(counts, min_size=1, max_size=3)))
     cost = ExpertCost(draw(st.floats(1e-6, 1.0)), draw(st.floats(0.0, 10.0)))
-    return items, home, cost, draw(st.sampled_from(["covered", "paper"]))
+    return Case(executed, home, cost, draw(st.sampled_from(["covered", "paper"])), draw(st.booleans()))
 
 
 @examples(500)
-@given(layers())
-def test_every_slice_runs_once_with_its_own_weights_and_slots_are_restored(
-    case: tuple[list[ExpertSlice], list[int], ExpertCost, str],
-) -> None:
-    items, home, cost, work_order = case
-    schedule = make_schedule(items, home, cost, work_order=work_order)
-
-    assert Counter(s.part for s in schedule.slices) == Counter(items)
-    content = list(home)
-    last_use = [-1] * len(home)
-    for index, step in enumerate(schedule.slices):
-        if step.fetch:
-            assert content[step.slot] != step.part.expert_id, "fetched although it is there"
-            assert step.after == last_use[step.slot], "a fetch may begin when the slot's last user is done, no earlier"
-            content[step.slot] = step.part.expert_id
-        assert content[step.slot] == step.part.expert_id
-        last_use[step.slot] = index
+@given(cases())
+def test_every_slice_runs_once_with_its_own_weights_and_slots_are_restored(case: Case) -> None:
+    schedule = case.schedule()
+    done = np.zeros_like(case.executed)
+    content = list(case.home)
+    last_use = [-1] * len(case.home)
+    fetches = list(schedule.fetches)
+    for wave in schedule.waves():
+        while fetches and fetches[0].wave == wave.number:
+            fetch = fetches.pop(0)
+            assert content[fetch.slot] != fetch.expert_id, "fetched although it is there"
+            assert fetch.after == last_use[fetch.slot], "it may begin when the slot's last user is done, no earlier"
+            content[fetch.slot] = fetch.expert_id
+        assert [content[slot] for slot in wave.slots] == list(wave.expert_ids)
+        for slot in wave.slots:
+            assert last_use[slot] < wave.number, "a slot holds one expert"
+            last_use[slot] = wave.number
+        done[wave.stage, wave.expert_ids] += wave.num_tokens
+    assert (done == case.executed).all()
+    assert fetches == []
     for expert, slot in schedule.restores:
         assert content[slot] != expert
         content[slot] = expert
-    assert [c for c, h in zip(content, home, strict=True) if h != EMPTY] == [h for h in home if h != EMPTY]
+    assert [c for c, h in zip(content, case.home, strict=True) if h != EMPTY] == [h for h in case.home if h != EMPTY]
+
+
+@examples(300)
+@given(cases())
+def test_rows_lie_by_stage_and_then_by_expert_or_by_wave_and_slot(case: Case) -> None:
+    schedule = case.schedule()
+    by_row = sorted(
+        (start, wave.stage, wave.number if case.grouped else 0, slot if case.grouped else expert, num_tokens)
+        for wave in schedule.waves()
+        for start, slot, expert, num_tokens in zip(
+            wave.starts, wave.slots, wave.expert_ids, wave.num_tokens, strict=True
+        )
+    )
+    next_row = 0
+    for start, *_, num_tokens in by_row:
+        assert start == next_row, "no gaps, no overlaps"
+        next_row += num_tokens
+    assert [place[1:4] for place in by_row] == sorted(place[1:4] for place in by_row)
+    for stage, counts in enumerate(case.executed):
+        order = schedule.experts_by_row(stage)
+        assert sorted(order) == np.flatnonzero(counts).tolist()
+        assert case.grouped or order == sorted(order)
+    if case.grouped:
+        for wave in schedule.waves():
+            assert wave.rows.stop - wave.rows.start == sum(wave.num_tokens), "a wave's rows are one block"
 
 
 @examples(200)
-@given(layers())
-def test_residents_are_never_fetched_and_few_are_overwritten(
-    case: tuple[list[ExpertSlice], list[int], ExpertCost, str],
-) -> None:
-    items, home, cost, work_order = case
-    schedule = make_schedule(items, home, cost, work_order=work_order)
-    fetched = [s.part.expert_id for s in schedule.slices if s.fetch]
-    assert not set(fetched) & set(home)
+@given(cases())
+def test_residents_are_never_fetched_and_few_are_overwritten(case: Case) -> None:
+    schedule = case.schedule()
+    fetched = [fetch.expert_id for fetch in schedule.fetches]
+    assert not set(fetched) & set(case.home)
     assert len(schedule.restores) <= min(len(fetched), 2), "two slots in turn are enough for any number of fetches"
+    assert all(fetch.after < fetch.wave for fetch in schedule.fetches)
+    assert [f.wave for f in schedule.fetches] == sorted(f.wave for f in schedule.fetches)
+
+
+@examples(200)
+@given(cases())
+def test_residents_and_fetched_experts_come_by_stage_and_a_wave_has_one(case: Case) -> None:
+    home = set(case.home)
+    for kind in (True, False):
+        stages = [w.stage for w in case.schedule().waves() if any((e in home) == kind for e in w.expert_ids)]
+        assert stages == sorted(stages)
 
 
 def test_the_papers_order_and_its_slots_two_steps_before() -> None:
-    items = work(e0=100, e1=90, e2=80, e3=70, e10=60, e11=50, e12=40)
-    schedule = make_schedule(items, [0, 1, 2, 3], COST, work_order="paper")
-    assert order(schedule) == [0, 1, 10, 11, 12, 2, 3]
-    assert [(s.slot, s.after) for s in schedule.slices if s.fetch] == [(0, 0), (1, 1), (0, 2)]
-    assert schedule.restores == ((0, 0), (1, 1))
+    executed = work(e0=100, e1=90, e2=80, e3=70, e10=60, e11=50, e12=40)
+    schedule = make_schedule(executed, [0, 1, 2, 3], COST, work_order="paper")
+    assert waves(schedule) == [[0], [1], [10], [11], [12], [2], [3]]
+    assert [(f.slot, f.after) for f in schedule.fetches] == [(0, 0), (1, 1), (0, 2)]
+    assert schedule.restores == [(0, 0), (1, 1)]
 
 
 def test_small_residents_are_executed_until_the_fetched_expert_is_there() -> None:
-    items = work(e0=4, e1=4, e2=4, e3=4, e10=60)
+    executed = work(e0=4, e1=4, e2=4, e3=4, e10=60)
     # The fetch begins after the first slice at 4 s and ends at 14 s: three more residents fill that time.
-    assert order(make_schedule(items, [0, 1, 2, 3], COST)) == [0, 1, 2, 3, 10]
-    assert order(make_schedule(items, [0, 1, 2, 3], COST, work_order="paper")) == [0, 1, 10, 2, 3]
+    assert waves(make_schedule(executed, [0, 1, 2, 3], COST)) == [[0], [1], [2], [3], [10]]
+    assert waves(make_schedule(executed, [0, 1, 2, 3], COST, work_order="paper")) == [[0], [1], [10], [2], [3]]
 
 
 def test_a_slot_without_work_is_fetched_into_at_once() -> None:
     schedule = make_schedule(work(e0=30, e10=60), [0, 1], COST)
-    (fetch,) = [s for s in schedule.slices if s.fetch]
+    (fetch,) = schedule.fetches
     assert (fetch.slot, fetch.after) == (1, -1)
     spare = make_schedule(work(e0=30, e1=5, e10=60), [0, 1, EMPTY], COST)
-    assert [(s.slot, s.after) for s in spare.slices if s.fetch] == [(2, -1)]
-    assert spare.restores == (), "an empty slot holds nobody who would have to come back"
+    assert [(f.slot, f.after) for f in spare.fetches] == [(2, -1)]
+    assert spare.restores == [], "an empty slot holds nobody who would have to come back"
 
 
 def test_an_expert_is_fetched_twice_where_one_slot_is_all_there_is() -> None:
-    items = [ExpertSlice(5, 0, 9), ExpertSlice(6, 9, 8), ExpertSlice(5, 17, 7)]
-    schedule = make_schedule(items, [EMPTY], COST)
-    assert [(s.part.expert_id, s.fetch) for s in schedule.slices] == [(5, True), (6, True), (5, True)]
+    executed = np.zeros((3, 7), np.int64)
+    executed[[0, 1, 2], [5, 6, 5]] = 9, 8, 7
+    schedule = make_schedule(executed, [EMPTY], COST)
+    assert waves(schedule) == [[5], [6], [5]]
+    assert [f.expert_id for f in schedule.fetches] == [5, 6, 5]
+
+
+def test_grouped_all_residents_are_one_wave() -> None:
+    schedule = make_schedule(work(e0=4, e1=9, e2=1, e3=4), [2, 0, EMPTY, 3, 1], COST, grouped=True)
+    assert waves(schedule) == [[2, 0, 3, 1]]
+    assert schedule.starts == [0, 1, 5, 9]
+
+
+def test_a_wave_ends_where_a_fetch_waits_for_its_slot_and_before_what_is_not_there_when_it_begins() -> None:
+    # Resident 0 ends at 4 s and its slot takes expert 10 until 14 s, while the others are one wave from 4 s to 16 s.
+    executed = work(e0=4, e1=4, e2=4, e3=4, e10=60)
+    schedule = make_schedule(executed, [0, 1, 2, 3], COST, grouped=True)
+    assert waves(schedule) == [[0], [1, 2, 3], [10]]
+    assert [(f.slot, f.wave, f.after) for f in schedule.fetches] == [(0, 2, 0)]
+    # With a free slot it is there at 10 s, when resident 2 runs: the fourth resident shares its wave.
+    assert waves(make_schedule(executed, [0, 1, 2, 3, EMPTY], COST, grouped=True)) == [[0, 1, 2], [3, 10]]
+    # The second fetch begins at 14 s, when the link is free: residents 1 to 3 end at 16 s, so they can share a wave.
+    both = work(e0=4, e1=4, e2=4, e3=4, e4=4, e10=60, e11=60)
+    schedule = make_schedule(both, [0, 1, 2, 3, 4], COST, grouped=True)
+    assert waves(schedule) == [[0], [1, 2, 3], [10], [11, 4]]
+    assert [(f.slot, f.after) for f in schedule.fetches] == [(0, 0), (1, 1)]
 
 
 @pytest.mark.parametrize("work_order", ["covered", "paper"])
-def test_nothing_to_do(work_order: str) -> None:
-    assert make_schedule([], [0, 1], COST, work_order=work_order) == Schedule((), ())
-
-
-@examples(200)
-@given(layers())
-def test_residents_and_fetched_experts_keep_their_order_if_asked(
-    case: tuple[list[ExpertSlice], list[int], ExpertCost, str],
-) -> None:
-    items, home, cost, work_order = case
-    steps = make_schedule(items, home, cost, work_order=work_order, keep_order=True).slices
-    for kind in (True, False):
-        assert [s.part for s in steps if (s.part.expert_id in home) == kind] == [
-            w for w in items if (w.expert_id in home) == kind
-        ]
+@pytest.mark.parametrize("grouped", [False, True])
+def test_nothing_to_do(work_order: str, grouped: bool) -> None:
+    schedule = make_schedule(work(), [0, 1], COST, work_order=work_order, grouped=grouped)
+    assert (list(schedule.waves()), schedule.fetches, schedule.restores) == ([], (), ())
 
 
 @examples(200)

@@ -1,0 +1,76 @@
+"""All experts of a wave in one call for each of their matrices, over rows that are ordered by slot."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harmoeny.runtime.device import Device
+from harmoeny.runtime.kernels.base import Kernel, Results
+from harmoeny.runtime.memory.experts import ExpertMLP, LayerExperts
+from harmoeny.runtime.memory.schedule import Schedule, Wave
+from harmoeny.runtime.memory.slots import LayerSlots
+
+
+class GroupedProducts(ABC):
+    """Multiplies groups of rows, one group per slot, by the matrices in the slots."""
+
+    name: ClassVar[str]
+
+    @staticmethod
+    @abstractmethod
+    def supports(device: torch.device, experts: LayerExperts) -> bool:
+        """Return whether it can compute such experts on the device, faster than one after another on CUDA."""
+
+    @abstractmethod
+    def __call__(self, rows: Tensor, ends: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute ``rows @ matrices[slot] + bias[slot]``, without waiting for the device.
+
+        Args:
+            rows: ``[n, in]``, ordered by slot.
+            ends: int32 ``[num_slots]`` on the device, one behind the last row of every slot; the last is n.
+            matrices: ``[num_slots, in, out]``, in memory in this order or as ``[num_slots, out, in]``.
+            bias: ``[num_slots, out]``.
+
+        Returns:
+            ``[n, out]``.
+        """
+
+
+class GroupedKernel(Kernel):
+    """Computes waves with grouped products; no host work per expert."""
+
+    grouped: ClassVar[bool] = True
+
+    def __init__(self, slots: LayerSlots, products: GroupedProducts) -> None:
+        """Take a layer whose experts the products support."""
+        super().__init__(slots)
+        self.name = products.name
+        self._products = products
+        self._ends_WS = torch.empty(0)
+
+    def begin(self, schedule: Schedule) -> None:
+        """Bring the ends of all groups to the device."""
+        tokens_WS = np.zeros((len(schedule.ends), len(self.slots.slots)), dtype=np.int32)
+        for wave in schedule.waves():
+            tokens_WS[wave.number, wave.slots] = wave.num_tokens
+        self._ends_WS = Device.of(self.slots.device).upload(tokens_WS.cumsum(axis=1, dtype=np.int32))
+
+    def __call__(self, wave: Wave, rows_RH: Tensor, results: Results) -> None:
+        """Compute a wave at once."""
+        results.put(wave.rows, self.apply(rows_RH[wave.rows], self._ends_WS[wave.number]))
+
+    def apply(self, rows: Tensor, ends: Tensor) -> Tensor:
+        """Return ``[n, H]``, the results of rows ``[n, H]``; ``ends`` as for :meth:`GroupedProducts.__call__`."""
+        function, weights = self.slots.experts.function, self.slots.weights
+        assert isinstance(function, ExpertMLP), "the products support it"
+
+        def linear(name: str, rows: Tensor) -> Tensor:
+            matrices = weights[name] if function.transposed else weights[name].transpose(1, 2)
+            return self._products(rows, ends, matrices, weights.get(f"{name}_bias"))
+
+        return function.compose(rows, linear)
