@@ -31,7 +31,7 @@ test: $(INSTALLED) $(DEEPSPEED) ## install into .venv, DeepSpeed too, and run li
 	$(LINT)
 	$(PYTEST)
 
-check: $(INSTALLED) ## what you run while you work: linters, type checker and the tests that start no ranks
+check: $(INSTALLED) ## what you run while you work: linters, type checker and the tests that start no ranks or programs
 	$(LINT)
 	$(PYTEST) --hypothesis-profile quick -m 'not ranks and not processes'
 
