@@ -25,9 +25,10 @@ def test_every_command_is_a_valid_run(command: str, load: Load) -> None:
     """The first point of a sweep stands for all, with random weights: those of the hub are not on every machine."""
     overrides = [re.sub(r"^([^,\[]*),.*", r"\1", part) for part in shlex.split(command.replace("\\\n", " "))]
     try:
-        assert load(*overrides, "model.random_weights=true").options.world_size == 8
-    except SkippedPoint as reason:
+        point = load(*overrides, "model.random_weights=true")
+    except SkippedPoint as reason:  # the authors' files are not on every machine either
         pytest.skip(str(reason))
+    assert point.options.world_size == 8
 
 
 def test_published_changes_are_those_of_the_claims(tmp_path: Path) -> None:
