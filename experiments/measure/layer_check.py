@@ -31,7 +31,7 @@ class LayerErrors:
         """Compare one layer."""
         if not result.output_TH.numel():
             return
-        executed = result.executed_mask(given.expert_ids_TK.shape[1])
+        executed = result.executed_mask(given.expert_ids_TK)
         expected = layer_output(self._layers[given.layer], given, executed)
         error = float((result.output_TH.float() - expected).abs().max())
         scale = float(expected.abs().max())

@@ -31,8 +31,8 @@ class GroupedProducts(ABC):
         """Compute ``rows @ matrices[slot] + bias[slot]``, without waiting for the device.
 
         Args:
-            rows: ``[n, in]``, ordered by slot.
-            ends: int32 ``[num_slots]`` on the device, one behind the last row of every slot; the last is n.
+            rows: ``[n, in]``, ordered by slot; rows behind the last end belong to none and have any results.
+            ends: int32 ``[num_slots]`` on the device, one behind the last row of every slot.
             matrices: ``[num_slots, in, out]``, in memory in this order or as ``[num_slots, out, in]``.
             bias: ``[num_slots, out]``.
 

@@ -40,5 +40,6 @@ class GroupedMM(GroupedProducts):
         product: Tensor = _grouped_mm(rows, matrices, offs=ends)
         if bias is not None:
             row = torch.arange(len(rows), dtype=ends.dtype, device=ends.device)
-            product += bias.index_select(0, torch.searchsorted(ends, row, right=True, out_int32=True))
+            slot = torch.searchsorted(ends, row, right=True, out_int32=True).clamp_(max=len(ends) - 1)
+            product += bias.index_select(0, slot)
         return product

@@ -118,5 +118,5 @@ class ExpertParallel:
         if self._observer is not None:
             self._observer(given, result)
         if self._masks_TK is not None:
-            self._masks_TK.append(result.executed_mask(top_k=expert_ids_TK.shape[1]))
+            self._masks_TK.append(result.executed_mask(expert_ids_TK))
         return result.output_TH

@@ -6,15 +6,24 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib import import_module
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harmoeny.choices import PLAN_EXECUTOR
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
-from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch
+from harmoeny.runtime.exchange.dispatch import (
+    NO_SLOT,
+    combine,
+    count_assignments,
+    dispatch,
+    order_by_slot,
+    sum_by_token,
+)
 from harmoeny.runtime.kernels import make_kernel
 from harmoeny.runtime.kernels.base import Results
+from harmoeny.runtime.kernels.grouped import GroupedKernel
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.fetch.base import FetchStats, RankMemory
@@ -43,21 +52,24 @@ class LayerResult:
 
     Attributes:
         output_TH: ``[num_tokens, hidden_size]``, the weighted sum of the experts' outputs.
-        assignment_S: int64 ``[S]``, the executed assignments (token * top_k + k), in any order.
+        assignment_S: int64 ``[S]``, the executed assignments (token * top_k + k), in any order; None: all that the
+            model itself does not leave out.
         fetch: what moving weights cost.
         padded_tokens: rows that this rank executed besides the plan's, to fill buffers of equal size.
     """
 
     output_TH: Tensor
-    assignment_S: Tensor
+    assignment_S: Tensor | None
     fetch: FetchStats
     padded_tokens: int = 0
 
-    def executed_mask(self, top_k: int) -> Tensor:
-        """Return bool ``[num_tokens, top_k]``, true where an assignment was executed."""
-        mask = torch.zeros(len(self.output_TH) * top_k, dtype=torch.bool, device=self.output_TH.device)
+    def executed_mask(self, expert_ids_TK: Tensor) -> Tensor:
+        """Return bool ``[num_tokens, top_k]``, true where an assignment, of the input's, was executed."""
+        if self.assignment_S is None:
+            return expert_ids_TK >= 0
+        mask = torch.zeros(expert_ids_TK.numel(), dtype=torch.bool, device=self.output_TH.device)
         mask[self.assignment_S] = True
-        return mask.view(-1, top_k)
+        return mask.view_as(expert_ids_TK)
 
 
 class Executor(ABC):
@@ -117,7 +129,61 @@ class Executor(ABC):
 
 
 class PlanExecutor(Executor):
-    """The standard: all tokens are dispatched, then all experts executed, then all results combined."""
+    """The standard: all tokens are dispatched, then all experts executed, then all results combined.
+
+    One rank that holds every expert executes everything itself, whatever the policy: with a grouped kernel it does so
+    without a plan, which would need the counts on the host. The plan is made when the records are collected.
+    """
+
+    def __init__(self, planner: Planner, memory: RankMemory, recorder: Recorder) -> None:
+        """Keep what the layers are executed with; see :class:`Executor`."""
+        super().__init__(planner, memory, recorder)
+        may_skip_plans = self.comm.world_size == 1 and planner.policy.exact and not planner.places_anew
+        self._slots_of = [
+            self._slot_by_expert(layer) if may_skip_plans and isinstance(kernel, GroupedKernel) else None
+            for layer, kernel in enumerate(self.kernels)
+        ]
+
+    def forward(self, given: LayerInput) -> LayerResult:
+        """Execute one MoE layer, without a plan where there is nothing to decide."""
+        kernel, slot_of_E = self.kernels[given.layer], self._slots_of[given.layer]
+        if slot_of_E is None or len(given.hidden_TH) == 0:
+            return super().forward(given)
+        assert isinstance(kernel, GroupedKernel)
+        for _ in ("metadata", "plan", "dispatch"):
+            self.recorder.mark()
+        order = order_by_slot(given.expert_ids_TK, slot_of_E, len(kernel.slots.slots))
+        rows_RH = given.hidden_TH.index_select(0, order.token_R)
+        self.recorder.mark()  # compute
+        results_RH = kernel.apply(rows_RH, order.ends)
+        self.recorder.mark()  # combine
+        output_TH = sum_by_token(results_RH, given.routing_weights_TK, order)
+        self.recorder.mark()  # end
+        self._describe(given.layer, order.ends)
+        return LayerResult(output_TH, None, FetchStats())
+
+    def _describe(self, layer: int, ends: Tensor) -> None:
+        """Record the plan that was carried out, or make it at once where a guard wants to see it."""
+
+        def describe() -> tuple[Plan, int]:
+            tokens_by_slot = ends.diff(prepend=ends.new_zeros(1)).cpu().numpy()
+            counts = np.zeros((1, self.memory.store.layers[layer].num_experts), dtype=np.int64)
+            for expert_id, slot in self.planner.fetcher.residents(layer).items():
+                counts[0, expert_id] = tokens_by_slot[slot.index]
+            return self.planner.plan(layer, counts), int(counts.sum())
+
+        if self.planner.guard is None:
+            self.recorder.describe_later(describe)
+        else:
+            self.recorder.describe(*describe(), FetchStats())
+
+    def _slot_by_expert(self, layer: int) -> Tensor | None:
+        """Return the slot of every expert, as :func:`order_by_slot` wants it; None where one has none."""
+        residents, num_experts = self.planner.fetcher.residents(layer), self.memory.store.layers[layer].num_experts
+        if len(residents) < num_experts:
+            return None
+        slots = [residents[expert_id].index for expert_id in range(num_experts)]
+        return torch.tensor([NO_SLOT, *slots], dtype=torch.int32, device=self.comm.device)
 
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
         """Carry out any plan, with the system's fetch strategy."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -39,6 +39,7 @@ class LayerMarks:
         fetch: what moving weights cost.
         padded_tokens: rows executed besides the plan's, to fill buffers of equal size.
         boundaries: start of every phase and the end, as the device's clock gave them.
+        describe: fills in the plan and the assignments once the device is waited for; None: they are there.
     """
 
     layer: int
@@ -47,6 +48,7 @@ class LayerMarks:
     fetch: FetchStats = field(default_factory=FetchStats)
     padded_tokens: int = 0
     boundaries: list[Mark] = field(default_factory=list)
+    describe: Callable[[], tuple[Plan, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,20 @@ class Recorder:
             marks.plan, marks.num_assignments, marks.fetch = plan, num_assignments, fetch
             marks.padded_tokens = padded_tokens
 
+    def describe_later(self, describe: Callable[[], tuple[Plan, int]]) -> None:
+        """Attach a plan that fetches nothing, and this rank's assignments, when the records are collected."""
+        if self.enabled:
+            self._layers[-1].describe = describe
+
     def collect(self) -> list[LayerTimes]:
         """Return the layers since :meth:`begin_iteration`, in order of execution; waits for the device.
 
         Restores that are still under way count as far as they are complete: finish the system first.
         """
         self._device.synchronize()
+        for marks in self._layers:
+            if marks.describe is not None:
+                (marks.plan, marks.num_assignments), marks.describe = marks.describe(), None
         return [
             LayerTimes(
                 marks=marks,

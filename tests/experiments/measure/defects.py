@@ -54,6 +54,7 @@ def _unscaled(given: LayerInput) -> LayerInput:
 
 
 def _lost(result: LayerResult) -> LayerResult:
+    assert result.assignment_S is not None
     return replace(result, assignment_S=result.assignment_S[1:])
 
 

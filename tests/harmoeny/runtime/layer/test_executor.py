@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from baselines.drop import Drop
+from baselines.eplb import EPLB
 from baselines.executors.pairwise import PairwiseExecutor
 from baselines.fastermoe import FasterMoE
 from baselines.static_ep import StaticEP
+from harmoeny.hardware import Hardware
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.rebalance import HarMoEny
+from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.executor import LayerInput, LayerResult, PlanExecutor, find_executor
+from harmoeny.runtime.memory.slots import Slot
+from harmoeny.runtime.memory.transfer import ThreadTransfers
 from tests.conftest import Load
-from tests.harmoeny.runtime.cases import random_experts, random_tokens, start
+from tests.harmoeny.runtime.cases import CPU, random_experts, random_tokens, start
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
 
@@ -122,3 +132,105 @@ def test_ranks_that_a_policy_cannot_run_on_are_refused() -> None:
 def test_importing_deepspeeds_executor_does_not_import_deepspeed() -> None:
     code = "import sys; import baselines.executors.deepspeed; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class NoMoreThanCounts(Communicator):
+    """Rank 0 of two, alone: it is told the counts, and all that it receives has a shape but no content."""
+
+    def __init__(self, counts: IntArray) -> None:
+        super().__init__(CPU)
+        self.world_size, self.counts, self.num_gathered = len(counts), counts, 0
+
+    def gather_counts(self, counts: Tensor) -> IntArray:  # noqa: ARG002
+        self.num_gathered += 1
+        return self.counts
+
+    def exchange_rows(self, rows: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Tensor:
+        assert rows.shape[0] == sum(send_splits)
+        return rows.new_empty((sum(recv_splits), rows.shape[1]))
+
+
+class NoCopies(ThreadTransfers):
+    """Its thread must not touch tensors without content, whose mode belongs to the computing thread."""
+
+    def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:  # noqa: ARG002
+        slot.refer(slot.buffers)
+
+
+def layer_on_fake_tensors(kernel: str, comm: Communicator, **options: Any) -> Tensor:
+    """A layer whose tensors have no content, so that whatever wants to know any of it on the host is an error."""
+    experts = random_experts(6, 0, width=16, gated=True, bias=True, dtype=torch.bfloat16)
+    transfers = NoCopies(Hardware())
+    engine = start([experts], comm, kernel=kernel, transfers=transfers, record=False)
+    engine.use(engine.build_system("x", HarMoEny(threshold=1, **options)))
+    tokens = random_tokens(0, 40, 6, 2, dtype=torch.bfloat16, masked=0.2)
+    with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        hidden, ids, weights = (mode.from_tensor(t) for t in (tokens.hidden, tokens.ids, tokens.weights))
+        output = engine.forward(0, hidden, ids, weights)
+    engine.close()
+    transfers.close()
+    return output
+
+
+def test_one_rank_that_holds_everything_never_waits_for_the_device() -> None:
+    assert layer_on_fake_tensors("grouped_mm", Communicator(CPU)).shape == (40, 8)
+    with pytest.raises(RuntimeError, match="numpy"):
+        layer_on_fake_tensors("loop", Communicator(CPU))
+
+
+@pytest.mark.parametrize("kernel", ["grouped_mm", "loop"])
+@pytest.mark.parametrize("num_slots", [None, 2])
+def test_several_ranks_wait_for_nothing_but_the_counts(kernel: str, num_slots: int | None) -> None:
+    ids = random_tokens(0, 40, 6, 2, dtype=torch.bfloat16, masked=0.2).ids
+    own = np.bincount(ids[ids >= 0].numpy(), minlength=6)
+    comm = NoMoreThanCounts(np.stack([own, own[::-1]]))
+    assert layer_on_fake_tensors(kernel, comm, num_slots=num_slots).shape == (40, 8)
+    assert comm.num_gathered == 1
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_without_a_plan_a_rank_records_and_shows_the_plan_that_it_carried_out(guarded: bool) -> None:
+    experts = random_experts(6, 0, width=16)
+    tokens = random_tokens(0, 40, 6, 2, masked=0.2)
+    plans: list[tuple[Any, int]] = []
+    seen: list[IntArray] = []
+    for kernel in ("loop", "grouped_mm"):
+        engine = start([experts], kernel=kernel)
+        system = engine.build_system("x", HarMoEny(threshold=1))
+        engine.use(system)
+        if guarded:
+            system.planner.guard = lambda _layer, counts, make: seen.append(counts) or make()  # type: ignore[func-returns-value]
+        engine.recorder.begin_iteration()
+        engine.recorder.begin_layer(0)
+        engine.forward(0, tokens.hidden, tokens.ids, tokens.weights)
+        assert len(seen) == (len(plans) + 1 if guarded else 0), "a guard sees a plan before the layer's output"
+        (times,) = engine.recorder.collect()
+        assert times.marks.plan is not None
+        plans.append((times.marks.plan.tokens.tolist(), times.marks.num_assignments))
+        assert times.boundary_s == sorted(times.boundary_s)
+        engine.close()
+    assert plans[0] == plans[1]
+
+
+def test_a_policy_that_drops_or_moves_experts_is_asked_for_its_plan() -> None:
+    tokens = random_tokens(0, 400, 6, 1)
+    for policy in (Drop(capacity_factor=1.0), EPLB(interval=1, window=1)):
+        engine = start([random_experts(6, 0, width=16)], kernel="grouped_mm")
+        engine.use(engine.build_system("x", policy))
+        engine.recorder.begin_iteration()
+        engine.recorder.begin_layer(0)
+        engine.forward(0, tokens.hidden, tokens.ids, tokens.weights)
+        assert engine.recorder._layers[0].describe is None
+        engine.close()
+
+
+def test_a_token_that_is_no_number_stays_alone() -> None:
+    experts = random_experts(6, 0, width=16)
+    tokens = random_tokens(0, 40, 6, 2, masked=0.3)
+    tokens.hidden[7] = float("nan")
+    engine = start([experts], kernel="grouped_mm", record=False)
+    engine.use(engine.build_system("x", HarMoEny(threshold=1)))
+    output = engine.forward(0, tokens.hidden, tokens.ids, tokens.weights)
+    assert output.isnan().any(dim=1).nonzero().view(-1).tolist() == [7]
+    assert (output[(tokens.ids < 0).all(dim=1)] == 0).all()
+    engine.close()

@@ -1,0 +1,154 @@
+"""What is ordered behind what on CUDA's streams, on streams that only remember it: no device is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from baselines.static_ep import StaticEP
+from harmoeny.cost import ExpertCost
+from harmoeny.placement import Placement
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.memory.experts import ExpertStore
+from harmoeny.runtime.memory.fetch import make_fetcher
+from harmoeny.runtime.memory.fetch.base import RankMemory
+from harmoeny.runtime.memory.schedule import Wave
+from harmoeny.runtime.memory.slots import Slot, SlotPool, Transfer
+from harmoeny.runtime.memory.transfer import CopyRequest, StreamTransfers
+from tests.harmoeny.runtime.cases import random_experts
+
+META = torch.device("meta")
+NUM_EXPERTS = 6
+
+
+class Work(NamedTuple):
+    """Something that was queued, and what is over when it begins."""
+
+    number: int
+    kind: str
+    slots: frozenset[int]
+    expert_ids: frozenset[int]
+    after: frozenset[int]
+
+
+class Stream:
+    """Remembers what is over when what is queued next begins."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.over: frozenset[int] = frozenset()
+
+    def wait_stream(self, other: Stream) -> None:
+        self.over |= other.over
+
+    def wait_event(self, event: Event) -> None:
+        self.over |= event.over
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Event:
+    def __init__(self, **_: object) -> None:
+        self.over: frozenset[int] = frozenset()
+
+    def record(self, stream: Stream) -> None:
+        self.over = stream.over
+
+
+class Log:
+    """The current stream, and all work in the order in which it was queued."""
+
+    def __init__(self) -> None:
+        self.compute = self.current = Stream()
+        self.work: list[Work] = []
+
+    def queue(self, kind: str, slots: set[int], expert_ids: set[int]) -> None:
+        number = len(self.work)
+        self.work.append(Work(number, kind, frozenset(slots), frozenset(expert_ids), self.current.over))
+        self.current.over |= {number}
+
+    @contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        self.current = stream
+        yield
+        self.current = self.compute
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    log = Log()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", log.on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: log.compute)
+    return log
+
+
+def run(log: Log, fetch: str, *, grouped: bool, num_residents: int = 3) -> list[Work]:
+    """Two batches of one layer of equal slices; the work after the residents were copied in."""
+
+    class Recorded(StreamTransfers):
+        def submit(self, request: CopyRequest) -> Transfer:
+            self.expert_id = request.expert_id
+            return super().submit(request)
+
+        def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:  # noqa: ARG002
+            log.queue("copy", {slot.index}, {self.expert_id})
+
+    store = ExpertStore([random_experts(NUM_EXPERTS, 0)])
+    memory = RankMemory(store, SlotPool(store, META), Recorded(META), Communicator(META), ExpertCost(1.0, 4.0))
+    held = (np.arange(NUM_EXPERTS) < num_residents)[:, None]
+    strategy = make_fetcher(StaticEP(fetch=fetch), [Placement(np.zeros(NUM_EXPERTS, np.int64), held)], memory)
+    strategy.prepare()
+    begin = len(log.work)
+
+    def execute(wave: Wave) -> None:
+        log.queue("compute", set(wave.slots), set(wave.expert_ids))
+
+    for _ in range(2):
+        log.queue("compute", set(), set())  # the layers before
+        strategy.begin(0, ~held, np.full((1, NUM_EXPERTS), 5), grouped=grouped)
+        strategy.run(execute)
+    return log.work[begin:]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("fetch", ["sync", "async"])
+def test_an_expert_computes_after_its_copy_and_is_overwritten_after_its_computation(
+    log: Log, fetch: str, grouped: bool
+) -> None:
+    work = run(log, fetch, grouped=grouped)
+    assert {w.kind for w in work} == {"copy", "compute"}
+    for index, later in enumerate(work):
+        for earlier in work[:index]:
+            if earlier.slots & later.slots and "copy" in (earlier.kind, later.kind):
+                assert earlier.number in later.after, f"{later} may begin before {earlier} is over"
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_blocking_fetches_stop_computation(log: Log, grouped: bool) -> None:
+    work = run(log, "sync", grouped=grouped)
+    copies = [w for w in work if w.kind == "copy"]
+    assert len(copies) >= 2 * (NUM_EXPERTS - 3), "fetches and restores"
+    for copy in copies:
+        for other in work:
+            if other.kind == "compute":
+                assert copy.number in other.after or other.number in copy.after, f"{copy} overlaps with {other}"
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_fetches_ahead_overlap_with_computation(log: Log, grouped: bool) -> None:
+    work = run(log, "async", grouped=grouped)
+    computing = [w for w in work if w.kind == "compute" and w.slots]
+    overlapping = [
+        copy
+        for copy in work
+        if copy.kind == "copy" and any(copy.number not in w.after and w.number not in copy.after for w in computing)
+    ]
+    assert len(overlapping) >= 2
