@@ -27,7 +27,7 @@ from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.simulator.flows import plan_fits
-from experiments.simulator.model_work import ModelWork, trace_model
+from experiments.simulator.model_work import ModelWork, TracedModel
 from experiments.simulator.routing import Routing
 from experiments.simulator.topology import Topology
 from experiments.text.tokens import TokenFile
@@ -159,7 +159,7 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
     progress = progress or PointProgress("", 0, enabled=False)
     options, routing = point.simulator, Routing(point, tokens)
     topology = Topology(point.hardware, point.options.world_size)
-    traced: dict[int, ModelWork] = {}
+    traced = TracedModel(point.model, point.options.seq_len)
     iterations: list[RankIteration] = []
     notes: dict[str, dict[str, Any]] = {}
     out_of_memory: dict[str, str] = {}
@@ -167,9 +167,7 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
     for number, (name, policy) in enumerate(point.systems.items(), 1):
         progress.say(f"simulating {name} ({number} of {len(point.systems)})")
         batch_size = _batch_size(point, name)
-        if batch_size not in traced:
-            traced[batch_size] = trace_model(point.model, batch_size, point.options.seq_len)
-        work = traced[batch_size]
+        work = traced.work(batch_size)
         software = options.software.get(name, SoftwareCost())
         cost = CostModel(point.hardware, topology, work, software)
         fitted = _fit(policy.calibrated(cost.expert), routing, work, point.options.world_size)
@@ -187,8 +185,9 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
             }
         except OutOfMemoryError as error:
             out_of_memory[name] = str(error)
-    if point.options.batch_size in traced:
-        batch_size, work = point.options.batch_size, traced[point.options.batch_size]
+    if point.options.batch_size in {_batch_size(point, name) for name in point.systems}:
+        batch_size = point.options.batch_size
+        work = traced.work(batch_size)
     routed = [
         np.stack([counts.sum(axis=0) for counts in routing.counts(work, index, batch_size)])
         for index in range(point.options.rounds)

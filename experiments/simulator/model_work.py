@@ -62,18 +62,32 @@ class ModelWork:
         return self.hidden_size * self.element_bytes
 
 
-def trace_model(config: ModelConfig, batch_size: int, seq_len: int) -> ModelWork:
+class TracedModel:
+    """A model's work by batch size: it is built once, and traced once for every size.
+
+    Args:
+        config: the model.
+        seq_len: tokens per sequence.
+    """
+
+    def __init__(self, config: ModelConfig, seq_len: int) -> None:
+        self._model = config.build(0, "meta")
+        self._seq_len = seq_len
+        self._work: dict[int, ModelWork] = {}
+
+    def work(self, batch_size: int) -> ModelWork:
+        """Return what the model computes for ``batch_size`` sequences."""
+        if batch_size not in self._work:
+            self._work[batch_size] = _trace(self._model, batch_size, self._seq_len)
+        return self._work[batch_size]
+
+
+def _trace(model: MoEModel, batch_size: int, seq_len: int) -> ModelWork:
     """Trace one forward pass of a model on PyTorch's ``meta`` device, where tensors have shapes only.
 
     Operators are taken as eager PyTorch executes them: one after the other, each reading its inputs and writing its
     output. Views cost nothing.
-
-    Args:
-        config: the model.
-        batch_size: sequences.
-        seq_len: tokens per sequence.
     """
-    model = config.build(0, "meta")
     counter = _Counter()
     model.connect(_NoExperts(counter))  # type: ignore[arg-type]
     input_ids = torch.empty(batch_size, seq_len, dtype=torch.int64, device="meta")

@@ -14,7 +14,7 @@ from experiments.point.simulator_options import SoftwareCost
 from experiments.simulator.advance import SimulatedBatch, SimulatedSystem
 from experiments.simulator.backend import simulate
 from experiments.simulator.cost import CostModel
-from experiments.simulator.model_work import ModelWork, trace_model
+from experiments.simulator.model_work import ModelWork, TracedModel
 from experiments.simulator.paper.figures import (
     BREAKDOWNS,
     SEQ_LEN,
@@ -42,13 +42,11 @@ class PaperMachine:
     def __init__(self, point: Point) -> None:
         self._point = point
         self._topology = Topology(point.hardware, WORLD_SIZE)
-        self._work: dict[int, ModelWork] = {}
+        self._traced = TracedModel(point.model, SEQ_LEN)
 
     def work(self, batch_size: int) -> ModelWork:
         """Return what the model computes for ``batch_size`` sequences per rank."""
-        if batch_size not in self._work:
-            self._work[batch_size] = trace_model(self._point.model, batch_size, SEQ_LEN)
-        return self._work[batch_size]
+        return self._traced.work(batch_size)
 
     def run(
         self, system: str, policy: Policy, batch_size: int, batches: Iterator[list[IntArray]]

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.simulator.model_work import trace_model
+from experiments.simulator.model_work import TracedModel
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.models.switch import Switch
 
 
 def test_a_stack_computes_its_routers_and_nothing_else_outside_its_experts() -> None:
     config = MoEStack(num_experts=8, top_k=2, hidden_size=16, intermediate_size=32, num_layers=3, gated=True)
-    work = trace_model(config, batch_size=2, seq_len=10)
+    work = TracedModel(config, seq_len=10).work(2)
     assert [table[:, 0].sum() for table in work.route] == [2 * 20 * 16 * 8] * 3
     assert [table[:, 0].sum() for table in work.dense] == [0.0] * 4
     assert work.expert_bytes == 4 * 3 * 16 * 32
@@ -26,7 +26,7 @@ def test_a_switch_transformers_products_are_those_of_its_layers() -> None:
         num_experts=4, hidden_size=hidden, intermediate_size=64, num_layers=2, num_decoder_layers=1, num_heads=2,
         head_size=16, sparse_step=1, vocab_size=vocab,
     )  # fmt: skip
-    work = trace_model(config, batch, seq_len)
+    work = TracedModel(config, seq_len).work(batch)
     assert work.layer_tokens == [tokens, tokens, batch]
     attention = 4 * 2 * tokens * hidden * inner + 2 * 2 * batch * seq_len * seq_len * inner
     assert [work.dense[i][:, 0].sum() for i in (0, 1)] == [attention, attention]
