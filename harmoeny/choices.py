@@ -30,5 +30,13 @@ class KernelName(StrEnum):
     TRITON = "triton"
 
 
+class Exchange(StrEnum):
+    """How tokens and peers' weights travel between ranks: by themselves or, with ``auto``, as it can be done here."""
+
+    AUTO = "auto"
+    COLLECTIVE = "collective"
+    PUT = "put"
+
+
 #: The executor that carries out any plan: dispatch, then the experts, then combine.
 PLAN_EXECUTOR = "plan"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from harmoeny.choices import Exchange
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES, AdaptedModule, MoEBlock
 from harmoeny.models.kit.experts_interface import AdaptedExperts, is_bound, register_implementation
@@ -63,7 +64,10 @@ class Session:
             raise
         self.model: Any = adapted.module
         self._adapted = adapted
-        self.engine = start_rank(adapted.experts, Communicator(adapted.device), transfers=transfers, record=False)
+        # Layers that come one by one, each with a session, would have windows of their own each.
+        exchange = Exchange.AUTO if transfers is None else Exchange.COLLECTIVE
+        comm = Communicator(adapted.device)
+        self.engine = start_rank(adapted.experts, comm, exchange=exchange, transfers=transfers, record=False)
         adapted.context.engine = self.engine
         self._guards = _guard(adapted, way_out)
         self.use(policy)

@@ -29,7 +29,7 @@ REQUIRED_FIELDS = (
 #: What else it may say.
 FURTHER_FIELDS = (
     "started_at", "ended_at", "error", "git", "packages", "host", "sources", "inputs", "seed",
-    "threads_per_rank", "calibration", "checks", "beside", "hardware_source", "out_of_memory",
+    "threads_per_rank", "exchange", "calibration", "checks", "beside", "hardware_source", "out_of_memory",
     "failed_systems", "checksums",
 )  # fmt: skip
 #: What it says of every system under ``systems``; ``fit`` is a real run's, ``threshold`` the simulator's.

@@ -43,6 +43,7 @@ def summarise(run: Run) -> dict[str, Any]:
     return {
         **{key: manifest[key] for key in ("run_id", "experiment", "backend", "device", "scope", "world_size", "point")},
         "host_link": run.iterations["host_link"].iloc[0],
+        "exchange": (manifest.get("exchange") or {"used": "collective"})["used"],
         "best_baseline": best,
         "systems": systems,
     }

@@ -19,6 +19,8 @@ from results_schema.manifest import SIMULATOR
 
 #: Columns of a table in a file, or where nobody watches.
 TEXT_WIDTH = 100
+#: What a summary says of how its numbers came about.
+_CONDITIONS = ("run_id", "backend", "device", "host_link", "exchange", "scope", "world_size")
 _RATIO = "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval]."
 
 
@@ -43,7 +45,7 @@ def summary_frame(
                 else:
                     row[name] = value
             row["best_baseline"] = system == summary["best_baseline"]
-            row |= {key: summary[key] for key in ("run_id", "backend", "device", "host_link", "scope", "world_size")}
+            row |= {key: summary[key] for key in _CONDITIONS}
             row |= {key: run.manifest["model"][key] for key in ("num_experts", "num_moe_layers", "top_k")}
             row |= {"model_name": model_name(run), "dataset_name": dataset_name(run)}
             rows.append(row)
@@ -108,10 +110,17 @@ def caption(frame: pd.DataFrame) -> str:
     backend, device, link, scope = (
         " + ".join(sorted(frame[key].unique())) for key in ("backend", "device", "host_link", "scope")
     )
+    exchange = exchange_text(frame)
     sizes = sorted(frame["world_size"].unique())
     ranks = " + ".join(map(str, sizes)) if len(sizes) <= 3 else f"{sizes[0]} to {sizes[-1]}"
     number = f"{ranks} {'rank' if ranks == '1' else 'ranks'}"
-    return f"{backend}, {device}, host link {link}; {number}; scope {scope}; {rounds_text(frame)}"
+    return f"{backend}{exchange}, {device}, host link {link}; {number}; scope {scope}; {rounds_text(frame)}"
+
+
+def exchange_text(frame: pd.DataFrame) -> str:
+    """Say how tokens travelled, after the backend's name; empty where that was by its collectives, as it long was."""
+    used = sorted(frame["exchange"].unique())
+    return "" if used == ["collective"] else f" ({' + '.join(used)})"
 
 
 def rounds_text(frame: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.device import Device
-from harmoeny.runtime.exchange.dispatch import ranges, send_order
+from harmoeny.runtime.exchange.order import ranges, send_order
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder

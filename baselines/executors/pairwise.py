@@ -17,7 +17,8 @@ from harmoeny.modelled import GroupsSources
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
-from harmoeny.runtime.exchange.dispatch import by_expert, gather_rows, send_order, weighted_sum
+from harmoeny.runtime.exchange.dispatch import gather_rows, weighted_sum
+from harmoeny.runtime.exchange.order import by_expert, send_order
 from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.layer.planner import Planner
@@ -156,6 +157,9 @@ class _Exchange:
         rank, hidden_size = self.comm.rank, self.sent_SH.shape[1]
         #: By destination, where its rows stand in ``sent_SH``.
         self._sent = _slices(range(self.comm.world_size), self.plan.tokens[rank].sum(axis=0))
+        pairs = self.plan.tokens.sum(axis=1)
+        # Rows one way and results the other share what two ranks have between them.
+        self.comm.reserve(int((pairs + pairs.T).max()) * hidden_size * self.sent_SH.element_size(), 2)
         self.rows_RH = self.sent_SH.new_empty((self.stages[-1].rows.stop, hidden_size))
         self._returned_SH = torch.empty_like(self.sent_SH)
         self._sending: list[PeerCopies] = []

@@ -13,6 +13,7 @@ from experiments.point.point import Point
 from experiments.routers.base import RoutedRun
 from experiments.routing.trace_files import read_about
 from experiments.text.tokenizer import check_vocab_size
+from harmoeny.choices import Exchange
 from harmoeny.policy import Policy
 from harmoeny.runtime.layer.executor import find_executor
 from results_schema.tables import TABLES
@@ -77,6 +78,10 @@ def _check_options(point: Point) -> None:
         _check_at_least(0, name, getattr(options, name))
     if options.device not in DEVICES:
         raise ValueError(f"device: {options.device!r}, must be one of {', '.join(DEVICES)}")
+    if options.exchange not in list(Exchange):
+        raise ValueError(f"exchange: {options.exchange!r}, must be one of {', '.join(Exchange)}")
+    if point.simulated and options.exchange != Exchange.AUTO:
+        raise ValueError(f"exchange: {options.exchange!r}, must be auto with backend={options.backend}")
     if options.wandb.mode not in WANDB_MODES:
         raise ValueError(f"wandb.mode: {options.wandb.mode!r}, must be one of {', '.join(WANDB_MODES)}")
     for name, value in (("experiment", options.experiment), ("tag", options.tag)):

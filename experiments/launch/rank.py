@@ -22,6 +22,7 @@ from experiments.results.run_folder import RunFolder
 from experiments.results.sweep import point_title
 from experiments.text.tokens import TokenFile
 from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.exchange.windows import PeerLostError
 
 #: How long a rank that lost a peer waits before it reports that, so that the launcher sees the peer's own end first.
 _PEER_LOST_DELAY_S = 1.5
@@ -41,7 +42,7 @@ def run_rank(
     try:
         device = join(point.device_type, point.options.timeout_s)
         with torch.inference_mode():
-            _run(point, tokens, folder, Communicator(device))
+            _run(point, tokens, folder, Communicator(device, timeout_s=point.options.timeout_s))
     except (dist.DistError, RuntimeError) as error:
         if point.options.world_size > 1 and is_peer_lost(error):
             if is_timeout(error):
@@ -52,7 +53,7 @@ def run_rank(
 
 def is_peer_lost(error: BaseException) -> bool:
     """Tell whether an error says that another rank is gone or cannot be reached, rather than that this one failed."""
-    if isinstance(error, dist.DistError):
+    if isinstance(error, (dist.DistError, PeerLostError)):
         return True
     text = str(error).lower()
     return any(sign in text for sign in ("connection closed by peer", "connection reset", "gloo", "nccl"))
@@ -69,6 +70,8 @@ def _run(point: Point, tokens: TokenFile, folder: RunFolder, comm: Communicator)
     with PointProgress(point_title(point.run_id), _num_passes(point), enabled=comm.rank == 0) as progress:
         bench = Bench.set_up(point, tokens, comm, progress)
         checks = check_systems(bench)
+        if comm.rank == 0 and bench.comm.remark:
+            say(f"{point_title(point.run_id)}: exchange=auto is collective: {bench.comm.remark}")
         _leave_out(failed_systems(checks), bench)
         if not bench.systems:
             if comm.rank == 0:

@@ -53,7 +53,7 @@ class Bench:
         clock = RankClock(comm)
         progress.say("building the model")
         model = build_model(point, comm)
-        engine = start_rank(model.experts, comm, point.hardware)
+        engine = start_rank(model.experts, comm, point.hardware, exchange=point.options.exchange)
         model.connect(engine)
         progress.say("preparing the systems")
         indices = [*range(point.options.rounds), WARM_UP_BATCH]
@@ -85,8 +85,8 @@ class Bench:
 
     def close(self) -> None:
         """Let the runtime go, when all ranks have come to here."""
-        self.engine.close()
         self.comm.barrier()
+        self.engine.close()
 
 
 def build_model(point: Point, comm: Communicator) -> MoEModel:

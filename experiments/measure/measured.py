@@ -127,6 +127,7 @@ def _fields(bench: Bench, measured: Measured) -> dict[str, Any]:
             expert_bytes=model.experts[0].expert_bytes,
             store_bytes=memory.store.nbytes,
         ),
+        "exchange": {"used": str(bench.comm.exchange), "remark": bench.comm.remark},
         "calibration": vars(memory.cost),
         "inputs": bench.point.inputs(),
         "checks": dict(measured.checks),

@@ -48,6 +48,7 @@ class Options:
     rounds: int = MISSING
     warmup_rounds: int = MISSING
     timeout_s: int = MISSING
+    exchange: str = MISSING
     requests: RequestOptions = field(default_factory=RequestOptions)
     decode_tokens: int = MISSING
     trace: TraceOptions = field(default_factory=TraceOptions)

@@ -16,7 +16,7 @@ from experiments.point.options import Options
 from experiments.point.simulator_options import SimulatorOptions
 from experiments.point.source import component_digest
 from experiments.routers.base import Router, RoutingRequest
-from harmoeny.choices import PLAN_EXECUTOR
+from harmoeny.choices import PLAN_EXECUTOR, Exchange
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
@@ -25,6 +25,8 @@ from harmoeny.runtime.layer.executor import find_executor
 
 #: Values that change where results go or what is done with them, but not the measurement.
 _NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force", "dry_run")
+#: What stays out while it has this value, so that runs of earlier versions keep their names.
+_UNNAMED = {"exchange": Exchange.AUTO}
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
 _SIMULATOR_ONLY = ("backend", "simulator")
 
@@ -119,7 +121,8 @@ class Point:
         The data set counts by its text, wherever that lies; other files that a run reads count by their content too.
         What does not belong to the question but to who answers it is in the manifest: see ``is_done``.
         """
-        identity = {k: v for k, v in self.config.items() if k not in _NOT_IDENTITY}
+        given = {k: v for k, v in self.config.items() if k not in _NOT_IDENTITY}
+        identity = {k: v for k, v in given.items() if k not in _UNNAMED or v != _UNNAMED[k]}
         identity |= {"device": self.device_type, "dataset": [self.dataset.name, self.dataset.fingerprint()]}
         contents = {
             "routing": self.router.fingerprint(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,6 +72,11 @@ class VirtualTransfers(Transfers):
             self._restores.append(_Restore(transfer, self.now_s, self.copy_s))
             self.restoring_s += self._processor_share * self.copy_s
         return transfer
+
+    def beside(self, work: Callable[[], None]) -> Transfer:
+        """Do it at once: what is not a copy takes no time here."""
+        work()
+        return Transfer()
 
     def arrive(self, arrival_s: float) -> None:
         """Note, while a copy is submitted, when the peer's weights that it waits for are there."""

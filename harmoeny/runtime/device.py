@@ -81,6 +81,10 @@ class Device(ABC):
     def now(self) -> Mark:
         """Return the time at which all computation called so far is over, without waiting for it."""
 
+    def follow(self, mark: Mark) -> None:
+        """Let what is called from now on begin after a mark; where computation is over when it returns, it does."""
+        del mark
+
     @abstractmethod
     def synchronize(self) -> None:
         """Block until the device has nothing left to do."""
@@ -173,6 +177,11 @@ class CudaDevice(Device):
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+    def follow(self, mark: Mark) -> None:
+        """Let the current stream wait for an event."""
+        assert isinstance(mark, torch.cuda.Event)
+        torch.cuda.current_stream(self._device).wait_event(mark)
 
     def synchronize(self) -> None:
         """Wait for all streams."""

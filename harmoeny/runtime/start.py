@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from harmoeny.choices import KernelName
+from harmoeny.choices import Exchange, KernelName
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.runtime.calibrate import measure_expert_cost
 from harmoeny.runtime.device import Device
+from harmoeny.runtime.exchange.choose import open_exchange
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.recorder import Recorder
@@ -24,6 +25,7 @@ def start_rank(
     comm: Communicator,
     hardware: Hardware | None = None,
     *,
+    exchange: str = Exchange.AUTO,
     cost: ExpertCost | None = None,
     transfers: Transfers | None = None,
     kernel: str = KernelName.AUTO,
@@ -36,14 +38,20 @@ def start_rank(
             weights are pinned in place.
         comm: the ranks.
         hardware: its host link, and its calibration if it has one; None: this machine, unmeasured.
+        exchange: how tokens travel, see :func:`~harmoeny.runtime.exchange.choose.open_exchange`.
         cost: what an expert costs; None: as the hardware's calibration says, else measured now.
         transfers: copies weights into slots; shared with others, so whoever made it closes it. None: one of its own.
         kernel: what computes experts; :func:`harmoeny.runtime.kernels.make_kernel` explains it.
         record: take phase times.
+
+    Raises:
+        ValueError: the exchange is not possible here.
     """
     hardware = hardware or Hardware()
     device = comm.device
     with ExitStack() as resources:
+        comm = open_exchange(comm, exchange)
+        resources.callback(comm.close)
         if transfers is None:
             transfers = make_transfers(device, hardware)
             resources.callback(transfers.close)

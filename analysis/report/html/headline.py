@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.data.load import Run
 from analysis.data.stats import ENOUGH_ROUNDS, Estimate, paired_ratio
-from analysis.present.table import rounds_text, texts_read
+from analysis.present.table import exchange_text, rounds_text, texts_read
 from analysis.report.html.section import Section, axis_name, joined, names_of, prose, span, value_text
 
 #: Up to so many points are all told; of more, the first, the last, and those with the best and the worst ratio.
@@ -125,7 +125,11 @@ def measured_on(section: Section) -> str:
     several = frame["num_rounds"].max() > 1
     ranks, devices = span(frame["world_size"]), " + ".join(sorted(frame["device"].unique()))
     models = joined(frame["model_name"])
-    how = "Simulated, not measured," if section.simulated else f"Measured with {manifest['backend']}"
+    how = (
+        "Simulated, not measured,"
+        if section.simulated
+        else f"Measured with {manifest['backend']}{exchange_text(frame)}"
+    )
     scope = "the whole model" if manifest["scope"] == "model" else "MoE layers only"
     experts, layers, top_k = (span(frame[key]) for key in ("num_experts", "num_moe_layers", "top_k"))
     shape = f"{experts} experts in each of {layers} MoE {'layer' if layers == '1' else 'layers'}, top-{top_k}"

@@ -95,8 +95,8 @@ def checks_of(section: Section) -> list[tuple[str, str, str, bool]]:
 
 
 _SHOWN = (
-    "backend", "device", "hardware_source", "world_size", "threads_per_rank", "host", "packages", "git", "started_at",
-    "ended_at", "seed", "scope", "model", "dataset", "calibration", "experiment",
+    "backend", "device", "hardware_source", "world_size", "threads_per_rank", "exchange", "host", "packages", "git",
+    "started_at", "ended_at", "seed", "scope", "model", "dataset", "calibration", "experiment",
 )  # fmt: skip
 
 

@@ -1,18 +1,27 @@
-"""The three collectives that a MoE layer needs, over a process group or, for one rank, without any."""
+"""What ranks exchange in a MoE layer, over a process group's collectives or, for one rank, without any."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harmoeny.choices import Exchange
 from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
+from harmoeny.runtime.exchange.order import by_expert
+
+T = TypeVar("T")
+#: Brings the results of rows home, in the order in which the rows were sent.
+BringBack = Callable[[Tensor], Tensor]
+#: Queues work beside computation, and returns what is to be waited for.
+Beside = Callable[[Callable[[], None]], Any]
 
 #: PyTorch 2.13 renamed it and warns about the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -38,20 +47,46 @@ class Communicator:
         rank: this rank.
         world_size: number of ranks.
         device: where the tensors to exchange live.
+        timeout_s: how long a rank waits for another.
+        exchange: how rows travel.
+        remark: why that is not what was asked for; empty: it is.
     """
 
-    def __init__(self, device: torch.device, group: dist.ProcessGroup | None = None) -> None:
+    exchange: Exchange = Exchange.COLLECTIVE
+    remark: str = ""
+
+    def __init__(
+        self, device: torch.device, group: dist.ProcessGroup | None = None, *, timeout_s: float = 1800.0
+    ) -> None:
         """Use a process group of all ranks.
 
         Args:
             device: where the tensors to exchange live.
             group: the process group; None: the default one, if there is one.
+            timeout_s: how long a rank waits for another where no process group says it.
         """
         self.device = device
+        self.timeout_s = timeout_s
         self._group = group
-        self._distributed = dist.is_initialized()
-        self.rank = dist.get_rank() if self._distributed else 0
-        self.world_size = dist.get_world_size() if self._distributed else 1
+        initialized = dist.is_initialized()
+        self.rank = dist.get_rank() if initialized else 0
+        self.world_size = dist.get_world_size() if initialized else 1
+
+    @property
+    def backend(self) -> str:
+        """The library that moves tensors of :attr:`device`, as the process group says; gloo where there is none."""
+        if not dist.is_initialized():
+            return "gloo"
+        backends = dict(part.split(":") for part in dist.get_backend_config(self._group).split(","))
+        return str(backends[self.device.type])
+
+    def gather_objects(self, own: T) -> list[T]:
+        """Return what every rank gives, by rank; it travels through host memory, whatever the device."""
+        if self.world_size == 1:
+            return [own]
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, own, group=self._group)
+        return everyone
 
     def gather_counts(self, counts: Tensor) -> IntArray:
         """Exchange the counts of all ranks.
@@ -68,6 +103,38 @@ class Communicator:
             _all_gather(gathered, counts, group=self._group)
         host: IntArray = gathered.cpu().numpy().reshape(self.world_size, counts.numel())
         return np.ascontiguousarray(host)
+
+    def send_rows(
+        self, hidden_TH: Tensor, token_S: Tensor, tokens_WEW: IntArray, order: Sequence[int] | None = None
+    ) -> tuple[Tensor, BringBack]:
+        """Send tokens where the plan wants them; all ranks call it together.
+
+        Args:
+            hidden_TH: ``[T, H]``, this rank's tokens.
+            token_S: int64 ``[S]``, the token of every row to send, by destination and expert.
+            tokens_WEW: int64 ``[W, E, W]``, how many rows of every source and expert go to every rank.
+            order: the experts with rows for this rank, in the order in which it wants their rows; None: ascending.
+
+        Returns:
+            ``[R, H]``, the rows for this rank by expert and source, and what brings their results home: it makes
+            ``[S, H]`` in the order of ``token_S`` of ``[R, H]``. Both are valid until the next rows are sent.
+        """
+        send_splits = tokens_WEW[self.rank].sum(axis=0).tolist()
+        received_WE = tokens_WEW[:, :, self.rank]
+        recv_splits = received_WE.sum(axis=1).tolist()
+        # Before the exchange is queued: what is uploaded afterwards would wait for it.
+        grouping_R = by_expert(received_WE, self.device, order)
+        rows_RH = self.exchange_rows(hidden_TH.index_select(0, token_S), send_splits, recv_splits)
+        if grouping_R is not None:
+            rows_RH = rows_RH.index_select(0, grouping_R)
+
+        def bring_back(results_RH: Tensor) -> Tensor:
+            rows = results_RH
+            if grouping_R is not None:
+                rows = torch.empty_like(results_RH).index_copy_(0, grouping_R, results_RH)
+            return self.exchange_rows(rows, recv_splits, send_splits)
+
+        return rows_RH, bring_back
 
     def exchange_rows(self, rows: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Tensor:
         """All-to-all of matrix rows.
@@ -94,7 +161,44 @@ class Communicator:
 
     def duplicate(self) -> Communicator:
         """Return a communicator of the same ranks whose traffic never queues behind this one's; all ranks call it."""
-        return Communicator(self.device, dist.new_group() if self.world_size > 1 else None)
+        if self.world_size == 1:
+            return Communicator(self.device, timeout_s=self.timeout_s)
+        group = dist.new_group(timeout=timedelta(seconds=self.timeout_s))
+        # NCCL wants all ranks in a group's first call, and a later one may be between two of them only.
+        dist.barrier(group=group)
+        return Communicator(self.device, group, timeout_s=self.timeout_s)
+
+    def reserve(self, pair_bytes: int, pair_tensors: int) -> None:
+        """Make room for the tensors that ranks send each other in a layer; all ranks call it, with the same numbers.
+
+        It comes after the layer's counts, and what was received before it is not valid any more.
+
+        Args:
+            pair_bytes: the most that any rank sends any other until the next call.
+            pair_tensors: the most tensors, likewise.
+        """
+
+    def exchange_tensors(
+        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], beside: Beside
+    ) -> tuple[list[Tensor], PeerCopies]:
+        """Start sending tensors and receiving others into memory of their own; see :meth:`copy_between_peers`.
+
+        Args:
+            sends: tensors with the ranks that they go to.
+            receives: tensors of the same shapes as those to receive, with the ranks that they come from.
+            beside: runs what sending costs this rank.
+
+        Returns:
+            What is received, valid once it was waited for and until :meth:`reserve`, and what is to be waited for.
+        """
+        del beside  # a process group has threads or streams of its own
+        buffers = [torch.empty(like.shape, dtype=like.dtype, device=self.device) for like, _ in receives]
+        own = [(tensor.to(self.device, non_blocking=True), rank) for tensor, rank in sends]
+        into = [(buffer, rank) for buffer, (_, rank) in zip(buffers, receives, strict=True)]
+        return buffers, self.copy_between_peers(own, into)
+
+    def close(self) -> None:
+        """Let go of what was made for the exchange; nobody exchanges anything afterwards."""
 
     def copy_between_peers(
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]

@@ -198,7 +198,7 @@ class PlanExecutor(Executor):
         results = Results(rows_RH)
         fetch = fetcher.run(lambda wave: kernel(wave, rows_RH, results))
         self.recorder.mark()  # combine
-        output_TH = combine(results.rows(), given.routing_weights_TK, dispatched, self.comm)
+        output_TH = combine(results.rows(), given.routing_weights_TK, dispatched)
         return LayerResult(output_TH, dispatched.assignment_S, fetch)
 
 

@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,14 @@ class Transfers(ABC):
         """Queue a copy."""
 
     @abstractmethod
+    def beside(self, work: Callable[[], None]) -> Any:
+        """Queue other work beside computation, before the fetches that are submitted later.
+
+        Returns:
+            What is to be waited for with ``wait()``; that raises what went wrong.
+        """
+
+    @abstractmethod
     def wait(self, slot: Slot) -> Span | None:
         """Let computation go on only when the slot's copy is complete.
 
@@ -90,6 +99,12 @@ class _ThreadTransfer(Transfer):
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
+    def wait(self) -> None:
+        """Block until it is done."""
+        self.done.wait()
+        if self.error is not None:
+            raise RuntimeError(f"copying an expert failed: {self.error}") from self.error
+
 
 class ThreadTransfers(Transfers):
     """A copy thread beside the computing thread; PyTorch's copies release the interpreter lock.
@@ -113,24 +128,36 @@ class ThreadTransfers(Transfers):
         """Queue a copy for the copy thread."""
         slot = request.slot
         self.wait(slot)
-        transfer = _ThreadTransfer(urgent=request.urgent)
+
+        def copy() -> None:
+            if request.arrival is not None:
+                request.arrival()
+            self.move(slot, request.source)
+
+        transfer = self._queue(copy, urgent=request.urgent)
         slot.expert_id, slot.transfer = request.expert_id, transfer
+        return transfer
+
+    def beside(self, work: Callable[[], None]) -> _ThreadTransfer:
+        """Queue work for the copy thread."""
+        return self._queue(work, urgent=True)
+
+    def _queue(self, work: Callable[[], None], *, urgent: bool) -> _ThreadTransfer:
+        transfer = _ThreadTransfer(urgent=urgent)
         self._open = [t for t in self._open if not t.done.is_set()]
         self._open.append(transfer)
 
         def job() -> None:
             try:
                 begin = time.perf_counter_ns()
-                if request.arrival is not None:
-                    request.arrival()
-                self.move(slot, request.source)
+                work()
                 transfer.span = (begin, time.perf_counter_ns())
             except BaseException as error:  # noqa: BLE001  (raised where the copy is waited for)
                 transfer.error = error
             finally:
                 transfer.done.set()
 
-        self._jobs.put((_URGENT if request.urgent else _LATER, next(self._sequence), job))
+        self._jobs.put((_URGENT if urgent else _LATER, next(self._sequence), job))
         return transfer
 
     def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:
@@ -153,8 +180,7 @@ class ThreadTransfers(Transfers):
             transfer.done.wait()
             span = (begin, time.perf_counter_ns())
         slot.transfer = None
-        if transfer.error is not None:
-            raise RuntimeError(f"copying an expert failed: {transfer.error}") from transfer.error
+        transfer.wait()
         return span
 
     def drain(self) -> None:
@@ -208,6 +234,13 @@ class StreamTransfers(Transfers):
             transfer = Transfer(span=(begin, _event(stream)), urgent=request.urgent)
         slot.expert_id, slot.transfer = request.expert_id, transfer
         return transfer
+
+    def beside(self, work: Callable[[], None]) -> Any:
+        """Queue work on the stream of the fetches, behind what the compute stream has to do now."""
+        self._fetches.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._fetches):
+            work()
+        return self._fetches.record_event()
 
     def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:
         """Queue the copies on the current stream."""

@@ -50,7 +50,8 @@ def test_any_plan_is_exact(data: st.DataObject) -> None:
         seed, data.draw(st.integers(1, 7)), drop=data.draw(st.booleans()), fetch=fetch, num_slots=slots
     )
     kernel = data.draw(st.sampled_from(["loop", "grouped_mm"]))
-    run_layers(world_size, policy, tokens, num_experts=num_experts, batches=2, kernel=kernel)
+    exchange = data.draw(st.sampled_from(["collective", "put"]))
+    run_layers(world_size, policy, tokens, num_experts=num_experts, batches=2, kernel=kernel, exchange=exchange)
 
 
 class GatedCommunicator(ThreadCommunicator):

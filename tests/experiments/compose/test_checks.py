@@ -69,6 +69,8 @@ BAD = {
     f"router=trace router.path={'x' * 256}": r"router\.path: 'x+' cannot be used \(File name too long\)",
     f"trace.record={'x' * 256}.parquet": r"trace\.record: 'x+\.parquet' cannot be used \(File name too long\)",
     "timeout_s=0": r"timeout_s: 0, must be at least 1",
+    "exchange=shm": r"exchange: 'shm', must be one of auto, collective, put",
+    "backend=simulator hardware=cpu_core exchange=put": r"exchange: 'put', must be auto with backend=simulator",
     "device=tpu": r"device: 'tpu', must be one of auto, cpu, cuda",
     "wandb.mode=on": r"wandb\.mode: 'on', must be one of offline, online, disabled",
     "tag=a/b": r"tag: 'a/b', must hold only letters, digits",

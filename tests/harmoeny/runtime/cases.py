@@ -87,7 +87,8 @@ def random_tokens(
 
 def start(layers: list[LayerExperts], comm: Communicator | None = None, **options: Any) -> ExpertParallel:
     """The runtime on one rank, which by default is alone, without a calibration."""
-    return start_rank(layers, comm or Communicator(CPU), **({"cost": COST} | options))
+    given: dict[str, Any] = {"cost": COST, "exchange": "collective"} | options
+    return start_rank(layers, comm or Communicator(CPU), **given)
 
 
 class RandomPlan(Policy):

@@ -21,11 +21,11 @@ from tests.ranks import run_ranks
 pytestmark = pytest.mark.ranks
 
 
-def exactness(rank: int) -> float:
+def exactness(rank: int, exchange: str = "put") -> float:
     """Run every strategy over random plans and return the largest relative error."""
     comm = Communicator(CPU)
     layers = [random_experts(10, seed=layer) for layer in range(2)]
-    engine = start(layers, comm, record=False)
+    engine = start(layers, comm, record=False, exchange=exchange)
     policies = [
         *(RandomPlan(3, fetch=fetch, num_slots=2) for fetch in ("sync", "async", "peer")),
         EvenSplit(fetch="peer"),
@@ -46,8 +46,9 @@ def exactness(rank: int) -> float:
     return worst
 
 
-def test_exact_on_three_ranks(tmp_path: Path) -> None:
-    assert max(run_ranks(3, exactness, tmp_path)) < 1e-5
+@pytest.mark.parametrize("exchange", ["collective", "put"])
+def test_exact_on_three_ranks(tmp_path: Path, exchange: str) -> None:
+    assert max(run_ranks(3, exactness, tmp_path, exchange)) < 1e-5
 
 
 def exactness_and_memory(rank: int) -> tuple[float, int, int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harmoeny.placement import IntArray
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
+from harmoeny.runtime.exchange.windows import PeerLostError
 
 T = TypeVar("T")
 TIMEOUT_S = 30
@@ -64,7 +65,11 @@ class ThreadCommunicator(Communicator):
     def __init__(self, world: World, rank: int) -> None:
         self.world, self.rank, self.world_size = world, rank, world.world_size
         self.device = torch.device("cpu")
+        self.timeout_s = TIMEOUT_S
         self._numbers: dict[tuple[int, int], int] = {}
+
+    def gather_objects(self, own: T) -> list[T]:
+        return self.world.exchange(self.rank, own)
 
     def gather_counts(self, counts: Tensor) -> IntArray:
         return np.ascontiguousarray(np.stack([c.numpy() for c in self.world.exchange(self.rank, counts)]))
@@ -114,7 +119,7 @@ def run_threads(world_size: int, function: Callable[[ThreadCommunicator], T]) ->
     with ThreadPoolExecutor(world_size) as pool:
         futures = [pool.submit(entry, rank) for rank in range(world_size)]
         errors = [e for f in futures if (e := f.exception()) is not None]
-        causes = [e for e in errors if not isinstance(e, threading.BrokenBarrierError)]
+        causes = [e for e in errors if not isinstance(e, (threading.BrokenBarrierError, PeerLostError))]
         if errors:
             raise (causes or errors)[0]
         return [f.result() for f in futures]

@@ -1,4 +1,4 @@
-"""Fetches from the expert's home rank over the process group, for comparison with systems that send weights."""
+"""Fetches from the expert's home rank, for comparison with systems that send weights."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from harmoeny.choices import Fetch
+from harmoeny.choices import Exchange, Fetch
 from harmoeny.placement import BoolArray, Placement
+from harmoeny.runtime.device import Device
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.slots import Slot, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest
@@ -51,29 +51,42 @@ class PeerFetch(FetchStrategy):
         self._senders[layer] = placement.home
 
     def _open_sources(self, layer: int, fetch: BoolArray) -> None:
-        rank, device, experts = self._comm.rank, self._comm.device, self.memory.store.layers[layer]
+        rank, experts = self._comm.rank, self.memory.store.layers[layer]
         sends: list[tuple[Tensor, int]] = []
         receives: list[tuple[Tensor, int]] = []
-        arriving: dict[int, dict[str, Tensor]] = {}
+        arriving: list[int] = []
         expert_ids, receivers = np.nonzero(fetch)
         senders = self._senders[layer][expert_ids]
+        most = int(np.unique(np.stack([senders, receivers]), axis=1, return_counts=True)[1].max(initial=0))
+        self._comm.reserve(most * experts.expert_bytes, most * len(experts.weights))
         own = (senders == rank) | (receivers == rank)
         pairs = zip(expert_ids[own].tolist(), senders[own].tolist(), receivers[own].tolist(), strict=True)
         for expert_id, src, dst in pairs:
             if src == rank:
-                sends += [(w.to(device, non_blocking=True), dst) for w in experts.expert(expert_id).values()]
+                sends += [(w, dst) for w in self._own_weights(layer, expert_id).values()]
             else:
-                arriving[expert_id] = {
-                    name: torch.empty(w.shape[1:], dtype=w.dtype, device=device) for name, w in experts.weights.items()
-                }
-                receives += [(buffer, src) for buffer in arriving[expert_id].values()]
-        copies = self._comm.copy_between_peers(sends, receives)
-        works = iter(copies.receiving)
-        self._arriving = {
-            expert_id: (buffers, [work for _ in buffers for work in next(works)])
-            for expert_id, buffers in arriving.items()
-        }
+                arriving.append(expert_id)
+                receives += [(w, src) for w in experts.expert(expert_id).values()]
+        buffers, copies = self._comm.exchange_tensors(sends, receives, self.memory.transfers.beside)
+        by_weight = iter(zip(buffers, copies.receiving, strict=True))
+        for expert_id in arriving:
+            parts = {name: next(by_weight) for name in experts.weights}
+            works = [work for _, of_weight in parts.values() for work in of_weight]
+            self._arriving[expert_id] = {name: buffer for name, (buffer, _) in parts.items()}, works
         self._sending = copies.sending
+
+    def _own_weights(self, layer: int, expert_id: int) -> Mapping[str, Tensor]:
+        """Return what is sent of an expert whose home is this rank: its slot, else the store.
+
+        A slot is overwritten only behind what the queue of fetches was given before; puts go through that queue, but a
+        process group sends whenever it likes. On a CPU the store is as near, and no restore has to come first.
+        """
+        slot = self.residents(layer).get(expert_id)
+        in_order = self._comm.exchange == Exchange.PUT and Device.of(self._comm.device).has_own_memory
+        if slot is None or not in_order:
+            return self.memory.store.layers[layer].expert(expert_id)
+        self.memory.transfers.wait(slot)
+        return slot.weights
 
     def _fetch_into(self, slot: Slot, expert_id: int) -> Transfer:
         if expert_id not in self._arriving:

@@ -32,13 +32,14 @@ from tests.strategies import examples
 
 def run_layers(
     world_size: int, policy: Policy, tokens: list[list[Tokens]], *, num_experts: int, batches: int = 1,
-    kernel: str = "auto", **experts: Any,
+    kernel: str = "auto", exchange: str = "collective", **experts: Any,
 ) -> list[list[Any]]:  # fmt: skip
     """Execute layers ``tokens[layer][rank]`` and compare every rank's output; returns the records by rank."""
     layers = [random_experts(num_experts, seed=layer, **experts) for layer in range(len(tokens))]
 
     def rank_main(comm: ThreadCommunicator) -> list[Any]:
-        engine = start(layers, comm, kernel=kernel)
+        engine = start(layers, comm, exchange=exchange, kernel=kernel)
+        assert engine.comm.exchange == (exchange if world_size > 1 else "collective")
         system = engine.build_system("x", policy)
         for _ in range(batches):
             engine.use(system)
@@ -71,7 +72,7 @@ def test_every_strategy_slot_count_top_k_and_dtype_is_exact(data: st.DataObject)
     slots = None if fetch == "none" else data.draw(st.none() | st.integers(1, num_experts))
     top_k = data.draw(st.integers(1, min(3, num_experts)))
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    layout = {"gated": data.draw(st.booleans()), "bias": data.draw(st.booleans()), "width": 16}
+    layout: dict[str, Any] = {"gated": data.draw(st.booleans()), "bias": data.draw(st.booleans()), "width": 16}
     seed = data.draw(st.integers(0, 10**6))
     drop = data.draw(st.booleans())
     counts = [[data.draw(st.sampled_from([0, 1, 5, 16])) for _ in range(world_size)] for _ in range(2)]
@@ -83,6 +84,7 @@ def test_every_strategy_slot_count_top_k_and_dtype_is_exact(data: st.DataObject)
         for j, c in enumerate(counts)
     ]
     policy = RandomPlan(seed, drop=drop, fetch=fetch, num_slots=slots)
+    layout["exchange"] = data.draw(st.sampled_from(["collective", "put"]))
     kernel = data.draw(st.sampled_from(["loop", "grouped_mm"]))
     run_layers(world_size, policy, tokens, num_experts=num_experts, batches=2, kernel=kernel, dtype=dtype, **layout)
 

@@ -1,0 +1,81 @@
+"""Orders of rows, made on the device from the counts that the plan gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harmoeny.placement import IntArray
+from harmoeny.runtime.device import Device
+
+
+def by_expert(received_WE: IntArray, device: torch.device, order: Sequence[int] | None = None) -> Tensor | None:
+    """Order rows by expert that arrived by (source, expert).
+
+    Args:
+        received_WE: int64 ``[W, E]``, rows of every source and expert.
+        device: where the order is made.
+        order: the experts that have rows, in the order that is wanted; None: ascending.
+
+    Returns:
+        int64 ``[R]``, the row at every position of the new order, which is by (expert, source); None where that is the
+        order in which they arrived.
+    """
+    ascending = is_ascending(order)
+    if ascending and np.count_nonzero(received_WE.any(axis=1)) <= 1:
+        return None
+    starts_WE = exclusive_cumsum(received_WE.reshape(-1)).reshape(received_WE.shape)
+    if not ascending:
+        starts_WE, received_WE = starts_WE[:, order], received_WE[:, order]
+    return ranges(starts_WE.T, received_WE.T, device)
+
+
+def is_ascending(order: Sequence[int] | None) -> bool:
+    """Tell whether an order of experts, None for none, is the usual one."""
+    return order is None or all(a < b for a, b in pairwise(order))
+
+
+def send_order(expert_ids_TK: Tensor, counts_E: IntArray, sent_EW: IntArray) -> Tensor:
+    """Order this rank's assignments by (destination, expert).
+
+    Of an expert's assignments, in token order, the first ``sent_EW[e, 0]`` go to rank 0, the next to rank 1, and so on;
+    what is left over is dropped.
+
+    Args:
+        expert_ids_TK: int64 ``[T, K]``; negative ids go nowhere.
+        counts_E: int64 ``[E]``, this rank's assignments of every expert.
+        sent_EW: int64 ``[E, W]``, how many of them go to every rank.
+
+    Returns:
+        int64 ``[S]``, assignments.
+    """
+    ids = expert_ids_TK.reshape(-1)
+    grouped = torch.argsort(ids, stable=True)
+    # The masked ids, being negative, come first; what the plan drops of an expert stays between its blocks.
+    starts_E = exclusive_cumsum(counts_E) + (len(ids) - counts_E.sum())
+    starts_EW = starts_E[:, None] + exclusive_cumsum(sent_EW, axis=1)
+    return grouped.index_select(0, ranges(starts_EW.T, sent_EW.T, ids.device))
+
+
+def exclusive_cumsum(values: IntArray, axis: int = 0) -> IntArray:
+    """Return the sum of all values before each, along an axis."""
+    total: IntArray = np.cumsum(values, axis=axis)
+    return total - values
+
+
+def ranges(starts: IntArray, lengths: IntArray, device: torch.device) -> Tensor:
+    """Concatenate ``range(start, start + length)`` of all blocks, on the device and without waiting for it.
+
+    Args:
+        starts: int64, any shape.
+        lengths: int64, the same shape.
+        device: where the ranges are made.
+    """
+    starts, lengths = starts.reshape(-1), lengths.reshape(-1)
+    total = int(lengths.sum())
+    offsets, repeats = Device.of(device).upload(np.stack([starts - exclusive_cumsum(lengths), lengths]))
+    return torch.repeat_interleave(offsets, repeats, output_size=total) + torch.arange(total, device=device)
