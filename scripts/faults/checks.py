@@ -60,15 +60,19 @@ def left_in_memory(before: set[Path]) -> Iterator[str]:
 
 
 def _without_owner(paths: set[Path]) -> set[Path]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            found.append(Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8"))
-            found += [opened.path for opened in process.open_files()]
-        except (OSError, psutil.Error):
-            continue  # it ended meanwhile
-    held = "\n".join(found)
-    return {path for path in paths if str(path) not in held and path.exists()}
+    held = {inode for process in psutil.process_iter() for inode in _inodes(process.pid)} if paths else set()
+    return {path for path in paths if path.exists() and path.stat().st_ino not in held}
+
+
+def _inodes(pid: int) -> Iterator[int]:
+    """Yield the inodes of shared memory that a process maps or has open: a semaphore is mapped by another name."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
+        yield from (int(line.split()[4]) for line in lines if f" {_SHARED_MEMORY}/" in line)
+        opened = Path(f"/proc/{pid}/fd").iterdir()
+        yield from (path.stat().st_ino for path in opened if str(path.readlink()).startswith(f"{_SHARED_MEMORY}/"))
+    except OSError:
+        return  # it ended meanwhile
 
 
 def _ending(ended: Ended, planted: Planted, sweep: TinySweep) -> Iterator[str]:
