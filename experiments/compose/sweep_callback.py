@@ -124,7 +124,7 @@ def leave_out_absent(config: DictConfig) -> dict[str, str]:
     names = [override.get_key_element() for override in given]
     (jobs,) = BasicSweeper.split_arguments(given, None)
     absent = {}
-    for option in config.hydra.sweeper.params or {}:
+    for option in _own_sweep(config):
         group = option.partition(".")[0]
         if group not in names or option in names:
             continue
@@ -136,6 +136,12 @@ def leave_out_absent(config: DictConfig) -> dict[str, str]:
         for option in absent:
             del config.hydra.sweeper.params[option]
     return absent
+
+
+def _own_sweep(config: DictConfig) -> Mapping[str, Any]:
+    """Return what an experiment sweeps of its own: options and their values as overrides spell them."""
+    params: Mapping[str, Any] | None = OmegaConf.select(config, "hydra.sweeper.params")
+    return params or {}
 
 
 def _fail_for_systems(folders: Sequence[Path]) -> None:
@@ -157,7 +163,7 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
         HydraException: a point cannot be composed.
     """
     given = {override.get_key_element() for override in _parse(_task(config))}
-    params = config.hydra.sweeper.params or {}
+    params = _own_sweep(config)
     parsed = _parse([*_task(config), *(f"{key}={value}" for key, value in params.items() if key not in given)])
     # Every row of a result names its system anyway, so a sweep over lists of systems adds nothing to tell apart.
     axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
