@@ -119,8 +119,16 @@ def _silence_torchelastic() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-@record
 def _entry(point: Point, tokens: TokenFile, folder: RunFolder, pulse: Pulse) -> None:
+    try:
+        _be_rank(point, tokens, folder, pulse)
+    except Exception:  # noqa: BLE001
+        # It is recorded. PyTorch would write it to a temporary file, too, which nobody removes.
+        sys.exit(1)
+
+
+@record
+def _be_rank(point: Point, tokens: TokenFile, folder: RunFolder, pulse: Pulse) -> None:
     rank = int(os.environ["RANK"])
     pulse.start(rank)
     # Ctrl-C reaches the whole process group: a rank just goes, even from inside a collective, and the launcher talks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from scripts.faults.fault import Ended, Planted
 from scripts.faults.recomputed import differences
 from scripts.faults.sweep import SKEWS, TinySweep
 
+#: How a traceback begins or ends, and what Python says of an error that nobody can catch.
+_TRACE = re.compile(r"Traceback |Exception ignored |([\w.]+\.)?\w+(Error|Exception)\b(: |$)")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 #: How long others of this machine may need between making such a file and using it, or ending and removing it.
 _OTHERS_S = 5
@@ -80,7 +83,7 @@ def _ending(ended: Ended, planted: Planted, sweep: TinySweep) -> Iterator[str]:
     said = [line for line in lines if line.startswith(("error:", "interrupted:"))]
     if ended.stray:
         yield f"processes {sorted(ended.stray)} are left"
-    if any("Traceback" in line or "Error:" in line or "Exception ignored" in line for line in lines):
+    if any(_TRACE.match(line) for line in lines):
         yield "a traceback"
     if ended.status == 0:
         if said:

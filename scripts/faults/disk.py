@@ -43,11 +43,12 @@ class _Full(Fault):
         folder, kept, left = (sweep.folder / name for name in (self.folder, "kept", "left"))
         shutil.copytree(folder, kept)
         room = sum(path.stat().st_size + 4096 for path in kept.rglob("*")) + rng.randrange(self.most_bytes)
-        planted = Planted(f"{self.folder} on a disk of {room} bytes", statuses=(1, 2), errors=self.errors, struck=True)
+        planted = Planted(f"{self.folder} on a disk of {room} bytes", statuses=(1, 2), errors=self.errors)
         planted.before = sweep.finished()
         prefix = ("unshare", "-m", "bash", "-c", _SMALL, "bash", str(room), str(folder), str(kept))
         with sweep.start(prefix=prefix, variables={"LEFT": str(left), "SMALL": str(folder)}) as command:
             planted.ended.append(end(command))
+        planted.struck = planted.ended[0].status != 0
         shutil.rmtree(folder)
         shutil.rmtree(kept)
         left.rename(folder)
