@@ -66,6 +66,7 @@ def _cpu_cgroups(proc: Path, root: Path) -> Iterator[Path]:
     for line in (proc / "cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         groups |= {name: PurePosixPath(path) for name in ("cpu", "") if name in controllers.split(",")}
+    mounts: list[tuple[Path, PurePosixPath, PurePosixPath]] = []
     for line in (proc / "mountinfo").read_text(encoding="utf-8").splitlines():
         # ID PARENT DEVICE ROOT MOUNT_POINT OPTIONS [TAGS] - TYPE SOURCE SUPER_OPTIONS
         before, _, after = line.partition(" - ")
@@ -77,7 +78,11 @@ def _cpu_cgroups(proc: Path, root: Path) -> Iterator[Path]:
             group = groups["cpu"]
         else:
             continue
-        yield from _upwards(root / mount_point.lstrip("/"), group, PurePosixPath(mounted))
+        mounts.append((root / mount_point.lstrip("/"), group, PurePosixPath(mounted)))
+    for mount, group, part in mounts:
+        # A mount of another part counts only where none has the process's own, whose path the host may have changed.
+        if group.is_relative_to(part) or not any(g == group and g.is_relative_to(p) for _, g, p in mounts):
+            yield from _upwards(mount, group, part)
 
 
 def _upwards(mount_point: Path, group: PurePosixPath, mounted: PurePosixPath) -> Iterator[Path]:

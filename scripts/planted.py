@@ -62,6 +62,11 @@ _SUMMARY = "tests/analysis/data/test_summary.py"
 _STATS = "tests/analysis/data/test_stats.py"
 _ADVANCE = "tests/experiments/simulator/test_advance.py"
 _VIRTUAL = "tests/experiments/simulator/test_virtual.py"
+_ENGINE = "tests/harmoeny/runtime/layer/test_engine.py"
+_DISPATCH = "tests/harmoeny/runtime/exchange/test_dispatch.py"
+_FETCH = "tests/harmoeny/runtime/memory/test_fetch.py"
+_TOPOLOGY = "tests/experiments/simulator/test_topology.py"
+_KEPT = "tests/experiments/results/test_kept.py"
 
 DEFECTS = (
     Defect("no barrier before the timer", "experiments/measure/rounds.py",
@@ -144,6 +149,50 @@ DEFECTS = (
     Defect("a system that loses tokens is simulated", "experiments/simulator/backend.py",
         "        if problem := _plan_problem(", "        if False and _plan_problem(",
         "tests/experiments/simulator/test_backend.py::test_a_system_with_wrong_plans_has_no_rows_but_a_reason"),
+    Defect("rank 1 combines with wrong routing weights", "harmoeny/runtime/exchange/dispatch.py",
+        "    return weighted_sum(rows_SH, routing_weights_TK, dispatched.assignment_S)\n",
+        "    return weighted_sum(rows_SH, routing_weights_TK * (1.0 + (comm.rank == 1)), dispatched.assignment_S)\n",
+        _DISPATCH),
+    Defect("rank 1 combines with the routing weights of the next token", "harmoeny/runtime/exchange/dispatch.py",
+        "    return weighted_sum(rows_SH, routing_weights_TK, dispatched.assignment_S)\n",
+        "    return weighted_sum(rows_SH, routing_weights_TK.roll(int(comm.rank == 1), 0), dispatched.assignment_S)\n",
+        _ENGINE),
+    Defect("rows keep the order of their senders", "harmoeny/runtime/exchange/dispatch.py",
+        "ranges(starts_WE.T, received_WE.T, device)", "ranges(starts_WE, received_WE, device)", _DISPATCH),
+    Defect("an expert computes before its weights are there", "harmoeny/runtime/memory/fetch/base.py",
+        "            self._wait(slot)\n            execute(", "            execute(", _FETCH),
+    Defect("waits for fetches are not counted", "harmoeny/runtime/memory/fetch/base.py",
+        "(self._stats.fetch_waits if transfer.urgent else self._stats.restore_waits).append(stalled)", "pass",
+        _VIRTUAL),
+    Defect("weights that a new placement moves are not counted", "harmoeny/runtime/memory/fetch/base.py",
+        "            self._moved.num_host_fetches += 1\n", "", _FETCH),
+    Defect("all ranks read the first rank's sequences", "experiments/text/tokens.py",
+        "(index * world_size + rank) * batch_size", "(index * world_size) * batch_size",
+        "tests/experiments/datasets/test_datasets.py"),
+    Defect("every batch reads the first one's text", "experiments/text/tokens.py",
+        "(index * world_size + rank) * batch_size", "rank * batch_size", "tests/experiments/datasets/test_datasets.py"),
+    Defect("the hidden share counts waits as hidden", "analysis/data/metrics.py",
+        '(1 - sums["fetch_wait_s"] / sums["fetch_s"])', '(0 * sums["fetch_wait_s"] + 1)', _METRICS),
+    Defect("intervals are of 50 % and not of 95 %", "analysis/data/stats.py",
+        'method="percentile", rng', 'method="percentile", confidence_level=0.5, rng', _STATS),
+    Defect("the open loop's waiting time begins when its batch does", "experiments/results/request_rows.py",
+        'frame["start_s"] - frame["arrival_s"]', 'frame["start_s"] - frame["start_s"]', _ROWS),
+    Defect("requests beyond the first batch are not served", "experiments/measure/serving.py",
+        "        num_done += number\n", "        num_done = len(arrivals_s)\n",
+        "tests/experiments/measure/test_requests.py"),
+    Defect("a simulated exchange is as fast as its fastest rank", "experiments/simulator/cost.py",
+        "self.topology.exchange_s(rows * float(self.work.row_bytes))",
+        "0 * rows[0] + self.topology.exchange_s(rows * float(self.work.row_bytes)).min()", _ADVANCE),
+    Defect("simulated host links are nobody else's", "experiments/simulator/cost.py",
+        "self.topology.host_fetch_s(self.work.expert_bytes, num_fetches)",
+        "self.topology.host_fetch_s(self.work.expert_bytes, num_fetches.clip(max=1))",
+        "tests/experiments/simulator/test_advance.py"),
+    Defect("edited code counts as the old", "experiments/results/kept.py",
+        "    return not any(_changed(folder.manifest, point))\n", "    return True\n", _KEPT),
+    Defect("other weights count as the old", "harmoeny/models/kit/fingerprint.py",
+        "    if weights:\n", "    if False:\n", "tests/harmoeny/models/test_fingerprint.py"),
+    Defect("a CPU quota counts for nothing", "experiments/cores.py",
+        "    if quota is not None and quota < pinned:\n", "    if False:\n", "tests/experiments/test_cores.py"),
 )  # fmt: skip
 
 

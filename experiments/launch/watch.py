@@ -16,6 +16,8 @@ import psutil
 #: Between two signs of life of a rank, and between two looks of the launcher.
 _BEAT_S = 0.5
 _LOOK_S = 0.2
+#: Share of timeout_s that may pass between two looks and still count as time in which a rank was silent.
+_MOST_AT_ONCE = 0.25
 #: So long after its last sign of life a rank counts as silent.
 _SILENT_S = 3 * _BEAT_S
 #: So long after a rank waited in vain the others may still say the same; the rank itself reports it later than that.
@@ -96,8 +98,9 @@ class Watch:
         before = time.monotonic()
         while not self._over.wait(_LOOK_S):
             now = time.monotonic()
-            # Time in which this process was stopped, as by Ctrl-Z, or in which its clock jumped, is nobody's silence.
-            self._look(min(max(now - before, 0.0), 2 * _LOOK_S))
+            # Time in which this process was stopped, as by Ctrl-Z, or in which its clock jumped, is nobody's silence; but
+            # looks may be late.
+            self._look(min(max(now - before, 0.0), _MOST_AT_ONCE * self._timeout_s))
             before = now
 
     def _look(self, elapsed_s: float) -> None:

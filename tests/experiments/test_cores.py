@@ -110,6 +110,14 @@ def test_both_versions_at_once(tree: Tree) -> None:
     assert tree.quota() == 3.0
 
 
+def test_a_mount_of_another_cgroup_is_nobody_s_limit(tree: Tree) -> None:
+    other = V2.format(root="/docker/other").replace("/sys/fs/cgroup ", "/var/lib/other ")
+    tree.process("0::/user.slice\n", other, V2.format(root="/"))
+    tree.v2("user.slice", "300000 100000")
+    tree._write("var/lib/other/cpu.max", "10000 100000")
+    assert tree.quota() == 3.0
+
+
 def test_a_path_outside_of_the_mount_is_the_mount(tree: Tree) -> None:
     tree.process("0::/../../other\n", V2.format(root="/"))
     tree.v2("", "200000 100000")

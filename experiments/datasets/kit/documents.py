@@ -159,13 +159,15 @@ def _parsed(text: str, number: int, name: str) -> Any:
         raise UnreadableError(f"line {number} of {name} is no JSON ({error})") from error
 
 
-def _csv_rows(part: Part, _: str) -> Iterator[Any]:
+def _csv_rows(part: Part, text_field: str) -> Iterator[Any]:
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if part.suffix == ".tsv" else ","
     rows = (row for row in csv.reader(part.lines(newline=""), delimiter=delimiter, strict=True) if row)
     number, header = 0, []
     try:
         header = next(rows, [])
+        if header.count(text_field) > 1:
+            raise UnreadableError(f"the header of {part.name} names {text_field!r} more than once")
         for number, row in enumerate(rows, 1):
             if len(row) != len(header):
                 raise UnreadableError(

@@ -41,6 +41,7 @@ class TestCSV:
             ("text,id\none,1\ntwo\n", "row 2 of FILE has 1 fields, must have 2 as its header does"),
             ('text,id\none,1\n"two,2\n', "row 2 of FILE is no CSV (unexpected end of data)"),
             ('"text,id\none,1\n', "the header of FILE is no CSV (unexpected end of data)"),
+            ("text,id,text\none,1,two\n", "the header of FILE names 'text' more than once"),
         ],
     )
     def test_rows_that_nobody_can_tell_apart_are_named(self, content: str, message: str, tmp_path: Path) -> None:
