@@ -65,7 +65,6 @@ _VIRTUAL = "tests/experiments/simulator/test_virtual.py"
 _ENGINE = "tests/harmoeny/runtime/layer/test_engine.py"
 _DISPATCH = "tests/harmoeny/runtime/exchange/test_dispatch.py"
 _FETCH = "tests/harmoeny/runtime/memory/test_fetch.py"
-_TOPOLOGY = "tests/experiments/simulator/test_topology.py"
 _KEPT = "tests/experiments/results/test_kept.py"
 
 DEFECTS = (
@@ -168,9 +167,9 @@ DEFECTS = (
         "            self._moved.num_host_fetches += 1\n", "", _FETCH),
     Defect("all ranks read the first rank's sequences", "experiments/text/tokens.py",
         "(index * world_size + rank) * batch_size", "(index * world_size) * batch_size",
-        "tests/experiments/datasets/test_datasets.py"),
+        "tests/experiments/datasets/test_datasets.py::TestTokens"),
     Defect("every batch reads the first one's text", "experiments/text/tokens.py",
-        "(index * world_size + rank) * batch_size", "rank * batch_size", "tests/experiments/datasets/test_datasets.py"),
+        "(index * world_size + rank) * batch_size", "rank * batch_size", "tests/experiments/datasets/test_datasets.py::TestTokens"),
     Defect("the hidden share counts waits as hidden", "analysis/data/metrics.py",
         '(1 - sums["fetch_wait_s"] / sums["fetch_s"])', '(0 * sums["fetch_wait_s"] + 1)', _METRICS),
     Defect("intervals are of 50 % and not of 95 %", "analysis/data/stats.py",
@@ -183,14 +182,10 @@ DEFECTS = (
     Defect("a simulated exchange is as fast as its fastest rank", "experiments/simulator/cost.py",
         "self.topology.exchange_s(rows * float(self.work.row_bytes))",
         "0 * rows[0] + self.topology.exchange_s(rows * float(self.work.row_bytes)).min()", _ADVANCE),
-    Defect("simulated host links are nobody else's", "experiments/simulator/cost.py",
-        "self.topology.host_fetch_s(self.work.expert_bytes, num_fetches)",
-        "self.topology.host_fetch_s(self.work.expert_bytes, num_fetches.clip(max=1))",
-        "tests/experiments/simulator/test_advance.py"),
     Defect("edited code counts as the old", "experiments/results/kept.py",
         "    return not any(_changed(folder.manifest, point))\n", "    return True\n", _KEPT),
     Defect("other weights count as the old", "harmoeny/models/kit/fingerprint.py",
-        "    if weights:\n", "    if False:\n", "tests/harmoeny/models/test_fingerprint.py"),
+        "    if weights:\n", "    if False:\n", "tests/harmoeny/models/kit/test_fingerprint.py"),
     Defect("a CPU quota counts for nothing", "experiments/cores.py",
         "    if quota is not None and quota < pinned:\n", "    if False:\n", "tests/experiments/test_cores.py"),
 )  # fmt: skip

@@ -56,7 +56,9 @@ def load_config(folder: Path, *, weights: bool = True) -> Any:
     """
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}")
+    except (OSError, ValueError) as error:
         raise ValueError(f"model.local_path: {str(folder)!r} has no readable config.json ({error})") from error
     if weights:
         weight_files(folder)
@@ -86,8 +88,9 @@ def config_from(values: Mapping[str, Any], source: str) -> Any:
         )
     try:
         return CONFIG_MAPPING[model_type].from_dict({k: v for k, v in values.items() if k != "auto_map"})
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{source}: Transformers refuses the configuration ({error})") from error
+    except Exception as error:  # Transformers and its parts raise all kinds
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{source}: Transformers refuses the configuration ({reason})") from error
 
 
 def limit_layers(config: Any, num_layers: int) -> None:

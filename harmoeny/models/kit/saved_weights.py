@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from harmoeny.models.kit.quiet import quiet
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _LFS_START = b"version https://git-lfs.github.com/"
 _AGAIN = "download it again"
+#: How the types of numbers begin that mean something only together with scales.
+_QUANTISED = ("I8", "U8", "I4", "U4", "F8", "F4", "F6")
+_EXPERT = re.compile(r"\bexperts\.\d+\.")
 #: What was found fit: a sweep asks for the same model many times.
 _FIT: set[tuple[Any, str]] = set()
 
@@ -42,6 +46,7 @@ def check_weights(folder: Path, config: Any, model_class: Any) -> None:
         found = _shapes_in(path)
         shapes |= found
         file_of |= dict.fromkeys(found, path)
+    _refuse_unlike_experts(shapes, file_of)
     info = _load_without_content(config, model_class, shapes)
     if info is not None:
         refuse_unfit(folder, config, info, file_of)
@@ -86,14 +91,14 @@ def weight_files(folder: Path) -> list[Path]:
         raise ValueError(
             f"{start} has no *.safetensors, the only kind of weights that is read (save_pretrained writes it)"
         )
-    if (folder / _SINGLE).exists():
+    if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     index = folder / _INDEX
     if not index.exists():
         raise ValueError(f"{start} has neither {_SINGLE} nor {_INDEX}, one of which must name all weights")
     _refuse_pointer(index)
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted({os.fspath(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"model.local_path: {str(index)!r} is damaged ({error!r}); {_AGAIN}") from error
     absent = [name for name in names if not (folder / name).is_file()]
@@ -112,13 +117,32 @@ def _shapes_in(path: Path) -> dict[str, list[int]]:
     _refuse_pointer(path)
     try:
         with safe_open(str(path), "pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  (no mapping)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            for name, tensor in slices.items():
+                if tensor.get_dtype().startswith(_QUANTISED):
+                    raise ValueError(
+                        f"model.local_path: {str(path)!r} is quantised: {name} is {tensor.get_dtype()}, must be "
+                        "float32 or bfloat16 weights"
+                    )
+            return {name: tensor.get_shape() for name, tensor in slices.items()}
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"model.local_path: {str(path)!r} is torn or no safetensors file ({reason}; {path.stat().st_size} bytes); "
             f"{_AGAIN}"
         ) from error
+
+
+def _refuse_unlike_experts(shapes: Mapping[str, list[int]], file_of: Mapping[str, Path]) -> None:
+    """Refuse experts of a layer that are not of one shape: Transformers could not put them together."""
+    firsts: dict[str, str] = {}
+    for name, shape in shapes.items():
+        first = firsts.setdefault(_EXPERT.sub("experts.*.", name), name)
+        if shape != shapes[first]:
+            raise ValueError(
+                f"model.local_path: {str(file_of[name])!r} has experts of different shapes: {name} is {list(shape)}, "
+                f"{first} is {list(shapes[first])}; {_AGAIN}"
+            )
 
 
 def _refuse_pointer(path: Path) -> None:

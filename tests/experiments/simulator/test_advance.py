@@ -228,3 +228,10 @@ def test_flows_without_a_plan_agree_with_the_plan(counts: list[list[int]]) -> No
         np.testing.assert_allclose(flows.traffic.sum(axis=0), planned.traffic.sum(axis=0))
         np.testing.assert_allclose(flows.traffic.sum(axis=1), planned.traffic.sum(axis=1))
         np.testing.assert_allclose(flows.traffic.diagonal(), planned.traffic.diagonal())
+
+
+def test_an_exchange_ends_for_every_rank_by_itself() -> None:
+    cost = CostModel(UNIT, Topology(UNIT, 3), work(3), SoftwareCost(plan_s=0.0))
+    rows = np.zeros((3, 3))
+    rows[0, 1] = 2.0
+    assert cost.exchange_s(rows).tolist() == [2.0, 2.0, 0.0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from harmoeny.models.transformers import Transformers
@@ -84,6 +86,40 @@ def test_another_file_in_its_place_is_named(whole: Path) -> None:
     path = whole / "model.safetensors"
     path.write_bytes(b"<html>404</html>" * 100)
     refused(whole, str(path), "no safetensors file")
+
+
+def _edit(path: Path, name: str, change: Callable[[Tensor], Tensor]) -> None:
+    """Change the tensor of a file whose name ends so."""
+    tensors = load_file(path)
+    found = next(key for key in tensors if key.endswith(name))
+    save_file(tensors | {found: change(tensors[found]).contiguous()}, path, metadata={"format": "pt"})
+
+
+def test_one_expert_of_another_shape_is_named(whole: Path) -> None:
+    _edit(whole / "model.safetensors", "experts.1.up_proj.weight", lambda w: w.flatten())
+    refused(whole, "model.safetensors", "experts.1.up_proj.weight", "different shapes")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_that_mean_nothing_without_scales_are_refused(whole: Path, dtype: torch.dtype) -> None:
+    _edit(whole / "model.safetensors", "experts.1.up_proj.weight", lambda w: w.to(dtype))
+    refused(whole, "model.safetensors", "is quantised", "experts.1.up_proj.weight")
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"null", b"\xff\xfe\x00", b'{"model_type": "qwen3_moe", "hidden_size": "16"}']
+)
+def test_a_damaged_configuration_is_refused(whole: Path, content: bytes) -> None:
+    (whole / "config.json").write_bytes(content)
+    refused(whole, "config")
+
+
+def test_a_folder_or_a_number_in_place_of_a_file_is_refused(whole: Path, shards: Path) -> None:
+    (whole / "model.safetensors").unlink()
+    (whole / "model.safetensors").mkdir()
+    refused(whole, "has neither model.safetensors nor")
+    (shards / INDEX).write_text('{"weight_map": {"a": 3}}')
+    refused(shards, INDEX, "damaged")
 
 
 def test_a_missing_shard_is_named(shards: Path) -> None:
