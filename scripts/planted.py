@@ -63,7 +63,6 @@ _STATS = "tests/analysis/data/test_stats.py"
 _ADVANCE = "tests/experiments/simulator/test_advance.py"
 _VIRTUAL = "tests/experiments/simulator/test_virtual.py"
 _ENGINE = "tests/harmoeny/runtime/layer/test_engine.py"
-_DISPATCH = "tests/harmoeny/runtime/exchange/test_dispatch.py"
 _FETCH = "tests/harmoeny/runtime/memory/test_fetch.py"
 _KEPT = "tests/experiments/results/test_kept.py"
 
@@ -148,18 +147,14 @@ DEFECTS = (
     Defect("a system that loses tokens is simulated", "experiments/simulator/backend.py",
         "        if problem := _plan_problem(", "        if False and _plan_problem(",
         "tests/experiments/simulator/test_backend.py::test_a_system_with_wrong_plans_has_no_rows_but_a_reason"),
-    Defect("rank 1 combines with wrong routing weights", "harmoeny/runtime/exchange/dispatch.py",
-        "    return weighted_sum(rows_SH, routing_weights_TK, dispatched.assignment_S)\n",
-        "    return weighted_sum(rows_SH, routing_weights_TK * (1.0 + (comm.rank == 1)), dispatched.assignment_S)\n",
-        _DISPATCH),
-    Defect("rank 1 combines with the routing weights of the next token", "harmoeny/runtime/exchange/dispatch.py",
-        "    return weighted_sum(rows_SH, routing_weights_TK, dispatched.assignment_S)\n",
-        "    return weighted_sum(rows_SH, routing_weights_TK.roll(int(comm.rank == 1), 0), dispatched.assignment_S)\n",
-        _ENGINE),
-    Defect("rows keep the order of their senders", "harmoeny/runtime/exchange/dispatch.py",
-        "ranges(starts_WE.T, received_WE.T, device)", "ranges(starts_WE, received_WE, device)", _DISPATCH),
+    Defect("results are combined with wrong routing weights", "harmoeny/runtime/exchange/dispatch.py",
+        "dispatched.bring_back(results_RH), routing_weights_TK,",
+        "dispatched.bring_back(results_RH), 2.0 * routing_weights_TK,", _ENGINE),
+    Defect("results are combined with the routing weights of the next token", "harmoeny/runtime/exchange/dispatch.py",
+        "dispatched.bring_back(results_RH), routing_weights_TK,",
+        "dispatched.bring_back(results_RH), routing_weights_TK.roll(1, 0),", _ENGINE),
     Defect("an expert computes before its weights are there", "harmoeny/runtime/memory/fetch/base.py",
-        "            self._wait(slot)\n            execute(", "            execute(", _FETCH),
+        "                    self._wait(slots[slot])\n", "                    pass\n", _FETCH),
     Defect("waits for fetches are not counted", "harmoeny/runtime/memory/fetch/base.py",
         "(self._stats.fetch_waits if transfer.urgent else self._stats.restore_waits).append(stalled)", "pass",
         _VIRTUAL),
@@ -169,7 +164,8 @@ DEFECTS = (
         "(index * world_size + rank) * batch_size", "(index * world_size) * batch_size",
         "tests/experiments/datasets/test_datasets.py::TestTokens"),
     Defect("every batch reads the first one's text", "experiments/text/tokens.py",
-        "(index * world_size + rank) * batch_size", "rank * batch_size", "tests/experiments/datasets/test_datasets.py::TestTokens"),
+        "(index * world_size + rank) * batch_size", "rank * batch_size",
+        "tests/experiments/datasets/test_datasets.py::TestTokens"),
     Defect("the hidden share counts waits as hidden", "analysis/data/metrics.py",
         '(1 - sums["fetch_wait_s"] / sums["fetch_s"])', '(0 * sums["fetch_wait_s"] + 1)', _METRICS),
     Defect("intervals are of 50 % and not of 95 %", "analysis/data/stats.py",

@@ -98,8 +98,8 @@ class Watch:
         before = time.monotonic()
         while not self._over.wait(_LOOK_S):
             now = time.monotonic()
-            # Time in which this process was stopped, as by Ctrl-Z, or in which its clock jumped, is nobody's silence; but
-            # looks may be late.
+            # Time in which this process was stopped, as by Ctrl-Z, or its clock jumped, is nobody's silence; a late
+            # look is no such time.
             self._look(min(max(now - before, 0.0), _MOST_AT_ONCE * self._timeout_s))
             before = now
 
