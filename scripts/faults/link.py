@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from random import Random
 
@@ -32,6 +33,9 @@ class CutLink(Fault):
                     )
                     for host in range(2)
                 ]
+                # Before ranks are there torchrun waits for a quarter of an hour, and nothing of ours runs.
+                while "building the model" not in commands[0].output() and commands[0].processes():
+                    time.sleep(0.1)
                 if when(commands[0]):
                     planted.before = sweep.finished()
                     hosts.cut()
