@@ -32,9 +32,11 @@ FURTHER_FIELDS = (
     "threads_per_rank", "exchange", "calibration", "checks", "beside", "hardware_source", "out_of_memory",
     "failed_systems", "checksums",
 )  # fmt: skip
-#: What it says of every system under ``systems``; ``fit`` is a real run's, ``threshold`` the simulator's.
+#: What it says of every system under ``systems``: ``fit`` and ``kernel`` are a real run's, ``threshold`` a simulated
+#: one's.
 SYSTEM_FIELDS = (
-    "policy", "description", "exact", "baseline", "bound", "options", "device_expert_bytes", "fit", "threshold",
+    "policy", "description", "exact", "baseline", "bound", "options", "device_expert_bytes", "fit", "kernel",
+    "threshold",
 )  # fmt: skip
 MANIFEST_FIELDS = (*REQUIRED_FIELDS, *FURTHER_FIELDS)
 

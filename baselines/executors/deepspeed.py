@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from harmoeny.choices import KernelName
 from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
@@ -103,6 +104,11 @@ class DeepSpeedExecutor(Executor):
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             deepspeed.comm.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         self._layers = [self._build(layer) for layer in range(len(planner.placements))]
+
+    @property
+    def kernel(self) -> str:
+        """The library computes its experts one after another."""
+        return str(KernelName.LOOP)
 
     def _build(self, layer: int) -> _Layer:
         from deepspeed.moe.layer import MoE

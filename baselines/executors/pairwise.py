@@ -24,7 +24,7 @@ from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.fetch.base import RankMemory
-from harmoeny.runtime.memory.schedule import Schedule, Wave
+from harmoeny.runtime.memory.waves import Schedule, Wave
 
 
 @dataclass

@@ -141,4 +141,5 @@ def _notes(point: Point, system: System) -> dict[str, Any]:
         "options": options_of(point, system.name, system.policy),
         "device_expert_bytes": system.fetcher.device_bytes,
         "fit": system.policy.fit_report(),
+        "kernel": system.executor.kernel,
     }

@@ -20,8 +20,9 @@ from harmoeny.runtime.device import span_s
 from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchStats, FetchStrategy, RankMemory
-from harmoeny.runtime.memory.schedule import Wave, num_slots_needed, with_slot
+from harmoeny.runtime.memory.residents import num_slots_needed, with_slot
 from harmoeny.runtime.memory.slots import SlotPool
+from harmoeny.runtime.memory.waves import Wave
 
 _COUNTS = ("num_host_fetches", "num_peer_fetches", "num_restores", "fetch_bytes")
 _TIMES = ("fetch_s", "fetch_wait_s", "restore_s", "restore_wait_s")

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harmoeny.runtime.memory.schedule import Schedule, Wave
 from harmoeny.runtime.memory.slots import LayerSlots
+from harmoeny.runtime.memory.waves import Schedule, Wave
 
 
 class Results:

@@ -12,8 +12,8 @@ from torch import Tensor
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.kernels.base import Kernel, Results
 from harmoeny.runtime.memory.experts import ExpertMLP, LayerExperts
-from harmoeny.runtime.memory.schedule import Schedule, Wave
 from harmoeny.runtime.memory.slots import LayerSlots
+from harmoeny.runtime.memory.waves import Schedule, Wave
 
 
 class GroupedProducts(ABC):

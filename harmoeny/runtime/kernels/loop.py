@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harmoeny.choices import KernelName
 from harmoeny.runtime.kernels.base import Kernel, Results
-from harmoeny.runtime.memory.schedule import Wave
+from harmoeny.runtime.memory.waves import Wave
 
 
 class LoopKernel(Kernel):

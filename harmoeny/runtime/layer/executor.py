@@ -98,7 +98,7 @@ class Executor(ABC):
     @property
     def kernel(self) -> str:
         """What computes the experts, for the records; layers may differ."""
-        return "+".join(sorted({kernel.name for kernel in self.kernels}))
+        return "+".join(sorted({str(kernel.name) for kernel in self.kernels}))
 
     def forward(self, given: LayerInput) -> LayerResult:
         """Execute one MoE layer; all ranks call it together, each with its own tokens.

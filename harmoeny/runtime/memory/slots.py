@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harmoeny.runtime.device import Span
 from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
-from harmoeny.runtime.memory.schedule import EMPTY
+from harmoeny.runtime.memory.residents import EMPTY
 
 
 @dataclass(eq=False)

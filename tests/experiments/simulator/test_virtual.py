@@ -18,9 +18,9 @@ from harmoeny.runtime.device import span_s
 from harmoeny.runtime.memory.experts import ExpertStore
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchStats, FetchStrategy, RankMemory
-from harmoeny.runtime.memory.schedule import Wave
 from harmoeny.runtime.memory.slots import LayerSlots, SlotPool, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest, ThreadTransfers
+from harmoeny.runtime.memory.waves import Wave
 from tests.harmoeny.runtime.cases import random_experts, start
 
 COST = ExpertCost(token_s=1.0, fetch_s=4.0)

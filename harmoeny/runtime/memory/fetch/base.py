@@ -12,17 +12,11 @@ from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.runtime.device import Span
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
-from harmoeny.runtime.memory.schedule import (
-    EMPTY,
-    Schedule,
-    ScheduledFetch,
-    Wave,
-    home_slots,
-    make_schedule,
-    replace_residents,
-)
+from harmoeny.runtime.memory.residents import EMPTY, home_slots, replace_residents
+from harmoeny.runtime.memory.schedule import make_schedule
 from harmoeny.runtime.memory.slots import Slot, SlotPool, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
+from harmoeny.runtime.memory.waves import Schedule, ScheduledFetch, Wave
 
 #: Executes one wave, whose experts are in the slots that it names.
 Execute = Callable[[Wave], None]

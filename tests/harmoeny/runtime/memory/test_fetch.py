@@ -20,9 +20,9 @@ from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStats, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.fetch.none import NoFetch
-from harmoeny.runtime.memory.schedule import Wave
 from harmoeny.runtime.memory.slots import LayerSlots, Slot, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest, ThreadTransfers
+from harmoeny.runtime.memory.waves import Wave
 from tests.harmoeny.runtime.cases import CPU, RandomPlan, start
 
 NUM_EXPERTS = 6

@@ -9,15 +9,9 @@ from hypothesis import strategies as st
 
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray
-from harmoeny.runtime.memory.schedule import (
-    EMPTY,
-    Schedule,
-    home_slots,
-    make_schedule,
-    num_slots_needed,
-    replace_residents,
-    with_slot,
-)
+from harmoeny.runtime.memory.residents import EMPTY, home_slots, num_slots_needed, replace_residents, with_slot
+from harmoeny.runtime.memory.schedule import make_schedule
+from harmoeny.runtime.memory.waves import Schedule
 from tests.strategies import examples
 
 COST = ExpertCost(token_s=1.0, fetch_s=10.0)

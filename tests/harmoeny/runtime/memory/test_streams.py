@@ -18,9 +18,9 @@ from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import RankMemory
-from harmoeny.runtime.memory.schedule import Wave
 from harmoeny.runtime.memory.slots import Slot, SlotPool, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest, StreamTransfers
+from harmoeny.runtime.memory.waves import Wave
 from tests.harmoeny.runtime.cases import random_experts
 
 META = torch.device("meta")
