@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from harmoeny.choices import KernelName
@@ -102,7 +101,7 @@ class DeepSpeedExecutor(Executor):
         if self.comm.world_size > 1:
             # Else it compiles kernels for all-reduces on a CPU, which a MoE layer has none of.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-            deepspeed.comm.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+            deepspeed.comm.init_distributed(dist_backend=self.comm.backend, verbose=False)
         self._layers = [self._build(layer) for layer in range(len(planner.placements))]
 
     @property

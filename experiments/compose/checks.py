@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.compose.backends import backend_of
 from experiments.launch.environment import joined_world_size
+from experiments.point.options import GpuSharing, Options
 from experiments.point.point import Point
 from experiments.routers.base import RoutedRun
 from experiments.routing.trace_files import read_about
@@ -72,12 +73,13 @@ def check_names(point: Point) -> None:
 
 def _check_options(point: Point) -> None:
     options = point.options
-    for name in ("world_size", "batch_size", "seq_len", "rounds", "timeout_s"):
+    for name in ("world_size", "ranks_per_gpu", "batch_size", "seq_len", "rounds", "timeout_s"):
         _check_at_least(1, name, getattr(options, name))
     for name in ("warmup_rounds", "seed", "decode_tokens"):
         _check_at_least(0, name, getattr(options, name))
     if options.device not in DEVICES:
         raise ValueError(f"device: {options.device!r}, must be one of {', '.join(DEVICES)}")
+    _check_sharing(options, simulated=point.simulated)
     if options.exchange not in list(Exchange):
         raise ValueError(f"exchange: {options.exchange!r}, must be one of {', '.join(Exchange)}")
     if point.simulated and options.exchange != Exchange.AUTO:
@@ -89,6 +91,18 @@ def _check_options(point: Point) -> None:
             raise ValueError(f"{name}: {value!r}, must hold only letters, digits, '-', '_' and, inside, '.'")
     if not options.experiment:
         raise ValueError("experiment: '', must name the results' subfolder")
+
+
+def _check_sharing(options: Options, *, simulated: bool) -> None:
+    if options.gpu_sharing not in list(GpuSharing):
+        raise ValueError(f"gpu_sharing: {options.gpu_sharing!r}, must be one of {', '.join(GpuSharing)}")
+    if options.ranks_per_gpu > 1 and simulated:
+        raise ValueError(f"ranks_per_gpu: {options.ranks_per_gpu}, must be 1 with backend={options.backend}")
+    if options.ranks_per_gpu > 1 and options.exchange == Exchange.COLLECTIVE:
+        raise ValueError(
+            f"exchange: 'collective', must be auto or put with ranks_per_gpu={options.ranks_per_gpu}: NCCL refuses "
+            "ranks on one GPU, and gloo sends nothing from one to another"
+        )
 
 
 def _check_positions(point: Point) -> None:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.launcher.api import elastic_launch
 
 from experiments.launch.host import host_config, stay_on_this_host
+from experiments.launch.mps import MpsError, shared_gpus
 from experiments.launch.rank import run_rank
 from experiments.launch.watch import Pulse, Watch
 from experiments.point.point import Point
@@ -69,7 +70,11 @@ def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
     pulse = Pulse(point.options.world_size)
     watch = Watch(pulse, point.options.timeout_s)
     try:
-        with _signal_handlers_kept(), tempfile.TemporaryDirectory(prefix="harmoeny-ranks-") as errors_folder, watch:
+        with ExitStack() as held:
+            held.enter_context(_signal_handlers_kept())
+            errors_folder = held.enter_context(tempfile.TemporaryDirectory(prefix="harmoeny-ranks-"))
+            held.enter_context(shared_gpus(point.options.ranks_per_gpu, point.options.gpu_sharing))
+            held.enter_context(watch)
             logs = _Logs(str(logs_folder), quiet, Path(errors_folder))
             preload = "experiments.launch.preload"
             config = host_config(point.options.world_size, point.device_type, "ranks", preload, logs)
@@ -78,6 +83,8 @@ def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
     except ChildFailedError as error:
         silent = watch.verdict and f"{watch.verdict}; all ranks were stopped; logs in {logs_folder}"
         raise RanksError(silent or _first_cause(error, logs_folder)) from error
+    except MpsError as error:
+        raise RanksError(str(error)) from error
     except json.JSONDecodeError as error:
         raise RanksError(f"a rank failed and {tempfile.gettempdir()} has no room for its reason (TMPDIR=)") from error
     except OSError as error:

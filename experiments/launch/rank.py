@@ -40,7 +40,7 @@ def run_rank(
         on_timeout: called where this rank waited for another until its time was up.
     """
     try:
-        device = join(point.device_type, point.options.timeout_s)
+        device = join(point.device_type, point.options.timeout_s, ranks_per_gpu=point.options.ranks_per_gpu)
         with torch.inference_mode():
             _run(point, tokens, folder, Communicator(device, timeout_s=point.options.timeout_s))
     except (dist.DistError, RuntimeError) as error:

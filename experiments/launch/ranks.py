@@ -8,6 +8,8 @@ import torch
 
 from experiments.launch.environment import check_gloo_interface, joined_world_size
 from experiments.launch.local import launch
+from experiments.launch.mps import CONTROL, find_daemon
+from experiments.point.options import GpuSharing
 from experiments.point.point import Point
 from experiments.results.run_folder import RunFolder
 from experiments.text.tokens import TokenFile
@@ -27,7 +29,7 @@ class Ranks:
         """Refuse more ranks than were started, and devices that are not here.
 
         Raises:
-            ValueError: ``world_size``, ``device`` or ``GLOO_SOCKET_IFNAME``.
+            ValueError: ``world_size``, ``device``, ``ranks_per_gpu`` or ``GLOO_SOCKET_IFNAME``.
         """
         check_gloo_interface()
         joined, world_size = joined_world_size(), point.options.world_size
@@ -36,8 +38,14 @@ class Ranks:
         num_here = Device.of(torch.device(point.device_type)).num_here
         if num_here == 0:
             raise ValueError(f"device: {point.device_type!r}, must be cpu or auto: this PyTorch sees no CUDA device")
-        if num_here is not None and joined is None and world_size > num_here:
-            raise ValueError(f"world_size: {world_size}, must be at most {num_here}, the CUDA devices here")
+        ranks_per_gpu = point.options.ranks_per_gpu
+        if num_here is not None and joined is None and world_size > num_here * ranks_per_gpu:
+            each = f" with ranks_per_gpu={ranks_per_gpu}" if ranks_per_gpu > 1 else ""
+            raise ValueError(
+                f"world_size: {world_size}, must be at most {num_here * ranks_per_gpu}, the CUDA devices here{each}"
+            )
+        if ranks_per_gpu > 1:
+            _check_sharing(point, joined=joined is not None)
 
     def run(self, point: Point, tokens: TokenFile | None, folder: RunFolder) -> None:
         """Start the ranks and wait for them.
@@ -48,3 +56,16 @@ class Ranks:
         """
         assert tokens is not None, "real ranks read text"
         launch(point, tokens, folder)
+
+
+def _check_sharing(point: Point, *, joined: bool) -> None:
+    """Refuse ranks that share GPUs where that is not possible."""
+    refused = f"ranks_per_gpu: {point.options.ranks_per_gpu}, must be 1"
+    if point.device_type != "cuda":
+        raise ValueError(f"{refused} with device=cpu")
+    if joined:
+        raise ValueError(
+            f"{refused} where torchrun or SLURM started the ranks: their shares are given before they start"
+        )
+    if point.options.gpu_sharing == GpuSharing.MPS and not find_daemon():
+        raise ValueError(f"{refused} here: there is no {CONTROL}; with gpu_sharing=time_sliced ranks take turns")

@@ -13,6 +13,7 @@ from experiments.measure.fit import fit
 from experiments.point.point import Point
 from experiments.routers.base import WARM_UP_BATCH
 from experiments.text.tokens import TokenFile
+from harmoeny.choices import Exchange
 from harmoeny.models.base import MoEModel
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
@@ -53,7 +54,7 @@ class Bench:
         clock = RankClock(comm)
         progress.say("building the model")
         model = build_model(point, comm)
-        engine = start_rank(model.experts, comm, point.hardware, exchange=point.options.exchange)
+        engine = start_rank(model.experts, comm, point.hardware, exchange=_exchange(point))
         model.connect(engine)
         progress.say("preparing the systems")
         indices = [*range(point.options.rounds), WARM_UP_BATCH]
@@ -87,6 +88,11 @@ class Bench:
         """Let the runtime go, when all ranks have come to here."""
         self.comm.barrier()
         self.engine.close()
+
+
+def _exchange(point: Point) -> str:
+    """Return the exchange to ask for: ranks on one GPU have no other way to send each other anything."""
+    return Exchange.PUT if point.options.ranks_per_gpu > 1 else point.options.exchange
 
 
 def build_model(point: Point, comm: Communicator) -> MoEModel:

@@ -13,6 +13,7 @@ import torch
 from experiments.measure.batch import shared_text
 from experiments.measure.bench import Bench
 from experiments.measure.extra_loops import Extra
+from experiments.point.options import GpuSharing
 from experiments.point.point import Point
 from experiments.results.gather import all_on_rank_0, on_rank_0
 from experiments.results.layer_rows import (
@@ -72,8 +73,8 @@ def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> d
     fresh = tokens.fresh_batches(sequences_per_batch=options.world_size * options.batch_size, seq_len=options.seq_len)
     device = Device.of(comm.device)
     return {
-        "backend": device.process_group,
-        "device": device.name,
+        "backend": comm.backend,
+        "device": device_label(point, device.name),
         "threads_per_rank": torch.get_num_threads(),
         "dataset": {
             "name": point.dataset_name,
@@ -86,6 +87,19 @@ def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> d
     }
 
 
+_SHARES = {2: "half", 3: "a third", 4: "a quarter", 8: "an eighth"}
+
+
+def device_label(point: Point, name: str) -> str:
+    """Return the name of a rank's device, and what of it the rank has where several share one."""
+    num_ranks = point.options.ranks_per_gpu
+    if num_ranks == 1:
+        return name
+    if point.options.gpu_sharing == GpuSharing.TIME_SLICED:
+        return f"{num_ranks} ranks on one {name}, which take turns (time_sliced)"
+    return f"{num_ranks} ranks on one {name}, {_SHARES.get(num_ranks, f'1/{num_ranks}')} of its SMs each"
+
+
 def _tables(bench: Bench, measured: Measured) -> dict[Table, pd.DataFrame]:
     """Gather all ranks' records and return the tables on rank 0, none on the others."""
     comm, model = bench.comm, bench.model
@@ -95,8 +109,8 @@ def _tables(bench: Bench, measured: Measured) -> dict[Table, pd.DataFrame]:
     decoded = all_on_rank_0(measured.extra.decoded, comm)
     if comm.rank != 0:
         return {}
-    device = Device.of(comm.device)
-    platform = Platform(device.process_group, device.name, bench.engine.memory.transfers.link)
+    device = device_label(bench.point, Device.of(comm.device).name)
+    platform = Platform(comm.backend, device, bench.engine.memory.transfers.link)
     tables = {
         LAYERS: layer_frame(iterations, platform),
         ITERATIONS: iteration_frame(iterations, platform, model.scope),

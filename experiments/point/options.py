@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, cast
 
 from omegaconf import MISSING, OmegaConf
 
 from experiments.point.request_options import RequestOptions
+
+
+class GpuSharing(StrEnum):
+    """How several ranks run on one GPU: at the same time under an MPS daemon, each on its SMs, or by turns."""
+
+    MPS = "mps"
+    TIME_SLICED = "time_sliced"
 
 
 @dataclass
@@ -49,6 +57,8 @@ class Options:
     warmup_rounds: int = MISSING
     timeout_s: int = MISSING
     exchange: str = MISSING
+    ranks_per_gpu: int = MISSING
+    gpu_sharing: str = MISSING
     requests: RequestOptions = field(default_factory=RequestOptions)
     decode_tokens: int = MISSING
     trace: TraceOptions = field(default_factory=TraceOptions)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.datasets.base import Dataset
-from experiments.point.options import Options
+from experiments.point.options import GpuSharing, Options
 from experiments.point.simulator_options import SimulatorOptions
 from experiments.point.source import component_digest
 from experiments.routers.base import Router, RoutingRequest
@@ -26,7 +26,7 @@ from harmoeny.runtime.layer.executor import find_executor
 #: Values that change where results go or what is done with them, but not the measurement.
 _NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force", "dry_run")
 #: What stays out while it has this value, so that runs of earlier versions keep their names.
-_UNNAMED = {"exchange": Exchange.AUTO}
+_UNNAMED = {"exchange": Exchange.AUTO, "ranks_per_gpu": 1, "gpu_sharing": GpuSharing.MPS}
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
 _SIMULATOR_ONLY = ("backend", "simulator")
 

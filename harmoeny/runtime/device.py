@@ -41,7 +41,7 @@ def span_s(span: Span) -> float:
 class Device(ABC):
     """One device that a rank computes on; :meth:`of` gives that of a ``torch.device``."""
 
-    #: What PyTorch calls the process groups of such devices.
+    #: What PyTorch calls the process groups of ranks with such devices; objects travel over gloo.
     process_group: ClassVar[str]
     #: False where device memory is host memory; otherwise weights are copied from pinned host memory.
     has_own_memory: ClassVar[bool]
@@ -144,7 +144,7 @@ class CpuDevice(Device):
 class CudaDevice(Device):
     """A CUDA device, which computes behind the host on its current stream."""
 
-    process_group: ClassVar[str] = "nccl"
+    process_group: ClassVar[str] = "cpu:gloo,cuda:nccl"
     has_own_memory: ClassVar[bool] = True
     survives_fork: ClassVar[bool] = False
 
@@ -209,15 +209,16 @@ def gpu_names() -> list[str]:
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
-def choose_device(device_type: str, local_rank: int) -> torch.device:
+def choose_device(device_type: str, local_rank: int, ranks_per_device: int = 1) -> torch.device:
     """Return the device of a rank and make it the current one.
 
     Args:
         device_type: ``cpu`` or ``cuda``.
         local_rank: the rank's number on its host. A launcher may show every rank only its own device, as number 0.
+        ranks_per_device: ranks that share one.
     """
     if device_type != "cuda":
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
+    device = torch.device("cuda", local_rank // ranks_per_device if torch.cuda.device_count() > 1 else 0)
     torch.cuda.set_device(device)
     return device

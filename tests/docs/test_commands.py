@@ -52,6 +52,8 @@ def as_typed(command: str, saved: dict[str, Path]) -> list[str]:
     words = [
         w.replace("hardware=this_machine", "hardware=cpu_core") for w in words
     ]  # what scripts.calibrate would write
+    # Only a GPU can be shared, and not every machine that runs this has one.
+    words = [w for w in words if not w.startswith(("ranks_per_gpu=", "gpu_sharing="))]
     ranks = re.search(r"--nnodes (\d+)", command), re.search(r"--nproc-per-node (\d+)", command)
     if ranks[1]:
         words.append(f"world_size={int(ranks[1][1]) * (int(ranks[0][1]) if ranks[0] else 1)}")

@@ -26,10 +26,11 @@ from harmoeny.runtime.exchange.windows import PeerLostError, Windows, WindowsErr
 FOLDER = Path("/dev/shm")  # noqa: S108  (the point is that it is shared)
 #: int64 counters that share no cache line.
 _STRIDE = 8
-#: Looks before a waiting rank gives its core away, how long it only does that, and how long it sleeps then.
+#: Looks before a waiting rank gives its core away, and how long it only does that. Then it sleeps between looks, for a
+#: share of the time that it has waited, which is as much as a wait can become too long.
 _LOOKS = 50
 _YIELDING_S = 2e-4
-_SLEEP_S = 5e-5
+_SLEEP_SHARE, _SHORTEST_SLEEP_S, _LONGEST_SLEEP_S = 0.05, 5e-5, 1e-3
 #: Between two looks whether those that are waited for still live.
 _LIFE_S = 0.2
 #: ``struct flock``: type, whence, start, length, process.
@@ -102,7 +103,8 @@ class SharedWindows(Windows):
             if now - begin < _YIELDING_S:
                 os.sched_yield()
                 continue
-            time.sleep(_SLEEP_S)  # whatever else this core has to do is done meanwhile, such as this rank's copies
+            # Whatever else this core has to do is done meanwhile, such as this rank's copies.
+            time.sleep(min(max(_SLEEP_SHARE * (now - begin), _SHORTEST_SLEEP_S), _LONGEST_SLEEP_S))
             if now < next_life:
                 continue
             next_life = now + _LIFE_S
