@@ -130,7 +130,7 @@ def test_table_marks_baseline_bound_and_what_drops(root: Element) -> None:
         for badge in row.all("span")
         if "badge" in str(badge.attributes.get("class"))
     }
-    assert marks == {("static_ep", "best baseline"), ("drop", "drops tokens"), ("ideal", "bound")}
+    assert marks == {("static_ep", "best baseline"), ("drop", "drops tokens"), ("ideal", "reference")}
 
 
 def test_all_numbers_can_be_had_as_csv(sweep: Path, root: Element) -> None:
