@@ -90,8 +90,13 @@ class Section:
     def origin(self) -> str:
         """What tells it from others of its title in a list: the day, the model, what made the numbers."""
         ended = max(str(run.manifest.get("ended_at") or "")[:10] for run in self.runs)
-        made = " on ".join(joined(self.frame[key], " + ") for key in ("backend", "device"))
-        parts = (ended, joined(self.frame["model_name"], " + "), f"{span(self.frame['world_size'])} ranks", made)
+        made = " on ".join(" + ".join(dict.fromkeys(map(str, self.frame[key]))) for key in ("backend", "device"))
+        parts = (
+            ended,
+            " + ".join(dict.fromkeys(self.frame["model_name"])),
+            f"{span(self.frame['world_size'])} ranks",
+            made,
+        )
         return ", ".join(part for part in parts if part)
 
     @property
