@@ -22,7 +22,7 @@ class Ideal(Policy):
     """
 
     name: ClassVar[str] = "ideal"
-    description: ClassVar[str] = "bound, not a system: even load, every expert resident on every rank"
+    description: ClassVar[str] = "reference, not a system: even load, every expert resident on every rank"
     bound: ClassVar[bool] = True
 
     fetch: str = Fetch.NONE.value
@@ -35,7 +35,7 @@ class Ideal(Policy):
         """
         super().validate()
         if self.fetch != Fetch.NONE:
-            raise ValueError(f"fetch: {self.fetch!r}, must be none: the bound moves no weights")
+            raise ValueError(f"fetch: {self.fetch!r}, must be none: the reference moves no weights")
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Leave ``counts`` (int64 ``[world_size, num_experts]``) where they are, and even out what ranks have too much.

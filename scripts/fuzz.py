@@ -43,6 +43,7 @@ from experiments.point.point import Point
 from experiments.registry import GROUPS, discover
 from experiments.routers.base import SkippedPoint
 from harmoeny.hardware import Hardware
+from results_schema.printing import print_anything
 
 #: What one configuration may take, and all of them, so that a size without a bound is an error and no full machine.
 _TIMEOUT_S = 30
@@ -262,6 +263,7 @@ def fuzz(seeds: Sequence[int], results: Path) -> Iterator[tuple[int, Configurati
 
 def main() -> None:
     """Fuzz and report."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m scripts.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

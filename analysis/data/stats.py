@@ -51,6 +51,16 @@ def median_interval(samples: npt.ArrayLike) -> Estimate:
     return Estimate(middle, float(interval.low), float(interval.high), int(values.size))
 
 
+def spread(samples: npt.ArrayLike) -> dict[str, float]:
+    """Return ``mean``, ``p90`` and ``max`` of samples, for what comes in bursts that a median hides.
+
+    Args:
+        samples: float ``[n]``, at least one.
+    """
+    values = np.asarray(samples, dtype=np.float64)
+    return {"mean": float(values.mean()), "p90": float(np.quantile(values, 0.9)), "max": float(values.max())}
+
+
 def paired_ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Estimate:
     """Return the median of ratios of samples taken in the same rounds.
 

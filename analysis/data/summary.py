@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.data.load import Run
 from analysis.data.metrics import METRICS, per_iteration
-from analysis.data.stats import median_interval, paired_ratio
+from analysis.data.stats import median_interval, paired_ratio, spread
 from results_schema.atomic import write_text
 from results_schema.files import SUMMARY
 
@@ -25,7 +25,7 @@ def summarise(run: Run) -> dict[str, Any]:
     """
     values = per_iteration(run.layers, run.iterations)
     systems = {
-        name: {metric.name: asdict(median_interval(rows[metric.name])) for metric in METRICS}
+        name: {metric.name: asdict(median_interval(of := rows[metric.name])) | spread(of) for metric in METRICS}
         for name in run.systems
         if not (rows := values[values["system"] == name]).empty
     }

@@ -33,7 +33,7 @@ def table(data: FigureData) -> pd.DataFrame:
 
 
 def plot(data: FigureData) -> Figure:
-    """Draw a line per system; throughput on two logarithmic axes, with what perfect scaling would give."""
+    """Draw a line per system; throughput on two logarithmic axes, with a line in proportion to the number of GPUs."""
     figure = new_figure(PAGE_IN, 3.7)
     panels = figure.subplots(1, 2)
     for axes, panel in zip(panels, _PANELS, strict=True):
@@ -42,7 +42,7 @@ def plot(data: FigureData) -> Figure:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("GPUs")
-    _draw_perfect(panels[0], data.summary)
+    _draw_proportional(panels[0], data.summary)
     panels[0].set_yscale("log")
     panels[1].set_ylim(bottom=0)
     set_legend(figure, entries_of(panels[0]))
@@ -50,10 +50,10 @@ def plot(data: FigureData) -> Figure:
     return figure
 
 
-def _draw_perfect(axes: Axes, summary: pd.DataFrame) -> None:
-    """Draw what the best system on the fewest GPUs would have on more, if it scaled perfectly."""
+def _draw_proportional(axes: Axes, summary: pd.DataFrame) -> None:
+    """Draw what the best system on the fewest GPUs would have on more, in proportion; others may have more."""
     fewest, most = summary[_AXIS].min(), summary[_AXIS].max()
     first = summary[summary[_AXIS] == fewest]
     per_gpu = float((first[THROUGHPUT.column] / first[_AXIS]).max()) * THROUGHPUT.scale
     ends = [fewest, most]
-    axes.plot(ends, [per_gpu * n for n in ends], color="#555555", linewidth=0.8, linestyle=":", label="Perfect")
+    axes.plot(ends, [per_gpu * n for n in ends], color="#555555", linewidth=0.8, linestyle=":", label="In proportion")

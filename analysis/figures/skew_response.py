@@ -23,10 +23,12 @@ _RATIO = "throughput_relative"
 
 
 def missing(data: FigureData) -> str | None:
-    """Say that one run with changing routing is needed, and Static EP in it."""
+    """Say that one run with changing routing is needed, and Static EP and another system in it."""
     wanted = iterations.missing_change(data)
     if wanted is None and _REFERENCE not in data.runs[0].systems:
         return f"needs {_REFERENCE} among the systems: {SOURCE.command}"
+    if wanted is None and data.summary["system"].nunique() < 2:
+        return f"needs another system beside {_REFERENCE}: {SOURCE.command}"
     return wanted
 
 

@@ -6,14 +6,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.kit.base import FigureData, Source
-from analysis.figures.kit.option_sweep import missing_sweep, plot_sweep, sweep_table
-from analysis.present.panel import RATIO_TO_BEST_BASELINE, panel
+from analysis.figures.kit.option_sweep import missing_sweep, plot_sweep, speed_panel, sweep_table
+from analysis.present.panel import panel
 
 NAME = "slots_sweep"
 SOURCE = Source(
     "slots_sweep", minutes=1, simulated="experiment=slots_sweep backend=simulator hardware=cpu_core rounds=3"
 )
-_PANELS = (RATIO_TO_BEST_BASELINE, panel("fetch_hidden_share"))
+_HIDDEN = panel("fetch_hidden_share")
 
 
 def missing(data: FigureData) -> str | None:
@@ -23,9 +23,9 @@ def missing(data: FigureData) -> str | None:
 
 def table(data: FigureData) -> pd.DataFrame:
     """Return medians and intervals per number of slots."""
-    return sweep_table(data, "num_slots", _PANELS)
+    return sweep_table(data, "num_slots", (speed_panel(data), _HIDDEN))
 
 
 def plot(data: FigureData) -> Figure:
     """Draw throughput and hidden fetch time against the slots."""
-    return plot_sweep(data, table(data), "num_slots", "Slots per rank and layer", _PANELS)
+    return plot_sweep(data, table(data), "num_slots", "Slots per rank and layer", (speed_panel(data), _HIDDEN))

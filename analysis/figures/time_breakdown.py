@@ -22,6 +22,8 @@ SOURCE = Source("prefetch_ablation", minutes=1, simulated="experiment=paper_brea
 _TIME = "Milliseconds per MoE layer"
 #: Inches per bar.
 _BAR = 0.26
+#: With more bars than fit on a page only two ranks per system are drawn.
+_MOST_BARS = 32
 
 
 def missing(data: FigureData) -> str | None:
@@ -45,17 +47,20 @@ def plot(data: FigureData) -> Figure:
     frame = table(data)
     ours, published = frame[frame["rank"].notna()], frame[frame["rank"].isna()]
     systems = [name for name in data.runs[0].systems if name in set(ours["system"])]
-    ranks = sorted(int(rank) for rank in ours["rank"].unique())
-    rows = [(system, rank) for system in systems for rank in ranks]
-    positions = [i * (len(ranks) + 0.8) + r for i in range(len(systems)) for r in range(len(ranks))]
-    heights = [len(systems) * (len(ranks) + 1), len(published) + 1.0][: 1 if published.empty else 2]
+    few = len(ours) > _MOST_BARS
+    rows = [(system, rank) for system in systems for rank in _ranks(ours[ours["system"] == system], few=few)]
+    per_system = len(rows) // len(systems)
+    positions = [i * (per_system + 0.8) + r for i in range(len(systems)) for r in range(per_system)]
+    heights = [len(systems) * (per_system + 1), len(published) + 1.0][: 1 if published.empty else 2]
     same = _same_conditions(data.runs[0])
     figure = new_figure(PAGE_IN, 1.3 + _BAR * sum(heights) + 0.7 * (len(heights) - 1))
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False, sharex=same)[:, 0]
-    names = [f"{label(s)}, rank {r}" if r == ranks[0] else f"rank {r}" for s, r in rows]
+    names = [f"{label(s)}, rank {r}" if i % per_system == 0 else f"rank {r}" for i, (s, r) in enumerate(rows)]
     _stack(panels[0], ours.set_index(["system", "rank"]).loc[rows], positions, names)
     panels[-1].set_xlabel(_TIME)
     caption = without_whiskers(data.caption, data.summary)
+    if few:
+        caption += " Of every system the ranks that idle least and most; all are in the CSV file."
     if not published.empty:
         names = [f"{label(name)}, published" for name in published["system"]]
         _stack(panels[1], published, range(len(published)), names)
@@ -67,6 +72,12 @@ def plot(data: FigureData) -> Figure:
     set_legend(figure, entries_of(panels[0]))
     set_caption(figure, caption)
     return figure
+
+
+def _ranks(rows: pd.DataFrame, *, few: bool) -> list[int]:
+    """Return the ranks of a system that are drawn: all, or those that idle least and most."""
+    by_idle = rows.sort_values("idle_s", kind="stable")["rank"].astype(int).tolist()
+    return [by_idle[0], by_idle[-1]] if few else sorted(by_idle)
 
 
 def _stack(axes: Axes, values: pd.DataFrame, positions: Sequence[float] | range, names: Sequence[str]) -> None:

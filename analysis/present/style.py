@@ -65,7 +65,7 @@ _LABELS = {
     "exflow": "ExFlow",
     "eplb": "EPLB",
     "eplb_lp": "EPLB + LP",
-    "ideal": "Ideal (bound)",
+    "ideal": "Ideal (reference)",
 }
 
 RC = {

@@ -21,13 +21,19 @@ from results_schema.manifest import SIMULATOR
 TEXT_WIDTH = 100
 #: What a summary says of how its numbers came about.
 _CONDITIONS = ("run_id", "backend", "device", "host_link", "exchange", "scope", "world_size")
+#: A batch that much less balanced than the median one is told beside it.
+_BURST = 1.05
+#: Times to first token below this, in seconds, are shown in milliseconds.
+_SHORT_S = 0.1
 _RATIO = "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval]."
 
 
 def summary_frame(
     runs: Sequence[Run], summaries: Sequence[dict[str, Any]], points: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """Flatten summaries: one row per run and system; an estimate ``x`` becomes ``x``, ``x_low`` and ``x_high``.
+    """Flatten summaries: one row per run and system.
+
+    An estimate ``x`` becomes ``x``, ``x_low`` and ``x_high``, and where it has them ``x_mean``, ``x_p90``, ``x_max``.
 
     Args:
         runs: the runs.
@@ -41,6 +47,7 @@ def summary_frame(
             for name, value in entry.items():
                 if isinstance(value, dict):
                     row |= {name: value["median"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+                    row |= {f"{name}_{part}": value[part] for part in ("mean", "p90", "max") if part in value}
                     row["num_rounds"] = value["n"]
                 else:
                     row[name] = value
@@ -183,7 +190,8 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str, notes: Seq
     table = Table(
         title=title,
         caption=caption(frame)
-        + "\n* drops tokens: not the model's output, never the baseline. A bound is no system.\n"
+        + ("\nIn parentheses: the worst batch." if bursts(frame).any() else "")
+        + "\n* drops tokens: not the model's output, never the baseline. A reference is no system.\n"
         + (unpaired_remark(frame) or _RATIO)
         + "".join(f"\n{escape(note)}" for note in notes),
         title_justify="left",
@@ -194,11 +202,12 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str, notes: Seq
     )
     for axis in axes:
         table.add_column(axis.rsplit(".", 1)[-1], justify="right", no_wrap=True)
-    table.add_column("system", no_wrap=True)
-    for name in ("tokens/s", "TTFT s", "idle", "imbal.", "dropped", "ratio to best"):
+    table.add_column("system", overflow="fold")  # on narrow terminals names take several lines, and nothing is cut
+    for name in ("tokens/s", f"TTFT {'ms' if (ms := _in_ms(frame)) else 's'}", "idle", "imbal.", "dropped"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("ratio to best", justify="right", overflow="fold")
     previous = None
-    for row in frame.to_dict("records"):
+    for row, burst in zip(frame.to_dict("records"), bursts(frame), strict=True):
         point = tuple(row[axis] for axis in axes)
         if previous is not None and point != previous:
             table.add_section()
@@ -208,13 +217,32 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str, notes: Seq
             *(str(value) if first else "" for value in point),
             label(str(row["system"])) + ("" if row["exact"] else " *"),
             f"{row['throughput_tokens_per_s']:,.0f}",
-            f"{row['ttft_s']:.3f}",
+            significant(row["ttft_s"] * 1e3) if ms else f"{row['ttft_s']:.3f}",
             f"{row['idle_share']:.1%}",
-            f"{row['imbalance']:.2f}",
+            f"{row['imbalance']:.2f}" + (f" ({row['imbalance_max']:.2f})" if burst else ""),
             f"{row['dropped_share']:.1%}" if row["dropped_share"] else "",
             _ratio(row),
         )
     return table
+
+
+def bursts(frame: pd.DataFrame) -> pd.Series:
+    """Tell by row of a summary frame whether the worst batch is so unbalanced that the median hides it."""
+    return frame["imbalance_max"] > _BURST * frame["imbalance"]
+
+
+def _in_ms(frame: pd.DataFrame) -> bool:
+    """Tell whether times are too short for seconds with three decimals."""
+    return bool(frame["ttft_s"].min() < _SHORT_S)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return a number with so many significant digits, and never an exponent."""
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits - 1}e}")
+    decimals = max(digits - 1 - int(f"{rounded:e}".split("e")[1]), 0)
+    return f"{rounded:,.{decimals}f}" if decimals else f"{value:,.0f}"
 
 
 def _ratio(row: dict[Any, Any]) -> str:

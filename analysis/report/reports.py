@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.data.load import Run, Sweep
-from analysis.figures.kit.base import draw_all, figure_data
+from analysis.figures.kit.base import FAILED, draw_all, figure_data
 from analysis.present.table import TEXT_WIDTH, as_text, build_table, failed_notes
 from analysis.report.html.section import split_sections
 from analysis.report.html.write import PAGE, reasons, title_of, write_page
@@ -28,12 +28,14 @@ class Saved:
         table: as it is printed.
         figures: the PNG files; a PDF and a CSV lie beside each.
         files: all of them.
+        failed: by figure whose own code failed, how.
     """
 
     frame: pd.DataFrame
     table: Table
     figures: list[Path]
     files: list[Path]
+    failed: Mapping[str, str]
 
 
 def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title: str, folder: Path) -> Saved:
@@ -50,9 +52,10 @@ def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.txt", as_text(table))
     write_text(folder / "table.csv", data.summary.to_csv(index=False))
-    drawn, _ = draw_all(data, folder / "figures")
+    drawn, lacking = draw_all(data, folder / "figures")
     files = [path.with_suffix(suffix) for path in drawn for suffix in (".png", ".pdf", ".csv")]
-    return Saved(data.summary, table, drawn, [folder / "table.txt", folder / "table.csv", *files])
+    failed = {name: reason for name, reason in lacking.items() if reason.startswith(FAILED)}
+    return Saved(data.summary, table, drawn, [folder / "table.txt", folder / "table.csv", *files], failed)
 
 
 def report_runs(
@@ -70,6 +73,9 @@ def report_runs(
         title: of the table.
         folder: is created.
         missing: what is known of runs of the sweep that are not finished.
+
+    Raises:
+        ValueError: a figure's own code failed; all else is saved by then.
     """
     saved = save_tables(runs, points, title, folder)
     console = Console()
@@ -80,8 +86,10 @@ def report_runs(
         console.print(f"figure: {path} (and .pdf, .csv)", highlight=False, soft_wrap=True)
     console.print(f"table:  {folder / 'table.csv'}", highlight=False, soft_wrap=True)
     heading = title_of(runs[0])
-    write_page(split_sections(runs, points, saved.frame, heading, missing), heading, folder / PAGE)
+    write_page(split_sections(runs, points, saved.frame, heading, missing, folder), heading, folder / PAGE)
     console.print(f"report: {folder / PAGE}", highlight=False, soft_wrap=True)
+    if saved.failed:
+        raise ValueError("; ".join(f"figure {name} {reason}" for name, reason in saved.failed.items()))
     return saved
 
 

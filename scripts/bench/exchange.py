@@ -21,6 +21,7 @@ from harmoeny.runtime.device import Device, best_device_type
 from harmoeny.runtime.exchange.choose import open_exchange
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch
+from results_schema.printing import print_anything
 
 _WARM_UP = 3
 _KINDS = (Exchange.COLLECTIVE, Exchange.PUT)
@@ -65,6 +66,7 @@ def measure(
 
 def main() -> None:
     """Measure on several numbers of ranks and print ratios."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.exchange", description=__doc__)
     parser.add_argument("--world-size", type=int, nargs="+", default=[2, 4], help="ranks (default: 2 4)")
     parser.add_argument("--rounds", type=int, default=40, help="measured rounds (default: %(default)s)")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from results_schema.printing import print_anything
 from scripts.faults.fault import FAULTS
 from scripts.faults.round import Outcome, Rounds
 
@@ -65,6 +66,7 @@ def totals(outcomes: Sequence[Outcome]) -> str:
 
 def main() -> None:
     """Play a campaign and report; the exit status is 1 where something did not hold."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m scripts.faults",
         description=__doc__,

@@ -25,6 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from results_schema.atomic import write_text
+from results_schema.printing import print_anything
 from scripts.gpu_check.machine import ROOT, describe_machine, missing_packages
 from scripts.gpu_check.parts import Part, Row, all_parts
 
@@ -163,6 +164,7 @@ def _table(outcomes: Sequence[Outcome], machine: dict[str, Any]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check; 0 if every part ended and reached its goals."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.gpu_check", description=__doc__)
     parser.add_argument("--minutes", type=float, default=7, help="for everything together (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: results/gpu/DATE_TIME)")

@@ -17,6 +17,7 @@ from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.system import System
 from harmoeny.runtime.memory.experts import LayerExperts, swiglu
 from harmoeny.runtime.start import start_rank
+from results_schema.printing import print_anything
 from scripts.gpu_check.interleave import compare, interleave
 from scripts.gpu_check.shapes import Measurement, Shape, parse_measurement
 
@@ -99,6 +100,7 @@ def has_grouped_kernel(device: torch.device, dtype: torch.dtype) -> bool:
 
 def main() -> None:
     """Measure and write."""
+    print_anything()
     asked = parse_measurement("scripts.gpu_check.layer", __doc__)
     with torch.inference_mode():
         found = measure(asked)

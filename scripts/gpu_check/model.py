@@ -18,6 +18,7 @@ from transformers import DynamicCache, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import harmoeny
 from harmoeny.models.base import DTYPES
+from results_schema.printing import print_anything
 from scripts.gpu_check.interleave import compare, interleave
 from scripts.gpu_check.shapes import Measurement, Shape, parse_measurement
 
@@ -114,6 +115,7 @@ def _decode(model: Any, tokens: Tensor) -> Callable[[], Tensor]:
 
 def main() -> None:
     """Measure and write."""
+    print_anything()
     asked = parse_measurement("scripts.gpu_check.model", __doc__)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # names that only newer ones have
     with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from analysis.data.load import Run, load_run
 from analysis.figures.kit.base import draw_all, figure_data
+from analysis.report.html.write import write_report
 from experiments.compose.help import CONF
 from harmoeny.placement import place
 from tests.docs.commands import commands, overrides, program
@@ -84,8 +86,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(CONF.parent / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("run.py", "pyproject.toml"):
         shutil.copy(CONF.parent / file, root)
-    for file, code in saved_examples().items():
-        assert not (root / file).exists()
+    for file, code in saved_examples().items():  # a reader may have saved them in the project, too
         (root / file).write_text(code, encoding="utf-8")
     return root
 
@@ -179,8 +180,12 @@ def test_the_worked_figure_is_drawn_like_all_others(tmp_path: Path, monkeypatch:
     figure = example("analysis/figures/hidden_fetches.py")
     run = load_run(write_run(tmp_path / "run").folder)
     monkeypatch.setattr("analysis.figures.kit.base.discover", lambda: [figure])
-    (drawn,), lacking = draw_all(figure_data([run], [{}]), tmp_path)
+    data = figure_data([run], [{}])
+    (drawn,), lacking = draw_all(data, tmp_path)
     assert (drawn.name, lacking) == ("hidden_fetches.png", {})
+    (page,) = [write_report(run.folder).read_text(encoding="utf-8") for _ in draw_all(data, run.folder / "figures")[0]]
+    assert "Figures to print (hidden_fetches)" in page
+    assert base64.b64encode((run.folder / "figures" / "hidden_fetches.png").read_bytes()).decode() in page
     shares = pd.read_csv(drawn.with_suffix(".csv")).set_index("system")["fetch_hidden_share"]
     for system in run.systems:
         rows = run.layers[run.layers["system"] == system].groupby("round")[["fetch_wait_s", "fetch_s"]].sum()

@@ -88,8 +88,8 @@ def compare(
 
 def _relative(frame: pd.DataFrame, axis: str, at: float | None) -> pd.DataFrame:
     """Add throughput over the reference's; NaN where there is no reference."""
-    reference = frame[frame["system"] == _REFERENCE].set_index(axis)[THROUGHPUT.column]
-    base = frame[axis].map(reference) if at is None else reference.get(at, np.nan)
+    reference = frame[frame["system"] == _REFERENCE].set_index(axis)[THROUGHPUT.column].astype(float)
+    base = frame[axis].map(reference).astype(float) if at is None else reference.get(at, np.nan)
     ends = [end for end in _ENDS if f"{THROUGHPUT.column}{end}" in frame]
     return frame.assign(**{f"{RELATIVE}{end}": frame[f"{THROUGHPUT.column}{end}"] / base for end in ends})
 
@@ -130,7 +130,7 @@ def grouped_bars(
         published: rows by ``axis`` and ``system``; drawn as open markers on the bars if it has the column.
     """
     systems = list(dict.fromkeys(frame.loc[~frame["bound"], "system"]))
-    width = 0.8 / len(systems)
+    width = 0.8 / max(1, len(systems))
     for i, system in enumerate(systems):
         rows = frame[frame["system"] == system].set_index(axis).reindex(groups)
         exact = bool(rows["exact"].dropna().iloc[0])
@@ -162,10 +162,12 @@ def limit_height(axes: Axes) -> None:
 
     Their values are written into them, with the published ones.
     """
+    axes.set_ylim(bottom=0)
     by_system = [[bar.get_height() for bar in bars] for bars in axes.containers if isinstance(bars, BarContainer)]
+    if not by_system:
+        return
     limit = _TALL * float(np.median([np.nanmax(heights) for heights in by_system]))
     kept = [height for heights in by_system for height in heights if height <= limit]
-    axes.set_ylim(bottom=0)
     if len(kept) == sum(len(heights) for heights in by_system) - int(np.isnan(np.concatenate(by_system)).sum()):
         return
     top = 1.2 * max(kept)

@@ -75,6 +75,10 @@ SIMULATED_TEXTS = (
 )
 
 
+#: What the reason of a figure begins with whose own code failed.
+FAILED = "failed:"
+
+
 class FigureModule(Protocol):
     """A module of this package: ``NAME``, ``SOURCE``, ``missing``, ``table`` and ``plot``."""
 
@@ -136,11 +140,21 @@ def draw_all(data: FigureData, folder: Path, only: Collection[str] | None = None
     for module in discover():
         if only is not None and module.NAME not in only:
             continue
-        reason = module.missing(data)
-        if reason is not None:
-            lacking[module.NAME] = reason
-            continue
-        with mpl.rc_context(cast(Any, RC)):
-            drawn.append(save_figure(module.plot(data), folder, module.NAME))
-        write_text(folder / f"{module.NAME}.csv", module.table(data).to_csv(index=False))
+        try:
+            reason = module.missing(data)
+            if reason is None:
+                drawn.append(_draw(module, data, folder))
+                continue
+        except OSError:
+            raise  # a full disk is no fault of the figure
+        except Exception as error:  # noqa: BLE001  (one figure must not take all that was measured with it)
+            reason = f"{FAILED} {type(error).__name__}: {' '.join(str(error).split())}"
+        lacking[module.NAME] = reason
     return drawn, lacking
+
+
+def _draw(module: FigureModule, data: FigureData, folder: Path) -> Path:
+    with mpl.rc_context(cast(Any, RC)):
+        path = save_figure(module.plot(data), folder, module.NAME)
+    write_text(folder / f"{module.NAME}.csv", module.table(data).to_csv(index=False))
+    return path

@@ -33,7 +33,7 @@ def system_line(
         x: float ``[n]``.
         y: float ``[n]``.
         exact: whether it computes the model's output.
-        bound: whether it is a bound that no system reaches.
+        bound: whether it is a reference, and no system.
         ends: of the 95 % intervals, float ``[n]`` each; None: none are drawn.
         mark_every: distance between markers, in points; or the first point with one and the distance.
     """

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from analysis.data.paper_values import CITATION
 from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import PAGE_IN, entries_of, new_figure, panel_title, set_caption, set_legend
-from analysis.present.panel import Panel
+from analysis.present.panel import RATIO_TO_BEST_BASELINE, THROUGHPUT, Panel, panel
 from analysis.present.style import label, look
 
 #: With more values than these their labels are turned.
@@ -49,6 +49,11 @@ def sweep_table(data: FigureData, option: str, panels: tuple[Panel, ...]) -> pd.
     return pd.DataFrame(rows).sort_values(option, ignore_index=True)
 
 
+def speed_panel(data: FigureData) -> Panel:
+    """Return the ratio to the best baseline where there is one, else throughput."""
+    return RATIO_TO_BEST_BASELINE if RATIO_TO_BEST_BASELINE.column in data.summary else panel(THROUGHPUT.column)
+
+
 def missing_sweep(data: FigureData, option: str, source: Source) -> str | None:
     """Say that one run with several values of the option is needed, unless that is what there is."""
     wanted = f"needs one run with several values of {option}: {source.command}"
@@ -80,10 +85,10 @@ def plot_sweep(
     """
     everything = (*panels, published[0]) if published else panels
     figure = new_figure(PAGE_IN, 3.3)
-    for axes, panel in zip(figure.subplots(1, len(everything)), everything, strict=True):
-        _line(axes, frame, option, panel)
+    for axes, shown in zip(figure.subplots(1, len(everything)), everything, strict=True):
+        _line(axes, frame, option, shown)
         axes.set_xlabel(axis_label)
-        axes.set_title(panel_title(panel.title, len(everything)), loc="left")
+        axes.set_title(panel_title(shown.title, len(everything)), loc="left")
     caption = data.caption
     if published:
         _open_markers(figure.axes[-1], published[1], option, published[0].column)
@@ -111,10 +116,10 @@ def _ticks(axes: Axes, values: Iterable[float]) -> None:
     axes.minorticks_off()
 
 
-def _line(axes: Axes, frame: pd.DataFrame, option: str, panel: Panel) -> None:
+def _line(axes: Axes, frame: pd.DataFrame, option: str, shown: Panel) -> None:
     """Draw HarMoEny's line with intervals, and a star at the value that the harness derives."""
     style = look("harmoeny")
-    middle, low, high = (frame[f"{panel.column}{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
+    middle, low, high = (frame[f"{shown.column}{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
     axes.errorbar(
         frame[option],
         middle,
@@ -129,7 +134,7 @@ def _line(axes: Axes, frame: pd.DataFrame, option: str, panel: Panel) -> None:
     derived = frame[frame["derived"] & frame[option].notna()]  # the simulator leaves open what no option sets
     if len(derived):
         axes.plot(
-            derived[option], derived[panel.column], "*", color="black", markersize=11, linestyle="none", zorder=3,
+            derived[option], derived[shown.column], "*", color="black", markersize=11, linestyle="none", zorder=3,
             label="value that the harness derives",
         )  # fmt: skip
     axes.set_xscale("log", base=2)

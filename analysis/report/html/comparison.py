@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.data.metrics import QUANTITIES
 from analysis.present.style import label, look
+from analysis.present.table import bursts, significant
 from analysis.report.html.section import Section
 
 _RATIO = "throughput_ratio_to_best_baseline"
@@ -92,6 +93,7 @@ def columns_of(frame: pd.DataFrame) -> list[Column]:
         *([seconds("ttft_p99_s")] if has_tail else []),
         column("idle_share", _percent),
         column("imbalance", _ratio),
+        *([Column("imbalance_max", "Imbalance, worst batch", _ratio)] if bursts(frame).any() else []),
         column("num_fetches", _number, some),
         column("fetch_wait_share", _percent, some),
         column("dropped_share", _percent, some),
@@ -130,15 +132,6 @@ def csv_link(frame: pd.DataFrame) -> str:
     return "data:text/csv;base64," + base64.b64encode(frame.to_csv(index=False).encode()).decode()
 
 
-def significant(value: float) -> str:
-    """Return a number with three significant digits, and never an exponent."""
-    if value == 0:
-        return "0"
-    rounded = float(f"{value:.2e}")
-    decimals = max(2 - int(f"{rounded:e}".split("e")[1]), 0)
-    return f"{rounded:,.{decimals}f}" if decimals else f"{value:,.0f}"
-
-
 def _ratio(value: float) -> str:
     return f"{value:.2f}"
 
@@ -156,7 +149,7 @@ def _cell(row: dict[Any, Any], column: Column) -> Cell:
     value = row[column.name]
     if pd.isna(value):
         return Cell("")
-    low, high = row[f"{column.name}_low"], row[f"{column.name}_high"]
+    low, high = row.get(f"{column.name}_low", value), row.get(f"{column.name}_high", value)
     ends = column.text(low), column.text(high)
     interval = f"[{', '.join(ends)}]" if set(ends) != {column.text(value)} else ""
     verdict = ""

@@ -73,6 +73,7 @@ def render_page(sections: Sequence[Section], title: str, created: str, notes: Se
     ).get_template("report.html.j2")
     return template.render(
         title=title,
+        figures=[(path.stem, _image(path)) for path in sections[0].figures] if len(sections) == 1 else [],
         created=created,
         notes=notes,
         contents=contents,
@@ -104,6 +105,11 @@ def _content(key: str, section: Section) -> Content:
         environment=environment(section),
         checks=checks_of(section),
     )
+
+
+def _image(path: Path) -> str:
+    """Return a PNG file as a ``data:`` address."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _for_browser(plot: Plot) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _order(key: str) -> tuple[int, str]:
 
 def _kind(kind: Mapping[str, Any]) -> str:
     if kind["bound"]:
-        return "bound, no system"
+        return "reference, no system"
     words: Sequence[str] = ("baseline" if kind["baseline"] else "ours", "exact" if kind["exact"] else "drops tokens")
     return ", ".join(words)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -37,6 +38,7 @@ class Section:
         frame: their summaries (`analysis.present.table.summary_frame`).
         missing: runs of the sweep that are not finished, with what is known of them.
         apart: why these runs stand apart from others of the same sweep; None: they are all.
+        figures: the PNG files that were drawn of them.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Section:
     frame: pd.DataFrame
     missing: Sequence[str] = ()
     apart: str | None = None
+    figures: Sequence[Path] = ()
 
     @cached_property
     def unpaired(self) -> str:
@@ -84,6 +87,19 @@ class Section:
         return caption(self.frame)
 
     @property
+    def origin(self) -> str:
+        """What tells it from others of its title in a list: the day, the model, what made the numbers."""
+        ended = max(str(run.manifest.get("ended_at") or "")[:10] for run in self.runs)
+        made = " on ".join(" + ".join(dict.fromkeys(map(str, self.frame[key]))) for key in ("backend", "device"))
+        parts = (
+            ended,
+            " + ".join(dict.fromkeys(self.frame["model_name"])),
+            f"{span(self.frame['world_size'])} ranks",
+            made,
+        )
+        return ", ".join(part for part in parts if part)
+
+    @property
     def simulated(self) -> bool:
         """Whether a simulator made these numbers."""
         return self.runs[0].simulated
@@ -100,12 +116,23 @@ def split_sections(
     frame: pd.DataFrame,
     title: str,
     missing: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> list[Section]:
-    """Divide runs so that no section mixes backends or scopes: their numbers never share a table or a plot."""
+    """Divide runs so that no section mixes backends or scopes: their numbers never share a table or a plot.
+
+    Args:
+        runs: the runs.
+        points: for each of them its values of the options that tell them apart.
+        frame: their summaries.
+        title: of the sweep or the run.
+        missing: runs of the sweep that are not finished, with what is known of them.
+        folder: of the sweep or the run, with its figures.
+    """
     kinds = [(run.manifest["backend"], run.manifest["scope"]) for run in runs]
     different = list(dict.fromkeys(kinds))
     if len(different) == 1:
-        return [Section(title, runs, points, frame, missing)]
+        figures = sorted((folder / "figures").glob("*.png")) if folder else ()
+        return [Section(title, runs, points, frame, missing, figures=figures)]
     names = {kind: f"{kind[0]}, scope {kind[1]}" for kind in different}
     sections = []
     for kind in different:

@@ -86,12 +86,13 @@ def _sweep_sections(sweep: Sweep, frame: Frame | None = None) -> list[Section]:
     if not sweep.runs:
         return []
     title = title_of(sweep.runs[0])
-    return split_sections(sweep.runs, sweep.points, (frame or _frame)(sweep.runs, sweep.points), title, reasons(sweep))
+    rows = (frame or _frame)(sweep.runs, sweep.points)
+    return split_sections(sweep.runs, sweep.points, rows, title, reasons(sweep), sweep.folder)
 
 
 def _run_sections(run: Run, frame: Frame | None = None) -> list[Section]:
     points = skew_points([run])
-    return split_sections([run], points, (frame or _frame)([run], points), title_of(run))
+    return split_sections([run], points, (frame or _frame)([run], points), title_of(run), folder=run.folder)
 
 
 def _frame(runs: Sequence[Run], points: Points) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 
 from analysis.data.breakdown import PARTS
 from analysis.data.load import load_run, load_sweep
@@ -20,6 +22,7 @@ from analysis.figures import __main__ as command
 from analysis.figures import dataset_sweep, scale_out, skew_sweep, slots_sweep, threshold_sweep, time_breakdown
 from analysis.figures.kit.base import FigureData, FigureModule, discover, draw_all, figure_data
 from analysis.present.style import label, look
+from analysis.report.reports import report_runs
 from tests.synthetic import LATENCY_S, NUM_LAYERS, WORLD_SIZE, Synthetic, change_manifest, write_run, write_sweep
 
 SKEWS = [0.0, 0.5, 0.9]
@@ -81,8 +84,12 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
 def test_each_figure_is_drawn_from_the_results_that_it_is_for(
     sweep: FigureData, single: FigureData, scaled: FigureData, texts: FigureData
 ) -> None:
+    ours = {
+        "skew_sweep", "policy_sweep", "time_breakdown", "load_balance", "threshold_sweep", "slots_sweep", "scale_out",
+        "dataset_sweep", "dataset_policies",
+    }  # fmt: skip
     for_sweeps, for_runs, for_scale, for_texts = (
-        {module.NAME for module in discover() if module.missing(data) is None}
+        {module.NAME for module in discover() if module.missing(data) is None} & ours
         for data in (sweep, single, scaled, texts)
     )
     assert for_sweeps == {"skew_sweep", "policy_sweep"}
@@ -101,7 +108,7 @@ def test_scale_out_draws_both_metrics_against_the_ranks(scaled: FigureData) -> N
             np.testing.assert_allclose(
                 np.asarray(line.get_ydata(), dtype=np.float64), rows.sort_values("world_size")[column] * scale
             )
-    perfect = next(line for line in throughput.lines if line.get_label() == "Perfect")
+    perfect = next(line for line in throughput.lines if line.get_label() == "In proportion")
     start, end = np.asarray(perfect.get_ydata(), dtype=np.float64)
     assert end / start == pytest.approx(4)
 
@@ -150,7 +157,9 @@ class TestSkewSweep:
             centres = [patch.get_x() + patch.get_width() / 2 for patch in bars[shown]]
             assert [round(centre) for centre in centres] == [0, 1, 2]
             assert to_hex(bars[shown][0].get_edgecolor()) == look(name).colour.lower()
-        (bound,) = [c for c in axes.collections if isinstance(c, LineCollection) and c.get_label() == "Ideal (bound)"]
+        (bound,) = [
+            c for c in axes.collections if isinstance(c, LineCollection) and c.get_label() == "Ideal (reference)"
+        ]
         levels = [segment[0, 1] for segment in bound.get_segments()]
         assert levels == pytest.approx([scale * s["ideal"][metric]["median"] for s in summaries])
 
@@ -175,7 +184,7 @@ class TestSkewSweep:
         skew = sweep.summary["router.skew"]
         frames = [sweep.summary.assign(**{"router.skew": skew + i}) for i in range(repeats)]
         (legend,) = skew_sweep.plot(FigureData(pd.concat(frames), sweep.axes, sweep.caption, sweep.runs)).legends
-        assert [text.get_text() for text in legend.get_texts()] == [*BARS.values(), "Ideal (bound)"]
+        assert [text.get_text() for text in legend.get_texts()] == [*BARS.values(), "Ideal (reference)"]
 
     def test_what_results_lack_is_said_with_the_command_that_gives_it(self, sweep: FigureData) -> None:
         frame = sweep.summary
@@ -305,6 +314,37 @@ class TestOptionSweep:
             assert np.asarray(star.get_ydata()).tolist() == pytest.approx([summary["harmoeny"][metric]["median"]])
 
 
+def test_a_figure_that_fails_takes_no_other_with_it(
+    single: FigureData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: FigureData) -> None:
+        raise KeyError("gini_low")
+
+    monkeypatch.setattr(time_breakdown, "plot", fail)
+    drawn, lacking = draw_all(single, tmp_path, only={"time_breakdown", "load_balance"})
+    assert [path.stem for path in drawn] == ["load_balance"]
+    assert lacking == {"time_breakdown": "failed: KeyError: 'gini_low'"}
+    with pytest.raises(ValueError, match=r"^figure time_breakdown failed: KeyError: 'gini_low'$"):
+        report_runs(single.runs, [{}], "title", tmp_path / "report")
+    assert (tmp_path / "report" / "report.html").exists(), "all else is there"
+
+
+def test_a_breakdown_of_many_ranks_fits_on_a_page(single: FigureData) -> None:
+    assert "whiskers" not in caption_of(time_breakdown.plot(single))
+    (run,) = single.runs
+    many = [run.layers.assign(rank=run.layers["rank"] + 2 * k, idle_s=run.layers["idle_s"] + k) for k in range(8)]
+    crowded = replace(single, runs=[replace(run, layers=pd.concat(many))])
+    figure = time_breakdown.plot(crowded)
+    assert figure.get_figheight() < 10
+    assert "the ranks that idle least and most" in caption_of(figure)
+    assert len(figure.axes[0].get_yticks()) == 2 * len(run.systems)
+    assert len(time_breakdown.table(crowded)) == 16 * len(run.systems), "the numbers are all there"
+
+
+def caption_of(figure: Figure) -> str:
+    return " ".join(str(figure.get_supxlabel()).split())
+
+
 @pytest.mark.parametrize(("module", "option"), [(threshold_sweep, "threshold"), (slots_sweep, "num_slots")])
 def test_one_run_with_several_values_is_needed(
     module: FigureModule, option: str, sweep: FigureData, tmp_path: Path
@@ -328,9 +368,11 @@ class TestCommand:
         folder = sweep_dir if what == "sweep" else tmp_path
         self.call(monkeypatch, folder, "--out", tmp_path / "out")
         lines = capsys.readouterr().out.splitlines()
-        drawn, others = lines[:2], lines[2:]
-        assert drawn == [str(tmp_path / "out" / f"{name}.png") for name in ("policy_sweep", "skew_sweep")]
-        assert {line.split()[2] for line in others} == {m.NAME for m in discover()} - {"policy_sweep", "skew_sweep"}
+        drawn = [Path(line) for line in lines if line.endswith(".png")]
+        others = [line for line in lines if line.startswith("not drawn: ")]
+        assert len(drawn) + len(others) == len(lines)
+        assert {tmp_path / "out" / f"{name}.png" for name in ("policy_sweep", "skew_sweep")} <= set(drawn)
+        assert {line.split()[2] for line in others} == {m.NAME for m in discover()} - {path.stem for path in drawn}
         assert all("python run.py experiment=" in line for line in others)
         assert set(pd.read_csv(tmp_path / "out" / "skew_sweep.csv")["router.skew"]) == set(SKEWS)
 

@@ -1,7 +1,9 @@
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from analysis.data.load import Sweep, load_run, load_sweep
 from analysis.data.summary import summarise
@@ -83,6 +85,13 @@ def test_caption_of_one_round_and_of_points_with_different_numbers(frame: pd.Dat
     assert "round" not in without_medians(figure_caption(mixed), mixed)
 
 
+def test_a_caption_promises_no_whiskers_of_one_round(frame: pd.DataFrame) -> None:
+    assert "whiskers: 95 %" in figure_caption(frame)
+    one = figure_caption(frame.assign(num_rounds=1))
+    assert "whiskers" not in one
+    assert "; one round." in one
+
+
 def test_results_of_different_machines_are_all_named(frame: pd.DataFrame) -> None:
     other = frame.assign(device="GPU", backend="nccl", world_size=8, num_experts=128, host_link="cuda")
     text = figure_caption(pd.concat([frame, other]))
@@ -119,3 +128,44 @@ def test_systems_in_runs_of_their_own_are_called_unpaired(frame: pd.DataFrame) -
     assert "their numbers are not paired" in text
     assert "paired by round" not in text
     assert "paired by round" in " ".join(as_text(build_table(frame, ["router.skew"], "title")).split())
+
+
+def test_a_narrow_terminal_cuts_no_heading_name_or_mark(frame: pd.DataFrame) -> None:
+    names = {"harmoeny": "harmoeny_sync", "drop": "deepspeed_moe_drop"}
+    buffer = StringIO()
+    table = build_table(frame.assign(system=frame["system"].replace(names)), ["router.skew"], "title")
+    Console(file=buffer, width=80).print(table)
+    text = buffer.getvalue()
+    assert "\u2026" not in text, "something is cut"
+    assert max(map(len, text.splitlines())) <= 80
+    for heading in ("skew", "system", "tokens/s", "TTFT s", "idle", "imbal.", "dropped"):
+        assert heading in text
+    assert text.count("*") == len(SKEWS) + 1, "one mark per point of the system that drops, and the note on it"
+    assert text.count("= 1.00") == len(SKEWS)
+
+
+def test_short_times_are_shown_in_milliseconds(frame: pd.DataFrame) -> None:
+    text = as_text(build_table(frame.assign(ttft_s=0.000123), ["router.skew"], "title"))
+    assert "TTFT ms" in text
+    assert text.count(" 0.123 ") == len(frame)
+
+
+def test_the_worst_batch_stands_beside_a_median_that_hides_it(tmp_path: Path) -> None:
+    """Every third batch has 1.5 where the others are even: the median is 1, the mean 7 / 6."""
+    written = write_run(tmp_path / "run", latency_s={"harmoeny": [1.0] * 6, "static_ep": [1.0] * 6})
+    layers = pd.read_parquet(written.folder / "layers.parquet")
+    burst = (layers["system"] == "harmoeny") & (layers["round"] % 3 == 2)
+    layers["executed_tokens"] = (100 + 50 * burst * (1 - 2 * layers["rank"])).astype(int)
+    layers.to_parquet(written.folder / "layers.parquet", index=False)
+    run = load_run(written.folder)
+    summary = summarise(run)
+    imbalance = summary["systems"]["harmoeny"]["imbalance"]
+    assert [imbalance[key] for key in ("median", "mean", "p90", "max")] == pytest.approx([1.0, 7 / 6, 1.5, 1.5])
+    frame = summary_frame([run], [summary], [{}])
+    assert frame["imbalance_p90"].tolist() == pytest.approx([1.5, 1.0])
+    text = as_text(build_table(frame, [], "title"))
+    (line,) = [line for line in text.splitlines() if "HarMoEny" in line]
+    assert "1.00 (1.50)" in line
+    assert "In parentheses: the worst batch." in text
+    (line,) = [line for line in text.splitlines() if "Static EP" in line]
+    assert "1.00 (" not in line

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.registry import discover
 from experiments.routers.base import Router, RoutingRequest, exact_counts
 from experiments.routers.dynamic import DynamicRouter
 from experiments.routers.model import ModelRouter
@@ -66,10 +65,6 @@ def assert_within_one(counts: IntArray, wanted: list[float]) -> None:
     """Rounding moves an expert by less than one assignment, and the total not at all."""
     assert counts.sum() == round(sum(wanted))
     np.testing.assert_array_less(np.abs(counts - wanted), 1)
-
-
-def test_every_router_is_covered() -> None:
-    assert set(discover("router")[0]) == {"uniform", "skew", "paper_skew", "dynamic", "zipf", "model", "trace"}
 
 
 @examples(300)

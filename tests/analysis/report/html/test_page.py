@@ -17,7 +17,7 @@ import yaml
 
 from analysis.data.stats import median_interval, paired_ratio
 from analysis.present.style import label
-from analysis.report.html.comparison import significant
+from analysis.present.table import significant
 from analysis.report.html.page import render_page
 from analysis.report.html.write import write_report
 from tests.analysis.report.html.results import change_config, good_run, section_of, sections_of, write_sweep_of
@@ -130,7 +130,7 @@ def test_table_marks_baseline_bound_and_what_drops(root: Element) -> None:
         for badge in row.all("span")
         if "badge" in str(badge.attributes.get("class"))
     }
-    assert marks == {("static_ep", "best baseline"), ("drop", "drops tokens"), ("ideal", "bound")}
+    assert marks == {("static_ep", "best baseline"), ("drop", "drops tokens"), ("ideal", "reference")}
 
 
 def test_all_numbers_can_be_had_as_csv(sweep: Path, root: Element) -> None:
@@ -289,6 +289,11 @@ class TestFolders:
         (contents,) = [nav for nav in root.all("nav") if nav.attributes["aria-label"] == "Contents"]
         targets = [str(a.attributes["href"])[1:] for a in contents.all("a")]
         assert targets == [section.attributes["id"] for section in root.all("section")]
+        assert [a.text for a in contents.all("a")] == [
+            "skew_sweep: 2026-01-01, switch, 2 ranks, gloo on CPU of tests",
+            "skew_sweep (second try): 2026-01-04, switch, 2 ranks, gloo on CPU of tests",
+            "skew_sweep: 2026-01-03, switch, 2 ranks, gloo on CPU of tests",
+        ]
         assert self.notes(root) == [("Runs that did not come to an end, hence not shown: 1", ["lost"])]
 
     def test_sweep_of_which_a_run_failed_says_why(self, tmp_path: Path) -> None:
