@@ -14,6 +14,7 @@ from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import check_memory, layer_bytes, mask_bytes
 from experiments.simulator.exchange import ExchangeTimes, padded_exchange, plain_exchange
 from experiments.simulator.flows import Flows, capped, num_plan_steps, plan_flows
+from experiments.simulator.plan_times import PlanTimes
 from experiments.simulator.planning import PlanTimer
 from harmoeny.compiled import compiled
 from harmoeny.modelled import PadsBuffers
@@ -75,13 +76,20 @@ class SimulatedSystem:
         held_bytes: float64 ``[world_size]``, device memory that is taken all the time.
     """
 
-    def __init__(self, policy: Policy, cost: CostModel, device_memory_bytes: float | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        cost: CostModel,
+        device_memory_bytes: float | None = None,
+        plan_times: PlanTimes | None = None,
+    ) -> None:
         """Place the experts.
 
         Args:
             policy: calibrated and fitted.
             cost: the cost model.
             device_memory_bytes: of every rank; None: no limit.
+            plan_times: what is known of how long the policy plans, and what becomes known; None: nothing is kept.
 
         Raises:
             OutOfMemoryError: the residents do not fit.
@@ -93,6 +101,7 @@ class SimulatedSystem:
         self._memories = RankMemories(policy, placements, cost)
         self._residency = Residency(policy, placements)
         self._plan_timer = PlanTimer(policy)
+        self._plan_times = plan_times or PlanTimes()
         self.held_bytes: FloatArray = work.dense_bytes + self._memories.num_slots.astype(np.float64) * work.expert_bytes
         check_memory(self.held_bytes + work.peak_bytes, device_memory_bytes, "the dense part of the model")
 
@@ -162,7 +171,9 @@ class SimulatedSystem:
         flows = plan_flows(self.policy, counts, placement)
         policy_s = cost.software.plan_s
         if policy_s is None:
-            policy_s = self._plan_timer.seconds(layer, counts, placement)
+            policy_s = self._plan_times.seconds(
+                counts, placement, lambda: self._plan_timer.seconds(layer, counts, placement)
+            )
         num_tokens = cost.work.layer_tokens[layer]
         capacity = None
         if cost.software.padded:

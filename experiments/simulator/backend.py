@@ -28,6 +28,7 @@ from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.simulator.flows import plan_fits
 from experiments.simulator.model_work import ModelWork, TracedModel
+from experiments.simulator.plan_times import PlanTimes
 from experiments.simulator.routing import Routing
 from experiments.simulator.topology import Topology
 from experiments.text.tokens import TokenFile
@@ -174,8 +175,9 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
         if problem := _plan_problem(fitted, routing.counts(work, 0, batch_size)):
             failed[name] = problem
             continue
+        plan_times = PlanTimes.of(fitted) if software.plan_s is None else PlanTimes()
         try:
-            system = SimulatedSystem(fitted, cost, point.hardware.device_memory_bytes)
+            system = SimulatedSystem(fitted, cost, point.hardware.device_memory_bytes, plan_times)
             iterations += _run_rounds(point, name, system, routing, progress, len(iterations))
             notes[name] = {
                 "exact": policy.exact and software.capacity_limit is None,
@@ -185,6 +187,7 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
             }
         except OutOfMemoryError as error:
             out_of_memory[name] = str(error)
+        plan_times.save()
     if point.options.batch_size in {_batch_size(point, name) for name in point.systems}:
         batch_size = point.options.batch_size
         work = traced.work(batch_size)
