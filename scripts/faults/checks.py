@@ -20,6 +20,8 @@ from scripts.faults.sweep import SKEWS, TinySweep
 #: How a traceback begins or ends, and what Python says of an error that nobody can catch.
 _TRACE = re.compile(r"Traceback |Exception ignored |([\w.]+\.)?\w+(Error|Exception)\b(: |$)")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+#: Where the report of torchrun on a failed rank begins; nothing of ours comes after it.
+_TORCHRUN = re.compile(r"^E\d{4} .*/torch/distributed/elastic/", re.MULTILINE)
 #: How long others of this machine may need between making such a file and using it, or ending and removing it.
 _OTHERS_S = 5
 #: In the folder of temporary files, empty: where measurements of one machine know of each other, and PyTorch's cache.
@@ -33,7 +35,8 @@ def after_fault(sweep: TinySweep, planted: Planted) -> Iterator[str]:
     yield from _changed(planted.before, sweep)
     yield from _unfinished(sweep, planted)
     if not planted.leaves:
-        yield from (f"{path} is left" for path in sweep.temporary.iterdir() if path.name not in _STAYS)
+        left = [path for path in sweep.temporary.iterdir() if path.name not in _STAYS]
+        yield from (f"{path} is left" for path in left if not (planted.torchrun and path.match("torchelastic_*")))
 
 
 def after_resume(sweep: TinySweep, planted: Planted, resumed: Sequence[Ended], reference: TinySweep) -> Iterator[str]:
@@ -79,7 +82,7 @@ def _inodes(pid: int) -> Iterator[int]:
 
 
 def _ending(ended: Ended, planted: Planted, sweep: TinySweep) -> Iterator[str]:
-    lines = ended.output.splitlines()
+    lines = (_TORCHRUN.split(ended.output)[0] if planted.torchrun else ended.output).splitlines()
     said = [line for line in lines if line.startswith(("error:", "interrupted:"))]
     if ended.stray:
         yield f"processes {sorted(ended.stray)} are left"

@@ -22,7 +22,7 @@ class CutLink(Fault):
 
     def plant(self, sweep: TinySweep, rng: Random) -> Planted:
         """Start one rank on each host with torchrun and cut the cable."""
-        planted = Planted("cable cut", statuses=(1,))
+        planted = Planted("cable cut", statuses=(1,), torchrun=True)
         planted.errors = (rf"rank [01] on harmoeny-.* lost another rank.*\(timeout_s is {_TIMEOUT_S}\)",)
         when = moment(rng, points=len(SKEWS) - len(sweep.points()))
         try:
