@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NoReturn
 
 from omegaconf import DictConfig
@@ -15,6 +13,7 @@ from experiments.compose.load import load_point
 from experiments.compose.messages import explain, one_line
 from experiments.console import say, tidy_terminal
 from experiments.launch.environment import is_main_rank, joined_world_size
+from experiments.launch.interrupt import interruptible
 from experiments.launch.joined import run_joined
 from experiments.launch.local import InterruptedRun
 from experiments.launch.muster import tell_others
@@ -79,7 +78,7 @@ def _run(point: Point) -> bool:
     if why := replaced(point):
         say(f"{point_title(point.run_id)}: measured again {why}")
     tokens = prepare_point(point) if point.reads_text else None
-    with _interruptible(), begun(point, wait=True) as folder:
+    with interruptible(), begun(point, wait=True) as folder:
         if folder is None:
             return False
         try:
@@ -89,26 +88,6 @@ def _run(point: Point) -> bool:
             folder.fail(str(error))
             raise
     return True
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let the first signal that ends a process end what is in this block with InterruptedRun, so that it is noted."""
-
-    def interrupt(number: int, _: object) -> None:
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)
-        raise InterruptedRun(signal.Signals(number))
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
-    try:
-        for number in before:
-            signal.signal(number, interrupt)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def fail(error: object, status: int) -> NoReturn:

@@ -1,0 +1,106 @@
+"""A signal ends a block wherever it finds it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+import weakref
+
+import pytest
+
+from experiments.launch.interrupt import interruptible
+from experiments.launch.local import InterruptedRun
+
+
+def kill(number: signal.Signals = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0)  # Python looks for signals here
+
+
+class KillsWhenDestroyed:
+    def __del__(self) -> None:
+        kill()
+
+
+class Node:
+    """An object in a circle, which only the garbage collector finds."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def work() -> None:
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        sum(range(100))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_plain_code(number: signal.Signals) -> None:
+    before = [signal.getsignal(n) for n in (number, signal.SIGALRM)]
+    with pytest.raises(InterruptedRun, match=number.name), interruptible():
+        kill(number)
+    assert [signal.getsignal(n) for n in (number, signal.SIGALRM)] == before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_destructor() -> None:
+    @interruptible()
+    def run() -> None:
+        KillsWhenDestroyed()
+        work()
+
+    start = time.monotonic()
+    with pytest.raises(InterruptedRun):
+        run()
+    assert time.monotonic() - start < 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_callback_of_the_garbage_collector() -> None:
+    @interruptible()
+    def run() -> None:
+        node = Node()
+        watched = weakref.ref(node, lambda _: kill())
+        del node
+        gc.collect()
+        assert watched() is None
+        work()
+
+    start = time.monotonic()
+    with pytest.raises(InterruptedRun):
+        run()
+    assert time.monotonic() - start < 4
+
+
+def test_what_notes_the_interruption_is_left_alone() -> None:
+    noted = []
+
+    @interruptible()
+    def run() -> None:
+        try:
+            kill()
+        except InterruptedRun:
+            time.sleep(0.3)  # several times as long as until it would be raised again
+            noted.append("manifest")
+            raise
+
+    with pytest.raises(InterruptedRun):
+        run()
+    assert noted == ["manifest"]
+
+
+def test_a_second_signal_does_not_disturb() -> None:
+    @interruptible()
+    def run() -> None:
+        try:
+            kill()
+        except InterruptedRun:
+            kill(signal.SIGINT)
+            raise
+
+    with pytest.raises(InterruptedRun, match="SIGTERM"):
+        run()
