@@ -9,9 +9,9 @@ import triton.language as tl
 # No types: Triton takes annotations for its own.
 @triton.jit  # type: ignore[untyped-decorator]
 def grouped_linear(  # type: ignore[no-untyped-def]
-    rows, ends, matrices, bias, out, num_slots, num_in, num_out,
+    rows, ends, matrices, bias, out, num_slots, num_out,
     stride_slot, stride_in, stride_out,
-    HAS_BIAS: tl.constexpr, SLOTS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    NUM_IN: tl.constexpr, HAS_BIAS: tl.constexpr, SLOTS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     TILE_ROWS: tl.constexpr, TILE_OUT: tl.constexpr, TILE_IN: tl.constexpr,
 ):  # fmt: skip
     """Compute ``rows @ matrices[slot] + bias[slot]``; grid: tiles of columns, tiles of rows."""
@@ -31,12 +31,12 @@ def grouped_linear(  # type: ignore[no-untyped-def]
         column = tl.program_id(0) * TILE_OUT + tl.arange(0, TILE_OUT)
         inner = tl.arange(0, TILE_IN)
         row_there, column_there = (row < end)[:, None], (column < num_out)[None, :]
-        left = rows + row[:, None] * num_in + inner[None, :]
+        left = rows + row[:, None] * NUM_IN + inner[None, :]
         right = matrices + slot.to(tl.int64) * stride_slot + inner[:, None] * stride_in + column[None, :] * stride_out
         total = tl.zeros((TILE_ROWS, TILE_OUT), dtype=tl.float32)
-        for done in range(0, num_in, TILE_IN):
-            a = tl.load(left, mask=row_there & (inner[None, :] < num_in - done), other=0.0)
-            b = tl.load(right, mask=column_there & (inner[:, None] < num_in - done), other=0.0)
+        for done in range(0, NUM_IN, TILE_IN):
+            a = tl.load(left, mask=row_there & (inner[None, :] < NUM_IN - done), other=0.0)
+            b = tl.load(right, mask=column_there & (inner[:, None] < NUM_IN - done), other=0.0)
             if UPCAST:
                 a, b = a.to(tl.float32), b.to(tl.float32)
             total = tl.dot(a, b, total, input_precision=PRECISION)

@@ -40,7 +40,8 @@ class TritonProducts(GroupedProducts):
         if num_rows > 0:
             tiles = Tiles.choose(num_rows, num_slots, rows.dtype)
             grouped_linear[tiles.grid(num_rows, num_slots, num_out)](
-                rows.contiguous(), ends, matrices, bias, out, num_slots, num_in, num_out, *matrices.stride(),
+                rows.contiguous(), ends, matrices, bias, out, num_slots, num_out, *matrices.stride(),
+                NUM_IN=num_in,
                 HAS_BIAS=bias is not None,
                 SLOTS=_power_of_2(num_slots),
                 PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",

@@ -138,9 +138,10 @@ class PlanExecutor(Executor):
     def __init__(self, planner: Planner, memory: RankMemory, recorder: Recorder) -> None:
         """Keep what the layers are executed with; see :class:`Executor`."""
         super().__init__(planner, memory, recorder)
-        may_skip_plans = self.comm.world_size == 1 and planner.policy.exact and not planner.places_anew
+        decides_nothing = self.comm.world_size == 1 and planner.policy.exact and not planner.places_anew
+        as_it_is = type(self).execute is PlanExecutor.execute
         self._slots_of = [
-            self._slot_by_expert(layer) if may_skip_plans and isinstance(kernel, GroupedKernel) else None
+            self._slot_by_expert(layer) if decides_nothing and as_it_is and isinstance(kernel, GroupedKernel) else None
             for layer, kernel in enumerate(self.kernels)
         ]
 

@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Mapping
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from harmoeny.placement import Placement
 from harmoeny.runtime.device import span_s
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
@@ -44,30 +43,29 @@ class SlowStreams(StreamTransfers):
         slot.refer(slot.buffers)
 
 
-class PartlyResident(RandomPlan):
-    """One rank that holds the first half of the experts."""
-
-    def place(self, layer: int, num_experts: int, world_size: int) -> Placement:  # noqa: ARG002
-        held = (np.arange(num_experts) < num_experts // 2)[:, None]
-        return Placement(np.zeros(num_experts, np.int64), held)
-
-
 @pytest.mark.parametrize("num_slots", [1, 2, 3, NUM_EXPERTS])
 @pytest.mark.parametrize("fetch", ["sync", "async"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_exact_whatever_the_order_of_streams(num_slots: int, fetch: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kernel"),
+    [
+        (torch.float32, "auto"), (torch.float16, "auto"), (torch.bfloat16, "auto"), (torch.bfloat16, "triton"),
+        (torch.bfloat16, "loop"),
+    ],
+)  # fmt: skip
+def test_exact_whatever_the_order_of_streams(num_slots: int, fetch: str, dtype: torch.dtype, kernel: str) -> None:
     device = torch.device("cuda")
-    layers = [random_experts(NUM_EXPERTS, seed, dtype=dtype) for seed in range(3)]
+    layers = [random_experts(NUM_EXPERTS, seed, width=16, dtype=dtype) for seed in range(3)]
     transfers = SlowStreams(device, seed=num_slots)
-    engine = start(layers, Communicator(device), transfers=transfers)
+    engine = start(layers, Communicator(device), transfers=transfers, kernel=kernel)
     rng = random.Random(num_slots)
     with torch.inference_mode():
-        engine.use(engine.build_system("x", PartlyResident(0, fetch=fetch, num_slots=num_slots)))
+        # One rank is home to all experts, and has slots for some.
+        engine.use(engine.build_system("x", RandomPlan(0, fetch=fetch, num_slots=num_slots)))
         outputs, wanted = [], []
         for batch in range(3):
             engine.recorder.begin_iteration()
             for layer in range(len(layers)):
-                t = random_tokens(10 * batch + layer, 64, NUM_EXPERTS, 2, dtype=dtype)
+                t = random_tokens(10 * batch + layer, 64, NUM_EXPERTS, 2, dtype=dtype, masked=0.1)
                 torch.cuda._sleep(rng.choice([0, _CYCLES]))  # computation lags behind, loads must not run ahead of it
                 engine.recorder.begin_layer(layer)
                 outputs.append(engine.forward(layer, t.hidden.cuda(), t.ids.cuda(), t.weights.cuda()))
@@ -79,6 +77,29 @@ def test_exact_whatever_the_order_of_streams(num_slots: int, fetch: str, dtype: 
         error = (output.cpu().double() - expected).abs().max() / expected.abs().max()
         assert error <= (1e-3 if dtype == torch.float32 else 4e-2)  # TF32 is off by default, sums run in another order
     assert all(r.boundary_s == sorted(r.boundary_s) for r in records)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_slots", "most"), [(NUM_EXPERTS, 0), (2, 1)])
+def test_the_host_waits_once_for_the_counts_and_never_where_it_need_not_plan(
+    dtype: torch.dtype, num_slots: int, most: int
+) -> None:
+    device = torch.device("cuda")
+    engine = start([random_experts(NUM_EXPERTS, 0, width=16, dtype=dtype)], Communicator(device))
+    tokens = random_tokens(0, 64, NUM_EXPERTS, 2, dtype=dtype, masked=0.1)
+    given = (tokens.hidden.cuda(), tokens.ids.cuda(), tokens.weights.cuda())
+    with torch.inference_mode():
+        engine.use(engine.build_system("x", RandomPlan(0, num_slots=num_slots)))
+        engine.recorder.begin_iteration()
+        for waits in (False, True):  # the first call loads and compiles
+            engine.recorder.begin_layer(0)
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn" if waits else "default")
+                engine.forward(0, *given)
+                torch.cuda.set_sync_debug_mode("default")
+    engine.close()
+    assert len([w for w in seen if "synchroniz" in str(w.message)]) <= most
 
 
 def test_copies_do_not_block_the_host_and_overlap_with_computation() -> None:

@@ -15,6 +15,7 @@ def compile_for(capability: int, dtype: str, *, bias: bool) -> str:
     """Returns the assembly."""
     pointers = dict.fromkeys(("rows", "matrices", "bias", "out"), f"*{dtype}") | {"ends": "*i32"}
     constants = {
+        "NUM_IN": 768,
         "HAS_BIAS": bias, "SLOTS": 128, "PRECISION": "ieee", "UPCAST": False, "TILE_ROWS": 64, "TILE_OUT": 64,
         "TILE_IN": 32, "stride_in": 1, **({} if bias else {"bias": None}),
     }  # fmt: skip

@@ -29,6 +29,7 @@ from tests.conftest import ROOT
 from tests.harmoeny.runtime.cases import apply_expert
 from tests.strategies import examples
 
+pytestmark = [pytest.mark.cuda] if torch.cuda.is_available() else []
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 NO_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which is not installed")

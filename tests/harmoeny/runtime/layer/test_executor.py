@@ -63,9 +63,10 @@ def test_the_runtimes_own_is_the_default_and_others_are_named_by_import_path() -
     assert find_executor(Doubled().executor) is Doubling
 
 
-def test_an_executor_of_ones_own_reads_the_options_of_its_policy() -> None:
+@pytest.mark.parametrize("kernel", ["loop", "grouped_mm"])
+def test_an_executor_of_ones_own_reads_the_options_of_its_policy(kernel: str) -> None:
     def rank_main(comm: ThreadCommunicator) -> None:
-        engine, tokens = start([random_experts(2, 0)], comm, record=False), random_tokens(0, 4, 2, 1)
+        engine, tokens = start([random_experts(2, 0)], comm, kernel=kernel, record=False), random_tokens(0, 4, 2, 1)
         outputs = []
         for policy in (StaticEP(), Doubled()):
             policy.validate()
