@@ -14,12 +14,14 @@ class ExpertCost:
         fetch_s: seconds to bring one expert's weights to a rank.
         exchange_token_s: seconds that a rank needs to receive one more token in an all-to-all; 0 where it is not known.
         peer_fetch_s: seconds to bring one expert's weights from another rank; 0 where it is not known.
+        launch_s: seconds that a slice takes whatever its tokens; no part of :attr:`token_s`.
     """
 
     token_s: float
     fetch_s: float
     exchange_token_s: float = 0.0
     peer_fetch_s: float = 0.0
+    launch_s: float = 0.0
 
     def threshold_tokens(self) -> int:
         """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""

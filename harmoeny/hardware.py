@@ -146,4 +146,5 @@ class Hardware:
             fetch_s=self.host_link_s(expert_bytes),
             exchange_token_s=0.0 if exchange is None else token_bytes / exchange,
             peer_fetch_s=0.0 if exchange is None else self.all_to_all_latency_s + expert_bytes / exchange,
+            launch_s=self.expert_launch_s,
         )

@@ -38,6 +38,11 @@ class Ranks:
         num_here = Device.of(torch.device(point.device_type)).num_here
         if num_here == 0:
             raise ValueError(f"device: {point.device_type!r}, must be cpu or auto: this PyTorch sees no CUDA device")
+        if num_here is not None and point.hardware.host_link == "emulated":
+            raise ValueError(
+                "hardware.host_link: 'emulated', must be memcpy with device=cuda (as hardware=measured has it): a GPU "
+                "has a link of its own"
+            )
         ranks_per_gpu = point.options.ranks_per_gpu
         if num_here is not None and joined is None and world_size > num_here * ranks_per_gpu:
             each = f" with ranks_per_gpu={ranks_per_gpu}" if ranks_per_gpu > 1 else ""

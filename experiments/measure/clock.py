@@ -81,7 +81,8 @@ def _boot_id() -> str:
 def _measure(comm: Communicator, rank: int) -> float:
     """Exchange the time between rank 0 and ``rank``; the result counts on ``rank`` only."""
     samples = []
-    stamp = torch.zeros(1, dtype=torch.float64, device=comm.device)
+    # In host memory: on a device, both would return as soon as they are queued.
+    stamp = torch.zeros(1, dtype=torch.float64)
     for _ in range(_EXCHANGES):
         if comm.rank == rank:
             sent = time.perf_counter()

@@ -19,6 +19,9 @@ from harmoeny.runtime.memory.slots import LayerSlots, Slot
 from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
 
 _TOKENS = 512
+#: Slices whose times give what a token costs: a small one, and one that takes at least so many times as long.
+_FEW_TOKENS, _MOST_TOKENS = 128, 32768
+_TIMES_AS_LONG = 2.0
 _REPEATS = 7
 #: More than the caches of a processor or a device hold.
 _SCRATCH_BYTES = 64 * 2**20
@@ -37,7 +40,8 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: Tr
     """
     comm.barrier()
     slot = LayerSlots(experts, comm.device).reserve(1)[0]
-    measured = [expert_s(experts, slot, transfers, _TOKENS) / _TOKENS, fetch_s(experts, slot, transfers), 0.0, 0.0]
+    launch_s, token_s = fit_expert(lambda num_tokens: expert_s(experts, slot, transfers, num_tokens))
+    measured = [token_s, fetch_s(experts, slot, transfers), 0.0, 0.0, launch_s]
     if comm.world_size > 1:
         dtype = next(iter(experts.weights.values())).dtype
         rows = torch.zeros(_TOKENS * comm.world_size, experts.hidden_size, dtype=dtype, device=comm.device)
@@ -47,6 +51,24 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: Tr
     if comm.world_size > 1:
         dist.all_reduce(costs)
     return ExpertCost(*(costs / comm.world_size).tolist())
+
+
+def fit_expert(slice_s: Callable[[int], float]) -> tuple[float, float]:
+    """Return what a slice of an expert costs whatever its tokens, and what each of them costs, in seconds.
+
+    Args:
+        slice_s: measures a slice of so many tokens, in seconds.
+    """
+    few, many = _FEW_TOKENS, _TOKENS
+    few_s, many_s = slice_s(few), slice_s(many)
+    while many_s < _TIMES_AS_LONG * few_s and many < _MOST_TOKENS:
+        # A GPU takes as long for a few hundred tokens as for one: weights are read, and kernels launched.
+        many *= 4
+        many_s = slice_s(many)
+    if many_s <= few_s:
+        return 0.0, many_s / many
+    token_s = (many_s - few_s) / (many - few)
+    return max(0.0, few_s - few * token_s), token_s
 
 
 def expert_s(experts: LayerExperts, slot: Slot, transfers: Transfers, num_tokens: int) -> float:

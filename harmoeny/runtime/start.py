@@ -52,10 +52,11 @@ def start_rank(
     with ExitStack() as resources:
         comm = open_exchange(comm, exchange)
         resources.callback(comm.close)
+        store = ExpertStore(layers, pin=Device.of(device).has_own_memory)
+        resources.callback(store.close)
         if transfers is None:
             transfers = make_transfers(device, hardware)
             resources.callback(transfers.close)
-        store = ExpertStore(layers, pin=Device.of(device).has_own_memory)
         if cost is None:
             cost = _calibrated_cost(layers[0], hardware) or measure_expert_cost(layers[0], comm, transfers)
         memory = RankMemory(store, SlotPool(store, device), transfers, comm, cost, kernel)

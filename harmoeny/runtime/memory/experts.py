@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from harmoeny.runtime.memory import pinning
+from harmoeny.runtime.memory.pinning import pages_of
 
 #: Applies one expert: (weights by name, rows ``[n, H]``, output ``[n, H]`` to write).
 ExpertFunction = Callable[[Mapping[str, Tensor], Tensor, Tensor], None]
@@ -59,19 +63,23 @@ class ExpertStore:
 
         Args:
             layers: the layers in order of execution.
-            pin: lock the weights in memory, so that CUDA can copy from them beside its computation. They are locked in
-                place: they may be shared between ranks, and a pinned copy would be one per rank.
+            pin: lock the weights in memory until :meth:`close`, so that CUDA can copy from them beside its computation.
+                They are locked in place: they may be shared between ranks, and a pinned copy would be one per rank.
 
         Raises:
             RuntimeError: CUDA refuses.
         """
         self.layers = list(layers)
-        if pin:
-            storages = [w.untyped_storage() for layer in self.layers for w in layer.weights.values()]
-            for storage in {s.data_ptr(): s for s in storages}.values():
-                cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-                status = cudart.cudaHostRegister(storage.data_ptr(), storage.nbytes(), 0)
-                torch.cuda.check_error(int(status))
+        pages = pages_of(w for layer in self.layers for w in layer.weights.values()) if pin else []
+        pins = pinning.PINS
+        pins.add(pages)
+        # Whoever drops a store without closing it, as by an error, must not leave memory locked that is given away.
+        self._unpin = weakref.finalize(self, pins.remove, pages)
+        self._unpin.atexit = False  # the end of the process does it, when CUDA may be gone already
+
+    def close(self) -> None:
+        """Unlock the weights; no copy may be under way."""
+        self._unpin()
 
     @property
     def nbytes(self) -> int:

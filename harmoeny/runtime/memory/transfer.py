@@ -7,9 +7,10 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -203,6 +204,22 @@ class ThreadTransfers(Transfers):
                 job()
 
 
+class _Copy(NamedTuple):
+    """A copy before it is queued.
+
+    Attributes:
+        request: what to copy.
+        transfer: the copy.
+        after: behind the computation that it may not overtake.
+        earlier: the copy into the same slot that it may not overtake either; None: it is over.
+    """
+
+    request: CopyRequest
+    transfer: Transfer
+    after: torch.cuda.Event
+    earlier: Transfer | None
+
+
 class StreamTransfers(Transfers):
     """Copy streams beside the compute stream, from pinned memory; the host never waits for the device here."""
 
@@ -210,9 +227,12 @@ class StreamTransfers(Transfers):
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # Two streams, so that a fetch never queues behind the restores of earlier layers.
-        self._fetches = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        # Two streams, so that a fetch never queues behind the restores of earlier layers. What is queued on either goes
+        # to the same copy engine, whatever the streams' priorities: hence never more than one restore is.
+        self._fetches = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._restores = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._waiting: deque[_Copy] = deque()
+        self._restored: torch.cuda.Event | None = None
 
     def submit(self, request: CopyRequest) -> Transfer:
         """Queue a copy on a stream, behind all computation queued so far and any earlier copy into the slot.
@@ -220,20 +240,38 @@ class StreamTransfers(Transfers):
         So a copy that is submitted when its expert's turn comes overlaps with nothing, and one that is submitted as
         soon as its slot is free waits for no more than what used the slot last.
         """
-        slot, stream = request.slot, self._fetches if request.urgent else self._restores
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        if slot.transfer is not None and slot.transfer.span is not None:
-            earlier = slot.transfer.span[1]
-            assert not isinstance(earlier, (int, float))
-            stream.wait_event(earlier)
+        transfer, slot = Transfer(urgent=request.urgent), request.slot
+        # What is copied over needs no restore.
+        self._waiting = deque(copy for copy in self._waiting if copy.request.slot is not slot)
+        copy = _Copy(request, transfer, _event(torch.cuda.current_stream(self._device)), slot.transfer)
+        slot.expert_id, slot.transfer = request.expert_id, transfer
+        if request.urgent:
+            self._queue(copy, self._fetches)
+        else:
+            self._waiting.append(copy)
+        self._restore_next()
+        return transfer
+
+    def _queue(self, copy: _Copy, stream: torch.cuda.Stream) -> None:
+        request, transfer = copy.request, copy.transfer
+        stream.wait_event(copy.after)
+        if copy.earlier is not None and copy.earlier.span is not None:
+            stream.wait_event(_end(copy.earlier))
         with torch.cuda.stream(stream):
             if request.arrival is not None:
                 request.arrival()
             begin = _event(stream)
-            self.move(slot, request.source)
-            transfer = Transfer(span=(begin, _event(stream)), urgent=request.urgent)
-        slot.expert_id, slot.transfer = request.expert_id, transfer
-        return transfer
+            self.move(request.slot, request.source)
+            transfer.span = (begin, _event(stream))
+
+    def _restore_next(self) -> None:
+        """Queue the next restore, unless one is under way."""
+        if self._waiting and (self._restored is None or self._restored.query()):  # type: ignore[no-untyped-call]
+            self._restore(self._waiting.popleft())
+
+    def _restore(self, copy: _Copy) -> None:
+        self._queue(copy, self._restores)
+        self._restored = _end(copy.transfer)
 
     def beside(self, work: Callable[[], None]) -> Any:
         """Queue work on the stream of the fetches, behind what the compute stream has to do now."""
@@ -248,20 +286,23 @@ class StreamTransfers(Transfers):
 
     def wait(self, slot: Slot) -> Span | None:
         """Let the compute stream wait for the copy, with an event on either side of the wait."""
+        self._restore_next()
         transfer = slot.transfer
         if transfer is None:
             return None
-        assert transfer.span is not None
+        for copy in [copy for copy in self._waiting if copy.transfer is transfer]:
+            self._waiting.remove(copy)  # nobody can go on without it now
+            self._restore(copy)
         compute = torch.cuda.current_stream(self._device)
-        copied = transfer.span[1]
-        assert not isinstance(copied, (int, float))
         begin = _event(compute)
-        compute.wait_event(copied)
+        compute.wait_event(_end(transfer))
         slot.transfer = None
         return (begin, _event(compute))
 
     def drain(self) -> None:
-        """Block the host until both copy streams are empty."""
+        """Block the host until both copy streams are empty, and no restore waits."""
+        while self._waiting:
+            self._restore(self._waiting.popleft())
         self._fetches.synchronize()
         self._restores.synchronize()
 
@@ -270,3 +311,10 @@ def _event(stream: torch.cuda.Stream) -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record(stream)
     return event
+
+
+def _end(transfer: Transfer) -> torch.cuda.Event:
+    """Return the event behind a copy that was queued."""
+    assert transfer.span is not None
+    assert isinstance(transfer.span[1], torch.cuda.Event)
+    return transfer.span[1]

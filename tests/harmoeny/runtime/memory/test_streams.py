@@ -18,7 +18,7 @@ from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import RankMemory
-from harmoeny.runtime.memory.slots import Slot, SlotPool, Transfer
+from harmoeny.runtime.memory.slots import LayerSlots, Slot, SlotPool, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest, StreamTransfers
 from harmoeny.runtime.memory.waves import Wave
 from tests.harmoeny.runtime.cases import random_experts
@@ -54,11 +54,17 @@ class Stream:
 
 
 class Event:
+    #: Whether the device has done all that was queued.
+    all_over = True
+
     def __init__(self, **_: object) -> None:
         self.over: frozenset[int] = frozenset()
 
     def record(self, stream: Stream) -> None:
         self.over = stream.over
+
+    def query(self) -> bool:
+        return Event.all_over
 
 
 class Log:
@@ -90,19 +96,19 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return log
 
 
+def recorded(log: Log) -> StreamTransfers:
+    class Recorded(StreamTransfers):
+        def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:  # noqa: ARG002
+            log.queue("copy", {slot.index}, {slot.expert_id})
+
+    return Recorded(META)
+
+
 def run(log: Log, fetch: str, *, grouped: bool, num_residents: int = 3) -> list[Work]:
     """Two batches of one layer of equal slices; the work after the residents were copied in."""
 
-    class Recorded(StreamTransfers):
-        def submit(self, request: CopyRequest) -> Transfer:
-            self.expert_id = request.expert_id
-            return super().submit(request)
-
-        def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:  # noqa: ARG002
-            log.queue("copy", {slot.index}, {self.expert_id})
-
     store = ExpertStore([random_experts(NUM_EXPERTS, 0)])
-    memory = RankMemory(store, SlotPool(store, META), Recorded(META), Communicator(META), ExpertCost(1.0, 4.0))
+    memory = RankMemory(store, SlotPool(store, META), recorded(log), Communicator(META), ExpertCost(1.0, 4.0))
     held = (np.arange(NUM_EXPERTS) < num_residents)[:, None]
     strategy = make_fetcher(StaticEP(fetch=fetch), [Placement(np.zeros(NUM_EXPERTS, np.int64), held)], memory)
     strategy.prepare()
@@ -152,3 +158,62 @@ def test_fetches_ahead_overlap_with_computation(log: Log, grouped: bool) -> None
         if copy.kind == "copy" and any(copy.number not in w.after and w.number not in copy.after for w in computing)
     ]
     assert len(overlapping) >= 2
+
+
+class TestRestores:
+    @pytest.fixture
+    def transfers(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> StreamTransfers:
+        monkeypatch.setattr(Event, "all_over", False)
+        return recorded(log)
+
+    @pytest.fixture
+    def slots(self) -> list[Slot]:
+        return list(LayerSlots(random_experts(NUM_EXPERTS, 0), META).reserve(4))
+
+    def copied(self, log: Log) -> list[int]:
+        return [next(iter(w.expert_ids)) for w in log.work]
+
+    def submit(self, transfers: StreamTransfers, slot: Slot, expert_id: int, *, urgent: bool = False) -> Transfer:
+        return transfers.submit(CopyRequest(slot, expert_id, slot.layer.experts.expert(expert_id), urgent))
+
+    def test_a_fetch_finds_no_more_than_one_before_it(
+        self, log: Log, transfers: StreamTransfers, slots: list[Slot]
+    ) -> None:
+        for expert_id, slot in enumerate(slots[:3]):
+            self.submit(transfers, slot, expert_id)
+        assert self.copied(log) == [0]
+        self.submit(transfers, slots[3], 5, urgent=True)
+        assert self.copied(log) == [0, 5]
+        assert log.work[1].after == frozenset(), "a fetch waits for no restore"
+        transfers.drain()
+        assert self.copied(log) == [0, 5, 1, 2]
+
+    def test_they_go_on_while_the_host_has_other_calls(
+        self, log: Log, transfers: StreamTransfers, slots: list[Slot], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for expert_id, slot in enumerate(slots[:3]):
+            self.submit(transfers, slot, expert_id)
+        monkeypatch.setattr(Event, "all_over", True)
+        transfers.wait(slots[3])
+        transfers.wait(slots[3])
+        assert self.copied(log) == [0, 1, 2]
+
+    def test_one_that_is_needed_is_copied_at_once(
+        self, log: Log, transfers: StreamTransfers, slots: list[Slot]
+    ) -> None:
+        for expert_id, slot in enumerate(slots[:3]):
+            self.submit(transfers, slot, expert_id)
+        assert transfers.wait(slots[2]) is not None
+        assert self.copied(log) == [0, 2]
+        assert log.work[1].number in log.compute.over
+
+    def test_one_whose_slot_is_wanted_again_is_left_out(
+        self, log: Log, transfers: StreamTransfers, slots: list[Slot]
+    ) -> None:
+        first = self.submit(transfers, slots[0], 0)
+        dropped = self.submit(transfers, slots[1], 1)
+        self.submit(transfers, slots[1], 4, urgent=True)
+        transfers.drain()
+        assert self.copied(log) == [0, 4]
+        assert (first.span is None, dropped.span is None) == (False, True)
+        assert slots[1].expert_id == 4

@@ -1,0 +1,92 @@
+"""Host memory that CUDA may copy from beside its computation: registered in place and once, while it is needed."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pages(NamedTuple):
+    """Whole pages: addresses ``[begin, end)``."""
+
+    begin: int
+    end: int
+
+
+class Pins:
+    """What is registered in this process.
+
+    CUDA registers pages, refuses one that is registered already, and gives up only whole ranges as they were
+    registered. Small tensors share pages, with others of their store and of other stores; so what is registered are the
+    joined ranges of all that is wanted, and a range is registered anew where one of its owners comes or goes.
+    """
+
+    def __init__(self, register: Callable[[Pages], None], unregister: Callable[[Pages], None]) -> None:
+        self._register, self._unregister = register, unregister
+        self._wanted: list[Pages] = []
+        self._registered: set[Pages] = set()
+
+    def add(self, pages: Sequence[Pages]) -> None:
+        """Register pages, which may be registered already; if that fails, nothing is changed.
+
+        Raises:
+            RuntimeError: CUDA refuses.
+        """
+        self._wanted += pages
+        try:
+            self._update()
+        except RuntimeError:
+            self.remove(pages)
+            raise
+
+    def remove(self, pages: Sequence[Pages]) -> None:
+        """Take back what was added; pages that nobody else wants are given up."""
+        for one in pages:
+            self._wanted.remove(one)
+        self._update()
+
+    def _update(self) -> None:
+        wanted = joined(self._wanted)
+        for pages in self._registered - wanted:
+            self._unregister(pages)
+            self._registered.remove(pages)
+        for pages in sorted(wanted - self._registered):
+            self._register(pages)
+            self._registered.add(pages)
+
+
+def joined(ranges: Iterable[Pages]) -> set[Pages]:
+    """Return ranges that have no page in common and together have all pages of those given."""
+    found: list[Pages] = []
+    for pages in sorted(ranges):
+        if found and pages.begin < found[-1].end:
+            found[-1] = Pages(found[-1].begin, max(found[-1].end, pages.end))
+        else:
+            found.append(pages)
+    return set(found)
+
+
+def pages_of(tensors: Iterable[Tensor]) -> list[Pages]:
+    """Return the pages that tensors lie on, one range per storage."""
+    storages = {s.data_ptr(): s for s in (tensor.untyped_storage() for tensor in tensors) if s.nbytes()}
+    size = mmap.PAGESIZE
+    return [Pages(at // size * size, -(-(at + s.nbytes()) // size) * size) for at, s in sorted(storages.items())]
+
+
+def _register(pages: Pages) -> None:
+    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    torch.cuda.check_error(int(cudart.cudaHostRegister(pages.begin, pages.end - pages.begin, 0)))
+
+
+def _unregister(pages: Pages) -> None:
+    torch.cuda.synchronize()  # a copy from here may be under way
+    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    torch.cuda.check_error(int(cudart.cudaHostUnregister(pages.begin)))
+
+
+#: All stores of the process share it.
+PINS = Pins(_register, _unregister)
