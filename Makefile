@@ -1,5 +1,5 @@
 # Set-up and checks. `make help` says what there is.
-# The environment is .venv; what it holds follows pyproject.toml. Another PyTorch: make demo TORCH=2.9.1
+# The environment is .venv; what it holds follows pyproject.toml. Another PyTorch: make demo TORCH=2.11.0
 
 TORCH ?= 2.13.0
 VENV ?= .venv
@@ -13,13 +13,14 @@ INSTALLED := $(VENV)/installed-torch-$(TORCH)
 DEEPSPEED := $(VENV)/installed-deepspeed
 LINT := set -e; $(BIN)/ruff check; $(BIN)/ruff format --check; $(BIN)/mypy; $(BIN)/lint-imports
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+LOWEST := $(VENV)-lowest
 BENCHES := $(filter-out __init__,$(basename $(notdir $(wildcard scripts/bench/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures test check bench validate claims clean
+.PHONY: help demo figures test test-lowest check bench validate claims clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(INSTALLED) ## install into .venv and run the main experiment: python run.py experiment=skew_sweep
 	$(BIN)/python run.py experiment=skew_sweep
@@ -30,6 +31,13 @@ figures: $(INSTALLED) ## draw all figures that results/ allows into results/figu
 test: $(INSTALLED) $(DEEPSPEED) ## install into .venv, DeepSpeed too, and run linters, type checker and all tests
 	$(LINT)
 	$(PYTEST)
+
+test-lowest: ## run the library's tests with the lowest releases that pyproject.toml claims, in $(VENV)-lowest
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, as python3.11 or python3, or PYTHON=/its/path"; exit 1; }
+	$(PYTHON) -m venv $(LOWEST)
+	{ echo "torch==$(TORCH)"; $(PYTHON) -m scripts.lowest; } > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[dev]'
+	$(LOWEST)/bin/python -m pytest tests/harmoeny tests/results_schema
 
 check: $(INSTALLED) ## what you run while you work: linters, type checker and the tests that start no ranks or programs
 	$(LINT)
@@ -45,8 +53,8 @@ claims: $(INSTALLED) ## simulate the paper's main figure and set its claims besi
 	$(BIN)/python run.py experiment=paper_skew
 	$(BIN)/python -m analysis.claims
 
-clean: ## remove .venv and the caches of the tools; results stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## remove .venv, .venv-lowest and the caches of the tools; results stay
+	rm -rf $(VENV) $(LOWEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml

@@ -12,6 +12,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+from harmoeny.dependencies import require
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -25,6 +27,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     none of them can be written, or the disk is full, every process compiles for itself.
     """
     dispatcher = numba.njit(nogil=True)(function)
+    require("numba", "functions must have a _cache", holds=hasattr(dispatcher, "_cache"))
     with suppress(RuntimeError):  # numba found no folder that can be written
         dispatcher._cache = _Cache(function)
     return cast(Callable[P, R], dispatcher)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +39,7 @@ from experiments.results.sweep import sweep_folder, write_sweep
 from experiments.results.times import read_times
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
+from harmoeny.dependencies import require
 from results_schema.files import SWEEP, SWEEP_DIR_VARIABLE
 
 _ABSENT = object()
@@ -122,7 +125,7 @@ def leave_out_absent(config: DictConfig) -> dict[str, str]:
     """
     given = _parse(_task(config))
     names = [override.get_key_element() for override in given]
-    (jobs,) = BasicSweeper.split_arguments(given, None)
+    (jobs,) = _split(given)
     absent = {}
     for option in _own_sweep(config):
         group = option.partition(".")[0]
@@ -168,12 +171,31 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
     # Every row of a result names its system anyway, so a sweep over lists of systems adds nothing to tell apart.
     axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
     points: dict[str, tuple[Point, dict[str, Any]]] = {}
-    for job in chain.from_iterable(BasicSweeper.split_arguments(parsed, None)):
+    for job in chain.from_iterable(_split(parsed)):
         point = load_swept_point(_compose(config, list(job)))
         swept = {o.get_key_element(): o.value() for o in _parse(list(job))}
         values = {axis: v if isinstance(v := swept[axis], int | float | str | None) else str(v) for axis in axes}
         points.setdefault(point.run_id, (point, values))
     return list(points.values()), axes
+
+
+def _split(parsed: list[Override]) -> list[list[list[str]]]:
+    """Return the jobs of a sweep in batches, as Hydra itself makes them."""
+    check_hydra()
+    batches: list[list[list[str]]] = BasicSweeper.split_arguments(parsed, None)
+    return batches
+
+
+@cache
+def check_hydra() -> None:
+    """Refuse releases of Hydra that split a sweep into jobs in another way.
+
+    Raises:
+        DependencyError: ``BasicSweeper.split_arguments``, which is not documented, is not as it was.
+    """
+    arguments = list(inspect.signature(BasicSweeper.split_arguments).parameters)
+    holds = arguments == ["overrides", "max_batch_size"]
+    require("hydra-core", "BasicSweeper.split_arguments must take overrides and max_batch_size", holds=holds)
 
 
 def _remarks(config: DictConfig, absent: Mapping[str, str], points: Sequence[Point]) -> Iterator[str]:

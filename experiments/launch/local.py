@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import multiprocessing
@@ -13,6 +14,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from experiments.launch.watch import Pulse, Watch
 from experiments.point.point import Point
 from experiments.results.run_folder import RunError, RunFolder
 from experiments.text.tokens import TokenFile
+from harmoeny.dependencies import require
 from results_schema.atomic import write_error
 
 #: What torchelastic answers with an exception while ranks run.
@@ -64,6 +68,7 @@ def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
         RanksError: a rank failed; all others were stopped.
         InterruptedRun: this process was told to stop; all ranks were stopped.
     """
+    check_torchelastic()
     logs_folder = folder.path / "logs"
     shutil.rmtree(logs_folder, ignore_errors=True)
     quiet = dict.fromkeys(range(1, point.options.world_size), Std.ALL)
@@ -91,6 +96,18 @@ def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
         raise RanksError(str(write_error(error.filename or logs_folder, error))) from error
     except SignalException as error:
         raise InterruptedRun(error.sigval) from error
+
+
+@cache
+def check_torchelastic() -> None:
+    """Refuse releases of PyTorch in which logs and error files are arranged in another way.
+
+    Raises:
+        DependencyError: ``DefaultLogsSpecs`` or ``LogsDest`` is not as :class:`_Logs` needs it.
+    """
+    arguments = list(inspect.signature(DefaultLogsSpecs.reify).parameters)
+    holds = arguments == ["self", "envs"] and any(field.name == "error_files" for field in fields(LogsDest))
+    require("torch", "DefaultLogsSpecs.reify must take envs and return LogsDest with error_files", holds=holds)
 
 
 class _Logs(DefaultLogsSpecs):

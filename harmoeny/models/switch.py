@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from harmoeny.dependencies import require
 from harmoeny.models.base import (
     DTYPES,
     AdaptedModule,
@@ -31,6 +33,24 @@ if TYPE_CHECKING:
 
 #: Our names of an expert's matrices, and Transformers' names of the layers that hold them.
 _LINEARS = {"up": "wi", "down": "wo"}
+
+
+@cache
+def check_router_order() -> None:
+    """Refuse releases of Transformers whose Switch router returns something else, or in another order.
+
+    Raises:
+        DependencyError: as in 5.17, whose router returns (probabilities, choice, logits).
+    """
+    from transformers import SwitchTransformersConfig
+    from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersTop1Router
+
+    with torch.device("meta"):
+        router = SwitchTransformersTop1Router(SwitchTransformersConfig(d_model=4, num_experts=3)).eval()
+        found = router(torch.zeros(1, 2, 4))
+    shapes = [tuple(part.shape) for part in found]
+    in_order = shapes == [(1, 2, 3), (1, 2, 1), (1, 2, 3)] and not found[0].is_floating_point()
+    require("transformers", "its Switch router must return (one-hot choice, probability, logits)", holds=in_order)
 
 
 class SwitchRouter(nn.Module):
@@ -72,6 +92,7 @@ class SwitchBlock(MoEBlock):
         self, sparse_mlp: SwitchTransformersSparseMLP, experts: LayerExperts, layer: int, context: MoEContext
     ) -> None:
         super().__init__(layer, context)
+        check_router_order()
         self.experts = experts
         self.router = SwitchRouter(sparse_mlp.router, layer, context)
         sparse_mlp.router = self.router

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harmoeny.dependencies import require
 from harmoeny.models.base import TOLERANCE, AdaptedModule, MoEContext
 from harmoeny.models.kit.modules import device_of
 from harmoeny.runtime.memory.experts import ExpertMLP, LayerExperts, gated_mlp, mlp
@@ -41,7 +42,10 @@ def register_implementation(on_unbound: Callable[[nn.Module], object] | None = N
         on_unbound: called with experts that are run without having been bound; it has to :func:`bind` them. None keeps
             what was registered before, which may be nothing.
     """
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    try:
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    except ImportError:
+        require("transformers", "it must have integrations.moe.ALL_EXPERTS_FUNCTIONS", holds=False)
 
     if on_unbound is None and IMPLEMENTATION in ALL_EXPERTS_FUNCTIONS:
         return
@@ -113,6 +117,8 @@ def bind(experts: Any, weights: Mapping[str, Tensor], call: ExpertsCall) -> None
         # Models may ask for the type or shape of their experts' weights.
         setattr(experts, _NAMES[name], torch.empty_like(tensor, device="meta"))
     experts.__dict__[_CALL] = call
+    has_choice = hasattr(experts.config, "_experts_implementation_internal")
+    require("transformers", "configurations must have _experts_implementation_internal", holds=has_choice)
     # What set_experts_implementation of a model sets too, but on the configuration that these experts read.
     experts.config._experts_implementation_internal = IMPLEMENTATION
 
