@@ -95,10 +95,15 @@ def _ending(ended: Ended, planted: Planted, sweep: TinySweep) -> Iterator[str]:
             yield f"exit status 0, but {_statuses(sweep)}"
     elif not planted.struck or ended.status not in planted.statuses:
         yield f"exit status {ended.status}: {said}"
-    elif planted.errors and said and not (len(said) == 1 and planted.explains(said[0])):
-        yield f"the error should be one line that matches {planted.errors}, is {said}"
+    elif planted.errors and said and not _is_explained(said, planted):
+        yield f"the error should be one line for a point that matches {planted.errors}, is {said}"
     elif planted.errors and not said and ended.status < 128:
         yield f"exit status {ended.status} without a word"
+
+
+def _is_explained(said: Sequence[str], planted: Planted) -> bool:
+    """Tell whether every line names the fault, and no more of them than points, each another."""
+    return len(said) == len(set(said)) <= len(SKEWS) and all(planted.explains(line) for line in said)
 
 
 def _changed(before: Mapping[str, str], sweep: TinySweep) -> Iterator[str]:
