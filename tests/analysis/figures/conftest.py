@@ -1,4 +1,4 @@
-"""Results to draw: a sweep of skews, texts with the model's routing, a skew that changes, numbers of ranks."""
+"""Results to draw: sweeps of skews, batch sizes and numbers of ranks, texts with the model's routing, changing skew."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from tests.synthetic import change_manifest, write_routing, write_run, write_swe
 def skews(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
     sweep = load_sweep(write_sweep(tmp_path_factory.mktemp("results"), SKEWS))
     return figure_data(sweep.runs, sweep.points)
+
+
+@pytest.fixture(scope="module")
+def batches(skews: FigureData) -> FigureData:
+    """The runs as if they were three batch sizes, the largest first."""
+    sizes = skews.summary["router.skew"].map(dict(zip(SKEWS, (16, 4, 1), strict=True)))
+    summary = skews.summary.assign(batch_size=sizes).drop(columns="router.skew")
+    return FigureData(summary, ["batch_size"], skews.caption, skews.runs)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from analysis.figures import (
     gpu_scaling,
     imbalance_over_iterations,
     load_balance,
+    option_sweep,
     policy_sweep,
 )
 from analysis.figures.kit.base import FigureModule, discover, draw_all
@@ -29,7 +30,7 @@ from tests.conftest import Compose
 MADE_FROM = {
     policy_sweep: "skews", gpu_scaling: "ranks_by_skew",
     dataset_policies: "routed_texts", expert_popularity: "routed_texts",
-    changing_skew: "changing", imbalance_over_iterations: "changing", load_balance: "changing",
+    option_sweep: "batches", changing_skew: "changing", imbalance_over_iterations: "changing", load_balance: "changing",
 }  # fmt: skip
 MODULES: list[Any] = list(MADE_FROM)
 

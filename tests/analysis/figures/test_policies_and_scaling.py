@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import median
+from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.container import BarContainer
 
-from analysis.figures import dataset_policies, gpu_scaling, policy_sweep
+from analysis.figures import dataset_policies, gpu_scaling, option_sweep, policy_sweep
 from analysis.figures.kit.base import FigureData
 from analysis.present.style import label
 from tests.analysis.figures.runs import FIVE, OTHERS, lines_of
@@ -56,3 +59,27 @@ def test_scaling_has_a_column_per_skew(ranks_by_skew: FigureData) -> None:
     assert lines_of(axes[1])["Static EP"] == pytest.approx([value / 2 for value in expected])
     one = FigureData(ranks_by_skew.summary, ["world_size"], "", ranks_by_skew.runs)
     assert "one more option" in str(gpu_scaling.missing(one))
+
+
+class TestOptionSweep:
+    def test_values_are_in_order_and_bars_are_the_medians(self, batches: FigureData) -> None:
+        throughput, *_, idle = option_sweep.plot(batches).axes
+        assert [tick.get_text() for tick in idle.get_xticklabels()] == ["1", "4", "16"]
+        rows = batches.summary[batches.summary["system"] == "harmoeny"].set_index("batch_size")
+        containers = [c for c in throughput.containers if isinstance(c, BarContainer)]
+        (bars,) = [c for c in containers if c.get_label() == "HarMoEny"]
+        wanted = rows.loc[[1, 4, 16], "throughput_tokens_per_s"] / 1000
+        assert [bar.get_height() for bar in bars.patches] == pytest.approx(wanted.tolist())
+
+    @pytest.mark.parametrize("values", [(True, False, None), ("a", "b", "c"), (0.1, 1e-9, 3), ([1], [2], [3])])
+    def test_values_of_any_kind(self, batches: FigureData, values: tuple[Any, ...]) -> None:
+        column = pd.Series([values[(16, 4, 1).index(b)] for b in batches.summary["batch_size"]], dtype=object)
+        data = replace(batches, summary=batches.summary.assign(batch_size=column.to_numpy()))
+        assert option_sweep.missing(data) is None
+        labels = [tick.get_text() for tick in option_sweep.plot(data).axes[-1].get_xticklabels()]
+        assert len(labels) == 3
+
+    def test_sweeps_with_figures_of_their_own_are_left_to_them(self, skews: FigureData, batches: FigureData) -> None:
+        assert "router.skew has figures of its own" in str(option_sweep.missing(skews))
+        several = replace(batches, axes=["batch_size", "seed"])
+        assert "differ in batch_size, seed" in str(option_sweep.missing(several))
