@@ -1,0 +1,140 @@
+"""Puts over PyTorch's symmetric memory, with a stand-in for it between threads: no device is needed."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from harmoeny.runtime.exchange import put, symmetric
+from harmoeny.runtime.exchange.choose import open_exchange
+from harmoeny.runtime.exchange.put import PutCommunicator
+from harmoeny.runtime.exchange.symmetric import SymmetricWindows
+from tests.harmoeny.runtime.exchange.test_put import WORLD_SIZE, run_layers
+from tests.harmoeny.runtime.thread_ranks import TIMEOUT_S, ThreadCommunicator, run_threads
+
+
+class Pads:
+    """The signal pads of one rendezvous: a signal waits until the one before it on its channel was taken."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(WORLD_SIZE, timeout=TIMEOUT_S)
+        self.free: dict[tuple[int, int, int], threading.Semaphore] = defaultdict(lambda: threading.Semaphore(1))
+        self.set: dict[tuple[int, int, int], threading.Semaphore] = defaultdict(lambda: threading.Semaphore(0))
+
+
+class Handle:
+    signal_pad_size = 4 * WORLD_SIZE * 3  # a channel for barriers and two for signals
+
+    def __init__(self, rank: int, buffers: list[Tensor], pads: Pads) -> None:
+        self.rank, self.buffers, self.pads = rank, buffers, pads
+
+    def get_buffer(self, rank: int, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self.buffers[rank][: sizes[0]].view(dtype)
+
+    def barrier(self, channel: int = 0, timeout_ms: int = 0) -> None:
+        assert (channel, timeout_ms) == (0, TIMEOUT_S * 1000)
+        self.pads.barrier.wait()
+
+    def put_signal(self, dst_rank: int, channel: int = 0, timeout_ms: int = 0) -> None:
+        assert 1 <= channel <= 2
+        assert self.pads.free[self.rank, dst_rank, channel].acquire(timeout=timeout_ms / 1000)
+        self.pads.set[self.rank, dst_rank, channel].release()
+
+    def wait_signal(self, src_rank: int, channel: int = 0, timeout_ms: int = 0) -> None:
+        assert self.pads.set[src_rank, self.rank, channel].acquire(timeout=timeout_ms / 1000)
+        self.pads.free[src_rank, self.rank, channel].release()
+
+
+class SymmetricMemory:
+    """What of the module is used; ``threads`` tells who calls."""
+
+    def __init__(self) -> None:
+        self.threads = threading.local()
+
+    def empty(self, num_bytes: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(num_bytes, dtype=dtype, device=device)
+
+    def rendezvous(self, tensor: Tensor, group: object) -> Handle:
+        assert group == "everyone"
+        comm: ThreadCommunicator = self.threads.comm
+        everyone = comm.gather_objects((tensor, Pads()))
+        return Handle(comm.rank, [buffer for buffer, _ in everyone], everyone[0][1])
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> SymmetricMemory:
+    memory = SymmetricMemory()
+    monkeypatch.setattr(torch.distributed, "_symmetric_memory", memory, raising=False)
+    monkeypatch.setitem(sys.modules, "torch.distributed._symmetric_memory", memory)
+    monkeypatch.setattr(symmetric, "_everyone", lambda: "everyone")
+    return memory
+
+
+def opened(threads: ThreadCommunicator, memory: SymmetricMemory) -> PutCommunicator:
+    memory.threads.comm = threads
+    return PutCommunicator(threads, lambda: SymmetricWindows(threads), strict=True)
+
+
+def test_rows_and_results_arrive(memory: SymmetricMemory) -> None:
+    def rank_main(threads: ThreadCommunicator) -> None:
+        comm = opened(threads, memory)
+        run_layers(comm, 10)
+        comm.close()
+
+    run_threads(WORLD_SIZE, rank_main)
+
+
+def test_signals_take_turns_with_the_channels(memory: SymmetricMemory) -> None:
+    def rank_main(threads: ThreadCommunicator) -> None:
+        comm = opened(threads, memory)
+        left, right = (comm.rank - 1) % WORLD_SIZE, (comm.rank + 1) % WORLD_SIZE
+        for layer in range(9):
+            comm.gather_counts(torch.zeros(1, dtype=torch.int64))
+            comm.reserve(2 * 4, 2)
+            targets = [torch.zeros(1) for _ in range(2)]
+            for part, target in enumerate(targets):
+                source = torch.tensor([10.0 * layer + part])
+                copies = comm.copy_between_peers([(source, right)], [(target, left)])
+                if part or layer % 2:  # the first of every other layer is never waited for by who asked for it
+                    copies.receiving[0][0].wait()
+                    assert target.item() == 10 * layer + part
+
+    run_threads(WORLD_SIZE, rank_main)
+
+
+def test_pytorch_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.distributed._symmetric_memory", None)
+    monkeypatch.setattr("harmoeny.runtime.exchange.choose.SharedWindows", SymmetricWindows)
+
+    def rank_main(threads: ThreadCommunicator) -> tuple[str, str]:
+        found = open_exchange(threads, "auto")
+        return found.exchange, found.remark
+
+    for used, remark in run_threads(WORLD_SIZE, rank_main):
+        assert used == "collective"
+        assert remark.startswith(f"PyTorch {torch.__version__} has no symmetric memory here (")
+
+
+def test_both_ways_to_write_blocks_write_the_same() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lengths = rng.integers(0, 4, (3, 5))
+        # Another source's rows lie between this one's.
+        others = rng.integers(0, 4, lengths.shape)
+        starts = np.cumsum(lengths + others, axis=1) - lengths
+        hidden, tokens = torch.randn(7, 2), torch.from_numpy(rng.integers(0, 7, int(lengths.sum())))
+        blocks: Any = put._Blocks(starts, lengths)
+        written = []
+        for write in (blocks._write_by_row, blocks._write_by_block):
+            targets = [torch.zeros(int((lengths + others)[d].sum()), 2) for d in range(3)]
+            write(hidden, tokens, targets)
+            written.append(torch.cat(targets))
+        assert torch.equal(*written)
+        assert int((written[0] != 0).any(dim=1).sum()) == len(tokens)
