@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -12,7 +13,12 @@ if Path.cwd() != ROOT:
 from experiments.startup import quick_imports  # noqa: E402
 
 with quick_imports():
-    from experiments.launch.environment import adopt_slurm_step, check_library_variables, check_rank_variables
+    from experiments.launch.environment import (
+        adopt_slurm_step,
+        check_library_variables,
+        check_rank_variables,
+        joined_world_size,
+    )
     from results_schema.printing import print_anything
 
     print_anything()
@@ -33,6 +39,8 @@ with quick_imports():
     from experiments.compose.job import fail, leave_interrupted, run_point
     from experiments.compose.messages import explain, explain_hydra
     from experiments.compose.schema import register_options
+    from experiments.launch.interrupt import interruptible
+    from experiments.launch.local import InterruptedRun
 
     register_options()
 
@@ -48,7 +56,11 @@ if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them over many lines
     try:
         check_choices(sys.argv[1:])
-        main()
+        # Ranks that somebody else started end at once, as their launcher expects: a wait for others has no Python code.
+        with interruptible() if joined_world_size() is None else nullcontext():
+            main()
+    except InterruptedRun as error:
+        leave_interrupted(error.signal)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if wants_trace:
             raise
