@@ -42,8 +42,8 @@ class RanksError(RunError):
     """A rank ended in error; the message is the first cause."""
 
 
-class InterruptedRun(Exception):  # noqa: N818  (no error: somebody wanted it)
-    """A signal stopped the run.
+class InterruptedRun(BaseException):
+    """A signal stopped the run; no error, so that nobody who handles errors goes on in spite of it.
 
     Attributes:
         signal: which.
