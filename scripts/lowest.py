@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import tomllib
@@ -26,6 +27,7 @@ def lowest(requirements: Sequence[str]) -> Iterator[str]:
 
 def main() -> None:
     """Print them for the package itself; what tests it is free."""
+    argparse.ArgumentParser(prog="python -m scripts.lowest", description=__doc__).parse_args()
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     sys.stdout.writelines(f"{line}\n" for line in lowest([re.sub(r"\s", "", d) for d in project["dependencies"]]))
 

@@ -15,6 +15,8 @@ from results_schema.printing import print_anything
 from tests.conftest import ROOT
 from tests.synthetic import write_run
 
+#: Runs before any package is installed, and prints names and numbers.
+_BEFORE_ALL = "scripts.lowest"
 _GUARD = '__name__ == "__main__"'
 COMMANDS = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -22,6 +24,7 @@ COMMANDS = [
     for path in sorted(ROOT.glob(f"{folder}/**/*.py"))
     if _GUARD in path.read_text(encoding="utf-8")
 ]
+COMMANDS.remove(_BEFORE_ALL)
 
 
 def ascii_stdout(monkeypatch: pytest.MonkeyPatch) -> BytesIO:

@@ -16,7 +16,10 @@ _WARM_UP = 3
 
 
 def interleave(
-    actions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int
+    actions: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    prepare: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
     """Time actions in rounds that run A B C C B A, so that a machine that slows down evenly favours none.
 
@@ -24,6 +27,7 @@ def interleave(
         actions: by name; called on this thread, and over when the device has nothing left to do.
         device: where they compute.
         rounds: measured ones; three more come first and are thrown away.
+        prepare: by name, what is called before an action and not timed.
 
     Returns:
         For every action and round the mean of its two times, in seconds.
@@ -32,6 +36,8 @@ def interleave(
     for index in range(-_WARM_UP, rounds):
         taken: dict[str, float] = dict.fromkeys(actions, 0.0)
         for name in [*actions, *reversed(list(actions))]:
+            if prepare and name in prepare:
+                prepare[name]()
             Device.of(device).synchronize()
             start = time.perf_counter()
             actions[name]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,6 @@ from baselines.static_ep import StaticEP
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.engine import ExpertParallel
-from harmoeny.runtime.layer.system import System
 from harmoeny.runtime.memory.experts import LayerExperts, swiglu
 from harmoeny.runtime.start import start_rank
 from results_schema.printing import print_anything
@@ -38,23 +37,13 @@ def measure(asked: Measurement) -> dict[str, Any]:
     for size, num_tokens in (("prefill", shape.layer_tokens), ("decode", shape.decode_sequences)):
         hidden, ids, weights = _tokens(shape, num_tokens, device, asked.dtype)
 
-        actions = {s.name: _layer(engine, s, hidden, ids, weights) for s in systems}
+        layer = partial(engine.forward, 0, hidden, ids, weights)
+        actions: dict[str, Callable[[], Tensor]] = {system.name: layer for system in systems}
+        prepare = {system.name: partial(engine.use, system) for system in systems}
         actions[PRODUCTS] = grouped_products(experts[0], hidden, ids)
-        found[size] = {"num_tokens": num_tokens} | compare(interleave(actions, device, asked.rounds), PRODUCTS)
+        found[size] = {"num_tokens": num_tokens} | compare(interleave(actions, device, asked.rounds, prepare), PRODUCTS)
     engine.close()
     return found
-
-
-def _layer(
-    engine: ExpertParallel, system: System, hidden: Tensor, ids: Tensor, weights: Tensor
-) -> Callable[[], Tensor]:
-    """Return what executes the layer under one system."""
-
-    def run() -> Tensor:
-        engine.use(system)
-        return engine.forward(0, hidden, ids, weights)
-
-    return run
 
 
 def _tokens(shape: Shape, num_tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from matplotlib.patches import Rectangle
+from matplotlib.container import BarContainer
 
 from analysis.explore import draw, load_results, of_run
 from tests.synthetic import change_manifest, write_run, write_sweep
@@ -42,7 +42,8 @@ def test_no_results_are_one_sentence_with_the_command(tmp_path: Path, make: bool
 def test_figures_are_drawn_by_name_or_refused_with_the_reason(tmp_path: Path) -> None:
     data = load_results(write_sweep(tmp_path, [0.0, 0.9]))
     throughput, _ = draw("skew_sweep", data).axes
-    heights = sorted(bar.get_height() for bar in throughput.patches if isinstance(bar, Rectangle))
+    drawn = [bars for bars in throughput.containers if isinstance(bars, BarContainer)]
+    heights = sorted(bar.get_height() for bars in drawn for bar in bars.patches)
     systems = data.summary[data.summary["bound"] == False]  # noqa: E712
     assert heights == pytest.approx(sorted(systems["throughput_tokens_per_s"] / 1000))
     with pytest.raises(ValueError, match=r"^time_breakdown: needs one run: python run.py "):

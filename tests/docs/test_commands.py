@@ -19,6 +19,8 @@ from tests.conftest import Compose
 from tests.docs.commands import PAGES, ROOT, commands, overrides, program
 from tests.harmoeny.models.saved import save
 
+pytestmark = pytest.mark.slow
+
 #: Pages whose commands use what the reader saved before; tests/docs/test_extending.py runs those in a copy that has it.
 _EXAMPLES = ("scatter", "camps", "mail", "sigmoid_stack", "my_cluster")
 SHOWN = [

@@ -15,6 +15,8 @@ import pytest
 
 from tests.docs.commands import ROOT
 
+pytestmark = pytest.mark.slow
+
 _RUN = ("experiment=smoke", "backend=simulator", "hardware=dgx_h100", "router.skew=0,0.9", "wandb.mode=disabled")
 
 

@@ -27,6 +27,8 @@ from scripts.gpu_check.shapes import SHAPES, Measurement
 from tests.harmoeny.runtime.cases import apply_expert, random_experts
 from tests.synthetic import write_run
 
+pytestmark = pytest.mark.slow
+
 TINY = Measurement(SHAPES["tiny"], torch.device("cpu"), 2, Path("unused"))
 PARTS = {part.name: part for part in all_parts("cuda", rehearsal=False)}
 
@@ -49,6 +51,8 @@ class TestMeasuring:
         called: list[str] = []
         times = interleave({name: partial(called.append, name) for name in "ABC"}, torch.device("cpu"), 2)
         assert "".join(called) == "ABCCBA" * 5, "three rounds of warm-up, two measured"
+        interleave({"A": lambda: None}, torch.device("cpu"), 1, {"A": partial(called.append, "p")})
+        assert "".join(called).endswith("p" * 8), "before every time"
         assert {name: len(taken) for name, taken in times.items()} == {"A": 2, "B": 2, "C": 2}
 
     def test_the_products_are_those_of_the_layer(self) -> None:

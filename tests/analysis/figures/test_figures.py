@@ -25,6 +25,8 @@ from analysis.present.style import label, look
 from analysis.report.reports import report_runs
 from tests.synthetic import LATENCY_S, NUM_LAYERS, WORLD_SIZE, Synthetic, change_manifest, write_run, write_sweep
 
+pytestmark = pytest.mark.slow
+
 SKEWS = [0.0, 0.5, 0.9]
 BARS = {
     "harmoeny": "HarMoEny",

@@ -19,7 +19,7 @@ from baselines.even_split import EvenSplit
 from tests.harmoeny.models.families import DOCUMENT, relative
 from tests.harmoeny.models.saved import DECODERS, PROMISED, logits, save, unmodified
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.mark.parametrize("name", PROMISED)
