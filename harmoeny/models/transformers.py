@@ -115,7 +115,7 @@ class Transformers(ModelConfig):
         """Return the configuration with the model's sizes.
 
         Raises:
-            ValueError: the model isn't there, or another size was asked for.
+            ValueError: the model isn't there, its sizes are none, or another size was asked for.
         """
         config = self._config()
         sizes: dict[str, Any] = {
@@ -124,6 +124,8 @@ class Transformers(ModelConfig):
             "vocab_size": int(config.get_text_config().vocab_size),
         }
         for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"model: its configuration says {name} {size}, must be at least 1")
             if getattr(self, name) not in (0, size):
                 raise ValueError(f"model.{name}: {getattr(self, name)}, must be 0 or {size}, which the model has")
         return replace(self, **sizes)

@@ -135,13 +135,15 @@ def test_architectures_have_their_published_size(name: str) -> None:
 
 def test_wrong_configurations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save("qwen3_moe", tmp_path)
-    bare, pickled, quantised, foreign = (tmp_path / name for name in ("bare", "pickled", "quantised", "foreign"))
-    for copy in (pickled, quantised, foreign):
+    names = ("bare", "pickled", "quantised", "foreign", "negative")
+    bare, pickled, quantised, foreign, negative = (tmp_path / name for name in names)
+    for copy in (pickled, quantised, foreign, negative):
         shutil.copytree(folder, copy)
     bare.mkdir()
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     change_config(quantised, quantization_config={"quant_method": "mxfp4"})
     change_config(foreign, model_type="mine", auto_map={"AutoConfig": "mine.Config"})
+    change_config(negative, vocab_size=-5)
     here: dict[str, Any] = {"local_path": str(folder)}
     refused: list[tuple[dict[str, Any], str]] = [
         ({}, "model.local_path: null"),
@@ -150,6 +152,7 @@ def test_wrong_configurations_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         ({"local_path": str(pickled)}, "no \\*.safetensors"),
         ({"local_path": str(quantised)}, "is quantised"),
         ({"local_path": str(foreign)}, "model_type 'mine'.*never run"),
+        ({"local_path": str(negative)}, "its configuration says vocab_size -5, must be at least 1"),
         ({"hub_name": "no/such-model"}, "model.hub_name: 'no/such-model' is not in this machine's hub cache"),
         (here | {"num_layers": 3}, "model.num_layers: 3, must be 1 to 2"),
         (here | {"num_experts": 4}, "model.num_experts: 4, must be 0 or 6"),
