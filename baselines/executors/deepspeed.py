@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +114,16 @@ class DeepSpeedExecutor(Executor):
         from deepspeed.moe.layer import MoE
 
         experts, world_size = self.memory.store.layers[layer], self.comm.world_size
+
+        def function(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
+            # The library copies its experts deeply, and with a method that the function refers to the whole model.
+            experts.function(weights, rows, out)
+
         order_E = np.argsort(self.planner.placements[layer].home, kind="stable").astype(np.int64)
         own = order_E.reshape(world_size, -1)[self.comm.rank]
         slots = self.planner.fetcher.residents(layer)
         with contextlib.redirect_stdout(io.StringIO()):  # it reports every process group
-            module = MoE(experts.hidden_size, _Expert(experts.function), experts.num_experts, world_size)
+            module = MoE(experts.hidden_size, _Expert(function), experts.num_experts, world_size)
             if world_size > 1:
                 module.set_deepspeed_parallelism()
         inner = module.deepspeed_moe

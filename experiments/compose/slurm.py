@@ -18,6 +18,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from experiments.compose.submitted import load_swept_point
 from experiments.console import say
 from experiments.launch.environment import adopt_slurm_step
+from experiments.launch.local import InterruptedRun
 from experiments.point.point import Point
 from experiments.results.kept import is_done, is_kept
 from experiments.results.lock import RunBusyError, hold
@@ -175,10 +176,10 @@ def _wait(points: Sequence[Point]) -> None:
                 continue  # a controller may restart; the jobs do not mind
             for job in sorted(waiting.keys() - queued):
                 failed |= _has_failed(waiting.pop(job))
-    except KeyboardInterrupt:
+    except InterruptedRun as error:
         names = " ".join(sorted({job.partition("_")[0] for job in waiting}))
         say(f"interrupted: SLURM goes on with job {names}; scancel ends it, the same command again waits for it")
-        raise SystemExit(128 + signal.SIGINT) from None
+        raise SystemExit(128 + error.signal) from None
     if failed:
         say("the same command again runs what is missing")
         raise SystemExit(1)

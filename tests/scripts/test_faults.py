@@ -25,13 +25,14 @@ SEED = 7
 @pytest.mark.ranks
 @pytest.mark.timeout(600)
 def test_a_minute_of_the_campaign_holds() -> None:
+    others = psutil.Process().children(recursive=True)
     with tempfile.TemporaryDirectory(prefix="faults-") as short:  # sockets in it: a path may have 107 bytes
         folder = Path(short)
         outcomes = list(campaign(SEED, rounds=None, minutes=1, folder=folder))
         assert outcomes
         assert [describe(outcome, folder) for outcome in outcomes if outcome.problems] == []
         assert not list(folder.glob("round-*")), "what held is not kept"
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= set(others)
 
 
 def test_every_fault_has_a_name_of_its_own_and_a_row() -> None:
