@@ -55,19 +55,35 @@ def kept_file(name: str, make: Callable[[], bytes]) -> Path:
             say(f"{path} is damaged and is made anew")
     except OSError as error:
         raise ValueError(f"HARMOENY_CACHE: {str(path)!r} cannot be read ({_reason(error)}); {_REMEDY}") from error
-    content = make()
+    keep(path, make())
+    return path
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache with a checksum after its content, in place of what is there.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
     try:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             file.write(content)
             file.write(_MARK + hashlib.sha256(content).hexdigest().encode())
     except OSError as error:
         raise ValueError(f"HARMOENY_CACHE: {str(path)!r} cannot be written ({_reason(error)}); {_REMEDY}") from error
-    return path
 
 
 def kept_content(path: Path) -> bytes:
     """Return what `kept_file` keeps in a file, without the checksum."""
     return path.read_bytes()[:-_TRAILER_BYTES]
+
+
+def intact_content(path: Path) -> bytes | None:
+    """Return what is kept in a file, or None where there is none, or a damaged one, or it cannot be read."""
+    try:
+        return kept_content(path) if _is_intact(path) else None
+    except OSError:
+        return None
 
 
 def _is_intact(path: Path) -> bool:

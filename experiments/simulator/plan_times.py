@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from experiments.console import say
-from experiments.files import cache_dir
+from experiments.files import cache_dir, intact_content, keep
 from experiments.point.source import component_digest
 from harmoeny.placement import IntArray, Placement
 from harmoeny.policy import Policy
-from results_schema.atomic import write_text
 
 #: Of one policy and its options; the oldest go first.
 _MOST_KEPT = 100_000
@@ -69,17 +68,13 @@ class PlanTimes:
             return
         newest = dict(list(self._known.items())[-_MOST_KEPT:])
         try:
-            write_text(self._path, json.dumps(newest))
-        except OSError as error:
-            say(f"plan times are not kept: {str(self._path)!r}: {error.strerror or error}")
+            keep(self._path, json.dumps(newest).encode())
+        except ValueError as error:
+            say(f"plan times are not kept: {error}")
 
 
 def _read(path: Path) -> dict[str, float]:
     """Return the kept times; what is torn or damaged counts as nothing."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(s, float) and 0 <= s < np.inf for s in content.values()):
-        return {}
-    return content
+    content = intact_content(path)
+    known: dict[str, float] = json.loads(content) if content is not None else {}
+    return known

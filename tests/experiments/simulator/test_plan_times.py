@@ -71,6 +71,13 @@ def test_a_damaged_file_counts_as_nothing(content: str) -> None:
     assert known(PlanTimes.of(StaticEP())) == -1.0
 
 
+def test_a_changed_digit_counts_as_nothing() -> None:
+    path = keep(StaticEP(), 0.5)
+    assert b"0.5" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.6"))
+    assert known(PlanTimes.of(StaticEP())) == -1.0
+
+
 def test_a_cache_that_cannot_be_written_is_said(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
