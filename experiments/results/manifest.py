@@ -51,7 +51,7 @@ def new_manifest(point: Point) -> dict[str, Any]:
 
 def environment() -> dict[str, dict[str, Any]]:
     """Return what is noted of the code, the packages and the machine."""
-    return {"git": _git(), "packages": _packages(), "host": _host()}
+    return {"git": git_state(), "packages": _packages(), "host": _host()}
 
 
 def options_of(point: Point, name: str, policy: Policy) -> dict[str, Any]:
@@ -91,7 +91,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _git() -> dict[str, Any]:
+def git_state() -> dict[str, Any]:
+    """Return the project's ``revision`` and whether files differ from it (``dirty``); None where git cannot tell."""
     root = Path(__file__).resolve().parents[2]
 
     def ask(*arguments: str) -> str | None:

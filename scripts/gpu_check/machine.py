@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
+from experiments.results.manifest import git_state
 from harmoeny.runtime.device import Device
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -49,7 +50,7 @@ def describe_machine(device_type: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "revision": _first_line("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        **git_state(),
         "mps": shutil.which("nvidia-cuda-mps-control") is not None,
     }
     if device.type == "cuda":
