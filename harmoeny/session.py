@@ -46,6 +46,7 @@ class Session:
         self,
         adapted: AdaptedModule,
         policy: Policy,
+        exchange: str = Exchange.AUTO,
         transfers: Transfers | None = None,
         way_out: str = _CLOSE,
     ) -> None:
@@ -54,8 +55,12 @@ class Session:
         Args:
             adapted: the model.
             policy: decides.
+            exchange: how tokens travel.
             transfers: copies experts; None: its own.
             way_out: what gives the weights back, for people.
+
+        Raises:
+            ValueError: the model's layers are not supported, or the exchange is not possible here.
         """
         try:
             adapted.check()
@@ -64,10 +69,12 @@ class Session:
             raise
         self.model: Any = adapted.module
         self._adapted = adapted
-        # Layers that come one by one, each with a session, would have windows of their own each.
-        exchange = Exchange.AUTO if transfers is None else Exchange.COLLECTIVE
         comm = Communicator(adapted.device)
-        self.engine = start_rank(adapted.experts, comm, exchange=exchange, transfers=transfers, record=False)
+        try:
+            self.engine = start_rank(adapted.experts, comm, exchange=exchange, transfers=transfers, record=False)
+        except BaseException:
+            adapted.restore()
+            raise
         adapted.context.engine = self.engine
         self._guards = _guard(adapted, way_out)
         self.use(policy)
@@ -115,7 +122,10 @@ def register(policy: Policy | None = None) -> None:
 
     def attach_alone(experts: nn.Module) -> None:
         with torch.no_grad():
-            session = _attach(AdaptedExperts(experts), default, _transfers(device_of(experts)), _DETACH)
+            # Layers come one by one, each with a session: with puts every one of them would have windows of its own.
+            session = _attach(
+                AdaptedExperts(experts), default, Exchange.COLLECTIVE, _transfers(device_of(experts)), _DETACH
+            )
         experts.__dict__[_OWN_SESSION] = session
 
     register_implementation(attach_alone)
@@ -141,7 +151,7 @@ def detach(model: nn.Module) -> None:
         session.close()
 
 
-def attach(model: nn.Module, policy: Policy | None = None) -> Session:
+def attach(model: nn.Module, policy: Policy | None = None, *, exchange: str = Exchange.AUTO) -> Session:
     """Put a policy behind the MoE layers of a model; all ranks call it together, with the same weights.
 
     The ranks of a host keep one copy of the experts, in host memory; everything else stays as it is, on every rank.
@@ -149,20 +159,28 @@ def attach(model: nn.Module, policy: Policy | None = None) -> Session:
     Args:
         model: with experts behind Transformers' experts interface, or a Switch Transformer.
         policy: HarMoEny if None.
+        exchange: how tokens travel between ranks: ``collective``, ``put`` (straight into the receiver's memory), or
+            ``auto``, which is ``put`` where that is possible.
 
     Raises:
         ValueError: the model has no such layers, is attached already, or they are laid out in a way that is not
-            supported; an option of the policy is wrong.
+            supported; an option of the policy is wrong; the exchange is not possible here.
     """
     policy = policy or HarMoEny()
     _check_policy(policy)
+    _check_exchange(exchange)
     _check_free(model)
     with torch.no_grad():
-        return _attach(AdaptedSwitch(model) if is_switch(model) else AdaptedExperts(model), policy)
+        return _attach(AdaptedSwitch(model) if is_switch(model) else AdaptedExperts(model), policy, exchange)
 
 
 def load(
-    path: str | Path, policy: Policy | None = None, *, dtype: str = "float32", device: str | torch.device = "cpu"
+    path: str | Path,
+    policy: Policy | None = None,
+    *,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    exchange: str = Exchange.AUTO,
 ) -> Session:
     """Load a saved model and put a policy behind its MoE layers; all ranks call it together.
 
@@ -173,12 +191,14 @@ def load(
         policy: HarMoEny if None.
         dtype: ``float32`` or ``bfloat16``.
         device: where the model computes; experts stay in host memory and are copied from there.
+        exchange: as in :func:`attach`.
 
     Raises:
-        ValueError: the folder has no such model, or the model or policy is not supported.
+        ValueError: the folder has no such model, the model or policy is not supported, or the exchange is not possible.
     """
     policy = policy or HarMoEny()
     _check_policy(policy)
+    _check_exchange(exchange)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r}, must be one of {', '.join(DTYPES)}")
     config = load_config(Path(path))
@@ -190,7 +210,7 @@ def load(
         share_model(adapted, comm, local_rank)
         module.to(comm.device)
         adapted.device = comm.device
-        return Session(adapted, policy)
+        return Session(adapted, policy, exchange)
 
 
 def _check_free(model: nn.Module) -> None:
@@ -211,6 +231,11 @@ def _check_policy(policy: object) -> None:
     policy.validate()
 
 
+def _check_exchange(exchange: str) -> None:
+    if exchange not in tuple(Exchange):
+        raise ValueError(f"exchange: {exchange!r}, must be one of {', '.join(Exchange)}")
+
+
 def _guard(adapted: AdaptedModule, way_out: str) -> list[RemovableHandle]:
     """Let modules without their experts' weights refuse to be saved, which would leave these out without a word."""
 
@@ -223,7 +248,11 @@ def _guard(adapted: AdaptedModule, way_out: str) -> list[RemovableHandle]:
 
 
 def _attach(
-    adapted: AdaptedModule, policy: Policy, transfers: Transfers | None = None, way_out: str = _CLOSE
+    adapted: AdaptedModule,
+    policy: Policy,
+    exchange: str,
+    transfers: Transfers | None = None,
+    way_out: str = _CLOSE,
 ) -> Session:
     """Share the experts of a model that every rank has, and start a session."""
     comm = Communicator(adapted.device)
@@ -234,7 +263,7 @@ def _attach(
         shared = share_tensors(named, comm, rank_on_host(comm))
         for i, layer in enumerate(adapted.experts):
             layer.weights.update({name: shared[f"{i} {name}"] for name in layer.weights})
-    return Session(adapted, policy, transfers, way_out)
+    return Session(adapted, policy, exchange, transfers, way_out)
 
 
 @cache

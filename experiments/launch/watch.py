@@ -128,6 +128,8 @@ class Watch:
         if not lost:
             return
         silent = all(self._silent_s[rank] > _SILENT_S for rank in lost)
+        # Whoever looks for the cause wants to know of all, also where one was stopped a moment later.
+        lost = [rank for rank in ranks if rank in lost or is_stopped(self._pulse.pid(rank))]
         self.verdict = " and ".join(self._describe(rank) for rank in lost) + (
             f" did not answer any more (timeout_s is {self._timeout_s:g})"
             if silent

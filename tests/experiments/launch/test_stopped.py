@@ -99,6 +99,14 @@ def _ends(pid: int) -> bool:
     return ended
 
 
+def _stop(pid: int) -> None:
+    """Stop a child, and wait until it is: the signal takes its time on a busy machine."""
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + 5
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED and time.monotonic() < end:
+        time.sleep(0.05)
+
+
 class TestWatch:
     """The launcher's view, without ranks: processes that only exist."""
 
@@ -166,12 +174,23 @@ class TestWatch:
         self._look(pulse, watch, 20, [0, 2])
         assert watch.verdict is None
 
+    def test_all_that_are_stopped_are_named_also_where_one_was_later(self, pids: list[int]) -> None:
+        pulse, watch = self._watch(pids)
+        _stop(pids[1])
+        self._look(pulse, watch, 4, [0, 2])
+        _stop(pids[2])
+        self._look(pulse, watch, 1.4, [0])
+        assert watch.verdict == (
+            f"rank 1 (pid {pids[1]}, a stopped process) and rank 2 (pid {pids[2]}, a stopped process) did not answer "
+            "any more (timeout_s is 5)"
+        )
+        assert _ends(pids[1])
+        assert _ends(pids[2])
+        assert psutil.Process(pids[0]).status() != psutil.STATUS_ZOMBIE
+
     def test_what_was_told_to_end_while_it_is_stopped_is_killed(self, pids: list[int]) -> None:
         pulse, watch = self._watch(pids)
-        os.kill(pids[0], signal.SIGSTOP)
-        end = time.monotonic() + 5
-        while psutil.Process(pids[0]).status() != psutil.STATUS_STOPPED and time.monotonic() < end:
-            time.sleep(0.05)  # the signal takes its time on a busy machine
+        _stop(pids[0])
         self._look(pulse, watch, 1, [0, 1, 2])
         assert psutil.Process(pids[0]).status() == psutil.STATUS_STOPPED, "it may go on later"
         os.kill(pids[0], signal.SIGTERM)

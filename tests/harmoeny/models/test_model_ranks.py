@@ -28,21 +28,23 @@ def errors_of(rank: int, folder: str) -> dict[str, float]:
     found = {}
     for name in FAMILIES:
         saved = Path(folder, name)
-        wanted, batch = logits(unmodified(saved), seed=10 + rank, batch_size=2 + rank), (10 + rank, 2 + rank)
+        batch = {"seed": 10 + rank, "batch_size": 2 + rank}
+        wanted = logits(unmodified(saved), **batch)
         with harmoeny.load(saved, harmoeny.HarMoEny(threshold=1)) as session:
             session.engine.recorder.enabled = True
             for policy in (harmoeny.HarMoEny(threshold=1), EvenSplit(fetch="peer")):
                 session.use(policy)
                 session.engine.recorder.begin_iteration()
-                output = logits(session.model, seed=batch[0], batch_size=batch[1])
-                found[f"load {name} {policy.name}"] = relative(output, wanted)
+                found[f"load {name} {policy.name}"] = relative(logits(session.model, **batch), wanted)
                 plans = [times.marks.plan for times in session.engine.recorder.collect()]
                 elsewhere = sum(int(p.tokens[rank].sum() - p.tokens[rank, :, rank].sum()) for p in plans if p)
                 assert elsewhere > 0, "no token went to the other rank"
         model = unmodified(saved)
-        with harmoeny.attach(model) as session:
-            found[f"attach {name}"] = relative(logits(model, seed=batch[0], batch_size=batch[1]), wanted)
-        found[f"given back {name}"] = relative(logits(model, seed=batch[0], batch_size=batch[1]), wanted)
+        for exchange in ("collective", "put"):
+            with harmoeny.attach(model, exchange=exchange) as session:
+                found[f"attach {name} {exchange}"] = relative(logits(model, **batch), wanted)
+                assert session.engine.memory.comm.exchange == exchange
+        found[f"given back {name}"] = relative(logits(model, **batch), wanted)
     harmoeny.register(harmoeny.HarMoEny(threshold=1))
     model = AutoModelForCausalLM.from_pretrained(Path(folder, "gpt_oss"), experts_implementation="harmoeny").eval()
     wanted = logits(unmodified(Path(folder, "gpt_oss")), seed=rank)
@@ -70,7 +72,7 @@ def test_models_are_exact_on_two_ranks(tmp_path: Path) -> None:
     for name in FAMILIES:
         save(name, tmp_path)
     for found in run_ranks(2, errors_of, tmp_path, str(tmp_path)):
-        assert len(found) == 4 * len(FAMILIES) + 2
+        assert len(found) == 5 * len(FAMILIES) + 2
         assert max(found.values()) <= 1e-4, found
 
 

@@ -68,6 +68,17 @@ def test_policies_change_in_a_session(tmp_path: Path) -> None:
             session.use(harmoeny.HarMoEny(threshold=0))
 
 
+def test_an_exchange_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    folder = save("mixtral", tmp_path)
+    model = unmodified(folder)
+    refusal = "exchange: 'nccl', must be one of auto, collective, put"
+    with pytest.raises(ValueError, match=refusal):
+        harmoeny.load(folder, exchange="nccl")
+    with pytest.raises(ValueError, match=refusal):
+        harmoeny.attach(model, exchange="nccl")
+    assert torch.equal(logits(model), logits(unmodified(folder)))
+
+
 def test_generation_gives_the_same_tokens(tmp_path: Path) -> None:
     folder = save("qwen3_moe", tmp_path)
     prompt = torch.randint(3, 90, (2, 5), generator=torch.Generator().manual_seed(0))
