@@ -50,11 +50,6 @@ class FasterMoE(Policy):
     shadow_s: float | None = None
     exchange_tokens_per_s: float | None = None
 
-    @property
-    def executor(self) -> str:
-        """Smart scheduling, unless it is off."""
-        return "baselines.executors.pairwise:PairwiseExecutor" if self.smart_scheduling else super().executor
-
     def validate(self) -> None:
         """Check the configuration.
 
@@ -93,16 +88,17 @@ class FasterMoE(Policy):
             ValueError: the costs were neither set nor calibrated.
         """
         if not self.shadowing:
-            return plan_from_tokens(home_tokens(counts, placement.home), placement)
+            plan = plan_from_tokens(home_tokens(counts, placement.home), placement)
+            return replace(plan, source_groups=self._source_groups(len(counts)))
         if self.token_s is None or self.shadow_s is None:
             name = "token_s" if self.token_s is None else "shadow_s"
             raise ValueError(f"{name}: null, must be calibrated before planning (FasterMoE.calibrated)")
         exchange_s = 0.0 if self.exchange_tokens_per_s is None else 1.0 / self.exchange_tokens_per_s
         shadowed = choose_shadows(counts, placement.home, placement.resident, self.token_s, self.shadow_s, exchange_s)
         tokens, fetch = _execute(counts, placement.home, placement.resident, shadowed)
-        return Plan(tokens=tokens, fetch=fetch)
+        return Plan(tokens=tokens, fetch=fetch, source_groups=self._source_groups(len(counts)))
 
-    def source_groups(self, world_size: int) -> list[list[int]] | None:
+    def _source_groups(self, world_size: int) -> list[list[int]] | None:
         """Return the groups that smart scheduling exchanges tokens with in turn, unless it is off."""
         if not self.smart_scheduling:
             return None

@@ -9,7 +9,8 @@ from harmoeny.cost import ExpertCost
 from harmoeny.placement import Placement, place
 from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
-from harmoeny.rebalance import HarMoEny
+from harmoeny.rebalance import TokenHarMoEny
+from harmoeny.timed import HarMoEny
 
 if TYPE_CHECKING:
     from harmoeny.session import Session, attach, detach, load, register
@@ -21,6 +22,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Session",
+    "TokenHarMoEny",
     "attach",
     "detach",
     "load",

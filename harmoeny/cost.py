@@ -15,6 +15,10 @@ class ExpertCost:
         exchange_token_s: seconds that a rank needs to receive one more token in an all-to-all; 0 where it is not known.
         peer_fetch_s: seconds to bring one expert's weights from another rank; 0 where it is not known.
         launch_s: seconds that a slice takes whatever its tokens; no part of :attr:`token_s`.
+        weights_s: seconds to read an expert's weights, below which no slice's tokens are computed; 0 where that is not
+            known, or is part of :attr:`launch_s`.
+        exchange_latency_s: seconds that an exchange takes whatever its rows; part of :attr:`peer_fetch_s`, too.
+        copy_token_s: seconds to reorder one token in device memory; 0 where it is not known.
     """
 
     token_s: float
@@ -22,6 +26,9 @@ class ExpertCost:
     exchange_token_s: float = 0.0
     peer_fetch_s: float = 0.0
     launch_s: float = 0.0
+    weights_s: float = 0.0
+    exchange_latency_s: float = 0.0
+    copy_token_s: float = 0.0
 
     def threshold_tokens(self) -> int:
         """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""

@@ -140,11 +140,14 @@ class Hardware:
         """
         if self.expert_flops_per_s is None or self.host_link_bytes_per_s is None:
             return None
-        exchange = self.all_to_all_bytes_per_s
+        exchange, memory = self.all_to_all_bytes_per_s, self.device_memory_bytes_per_s
         return ExpertCost(
             token_s=flops_per_token / self.expert_flops_per_s,
             fetch_s=self.host_link_s(expert_bytes),
             exchange_token_s=0.0 if exchange is None else token_bytes / exchange,
             peer_fetch_s=0.0 if exchange is None else self.all_to_all_latency_s + expert_bytes / exchange,
             launch_s=self.expert_launch_s,
+            weights_s=0.0 if memory is None else expert_bytes / memory,
+            exchange_latency_s=self.all_to_all_latency_s,
+            copy_token_s=0.0 if memory is None else 2 * token_bytes / memory,
         )

@@ -5,7 +5,6 @@ A policy that has none of these methods is modelled from its plans.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from harmoeny.placement import IntArray, Placement
@@ -36,14 +35,3 @@ class PredictsExecuted(Protocol):
             counts: int64 ``[world_size, num_experts]``.
             placement: the experts that every rank holds.
         """
-
-
-@runtime_checkable
-class GroupsSources(Protocol):
-    """A policy whose executor takes up the rows of groups of ranks apart, as they arrive, after its own rank's.
-
-    Without this, a rank executes all rows of an expert together, after dispatch.
-    """
-
-    def source_groups(self, world_size: int) -> Sequence[Sequence[int]] | None:
-        """Return the groups, which hold every rank once; None: with its present options there are none."""

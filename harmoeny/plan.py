@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +19,18 @@ class Plan:
         tokens: int64 ``[world_size(src), num_experts, world_size(dst)]``, assignments of source rank and expert that
             each destination rank executes.
         fetch: bool ``[num_experts, world_size]``, true where a rank must fetch the expert's weights first.
+        from_peer: bool ``[num_experts, world_size]``, the fetches that the expert's home rank sends, the others come
+            from host memory; only ``fetch=peer`` reads it. None: all.
+        source_groups: groups of ranks, which hold every rank once, whose rows are executed apart as they arrive, after
+            those of the rank itself; None: all rows of an expert are executed together, when all are there.
+        predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
     """
 
     tokens: IntArray
     fetch: BoolArray
+    from_peer: BoolArray | None = None
+    source_groups: Sequence[Sequence[int]] | None = None
+    predicted_s: float | None = None
 
     @property
     def world_size(self) -> int:

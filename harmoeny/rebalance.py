@@ -20,7 +20,7 @@ MIN_MOVE_DIVISOR = 512
 
 
 @dataclass(kw_only=True)
-class HarMoEny(Policy):
+class TokenHarMoEny(Policy):
     """HarMoEny's policy (arXiv 2506.12417, section 4.1, algorithm 1).
 
     While some rank has more than the average load, the most popular expert of the most loaded rank gives assignments to
@@ -38,8 +38,10 @@ class HarMoEny(Policy):
             possible on the rank where they are, which gives the same loads with the least possible traffic.
     """
 
-    name: ClassVar[str] = "harmoeny"
-    description: ClassVar[str] = "moves tokens from overloaded to idle ranks in every batch and fetches their experts"
+    name: ClassVar[str] = "harmoeny_tokens"
+    description: ClassVar[str] = (
+        "the paper's rule: tokens move from overloaded to idle ranks, which fetch their experts"
+    )
     baseline: ClassVar[bool] = False
 
     threshold: int | None = None
@@ -90,7 +92,7 @@ class HarMoEny(Policy):
 
     def _moves(self, counts: IntArray, placement: Placement) -> IntArray:
         if self.threshold is None:
-            raise ValueError("threshold: null, must be calibrated before planning (HarMoEny.calibrated)")
+            raise ValueError("threshold: null, must be calibrated before planning (TokenHarMoEny.calibrated)")
         covered = self.stop_rule == "covered"
         moves: IntArray = choose_moves(counts, placement.home, placement.resident, self.threshold, covered)
         return moves

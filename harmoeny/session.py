@@ -19,11 +19,11 @@ from harmoeny.models.kit.loading import build_module, load_config
 from harmoeny.models.kit.modules import device_of
 from harmoeny.models.switch import AdaptedSwitch, is_switch
 from harmoeny.policy import Policy
-from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.sharing import rank_on_host, share_model, share_tensors
 from harmoeny.runtime.memory.transfer import Transfers, make_transfers
 from harmoeny.runtime.start import start_rank
+from harmoeny.timed import HarMoEny
 
 #: What gives the weights back, for people.
 _CLOSE, _DETACH = "session.close()", "harmoeny.detach(model)"

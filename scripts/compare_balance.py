@@ -19,7 +19,7 @@ from baselines.static_ep import StaticEP
 from experiments.routing.authors_csv import read_published
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
-from harmoeny.rebalance import HarMoEny
+from harmoeny.rebalance import TokenHarMoEny
 from results_schema.atomic import write_text
 from results_schema.printing import print_anything
 
@@ -33,9 +33,9 @@ FIRST_DECODER_LAYER = 6
 #: The threshold that the paper states; 1 moves tokens until the loads are even, whatever the fetches cost.
 THRESHOLD = 1512
 PLANNED: Mapping[str, Policy] = {
-    "harmoeny": HarMoEny(threshold=THRESHOLD),
-    "harmoeny_paper_rule": HarMoEny(threshold=THRESHOLD, stop_rule="paper"),
-    "harmoeny_greedy": HarMoEny(threshold=1, stop_rule="paper"),
+    "harmoeny": TokenHarMoEny(threshold=THRESHOLD),
+    "harmoeny_paper_rule": TokenHarMoEny(threshold=THRESHOLD, stop_rule="paper"),
+    "harmoeny_greedy": TokenHarMoEny(threshold=1, stop_rule="paper"),
     "static_ep": StaticEP(),
     "even_split": EvenSplit(),
     "drop": Drop(),

@@ -16,7 +16,7 @@ from experiments.routing.trace_files import read_about
 from experiments.text.tokenizer import check_vocab_size
 from harmoeny.choices import Exchange
 from harmoeny.policy import Policy
-from harmoeny.runtime.layer.executor import find_executor
+from harmoeny.runtime.layer.plan_executor import find_executor
 from results_schema.tables import TABLES
 
 DEVICES = ("auto", "cpu", "cuda")

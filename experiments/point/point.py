@@ -21,7 +21,7 @@ from harmoeny.hardware import Hardware
 from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
 from harmoeny.runtime.device import best_device_type
-from harmoeny.runtime.layer.executor import find_executor
+from harmoeny.runtime.layer.plan_executor import find_executor
 
 #: Values that change where results go or what is done with them, but not the measurement.
 _NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force", "dry_run")

@@ -121,7 +121,9 @@ class RankMemories:
         if flows.slices is not None:
             experts_s = experts_s.sum(axis=0)
         missing = (computed > 0) & ~self._held[layer]
-        from_peers = flows.fetch if self._policy.fetch == Fetch.PEER else np.zeros_like(missing)
+        from_peers = np.zeros_like(missing)
+        if self._policy.fetch == Fetch.PEER:
+            from_peers = flows.fetch if flows.from_peer is None else flows.fetch & flows.from_peer
         arrival_s = planned_s + self._peers_s(from_peers, placement)
         host_s = cost.weights_from_host_s((missing & ~from_peers).sum(axis=0))
         end_s = start_s + experts_s.sum(axis=0)
@@ -135,7 +137,7 @@ class RankMemories:
             transfers.copy_s, transfers.restoring_s = float(host_s[rank]), 0.0
             own.comm.arrival_s = float(arrival_s[rank])
             transfers.now_s = float(planned_s[rank])
-            own.fetcher.begin(layer, flows.fetch, computed_by_rank[rank][None])
+            own.fetcher.begin(layer, flows.fetch, computed_by_rank[rank][None], from_peer=flows.from_peer)
             transfers.now_s = float(start_s[rank])
             stats = _execute(own, expert_s_by_rank[rank])
             end_s[rank], restoring_s[rank] = transfers.now_s, transfers.restoring_s

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from experiments.routers.base import FloatArray
-from harmoeny.modelled import GroupsSources, PredictsExecuted
+from harmoeny.modelled import PredictsExecuted
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.policy import Policy
 
@@ -24,6 +24,7 @@ class Flows:
     Attributes:
         executed: int64 ``[num_experts, world_size]``, assignments executed per expert and rank.
         fetch: bool ``[num_experts, world_size]``, experts that a rank executes and does not hold.
+        from_peer: bool ``[num_experts, world_size]``, the fetches that peers send with ``fetch=peer``; None: all.
         traffic: float64 ``[world_size(src), world_size(dst)]``, assignments that go from rank to rank.
         computed: int64 ``[num_experts, world_size]``, rows that are computed, padding too; None: those executed.
         slices: int64 ``[1 + num_groups, num_experts, world_size]``, the rows that are executed apart where a system
@@ -33,6 +34,7 @@ class Flows:
     executed: IntArray
     fetch: BoolArray
     traffic: FloatArray
+    from_peer: BoolArray | None = None
     computed: IntArray | None = None
     slices: IntArray | None = None
 
@@ -55,9 +57,9 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
         if executed is not None:
             return flows_of_executed(counts, executed, placement)
     plan = policy.plan(counts, placement)
-    groups = policy.source_groups(len(counts)) if isinstance(policy, GroupsSources) else None
-    slices = None if groups is None else _slices(plan.tokens, groups)
-    return Flows(plan.executed(), plan.fetch, plan.tokens.sum(axis=1).astype(np.float64), slices=slices)
+    slices = None if plan.source_groups is None else _slices(plan.tokens, plan.source_groups)
+    traffic = plan.tokens.sum(axis=1).astype(np.float64)
+    return Flows(plan.executed(), plan.fetch, traffic, from_peer=plan.from_peer, slices=slices)
 
 
 def _slices(tokens: IntArray, groups: Sequence[Sequence[int]]) -> IntArray:

@@ -28,7 +28,6 @@ from experiments.launch.calls import call_on_ranks
 from experiments.routers.base import RoutingRequest
 from experiments.routers.uniform import UniformRouter
 from harmoeny.models.moe_stack import MoEStack
-from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.device import Device, best_device_type
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
@@ -37,6 +36,7 @@ from harmoeny.runtime.layer.system import System
 from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.slots import SlotPool
 from harmoeny.runtime.start import start_rank
+from harmoeny.timed import HarMoEny
 from results_schema.printing import print_anything
 
 OVERHEAD_BUDGET = 0.15

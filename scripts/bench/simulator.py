@@ -24,7 +24,7 @@ from experiments.simulator.model_work import ModelWork
 from experiments.simulator.topology import Topology
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
-from harmoeny.rebalance import HarMoEny
+from harmoeny.timed import HarMoEny
 from results_schema.printing import print_anything
 
 NUM_EXPERTS = 256

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from baselines.static_ep import StaticEP
 from harmoeny.models.moe_stack import MoEStack
-from harmoeny.rebalance import HarMoEny
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import LayerExperts, swiglu
 from harmoeny.runtime.start import start_rank
+from harmoeny.timed import HarMoEny
 from results_schema.printing import print_anything
 from scripts.gpu_check.interleave import compare, interleave
 from scripts.gpu_check.shapes import Measurement, Shape, parse_measurement

@@ -7,13 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.executors.pairwise import PairwiseExecutor
 from baselines.fastermoe import FasterMoE, choose_shadows
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement, place
-from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.executor import PlanExecutor
-from tests.harmoeny.runtime.cases import CPU, random_experts, start
 from tests.strategies import batches, examples
 
 COSTS = st.tuples(st.floats(1e-6, 1e-3), st.floats(1e-6, 1e-1), st.floats(0, 1e-3))
@@ -130,11 +126,10 @@ def test_without_shadowing_everything_goes_home_and_without_smart_scheduling_not
     policy = FasterMoE(shadowing=False, smart_scheduling=False)
     policy.validate()
     policy = policy.calibrated(ExpertCost(token_s=1e-3, fetch_s=1e-9))
-    assert policy.plan(counts, place("contiguous", 2, 2)).load().tolist() == [900, 100]
-    engine = start([random_experts(2, 0)], Communicator(CPU), record=False)
-    assert type(engine.build_system("x", policy).executor) is PlanExecutor
-    assert type(engine.build_system("x", FasterMoE(shadowing=False)).executor) is PairwiseExecutor
-    engine.close()
+    plan = policy.plan(counts, place("contiguous", 2, 2))
+    assert plan.load().tolist() == [900, 100]
+    assert plan.source_groups is None
+    assert FasterMoE(shadowing=False).plan(counts, place("contiguous", 2, 2)).source_groups == [[0], [1]]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import numpy as np
 from baselines.even_split import EvenSplit
 from experiments.registry import discover
 from experiments.simulator.flows import plan_flows
-from harmoeny.modelled import GroupsSources, PadsBuffers, PredictsExecuted
+from harmoeny.modelled import PadsBuffers, PredictsExecuted
 from harmoeny.placement import place
-from harmoeny.rebalance import HarMoEny
+from harmoeny.rebalance import TokenHarMoEny
 
 
 def answering(protocol: type) -> set[str]:
@@ -21,15 +21,14 @@ def answering(protocol: type) -> set[str]:
 
 
 def test_few_policies_answer() -> None:
-    assert answering(GroupsSources) == {"fastermoe"}
     assert answering(PadsBuffers) == set(), "only DeepSpeed, where it is installed, pads"
-    assert answering(PredictsExecuted) == {"static_ep", "fastmoe", "harmoeny", "eplb", "eplb_lp"}
+    assert answering(PredictsExecuted) == {"static_ep", "fastmoe", "harmoeny", "harmoeny_tokens", "eplb", "eplb_lp"}
 
 
 def test_a_policy_that_answers_nothing_is_modelled_from_its_plan() -> None:
     counts = np.array([[4, 0], [1, 3]], dtype=np.int64)
     policy, placement = EvenSplit(), place("contiguous", 2, 2)
-    for protocol in (GroupsSources, PadsBuffers, PredictsExecuted):
+    for protocol in (PadsBuffers, PredictsExecuted):
         assert not isinstance(policy, protocol)
     flows, plan = plan_flows(policy, counts, placement), policy.plan(counts, placement)
     np.testing.assert_array_equal(flows.executed, plan.executed())
@@ -40,5 +39,5 @@ def test_a_policy_that_answers_nothing_is_modelled_from_its_plan() -> None:
 
 def test_an_answer_may_depend_on_options() -> None:
     counts, placement = np.array([[9, 0], [9, 0]], dtype=np.int64), place("contiguous", 2, 2)
-    assert HarMoEny(threshold=1).executed(counts, placement) is not None
-    assert HarMoEny(threshold=1, sender_order="largest_first").executed(counts, placement) is None
+    assert TokenHarMoEny(threshold=1).executed(counts, placement) is not None
+    assert TokenHarMoEny(threshold=1, sender_order="largest_first").executed(counts, placement) is None

@@ -12,7 +12,7 @@ from baselines.static_ep import StaticEP
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.plan import Plan
-from harmoeny.rebalance import MIN_MOVE_DIVISOR, SENDER_ORDERS, STOP_RULES, HarMoEny, choose_moves
+from harmoeny.rebalance import MIN_MOVE_DIVISOR, SENDER_ORDERS, STOP_RULES, TokenHarMoEny, choose_moves
 from tests.strategies import batches, even_load, examples
 
 Batch = tuple[IntArray, Placement]
@@ -66,9 +66,11 @@ def home_load(batch: Batch) -> IntArray:
 def test_same_plan_as_the_algorithm(batch: Batch, threshold: int, stop_rule: str) -> None:
     counts, placement = batch
     expected = reference_tokens(counts, placement, threshold, stop_rule)
-    paper = HarMoEny(threshold=threshold, stop_rule=stop_rule, sender_order="largest_first").plan(counts, placement)
+    paper = TokenHarMoEny(threshold=threshold, stop_rule=stop_rule, sender_order="largest_first").plan(
+        counts, placement
+    )
     np.testing.assert_array_equal(paper.tokens, expected)
-    ours = HarMoEny(threshold=threshold, stop_rule=stop_rule).plan(counts, placement)
+    ours = TokenHarMoEny(threshold=threshold, stop_rule=stop_rule).plan(counts, placement)
     np.testing.assert_array_equal(ours.executed(), expected.sum(axis=0))
     np.testing.assert_array_equal(ours.fetch, paper.fetch)
 
@@ -78,20 +80,20 @@ def test_a_plan_by_hand() -> None:
     # them from rank 0, the largest sender; taking rank 1's own 4 first makes all 4 and 4 of rank 0's stay at home.
     counts = np.array([[1, 6, 1], [3, 4, 1]])
     placement = Placement.from_home(np.array([0, 0, 1]), 2)
-    paper = HarMoEny(threshold=4, sender_order="largest_first").plan(counts, placement)
+    paper = TokenHarMoEny(threshold=4, sender_order="largest_first").plan(counts, placement)
     assert paper.tokens[:, 1].tolist() == [[0, 6], [4, 0]]
-    ours = HarMoEny(threshold=4).plan(counts, placement)
+    ours = TokenHarMoEny(threshold=4).plan(counts, placement)
     assert ours.tokens[:, 1].tolist() == [[4, 2], [0, 4]]
     assert paper.fetch.tolist() == ours.fetch.tolist() == [[False, False], [False, True], [False, False]]
     assert paper.load().tolist() == ours.load().tolist() == [8, 8]
-    assert HarMoEny(threshold=7).plan(counts, placement).load().tolist() == [14, 2]
+    assert TokenHarMoEny(threshold=7).plan(counts, placement).load().tolist() == [14, 2]
 
 
 @examples(300)
 @given(batch=batches(), order=orders, stop_rule=stop_rules)
 def test_threshold_one_reaches_the_lower_bound(batch: Batch, order: str, stop_rule: str) -> None:
     counts, placement = batch
-    plan = HarMoEny(threshold=1, stop_rule=stop_rule, sender_order=order).plan(counts, placement)
+    plan = TokenHarMoEny(threshold=1, stop_rule=stop_rule, sender_order=order).plan(counts, placement)
     assert plan.load().max() == even_load(int(counts.sum()), plan.world_size)
 
 
@@ -99,7 +101,7 @@ def test_threshold_one_reaches_the_lower_bound(batch: Batch, order: str, stop_ru
 @given(batch=batches(), threshold=st.integers(1, 10_000), stop_rule=stop_rules)
 def test_imbalance_that_the_stop_rules_leave(batch: Batch, threshold: int, stop_rule: str) -> None:
     counts, placement = batch
-    plan = HarMoEny(threshold=threshold, stop_rule=stop_rule).plan(counts, placement)
+    plan = TokenHarMoEny(threshold=threshold, stop_rule=stop_rule).plan(counts, placement)
     load, average = plan.load(), even_load(int(counts.sum()), plan.world_size)
     over = int(load.argmax())
     least_room, most_popular = average - load.min(), plan.executed()[:, over].max()
@@ -115,7 +117,7 @@ def test_imbalance_that_the_stop_rules_leave(batch: Batch, threshold: int, stop_
 @given(batch=batches(), threshold=st.integers(1, 10_000), stop_rule=stop_rules)
 def test_nobody_crosses_the_average(batch: Batch, threshold: int, stop_rule: str) -> None:
     counts, placement = batch
-    plan = HarMoEny(threshold=threshold, stop_rule=stop_rule).plan(counts, placement)
+    plan = TokenHarMoEny(threshold=threshold, stop_rule=stop_rule).plan(counts, placement)
     before, after = home_load(batch), plan.load()
     average = even_load(int(counts.sum()), plan.world_size)
     gives = before > average
@@ -131,7 +133,7 @@ def test_nobody_crosses_the_average(batch: Batch, threshold: int, stop_rule: str
 def test_no_more_fetches_than_the_excess_is_worth(batch: Batch, threshold: int) -> None:
     counts, placement = batch
     nothing_held_twice = Placement.from_home(placement.home, placement.world_size)
-    plan = HarMoEny(threshold=threshold, stop_rule="paper").plan(counts, nothing_held_twice)
+    plan = TokenHarMoEny(threshold=threshold, stop_rule="paper").plan(counts, nothing_held_twice)
     before, average = home_load(batch), even_load(int(counts.sum()), plan.world_size)
     gives = before > average
     excess = int((before - average)[gives].sum())
@@ -145,7 +147,7 @@ def test_no_more_fetches_than_the_excess_is_worth(batch: Batch, threshold: int) 
     assert all(n == 1 and plan.load()[giver] == average for giver, n in givers.items())
 
     # Weights that are there already are not fetched, and change nothing else.
-    held = HarMoEny(threshold=threshold, stop_rule="paper").plan(counts, placement)
+    held = TokenHarMoEny(threshold=threshold, stop_rule="paper").plan(counts, placement)
     np.testing.assert_array_equal(held.tokens, plan.tokens)
     np.testing.assert_array_equal(held.fetch, plan.fetch & ~placement.resident)
 
@@ -158,8 +160,8 @@ def test_covered_does_what_the_paper_does_and_then_more(batch: Batch, threshold:
     paper = choose_moves(counts, home, held, threshold, False)
     covered = choose_moves(counts, home, held, threshold, True)
     np.testing.assert_array_equal(covered[: len(paper)], paper)
-    load = HarMoEny(threshold=threshold).plan(counts, placement).load()
-    assert load.max() <= HarMoEny(threshold=threshold, stop_rule="paper").plan(counts, placement).load().max()
+    load = TokenHarMoEny(threshold=threshold).plan(counts, placement).load()
+    assert load.max() <= TokenHarMoEny(threshold=threshold, stop_rule="paper").plan(counts, placement).load().max()
 
 
 @examples(300)
@@ -170,9 +172,9 @@ def test_what_covered_moves_add_nobody_waits_for(batch: Batch, hidden_share: flo
     # So large that the paper moves nothing: all moves are covered ones.
     largest_room = int((average - home_load(batch)).max())
     threshold = max(1, largest_room + 1, round(average * hidden_share))
-    paper = HarMoEny(threshold=threshold, stop_rule="paper").plan(counts, placement)
+    paper = TokenHarMoEny(threshold=threshold, stop_rule="paper").plan(counts, placement)
     assert not paper.fetch.any()
-    plan = HarMoEny(threshold=threshold).plan(counts, placement)
+    plan = TokenHarMoEny(threshold=threshold).plan(counts, placement)
     assert plan.fetch.sum(axis=0).max() <= average // threshold
 
     # Every rank works through what it holds while the fetches arrive one by one, each `threshold` tokens' time after
@@ -191,12 +193,12 @@ def test_weights_that_are_there_need_no_threshold() -> None:
     counts = np.array([[10, 0], [0, 4]])
     home = np.array([0, 1])
     everywhere = Placement(home=home, resident=np.ones((2, 2), dtype=np.bool_))
-    assert HarMoEny(threshold=100).plan(counts, everywhere).load().tolist() == [7, 7]
-    assert HarMoEny(threshold=100).plan(counts, Placement.from_home(home, 2)).load().tolist() == [10, 4]
-    assert HarMoEny(threshold=100, stop_rule="paper").plan(counts, everywhere).load().tolist() == [10, 4]
+    assert TokenHarMoEny(threshold=100).plan(counts, everywhere).load().tolist() == [7, 7]
+    assert TokenHarMoEny(threshold=100).plan(counts, Placement.from_home(home, 2)).load().tolist() == [10, 4]
+    assert TokenHarMoEny(threshold=100, stop_rule="paper").plan(counts, everywhere).load().tolist() == [10, 4]
     # 3 tokens are less than a fetch is worth, but 4 others take as long as the fetch.
-    assert HarMoEny(threshold=4).plan(counts, Placement.from_home(home, 2)).load().tolist() == [7, 7]
-    assert HarMoEny(threshold=5).plan(counts, Placement.from_home(home, 2)).load().tolist() == [10, 4]
+    assert TokenHarMoEny(threshold=4).plan(counts, Placement.from_home(home, 2)).load().tolist() == [7, 7]
+    assert TokenHarMoEny(threshold=5).plan(counts, Placement.from_home(home, 2)).load().tolist() == [10, 4]
 
 
 @examples(60)
@@ -204,7 +206,7 @@ def test_weights_that_are_there_need_no_threshold() -> None:
 @example(batch=(np.array([[9], [0], [0], [4], [0]]), place("contiguous", 1, 5)), threshold=1)
 def test_local_first_moves_as_little_as_any_plan_with_these_loads(batch: Batch, threshold: int) -> None:
     counts, placement = batch
-    plan = HarMoEny(threshold=threshold).plan(counts, placement)
+    plan = TokenHarMoEny(threshold=threshold).plan(counts, placement)
     world_size = plan.world_size
     # The transport problem over [src, expert, dst]: what is sent and what is executed, per expert, is fixed.
     cells = np.arange(plan.tokens.size).reshape(plan.tokens.shape)
@@ -223,36 +225,36 @@ def test_local_first_moves_as_little_as_any_plan_with_these_loads(batch: Batch, 
 @given(batch=batches(), threshold=st.integers(1, 2_000))
 def test_local_first_gives_the_papers_loads_with_no_more_traffic(batch: Batch, threshold: int) -> None:
     counts, placement = batch
-    ours = HarMoEny(threshold=threshold).plan(counts, placement)
-    paper = HarMoEny(threshold=threshold, sender_order="largest_first").plan(counts, placement)
+    ours = TokenHarMoEny(threshold=threshold).plan(counts, placement)
+    paper = TokenHarMoEny(threshold=threshold, sender_order="largest_first").plan(counts, placement)
     np.testing.assert_array_equal(ours.executed(), paper.executed())
     assert num_travelling(ours) <= num_travelling(paper)
 
 
 def test_threshold_is_calibrated_unless_it_is_set() -> None:
     cost = ExpertCost(token_s=2e-6, fetch_s=1e-3)
-    assert HarMoEny().calibrated(cost).threshold == 500
-    assert HarMoEny(threshold=7).calibrated(cost).threshold == 7
-    calibrated = HarMoEny(sender_order="largest_first", placement="round_robin").calibrated(cost)
-    assert calibrated == HarMoEny(threshold=500, sender_order="largest_first", placement="round_robin")
+    assert TokenHarMoEny().calibrated(cost).threshold == 500
+    assert TokenHarMoEny(threshold=7).calibrated(cost).threshold == 7
+    calibrated = TokenHarMoEny(sender_order="largest_first", placement="round_robin").calibrated(cost)
+    assert calibrated == TokenHarMoEny(threshold=500, sender_order="largest_first", placement="round_robin")
 
 
 def test_planning_needs_a_threshold() -> None:
     with pytest.raises(ValueError, match="threshold: null, must be calibrated"):
-        HarMoEny().plan(np.ones((2, 2), dtype=np.int64), place("contiguous", 2, 2))
+        TokenHarMoEny().plan(np.ones((2, 2), dtype=np.int64), place("contiguous", 2, 2))
 
 
 @pytest.mark.parametrize("threshold", [0, -5])
 def test_threshold_below_one(threshold: int) -> None:
     with pytest.raises(ValueError, match=f"threshold: {threshold}, must be at least 1"):
-        HarMoEny(threshold=threshold).validate()
+        TokenHarMoEny(threshold=threshold).validate()
 
 
 def test_unknown_stop_rule() -> None:
     with pytest.raises(ValueError, match="stop_rule: 'never', must be one of covered, paper"):
-        HarMoEny(stop_rule="never").validate()
+        TokenHarMoEny(stop_rule="never").validate()
 
 
 def test_unknown_sender_order() -> None:
     with pytest.raises(ValueError, match="sender_order: 'random', must be one of local_first, largest_first"):
-        HarMoEny(sender_order="random").validate()
+        TokenHarMoEny(sender_order="random").validate()

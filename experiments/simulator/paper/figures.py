@@ -16,7 +16,7 @@ from experiments.routing.authors_csv import read_published
 from experiments.simulator.model_work import ModelWork
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
-from harmoeny.rebalance import HarMoEny
+from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.trace import RoutingTrace
 
 WORLD_SIZE = 8
@@ -147,7 +147,7 @@ def fake_trace(folder: Path, point: Published, work: ModelWork) -> RoutingTrace:
 
 def breakdown_policy(policy: Policy, breakdown: Breakdown) -> Policy:
     """Return a policy with the options of a breakdown."""
-    if isinstance(policy, HarMoEny):
+    if isinstance(policy, TokenHarMoEny):
         return replace(policy, fetch=breakdown.fetch, threshold=breakdown.threshold)
     return replace(policy, fetch=breakdown.fetch)
 

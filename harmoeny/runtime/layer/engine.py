@@ -9,7 +9,8 @@ from torch import Tensor
 
 from harmoeny.policy import Policy
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.executor import LayerInput, LayerResult, find_executor
+from harmoeny.runtime.layer.executor import LayerInput, LayerResult
+from harmoeny.runtime.layer.plan_executor import find_executor
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.layer.system import System

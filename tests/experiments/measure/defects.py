@@ -14,7 +14,8 @@ from torch import Tensor
 from baselines.static_ep import StaticEP
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
-from harmoeny.runtime.layer.executor import LayerInput, LayerResult, PlanExecutor
+from harmoeny.runtime.layer.executor import LayerInput, LayerResult
+from harmoeny.runtime.layer.plan_executor import PlanExecutor
 
 
 def _on_rank(rank: int) -> bool:

@@ -24,7 +24,7 @@ from harmoeny.hardware import Hardware
 from harmoeny.modelled import PredictsExecuted
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
-from harmoeny.rebalance import HarMoEny
+from harmoeny.rebalance import TokenHarMoEny
 from tests.strategies import examples
 
 #: 1 s per token, 4 s per expert fetched, 1 s per token sent.
@@ -120,7 +120,7 @@ def test_ranks_wait_for_the_last_one_before_the_counts_are_known() -> None:
 
 def test_a_fetch_is_hidden_behind_dispatch_and_residents() -> None:
     # 12 assignments, all for rank 0's expert 0: half of them move with its weights to rank 1.
-    policy = HarMoEny(threshold=1)
+    policy = TokenHarMoEny(threshold=1)
     layer = simulate(policy, [[6, 0], [6, 0]])
     assert column(layer, "executed_tokens") == [6, 6]
     assert column(layer, "dispatch_s") == [0.0, 0.0]  # rank 1 executes its own
@@ -160,7 +160,7 @@ def test_a_capacity_limit_drops_what_is_above() -> None:
 
 def test_software_costs_are_added_where_they_belong() -> None:
     software = SoftwareCost(layer_s=1.0, token_s=0.5, plan_s=2.0, plan_step_s=3.0)
-    layer = simulate(HarMoEny(threshold=1), [[6, 0], [6, 0]], software=software, layer_tokens=[6])
+    layer = simulate(TokenHarMoEny(threshold=1), [[6, 0], [6, 0]], software=software, layer_tokens=[6])
     assert column(layer, "route_s") == [4.0, 4.0]
     assert column(layer, "plan_s") == [5.0, 5.0]  # one expert moves
 
@@ -185,10 +185,10 @@ COUNTS = st.integers(1, 4).flatmap(
 def test_nothing_is_lost_and_bytes_are_those_of_the_fetches(counts: list[list[int]]) -> None:
     for policy in (
         StaticEP(),
-        HarMoEny(threshold=3),
+        TokenHarMoEny(threshold=3),
         EvenSplit(fetch="sync"),
         Drop(),
-        HarMoEny(threshold=3, fetch="peer"),
+        TokenHarMoEny(threshold=3, fetch="peer"),
     ):
         layer = simulate(policy, counts)
         assert sum(column(layer, "executed_tokens")) + sum(column(layer, "dropped_tokens")) == np.sum(counts)
@@ -216,7 +216,7 @@ def test_a_faster_machine_is_never_slower(counts: list[list[int]], factor: float
 @given(COUNTS)
 def test_flows_without_a_plan_agree_with_the_plan(counts: list[list[int]]) -> None:
     array = np.array(counts, dtype=np.int64)
-    for policy in (StaticEP(), HarMoEny(threshold=3), HarMoEny(threshold=3, stop_rule="paper"), EPLB()):
+    for policy in (StaticEP(), TokenHarMoEny(threshold=3), TokenHarMoEny(threshold=3, stop_rule="paper"), EPLB()):
         placement = policy.place(0, array.shape[1], array.shape[0])
         planned = plan_flows(policy, array, placement)
         assert isinstance(policy, PredictsExecuted)

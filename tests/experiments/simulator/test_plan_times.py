@@ -13,7 +13,7 @@ from experiments.files import cache_dir
 from experiments.simulator.backend import simulate
 from experiments.simulator.plan_times import PlanTimes
 from harmoeny.placement import Placement, place
-from harmoeny.rebalance import HarMoEny
+from harmoeny.rebalance import TokenHarMoEny
 from results_schema.tables import LAYERS
 from tests.conftest import Load
 
@@ -35,7 +35,7 @@ def known(times: PlanTimes) -> float:
     return times.seconds(COUNTS, placement(), lambda: -1.0)
 
 
-def keep(policy: HarMoEny | StaticEP, seconds: float) -> Path:
+def keep(policy: TokenHarMoEny | StaticEP, seconds: float) -> Path:
     times = PlanTimes.of(policy)
     assert times.seconds(COUNTS, placement(), lambda: seconds) == seconds
     times.save()
@@ -51,16 +51,16 @@ def test_a_simulation_is_the_same_twice(load: Load) -> None:
 
 
 def test_a_time_is_kept_for_what_was_planned() -> None:
-    keep(HarMoEny(threshold=4), 0.5)
-    times = PlanTimes.of(HarMoEny(threshold=4))
+    keep(TokenHarMoEny(threshold=4), 0.5)
+    times = PlanTimes.of(TokenHarMoEny(threshold=4))
     assert known(times) == 0.5
     assert times.seconds(COUNTS + 1, placement(), lambda: -1.0) == -1.0, "of other counts"
     assert times.seconds(COUNTS, place("contiguous", 2, 1), lambda: -1.0) == -1.0, "of another placement"
 
 
 def test_another_policy_or_option_is_timed_anew() -> None:
-    keep(HarMoEny(threshold=4), 0.5)
-    assert known(PlanTimes.of(HarMoEny(threshold=8))) == -1.0
+    keep(TokenHarMoEny(threshold=4), 0.5)
+    assert known(PlanTimes.of(TokenHarMoEny(threshold=8))) == -1.0
     assert known(PlanTimes.of(StaticEP())) == -1.0
 
 

@@ -184,7 +184,7 @@ def outcome(family: Family) -> Outcome:
         own._buffers.update(given._buffers)
     shared = run(copy, "eager")
     try:
-        with harmoeny.attach(model, harmoeny.HarMoEny(threshold=1)) as session:
+        with harmoeny.attach(model, harmoeny.TokenHarMoEny(threshold=1)) as session:
             session.engine.recorder.enabled = True
             session.engine.recorder.begin_iteration()
             output = run(model)

@@ -30,9 +30,9 @@ def errors_of(rank: int, folder: str) -> dict[str, float]:
         saved = Path(folder, name)
         batch = {"seed": 10 + rank, "batch_size": 2 + rank}
         wanted = logits(unmodified(saved), **batch)
-        with harmoeny.load(saved, harmoeny.HarMoEny(threshold=1)) as session:
+        with harmoeny.load(saved, harmoeny.TokenHarMoEny(threshold=1)) as session:
             session.engine.recorder.enabled = True
-            for policy in (harmoeny.HarMoEny(threshold=1), EvenSplit(fetch="peer")):
+            for policy in (harmoeny.TokenHarMoEny(threshold=1), EvenSplit(fetch="peer")):
                 session.use(policy)
                 session.engine.recorder.begin_iteration()
                 found[f"load {name} {policy.name}"] = relative(logits(session.model, **batch), wanted)
@@ -45,7 +45,7 @@ def errors_of(rank: int, folder: str) -> dict[str, float]:
                 found[f"attach {name} {exchange}"] = relative(logits(model, **batch), wanted)
                 assert session.engine.memory.comm.exchange == exchange
         found[f"given back {name}"] = relative(logits(model, **batch), wanted)
-    harmoeny.register(harmoeny.HarMoEny(threshold=1))
+    harmoeny.register(harmoeny.TokenHarMoEny(threshold=1))
     model = AutoModelForCausalLM.from_pretrained(Path(folder, "gpt_oss"), experts_implementation="harmoeny").eval()
     wanted = logits(unmodified(Path(folder, "gpt_oss")), seed=rank)
     found["register gpt_oss"] = relative(logits(model, seed=rank), wanted)

@@ -27,7 +27,7 @@ def test_loaded_model_is_the_saved_one(name: str, tmp_path: Path) -> None:
     folder = save(name, tmp_path)
     model = unmodified(folder)
     wanted = logits(model)
-    with harmoeny.load(folder, harmoeny.HarMoEny(threshold=1)) as session:
+    with harmoeny.load(folder, harmoeny.TokenHarMoEny(threshold=1)) as session:
         session.engine.recorder.enabled = True
         session.engine.recorder.begin_iteration()
         assert relative(logits(session.model), wanted) <= 1e-4
@@ -47,7 +47,7 @@ def test_loaded_model_is_the_saved_one(name: str, tmp_path: Path) -> None:
 def test_an_implementation_by_name_needs_nothing_else(name: str, tmp_path: Path) -> None:
     folder = save(name, tmp_path)
     wanted = logits(unmodified(folder))
-    harmoeny.register(harmoeny.HarMoEny(threshold=1))
+    harmoeny.register(harmoeny.TokenHarMoEny(threshold=1))
     model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="harmoeny")
     num_parameters = sum(p.numel() for p in model.parameters())
     assert relative(logits(model), wanted) <= 1e-4
@@ -65,7 +65,7 @@ def test_policies_change_in_a_session(tmp_path: Path) -> None:
             session.use(policy)
             assert relative(logits(session.model), wanted) <= 1e-4
         with pytest.raises(ValueError, match="threshold: 0"):
-            session.use(harmoeny.HarMoEny(threshold=0))
+            session.use(harmoeny.TokenHarMoEny(threshold=0))
 
 
 def test_an_exchange_that_there_is_not_is_refused(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_an_open_session_refuses_to_be_saved_and_attached_again(name: str, tmp_p
 def test_a_model_attached_by_name_is_saved_once_it_is_detached(tmp_path: Path) -> None:
     folder = save("mixtral", tmp_path)
     wanted = logits(unmodified(folder))
-    harmoeny.register(harmoeny.HarMoEny(threshold=1))
+    harmoeny.register(harmoeny.TokenHarMoEny(threshold=1))
     model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="harmoeny")
     with pytest.raises(ValueError, match=r"no layer that harmoeny\.register attached"):
         harmoeny.detach(model)

@@ -18,7 +18,7 @@ from experiments.text.tokens import prepare_tokens
 from harmoeny.models.kit.loading import build_module, config_from, limit_layers
 from harmoeny.models.switch import SwitchModel
 from harmoeny.models.transformers import Transformers, TransformersModel
-from harmoeny.rebalance import HarMoEny
+from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.recorder import PHASES, Phase
 from tests.harmoeny.models.families import relative
@@ -45,7 +45,7 @@ def attached(folder: Path) -> tuple[TransformersModel, ExpertParallel]:
     assert isinstance(model, TransformersModel)
     engine = start(model.experts)
     model.connect(engine)
-    engine.use(engine.build_system("x", HarMoEny(threshold=1)))
+    engine.use(engine.build_system("x", TokenHarMoEny(threshold=1)))
     return model, engine
 
 
@@ -80,7 +80,7 @@ def test_pinned_routing_is_executed_by_engine_and_reference(name: str, tmp_path:
         layer.weights.update({name: weights[order] for name, weights in layer.weights.items()})
     engine = start(model.experts)
     model.connect(engine)
-    engine.use(engine.build_system("x", HarMoEny(threshold=1)))
+    engine.use(engine.build_system("x", TokenHarMoEny(threshold=1)))
     new_name = torch.argsort(order)
     for output in both(model, input_ids, [new_name[ids] for ids in own]):
         assert relative(output, wanted) <= 1e-5

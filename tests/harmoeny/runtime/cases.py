@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -92,7 +92,7 @@ def start(layers: list[LayerExperts], comm: Communicator | None = None, **option
 
 
 class RandomPlan(Policy):
-    """Sends every assignment anywhere and drops some if asked: the runtime must execute any plan."""
+    """Sends every assignment anywhere, fetches from anywhere, and drops some if asked: the runtime must execute any plan."""
 
     name: ClassVar[str] = "random_plan"
     description: ClassVar[str] = "random plans"
@@ -111,4 +111,5 @@ class RandomPlan(Policy):
                 if self.drop:
                     kept = int(rng.integers(0, kept + 1))
                 tokens[src, expert] = rng.multinomial(kept, rng.dirichlet(np.full(world_size, 0.5)))
-        return plan_from_tokens(tokens, placement)
+        plan = plan_from_tokens(tokens, placement)
+        return replace(plan, from_peer=None if self.seed % 3 == 0 else rng.random(plan.fetch.shape) < 0.5)

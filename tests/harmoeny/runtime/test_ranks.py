@@ -11,7 +11,7 @@ import torch
 
 from baselines.even_split import EvenSplit
 from harmoeny.models.moe_stack import MoEStack
-from harmoeny.rebalance import HarMoEny
+from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.memory.sharing import share_model
@@ -29,8 +29,8 @@ def exactness(rank: int, exchange: str = "put") -> float:
     policies = [
         *(RandomPlan(3, fetch=fetch, num_slots=2) for fetch in ("sync", "async", "peer")),
         EvenSplit(fetch="peer"),
-        HarMoEny(threshold=1),
-        HarMoEny(threshold=1, placement="round_robin"),
+        TokenHarMoEny(threshold=1),
+        TokenHarMoEny(threshold=1, placement="round_robin"),
     ]
     worst = 0.0
     for policy in policies:
@@ -73,7 +73,7 @@ def hold_model(rank: int, config: MoEStack) -> ExpertParallel:
     share_model(model, comm, rank)
     engine = start(model.experts, comm)
     model.connect(engine)
-    engine.use(engine.build_system("x", HarMoEny(threshold=1, num_slots=1)))
+    engine.use(engine.build_system("x", TokenHarMoEny(threshold=1, num_slots=1)))
     for layer in model.experts:
         for weights in layer.weights.values():
             assert torch.isfinite(weights.sum())  # reads every page

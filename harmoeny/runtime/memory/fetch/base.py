@@ -148,7 +148,15 @@ class FetchStrategy:
             for slot in slots:
                 self.memory.transfers.wait(slot)
 
-    def begin(self, layer: int, fetch: BoolArray, executed_SE: IntArray, *, grouped: bool = False) -> Schedule:
+    def begin(
+        self,
+        layer: int,
+        fetch: BoolArray,
+        executed_SE: IntArray,
+        *,
+        from_peer: BoolArray | None = None,
+        grouped: bool = False,
+    ) -> Schedule:
         """Order the layer's slices and start the fetches whose slots are free already.
 
         Args:
@@ -156,11 +164,12 @@ class FetchStrategy:
             fetch: bool ``[num_experts, world_size]``, what all ranks fetch, as the plan says.
             executed_SE: int64 ``[num_stages, num_experts]``, what this rank executes of the plan, as
                 :func:`harmoeny.runtime.memory.schedule.make_schedule` explains it.
+            from_peer: bool ``[num_experts, world_size]``, what of it peers send, where they can; None: all.
             grouped: as it explains it too.
         """
         self._layer, self._next_fetch = layer, 0
         self._stats, self._moved = self._moved, FetchStats()
-        self._open_sources(layer, fetch)
+        self._open_sources(layer, fetch if from_peer is None else fetch & from_peer)
         self._schedule = make_schedule(
             executed_SE, self._home[layer], self.memory.cost, work_order=self._work_order, grouped=grouped
         )

@@ -21,7 +21,7 @@ class PeerFetch(FetchStrategy):
 
     All ranks know the plan, so nobody has to ask. The weights arrive in memory of their own, as FasterMoE's shadows do
     (doi 10.1145/3503221.3508418), so that no rank ever waits for another one's slots. An expert whose home is this
-    rank, but for which it has no slot, comes from host memory.
+    rank, but for which it has no slot, comes from host memory, and so does what the plan says.
     """
 
     name: ClassVar[Fetch] = Fetch.PEER

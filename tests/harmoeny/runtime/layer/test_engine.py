@@ -15,7 +15,7 @@ from harmoeny.choices import Fetch
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
-from harmoeny.rebalance import HarMoEny
+from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.layer.recorder import Phase
 from tests.harmoeny.runtime.cases import (
     TOLERANCE,
@@ -97,7 +97,7 @@ def test_harmoeny_is_exact_when_all_tokens_want_one_expert(world_size: int, fetc
         return Tokens(t.hidden, torch.full_like(t.ids, 3), t.weights)
 
     tokens = [[all_to_one(r) for r in range(world_size)]]
-    records = run_layers(world_size, HarMoEny(threshold=1, fetch=fetch), tokens, num_experts=8)
+    records = run_layers(world_size, TokenHarMoEny(threshold=1, fetch=fetch), tokens, num_experts=8)
     loads = [int(record[0].marks.plan.tokens[:, :, rank].sum()) for rank, record in enumerate(records)]
     assert loads == [12] * world_size
     fetched = sum(r[0].marks.fetch.num_host_fetches + r[0].marks.fetch.num_peer_fetches for r in records)
@@ -106,15 +106,15 @@ def test_harmoeny_is_exact_when_all_tokens_want_one_expert(world_size: int, fetc
 
 def test_an_empty_batch_and_ranks_without_tokens() -> None:
     empty = [[random_tokens(0, 0, 4, 2) for _ in range(3)]]
-    run_layers(3, HarMoEny(threshold=1), empty, num_experts=4)
+    run_layers(3, TokenHarMoEny(threshold=1), empty, num_experts=4)
     one = [[random_tokens(1, 9 if rank == 2 else 0, 4, 2) for rank in range(3)]]
-    run_layers(3, HarMoEny(threshold=1), one, num_experts=4)
+    run_layers(3, TokenHarMoEny(threshold=1), one, num_experts=4)
     run_layers(3, Drop(), one, num_experts=4)
 
 
 def test_more_ranks_than_experts() -> None:
     tokens = [[random_tokens(r, 10, 3, 2) for r in range(7)]]
-    run_layers(7, HarMoEny(threshold=1), tokens, num_experts=3)
+    run_layers(7, TokenHarMoEny(threshold=1), tokens, num_experts=3)
 
 
 def test_records_name_the_source_of_every_fetch_and_phases_follow_each_other() -> None:
@@ -137,7 +137,7 @@ def test_records_name_the_source_of_every_fetch_and_phases_follow_each_other() -
 def test_a_recorder_that_is_off_takes_no_marks() -> None:
     def rank_main(comm: ThreadCommunicator) -> int:
         engine = start([random_experts(2, 0)], comm, record=False)
-        engine.use(engine.build_system("x", HarMoEny(threshold=1)))
+        engine.use(engine.build_system("x", TokenHarMoEny(threshold=1)))
         t = random_tokens(0, 4, 2, 1)
         engine.recorder.begin_iteration()
         engine.recorder.begin_layer(0)

@@ -15,15 +15,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from baselines.drop import Drop
 from baselines.eplb import EPLB
-from baselines.executors.pairwise import PairwiseExecutor
 from baselines.fastermoe import FasterMoE
 from baselines.static_ep import StaticEP
 from harmoeny.hardware import Hardware
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
-from harmoeny.rebalance import HarMoEny
+from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.layer.executor import LayerInput, LayerResult, PlanExecutor, find_executor
+from harmoeny.runtime.layer.executor import LayerInput, LayerResult
+from harmoeny.runtime.layer.plan_executor import PlanExecutor, find_executor
 from harmoeny.runtime.memory.slots import Slot
 from harmoeny.runtime.memory.transfer import ThreadTransfers
 from tests.conftest import Load
@@ -46,10 +46,6 @@ class Doubled(StaticEP):
     factor: ClassVar[int] = 2
 
 
-class Unfit(StaticEP):
-    executor: ClassVar[str] = FasterMoE().executor
-
-
 class OneRank(StaticEP):
     def validate_ranks(self, num_experts: int, world_size: int) -> None:  # noqa: ARG002
         if world_size > 1:
@@ -57,9 +53,8 @@ class OneRank(StaticEP):
 
 
 def test_the_runtimes_own_is_the_default_and_others_are_named_by_import_path() -> None:
-    assert find_executor(HarMoEny().executor) is PlanExecutor
-    assert find_executor(FasterMoE().executor) is PairwiseExecutor
-    assert find_executor(FasterMoE(smart_scheduling=False).executor) is PlanExecutor
+    assert find_executor(TokenHarMoEny().executor) is PlanExecutor
+    assert find_executor(FasterMoE().executor) is PlanExecutor
     assert find_executor(Doubled().executor) is Doubling
 
 
@@ -79,7 +74,7 @@ def test_an_executor_of_ones_own_reads_the_options_of_its_policy(kernel: str) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["fast", "baselines.executors.pairwise", "a:b:c", "no module:Executor", ":Executor", ""]
+    "name", ["fast", "harmoeny.runtime.layer.executor", "a:b:c", "no module:Executor", ":Executor", ""]
 )
 def test_a_name_that_is_no_import_path_is_refused_by_the_policy(name: str) -> None:
     class Wrong(StaticEP):
@@ -95,8 +90,8 @@ def test_a_name_that_is_no_import_path_is_refused_by_the_policy(name: str) -> No
     ("name", "why"),
     [
         ("no_such_module:Executor", "No module named 'no_such_module'"),
-        ("baselines.executors.pairwise:NoSuchExecutor", "baselines.executors.pairwise has no such class"),
-        ("baselines.executors.pairwise:np", "baselines.executors.pairwise has no such class"),
+        ("harmoeny.runtime.layer.executor:NoSuchExecutor", "harmoeny.runtime.layer.executor has no such class"),
+        ("harmoeny.runtime.layer.executor:torch", "harmoeny.runtime.layer.executor has no such class"),
         ("baselines.static_ep:StaticEP", "baselines.static_ep has no such class"),
     ],
 )
@@ -109,15 +104,6 @@ def test_a_run_is_refused_before_its_ranks_start(load: Load, monkeypatch: pytest
     monkeypatch.setattr(StaticEP, "executor", "no_such_module:Executor")
     with pytest.raises(ValueError, match=r"^systems.static_ep.executor: 'no_such_module:Executor', must be plan or"):
         load("system=[static_ep]")
-
-
-def test_an_executor_whose_options_the_policy_lacks_is_refused() -> None:
-    def rank_main(comm: ThreadCommunicator) -> None:
-        engine = start([random_experts(2, 0)], comm, record=False)
-        with pytest.raises(ValueError, match=r"executor: .*, must go with a policy that has source_groups"):
-            engine.build_system("x", Unfit())
-
-    run_threads(1, rank_main)
 
 
 def test_ranks_that_a_policy_cannot_run_on_are_refused() -> None:
@@ -163,7 +149,7 @@ def layer_on_fake_tensors(kernel: str, comm: Communicator, **options: Any) -> Te
     experts = random_experts(6, 0, width=16, gated=True, bias=True, dtype=torch.bfloat16)
     transfers = NoCopies(Hardware())
     engine = start([experts], comm, kernel=kernel, transfers=transfers, record=False)
-    engine.use(engine.build_system("x", HarMoEny(threshold=1, **options)))
+    engine.use(engine.build_system("x", TokenHarMoEny(threshold=1, **options)))
     tokens = random_tokens(0, 40, 6, 2, dtype=torch.bfloat16, masked=0.2)
     with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         hidden, ids, weights = (mode.from_tensor(t) for t in (tokens.hidden, tokens.ids, tokens.weights))
@@ -197,7 +183,7 @@ def test_without_a_plan_a_rank_records_and_shows_the_plan_that_it_carried_out(gu
     seen: list[IntArray] = []
     for kernel in ("loop", "grouped_mm"):
         engine = start([experts], kernel=kernel)
-        system = engine.build_system("x", HarMoEny(threshold=1))
+        system = engine.build_system("x", TokenHarMoEny(threshold=1))
         engine.use(system)
         if guarded:
             system.planner.guard = lambda _layer, counts, make: seen.append(counts) or make()  # type: ignore[func-returns-value]
@@ -230,7 +216,7 @@ def test_a_token_that_is_no_number_stays_alone() -> None:
     tokens = random_tokens(0, 40, 6, 2, masked=0.3)
     tokens.hidden[7] = float("nan")
     engine = start([experts], kernel="grouped_mm", record=False)
-    engine.use(engine.build_system("x", HarMoEny(threshold=1)))
+    engine.use(engine.build_system("x", TokenHarMoEny(threshold=1)))
     output = engine.forward(0, tokens.hidden, tokens.ids, tokens.weights)
     assert output.isnan().any(dim=1).nonzero().view(-1).tolist() == [7]
     assert (output[(tokens.ids < 0).all(dim=1)] == 0).all()

@@ -1,11 +1,11 @@
-"""Smart scheduling on ranks that are threads: exact for any plan, and it really overlaps."""
+"""The exchange in stages, on ranks that are threads: exact for any plan, and it really overlaps."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from baselines.fastermoe import FasterMoE
 from harmoeny.choices import Fetch
+from harmoeny.placement import IntArray, Placement
+from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import PeerCopies
 from tests.harmoeny.runtime.cases import RandomPlan, random_experts, random_tokens, start
 from tests.harmoeny.runtime.layer.test_engine import run_layers
@@ -22,15 +24,17 @@ from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 from tests.strategies import examples
 
 
-class ScheduledRandomPlan(RandomPlan):
-    executor: ClassVar[str] = "baselines.executors.pairwise:PairwiseExecutor"
+class StagedRandomPlan(RandomPlan):
+    """Any plan, with groups of consecutive ranks."""
 
     def __init__(self, seed: int, group_size: int, **options: Any) -> None:
         super().__init__(seed, **options)
         self.group_size = group_size
 
-    def source_groups(self, world_size: int) -> Sequence[Sequence[int]] | None:
-        return FasterMoE(group_size=self.group_size).source_groups(world_size)
+    def plan(self, counts: IntArray, placement: Placement) -> Plan:
+        ranks = range(len(counts))
+        groups = [ranks[first : first + self.group_size] for first in ranks[:: self.group_size]]
+        return replace(super().plan(counts, placement), source_groups=groups)
 
 
 @examples(60)
@@ -46,7 +50,7 @@ def test_any_plan_is_exact(data: st.DataObject) -> None:
         [random_tokens(seed + 17 * i + 100 * j, n, num_experts, top_k, masked=0.1) for i, n in enumerate(c)]
         for j, c in enumerate(counts)
     ]
-    policy = ScheduledRandomPlan(
+    policy = StagedRandomPlan(
         seed, data.draw(st.integers(1, 7)), drop=data.draw(st.booleans()), fetch=fetch, num_slots=slots
     )
     kernel = data.draw(st.sampled_from(["loop", "grouped_mm"]))

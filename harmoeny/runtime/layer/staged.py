@@ -1,11 +1,11 @@
-"""FasterMoE's smart scheduling: the exchange in stages between groups of ranks, each stage's rows executed on arrival.
+"""The exchange in stages between groups of ranks, each stage's rows executed on arrival: FasterMoE's smart scheduling.
 
 Shape letters: S rows sent, R rows received, K top_k, W ranks, E experts, H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harmoeny.modelled import GroupsSources
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
@@ -21,9 +20,6 @@ from harmoeny.runtime.exchange.dispatch import gather_rows, weighted_sum
 from harmoeny.runtime.exchange.order import by_expert, send_order
 from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
-from harmoeny.runtime.layer.planner import Planner
-from harmoeny.runtime.layer.recorder import Recorder
-from harmoeny.runtime.memory.fetch.base import RankMemory
 from harmoeny.runtime.memory.waves import Schedule, Wave
 
 
@@ -51,87 +47,83 @@ class _Stage:
     arriving: PeerCopies | None = None
 
 
-class PairwiseExecutor(Executor):
-    """Exchanges tokens with one group of ranks after another and executes each group's as soon as they are there.
+def execute_in_stages(
+    executor: Executor, given: LayerInput, counts: IntArray, plan: Plan, groups: Sequence[Sequence[int]]
+) -> LayerResult:
+    """Exchange tokens with one group of ranks after another, and execute each group's as soon as they are there.
 
     Stage i sends to the i-th group after this rank's own and receives from the i-th group before it. All rows are on
     their way from the start, in the order of the stages; a rank's own rows, which are first, need no exchange. Results
     of a stage go back when all of it was executed, while the next stage's rows are computed.
 
     Source: He et al., PPoPP 2022, doi 10.1145/3503221.3508418, section 5.
+
+    Args:
+        executor: of the system, which is in the phase ``plan``.
+        given: this rank's tokens.
+        counts: int64 ``[world_size, num_experts]``, what was planned.
+        plan: the same on all ranks.
+        groups: hold every rank once.
     """
+    comm, recorder, fetcher = executor.comm, executor.recorder, executor.planner.fetcher
+    kernel, rank = executor.kernels[given.layer], comm.rank
+    partners = _partners(rank, groups)
+    received_WE = plan.tokens[:, :, rank]
+    executed_SE = np.stack([received_WE[sources].sum(axis=0) for _, sources in partners])
+    schedule = fetcher.begin(given.layer, plan.fetch, executed_SE, from_peer=plan.from_peer, grouped=kernel.grouped)
+    kernel.begin(schedule)
+    recorder.mark()  # dispatch
+    stages = _make_stages(partners, received_WE, schedule if kernel.grouped else None, comm.device)
+    assignment_S = send_order(given.expert_ids_TK, counts[rank], plan.tokens[rank])
+    sent_SH = gather_rows(given.hidden_TH, assignment_S, given.expert_ids_TK.shape[1])
+    exchange = _Exchange(comm, plan, sent_SH, stages)
+    recorder.mark()  # compute
+    results = Results(exchange.rows_RH)
 
-    def __init__(self, planner: Planner, memory: RankMemory, recorder: Recorder) -> None:
-        """Ask the policy for the groups.
+    def execute(wave: Wave) -> None:
+        stage = stages[wave.stage]
+        exchange.await_rows(stage)
+        kernel(wave, exchange.rows_RH, results)
+        stage.unfinished -= len(wave.slots)
+        exchange.return_finished(results.rows())
 
-        Raises:
-            ValueError: the policy has none.
-        """
-        super().__init__(planner, memory, recorder)
-        policy = planner.policy
-        groups = policy.source_groups(self.comm.world_size) if isinstance(policy, GroupsSources) else None
-        if groups is None:
-            raise ValueError(f"executor: {policy.executor!r}, must go with a policy that has source_groups")
-        self._groups = groups
-        self._own_group = next(i for i, group in enumerate(groups) if self.comm.rank in group)
+    fetch = fetcher.run(execute)
+    recorder.mark()  # combine
+    returned_SH = exchange.await_results(results.rows())
+    output_TH = weighted_sum(returned_SH, given.routing_weights_TK, assignment_S)
+    return LayerResult(output_TH, assignment_S, fetch)
 
-    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
-        """Carry out any plan, with the system's fetch strategy."""
-        kernel, rank = self.kernels[given.layer], self.comm.rank
-        partners = self._partners()
-        received_WE = plan.tokens[:, :, rank]
-        executed_SE = np.stack([received_WE[sources].sum(axis=0) for _, sources in partners])
-        schedule = self.planner.fetcher.begin(given.layer, plan.fetch, executed_SE, grouped=kernel.grouped)
-        kernel.begin(schedule)
-        self.recorder.mark()  # dispatch
-        stages = self._make_stages(partners, received_WE, schedule if kernel.grouped else None)
-        assignment_S = send_order(given.expert_ids_TK, counts[rank], plan.tokens[rank])
-        sent_SH = gather_rows(given.hidden_TH, assignment_S, given.expert_ids_TK.shape[1])
-        exchange = _Exchange(self.comm, plan, sent_SH, stages)
-        self.recorder.mark()  # compute
-        results = Results(exchange.rows_RH)
 
-        def execute(wave: Wave) -> None:
-            stage = stages[wave.stage]
-            exchange.await_rows(stage)
-            kernel(wave, exchange.rows_RH, results)
-            stage.unfinished -= len(wave.slots)
-            exchange.return_finished(results.rows())
+def _partners(rank: int, groups: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
+    """Return targets and sources of a rank's stages in order; at first it is its own."""
+    own = next(i for i, group in enumerate(groups) if rank in group)
+    partners = [([rank], [rank])]
+    for i in range(len(groups)):
+        targets, sources = (groups[(own + d) % len(groups)] for d in (i, -i))
+        partners.append(([r for r in targets if r != rank], [r for r in sources if r != rank]))
+    return partners
 
-        fetch = self.planner.fetcher.run(execute)
-        self.recorder.mark()  # combine
-        returned_SH = exchange.await_results(results.rows())
-        output_TH = weighted_sum(returned_SH, given.routing_weights_TK, assignment_S)
-        return LayerResult(output_TH, assignment_S, fetch)
 
-    def _partners(self) -> list[tuple[list[int], list[int]]]:
-        """Return targets and sources of the stages in order; at first this rank is its own."""
-        rank, num_groups = self.comm.rank, len(self._groups)
-        partners = [([rank], [rank])]
-        for i in range(num_groups):
-            targets, sources = (self._groups[(self._own_group + d) % num_groups] for d in (i, -i))
-            partners.append(([r for r in targets if r != rank], [r for r in sources if r != rank]))
-        return partners
+def _make_stages(
+    partners: list[tuple[list[int], list[int]]], received_WE: IntArray, schedule: Schedule | None, device: torch.device
+) -> list[_Stage]:
+    """Return the stages in order.
 
-    def _make_stages(
-        self, partners: list[tuple[list[int], list[int]]], received_WE: IntArray, schedule: Schedule | None
-    ) -> list[_Stage]:
-        """Return the stages in order.
-
-        Args:
-            partners: as :meth:`_partners` returns them.
-            received_WE: int64 ``[W, E]``, rows of every source and expert.
-            schedule: what orders the rows; None: they are ordered by expert.
-        """
-        stages, start = [], 0
-        for index, (targets, sources) in enumerate(partners):
-            blocks = received_WE[sources]
-            order = None if schedule is None else schedule.experts_by_row(stage=index)
-            rows = slice(start, start + int(blocks.sum()))
-            grouping, num_slices = by_expert(blocks, self.comm.device, order), np.count_nonzero(blocks.any(axis=0))
-            stages.append(_Stage(targets, sources, blocks, rows, grouping, int(num_slices)))
-            start = rows.stop
-        return stages
+    Args:
+        partners: as :func:`_partners` returns them.
+        received_WE: int64 ``[W, E]``, rows of every source and expert.
+        schedule: what orders the rows; None: they are ordered by expert.
+        device: where the rows are.
+    """
+    stages, start = [], 0
+    for index, (targets, sources) in enumerate(partners):
+        blocks = received_WE[sources]
+        order = None if schedule is None else schedule.experts_by_row(stage=index)
+        rows = slice(start, start + int(blocks.sum()))
+        grouping, num_slices = by_expert(blocks, device, order), np.count_nonzero(blocks.any(axis=0))
+        stages.append(_Stage(targets, sources, blocks, rows, grouping, int(num_slices)))
+        start = rows.stop
+    return stages
 
 
 @dataclass

@@ -1,0 +1,224 @@
+"""Predicts how long a MoE layer takes on its slowest rank, from who executes what and from the machine's costs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from harmoeny.compiled import compiled
+from harmoeny.placement import BoolArray, IntArray
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Costs(NamedTuple):
+    """What a plan costs, in seconds; the fields of :class:`harmoeny.cost.ExpertCost` of the same names.
+
+    Attributes:
+        token_s: executing one more assignment.
+        launch_s: a slice, whatever its assignments.
+        weights_s: reading an expert's weights, below which no slice's computation is.
+        exchange_token_s: sending or receiving one more row.
+        fetch_s: fetching an expert from host memory; fetches of one rank follow each other.
+        peer_fetch_s: fetching one from another rank, which sends to one after the other; 0: that is not possible.
+        exchange_latency_s: an exchange, whatever its rows.
+        copy_token_s: reordering one row in device memory.
+    """
+
+    token_s: float
+    launch_s: float
+    weights_s: float
+    exchange_token_s: float
+    fetch_s: float
+    peer_fetch_s: float
+    exchange_latency_s: float
+    copy_token_s: float
+
+
+class Loads(NamedTuple):
+    """What every rank does in a layer; all arrays are ``[world_size]``, int64 assignments or float64 seconds.
+
+    Attributes:
+        routed: assignments of the rank's own tokens.
+        sent: those that other ranks execute.
+        received: assignments of other ranks that it executes.
+        executed: all that it executes.
+        work_s: computing them, an expert's together.
+        own_s: computing its own rows alone.
+        others_s: computing the received rows alone.
+    """
+
+    routed: IntArray
+    sent: IntArray
+    received: IntArray
+    executed: IntArray
+    work_s: FloatArray
+    own_s: FloatArray
+    others_s: FloatArray
+
+
+class Sources(NamedTuple):
+    """Where a plan's fetches come from.
+
+    Attributes:
+        from_peer: bool ``[num_experts, world_size]``, the fetches that the expert's home rank sends.
+        ready_s: float64 ``[world_size]``, when a rank's last fetch is there, counted from the plan.
+        host_link_s: float64 ``[world_size]``, how long its host link is busy, restores included.
+    """
+
+    from_peer: BoolArray
+    ready_s: FloatArray
+    host_link_s: FloatArray
+
+
+@compiled
+def slice_s(num_tokens: int, costs: Costs) -> float:
+    """Return how long a slice of so many assignments is computed, in seconds; none take no time."""
+    if num_tokens == 0:
+        return 0.0
+    return costs.launch_s + max(num_tokens * costs.token_s, costs.weights_s)
+
+
+@compiled
+def no_loads(world_size: int) -> Loads:
+    """Return the loads of ranks that do nothing."""
+    counts = np.zeros((4, world_size), dtype=np.int64)
+    seconds = np.zeros((3, world_size))
+    return Loads(counts[0], counts[1], counts[2], counts[3], seconds[0], seconds[1], seconds[2])
+
+
+@compiled
+def loads_at_home(counts: IntArray, home: IntArray, costs: Costs) -> Loads:
+    """Return the loads where every assignment is executed on its expert's home rank.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
+        home: int64 ``[num_experts]``.
+        costs: the machine's.
+    """
+    world_size, num_experts = counts.shape
+    loads = no_loads(world_size)
+    total = np.zeros(num_experts, dtype=np.int64)
+    for rank in range(world_size):
+        routed = 0
+        for expert in range(num_experts):
+            total[expert] += counts[rank, expert]
+            routed += counts[rank, expert]
+        loads.routed[rank] = loads.sent[rank] = routed
+    for expert in range(num_experts):
+        rank = home[expert]
+        own = counts[rank, expert]
+        loads.sent[rank] -= own
+        loads.received[rank] += total[expert] - own
+        loads.executed[rank] += total[expert]
+        loads.work_s[rank] += slice_s(total[expert], costs)
+        loads.own_s[rank] += slice_s(own, costs)
+        loads.others_s[rank] += slice_s(total[expert] - own, costs)
+    return loads
+
+
+@compiled
+def loads_of_shares(counts: IntArray, shares: IntArray, costs: Costs) -> Loads:
+    """Return the loads of shares.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
+        costs: the machine's.
+    """
+    world_size, num_experts = counts.shape
+    loads = no_loads(world_size)
+    for rank in range(world_size):
+        for expert in range(num_experts):
+            own, executed = counts[rank, expert], shares[rank, expert]
+            loads.routed[rank] += own
+            loads.sent[rank] += max(own - executed, 0)
+            loads.received[rank] += max(executed - own, 0)
+            loads.executed[rank] += executed
+            loads.work_s[rank] += slice_s(executed, costs)
+            loads.own_s[rank] += slice_s(min(executed, own), costs)
+            loads.others_s[rank] += slice_s(max(executed - own, 0), costs)
+    return loads
+
+
+@compiled
+def choose_sources(
+    shares: IntArray, home: IntArray, resident: BoolArray, free_slots: IntArray, costs: Costs
+) -> Sources:
+    """Decide for every fetch which source is less busy: the host's link, with the restores, or the expert's home rank.
+
+    Args:
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
+        home: int64 ``[num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+        free_slots: int64 ``[world_size]``, slots that hold no resident; a fetch into any other has to be restored.
+        costs: the machine's.
+    """
+    world_size, num_experts = shares.shape
+    from_peer = np.zeros((num_experts, world_size), dtype=np.bool_)
+    # The latency is that of all that a rank sends together.
+    expert_s = costs.peer_fetch_s - costs.exchange_latency_s
+    sent = np.zeros(world_size, dtype=np.int64)
+    received = np.zeros(world_size, dtype=np.int64)
+    from_host = np.zeros(world_size, dtype=np.int64)
+    for expert in range(num_experts):
+        source = home[expert]
+        for rank in range(world_size):
+            if shares[rank, expert] == 0 or resident[expert, rank]:
+                continue
+            peer_s = max(sent[source], received[rank]) * expert_s + costs.peer_fetch_s
+            link = 2 * from_host[rank] + received[rank] + 1 - free_slots[rank]
+            if costs.peer_fetch_s > 0 and source != rank and peer_s < max(link, from_host[rank] + 1) * costs.fetch_s:
+                from_peer[expert, rank] = True
+                sent[source] += 1
+                received[rank] += 1
+            else:
+                from_host[rank] += 1
+    # A receiver's weights are complete when its last sender is through, with those for others too.
+    slowest = received.copy()
+    for expert in range(num_experts):
+        for rank in range(world_size):
+            if from_peer[expert, rank]:
+                slowest[rank] = max(slowest[rank], sent[home[expert]])
+    ready_s = from_host * costs.fetch_s
+    for rank in range(world_size):
+        if slowest[rank] > 0:
+            ready_s[rank] = max(ready_s[rank], slowest[rank] * expert_s + costs.exchange_latency_s)
+    restores = np.maximum(from_host + received - free_slots, 0)
+    return Sources(from_peer, ready_s, (from_host + restores) * costs.fetch_s)
+
+
+@compiled
+def layer_s(loads: Loads, ready_s: FloatArray, host_link_s: FloatArray, costs: Costs) -> tuple[float, float]:
+    """Return how long a layer takes from the plan to the end of the combine, in seconds.
+
+    ``exchange there + max over ranks of (computation, or the last fetch if that is later) + exchange back``, where an
+    exchange takes as long as the rank that sends or receives most. Rows are copied when they are sent and, there and
+    back, where they are executed; results are copied and added. With overlap, a rank's own rows are computed while the
+    others are on their way, and an expert with both is launched twice. A host link that is busy for longer than all of
+    that, as restores may keep it, is what the layer takes in the long run.
+
+    Args:
+        loads: what the ranks do.
+        ready_s: float64 ``[world_size]``, when their last fetches are there.
+        host_link_s: float64 ``[world_size]``, how long their host links are busy.
+        costs: the machine's.
+
+    Returns:
+        Without overlap of exchange and computation, and with it.
+    """
+    rows = max(loads.sent.max(), loads.received.max())
+    exchange_s = costs.exchange_latency_s + rows * costs.exchange_token_s
+    gather_s = loads.routed.max() * costs.copy_token_s
+    plain_s = overlapped_s = 0.0
+    for rank in range(len(ready_s)):
+        copied_s = loads.executed[rank] * costs.copy_token_s
+        arrived_s = gather_s + exchange_s + copied_s
+        computed_s = max(arrived_s + loads.work_s[rank], ready_s[rank])
+        plain_s = max(plain_s, computed_s + copied_s)
+        computed_s = max(max(arrived_s, gather_s + loads.own_s[rank]) + loads.others_s[rank], ready_s[rank])
+        overlapped_s = max(overlapped_s, computed_s + copied_s)
+    back_s, link_s = exchange_s + 2 * gather_s, host_link_s.max()
+    return max(plain_s + back_s, link_s), max(overlapped_s + back_s, link_s)

@@ -1,0 +1,123 @@
+"""The standard executor, which carries out any plan, and how a policy's executor is found by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harmoeny.choices import PLAN_EXECUTOR
+from harmoeny.placement import IntArray
+from harmoeny.plan import Plan
+from harmoeny.runtime.exchange.dispatch import NO_SLOT, combine, dispatch, order_by_slot, sum_by_token
+from harmoeny.runtime.kernels.base import Results
+from harmoeny.runtime.kernels.grouped import GroupedKernel
+from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
+from harmoeny.runtime.layer.planner import Planner
+from harmoeny.runtime.layer.recorder import Recorder
+from harmoeny.runtime.layer.staged import execute_in_stages
+from harmoeny.runtime.memory.fetch.base import FetchStats, RankMemory
+
+
+class PlanExecutor(Executor):
+    """The standard: all tokens are dispatched, then all experts executed, then all results combined.
+
+    A plan that groups its sources is carried out in stages that overlap, see
+    :func:`harmoeny.runtime.layer.staged.execute_in_stages`.
+
+    One rank that holds every expert executes everything itself, whatever the policy: with a grouped kernel it does so
+    without a plan, which would need the counts on the host. The plan is made when the records are collected.
+    """
+
+    def __init__(self, planner: Planner, memory: RankMemory, recorder: Recorder) -> None:
+        """Keep what the layers are executed with; see :class:`Executor`."""
+        super().__init__(planner, memory, recorder)
+        decides_nothing = self.comm.world_size == 1 and planner.policy.exact and not planner.places_anew
+        as_it_is = type(self).execute is PlanExecutor.execute
+        self._slots_of = [
+            self._slot_by_expert(layer) if decides_nothing and as_it_is and isinstance(kernel, GroupedKernel) else None
+            for layer, kernel in enumerate(self.kernels)
+        ]
+
+    def forward(self, given: LayerInput) -> LayerResult:
+        """Execute one MoE layer, without a plan where there is nothing to decide."""
+        kernel, slot_of_E = self.kernels[given.layer], self._slots_of[given.layer]
+        if slot_of_E is None or len(given.hidden_TH) == 0:
+            return super().forward(given)
+        assert isinstance(kernel, GroupedKernel)
+        for _ in ("metadata", "plan", "dispatch"):
+            self.recorder.mark()
+        order = order_by_slot(given.expert_ids_TK, slot_of_E, len(kernel.slots.slots))
+        rows_RH = given.hidden_TH.index_select(0, order.token_R)
+        self.recorder.mark()  # compute
+        results_RH = kernel.apply(rows_RH, order.ends)
+        self.recorder.mark()  # combine
+        output_TH = sum_by_token(results_RH, given.routing_weights_TK, order)
+        self.recorder.mark()  # end
+        self._describe(given.layer, order.ends)
+        return LayerResult(output_TH, None, FetchStats())
+
+    def _describe(self, layer: int, ends: Tensor) -> None:
+        """Record the plan that was carried out, or make it at once where a guard wants to see it."""
+
+        def describe() -> tuple[Plan, int]:
+            tokens_by_slot = ends.diff(prepend=ends.new_zeros(1)).cpu().numpy()
+            counts = np.zeros((1, self.memory.store.layers[layer].num_experts), dtype=np.int64)
+            for expert_id, slot in self.planner.fetcher.residents(layer).items():
+                counts[0, expert_id] = tokens_by_slot[slot.index]
+            return self.planner.plan(layer, counts), int(counts.sum())
+
+        if self.planner.guard is None:
+            self.recorder.describe_later(describe)
+        else:
+            self.recorder.describe(*describe(), FetchStats())
+
+    def _slot_by_expert(self, layer: int) -> Tensor | None:
+        """Return the slot of every expert, as :func:`order_by_slot` wants it; None where one has none."""
+        residents, num_experts = self.planner.fetcher.residents(layer), self.memory.store.layers[layer].num_experts
+        if len(residents) < num_experts:
+            return None
+        slots = [residents[expert_id].index for expert_id in range(num_experts)]
+        return torch.tensor([NO_SLOT, *slots], dtype=torch.int32, device=self.comm.device)
+
+    def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
+        """Carry out any plan, with the system's fetch strategy."""
+        if plan.source_groups is not None:
+            return execute_in_stages(self, given, counts, plan, plan.source_groups)
+        kernel, fetcher = self.kernels[given.layer], self.planner.fetcher
+        executed_SE = plan.tokens[:, :, self.comm.rank].sum(axis=0)[None]
+        schedule = fetcher.begin(given.layer, plan.fetch, executed_SE, from_peer=plan.from_peer, grouped=kernel.grouped)
+        kernel.begin(schedule)
+        self.recorder.mark()  # dispatch
+        order = schedule.experts_by_row() if kernel.grouped else None
+        rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm, order)
+        self.recorder.mark()  # compute
+        results = Results(rows_RH)
+        fetch = fetcher.run(lambda wave: kernel(wave, rows_RH, results))
+        self.recorder.mark()  # combine
+        output_TH = combine(results.rows(), given.routing_weights_TK, dispatched)
+        return LayerResult(output_TH, dispatched.assignment_S, fetch)
+
+
+def find_executor(name: str) -> type[Executor]:
+    """Return the executor that a policy names.
+
+    Args:
+        name: ``plan``, or an import path: module, colon, class.
+
+    Raises:
+        ValueError: there is no such executor.
+    """
+    if name == PLAN_EXECUTOR:
+        return PlanExecutor
+    refused = f"executor: {name!r}, must be {PLAN_EXECUTOR} or the import path of an Executor"
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(import_module(module_name), class_name, None)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{refused} ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, Executor)):
+        raise ValueError(f"{refused} ({module_name} has no such class)")
+    return found

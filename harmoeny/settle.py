@@ -1,0 +1,138 @@
+"""Places experts by what past batches needed: homes that even out the ranks, and copies of hot experts in free slots."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harmoeny.compiled import compiled
+from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.predict import Costs, FloatArray
+
+#: A swap of two homes has to lower the larger of two ranks' times by this share of it, as every swap copies two experts.
+_LEAST_SWAP = 0.01
+
+
+def placements_for(counts: IntArray, present: Placement, num_slots: IntArray, costs: Costs) -> list[Placement]:
+    """Return placements that may suit batches like these better than the present one; the present one is not among them.
+
+    Homes are swapped between ranks as long as that makes the slowest one faster. Slots that are left hold either what
+    their own rank has most assignments of, which saves exchange, or copies of the experts with the highest load per
+    copy on the least busy ranks, which evens out.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``, assignments of typical batches.
+        present: the present residency.
+        num_slots: int64 ``[world_size]``, experts that every rank has room for, at least those whose home it is.
+        costs: the machine's.
+    """
+    total = counts.sum(axis=0)
+    home = swap_homes(total, present.home, present.world_size, costs)
+    homes = Placement.from_home(home, present.world_size)
+    free = num_slots - homes.resident.sum(axis=0)
+    found = [homes]
+    if free.max(initial=0) > 0:
+        found += [
+            Placement(home=home, resident=copy_own(counts, homes.resident, free)),
+            Placement(home=home, resident=copy_hottest(total, homes.resident, free)),
+        ]
+    return [placement for placement in found if not np.array_equal(placement.resident, present.resident)]
+
+
+@compiled
+def swap_homes(load: IntArray, home: IntArray, world_size: int, costs: Costs) -> IntArray:
+    """Swap homes between the busiest rank and others, the best swap first; every rank keeps its number of experts.
+
+    Args:
+        load: int64 ``[num_experts]``, expected assignments.
+        home: int64 ``[num_experts]``, the present homes.
+        world_size: number of ranks.
+        costs: the machine's.
+
+    Returns:
+        int64 ``[num_experts]``.
+    """
+    num_experts = len(home)
+    swapped = home.copy()
+    expert_s = np.zeros(num_experts)
+    for expert in range(num_experts):
+        # A row travels there and back.
+        expert_s[expert] = max(load[expert] * (costs.token_s + 2 * costs.exchange_token_s), costs.weights_s)
+    busy_s = np.zeros(world_size)
+    for expert in range(num_experts):
+        busy_s[swapped[expert]] += expert_s[expert]
+    for _ in range(num_experts):
+        giver = busy_s.argmax()
+        best_s, give, take = busy_s[giver] * (1 - _LEAST_SWAP), -1, -1
+        for mine in range(num_experts):
+            if swapped[mine] != giver:
+                continue
+            for theirs in range(num_experts):
+                gain_s = expert_s[mine] - expert_s[theirs]
+                other = swapped[theirs]
+                if other == giver or gain_s <= 0:
+                    continue
+                larger_s = max(busy_s[giver] - gain_s, busy_s[other] + gain_s)
+                if larger_s < best_s:
+                    best_s, give, take = larger_s, mine, theirs
+        if give < 0:
+            break
+        gain_s = expert_s[give] - expert_s[take]
+        other = swapped[take]
+        busy_s[giver] -= gain_s
+        busy_s[other] += gain_s
+        swapped[give], swapped[take] = other, giver
+    return swapped
+
+
+def copy_own(counts: IntArray, resident: BoolArray, free: IntArray) -> BoolArray:
+    """Fill free slots with the experts that their own rank has most assignments of.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+        free: int64 ``[world_size]``, free slots.
+
+    Returns:
+        bool ``[num_experts, world_size]``.
+    """
+    filled = resident.copy()
+    for rank in range(len(free)):
+        wanted = np.where(resident[:, rank], -1, counts[rank])
+        filled[np.argsort(-wanted, kind="stable")[: free[rank]], rank] = True
+    return filled
+
+
+@compiled
+def copy_hottest(load: IntArray, resident: BoolArray, free: IntArray) -> BoolArray:
+    """Fill free slots, one copy after the other: the expert with the highest load per copy, on the least busy rank.
+
+    Args:
+        load: int64 ``[num_experts]``.
+        resident: bool ``[num_experts, world_size]``, one rank each.
+        free: int64 ``[world_size]``, free slots.
+
+    Returns:
+        bool ``[num_experts, world_size]``.
+    """
+    num_experts, world_size = resident.shape
+    filled, left = resident.copy(), free.copy()
+    copies = resident.sum(axis=1)
+    for _ in range(left.sum()):
+        busy: FloatArray = np.zeros(world_size)
+        for expert in range(num_experts):
+            for rank in range(world_size):
+                if filled[expert, rank]:
+                    busy[rank] += load[expert] / copies[expert]
+        best_expert, best_rank = -1, -1
+        for expert in np.argsort(-load / copies, kind="mergesort"):
+            for rank in range(world_size):
+                if left[rank] > 0 and not filled[expert, rank] and (best_rank < 0 or busy[rank] < busy[best_rank]):
+                    best_expert, best_rank = expert, rank
+            if best_rank >= 0:
+                break
+        if best_rank < 0:
+            break
+        filled[best_expert, best_rank] = True
+        copies[best_expert] += 1
+        left[best_rank] -= 1
+    return filled

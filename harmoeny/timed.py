@@ -1,0 +1,154 @@
+"""HarMoEny by time: every batch is planned such that the slowest rank is predicted to be fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar, Self
+
+import numpy as np
+
+from harmoeny.balance import Chosen, choose_shares, plan_by_time
+from harmoeny.choices import Fetch
+from harmoeny.cost import ExpertCost
+from harmoeny.placement import IntArray, Placement
+from harmoeny.plan import Plan
+from harmoeny.policy import Policy
+from harmoeny.predict import Costs
+from harmoeny.settle import placements_for
+
+#: What a new placement has to gain, as a share of a layer's time.
+_LEAST_GAIN = 0.01
+#: Batches that a new placement is expected to serve, over which its copies are spread.
+_SERVED_BATCHES = 128
+
+
+@dataclass(kw_only=True)
+class HarMoEny(Policy):
+    """HarMoEny's two ideas (arXiv 2506.12417), decided by predicted time in place of counted tokens.
+
+    In every batch, assignments move from ranks that would be late to ranks that would wait, which fetch the experts
+    that they lack; a fetch is made where the layer is predicted to end sooner with it. Time is that of the slowest
+    rank through dispatch, computation and combine, so an expert may also be brought to several ranks only to leave
+    tokens where they are, and nothing moves where nothing is gained. See :mod:`harmoeny.balance` and
+    :mod:`harmoeny.predict`. The paper's own rule is :class:`harmoeny.rebalance.TokenHarMoEny`.
+
+    Between batches, homes are swapped, and free slots get copies of hot experts, where that would have made the latest
+    batch faster by more than its copies cost. What is tried comes from the batches before the latest, so that hot
+    experts which move from batch to batch move no weights.
+
+    Attributes:
+        fetch: ``peer``: an expert comes from its home rank or from host memory, whichever is sooner there; ``async``
+            and ``sync``: always from host memory; ``none``: every expert is resident everywhere.
+        overlap: whether a rank's own rows may be executed while the others are on their way.
+        settle: whether placements follow what earlier batches needed.
+        interval: batches between two new placements of a layer.
+        window: latest batches that they follow.
+        costs: seconds by the names of :class:`harmoeny.cost.ExpertCost`, in place of those that calibration gives.
+    """
+
+    name: ClassVar[str] = "harmoeny"
+    description: ClassVar[str] = "moves tokens and weights in every batch such that the slowest rank is soonest ready"
+    baseline: ClassVar[bool] = False
+
+    fetch: str = Fetch.PEER.value
+    overlap: bool = True
+    settle: bool = True
+    interval: int = 4
+    window: int = 4
+    costs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def history_window(self) -> int:
+        """Batches that placements follow."""
+        return self.window
+
+    def validate(self) -> None:
+        """Check the configuration.
+
+        Raises:
+            ValueError: a cost of another name, below 0, or no time at all for a token or a fetch; an interval or window
+                that is too small.
+        """
+        super().validate()
+        if self.interval < 1:
+            raise ValueError(f"interval: {self.interval}, must be at least 1")
+        if self.window < 2:
+            raise ValueError(f"window: {self.window}, must be at least 2: the latest batch and those before it")
+        for name, value in self.costs.items():
+            if name not in Costs._fields:
+                raise ValueError(f"costs.{name}: {value}, must be one of {', '.join(Costs._fields)}")
+            positive = name in ("token_s", "fetch_s")
+            if not 0 <= value < float("inf") or (positive and value == 0):
+                raise ValueError(f"costs.{name}: {value}, must be a number {'above' if positive else 'of at least'} 0")
+
+    def calibrated(self, cost: ExpertCost) -> Self:
+        """Return the policy with the machine's costs, where they were not set."""
+        return replace(self, costs={name: getattr(cost, name) for name in Costs._fields} | self.costs)
+
+    def plan(self, counts: IntArray, placement: Placement) -> Plan:
+        """Plan ``counts`` (int64 ``[world_size, num_experts]``).
+
+        Raises:
+            ValueError: a cost was neither set nor calibrated.
+        """
+        tokens, fetch, from_peer, overlapped, predicted_s = plan_by_time(
+            counts, placement.home, placement.resident, self._free_slots(placement), self._costs, self.overlap
+        )
+        return Plan(tokens, fetch, from_peer, [range(len(counts))] if overlapped else None, predicted_s)
+
+    def executed(self, counts: IntArray, placement: Placement) -> IntArray:
+        """Return int64 ``[num_experts, world_size]`` of the plan."""
+        return np.ascontiguousarray(self.choose(counts, placement).shares.T)
+
+    def choose(self, counts: IntArray, placement: Placement) -> Chosen:
+        """Return who executes how much of ``counts`` (int64 ``[world_size, num_experts]``).
+
+        Raises:
+            ValueError: a cost was neither set nor calibrated.
+        """
+        chosen: Chosen = choose_shares(
+            counts, placement.home, placement.resident, self._free_slots(placement), self._costs, self.overlap
+        )
+        return chosen
+
+    def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
+        """Place a layer anew where that would have paid in the latest batch.
+
+        Args:
+            layer: MoE layer in order of execution.
+            history: int64 ``[world_size, num_experts]`` per earlier batch, oldest first.
+            placement: the present residency.
+        """
+        if not self.settle or self.fetch == Fetch.NONE or len(history) < 2 or len(history) % self.interval:
+            return None
+        *earlier, latest = history[-min(self.window, len(history)) :]
+        now_s = self.choose(latest, placement).predicted_s
+        best, best_s = None, now_s * (1 - _LEAST_GAIN)
+        num_slots = self._num_slots(placement)
+        for candidate in placements_for(np.sum(earlier, axis=0) // len(earlier), placement, num_slots, self._costs):
+            copies = int((candidate.resident & ~placement.resident).sum(axis=0).max())
+            candidate_s = self.choose(latest, candidate).predicted_s + copies * self._costs.fetch_s / _SERVED_BATCHES
+            if candidate_s < best_s:
+                best, best_s = candidate, candidate_s
+        return best
+
+    def _free_slots(self, placement: Placement) -> IntArray:
+        """Return int64 ``[world_size]``, the slots that hold no resident."""
+        if self.num_slots is None:
+            return np.zeros(placement.world_size, dtype=np.int64)
+        return self._num_slots(placement) - placement.resident.sum(axis=0)
+
+    def _num_slots(self, placement: Placement) -> IntArray:
+        """Return int64 ``[world_size]``, the slots of every rank."""
+        homes = np.bincount(placement.home, minlength=placement.world_size)
+        return homes if self.num_slots is None else np.maximum(homes, self.num_slots)
+
+    @cached_property
+    def _costs(self) -> Costs:
+        missing = [name for name in Costs._fields if name not in self.costs]
+        if missing:
+            raise ValueError(f"costs.{missing[0]}: missing, must be calibrated before planning (HarMoEny.calibrated)")
+        costs = Costs(**self.costs)
+        return costs if self.fetch == Fetch.PEER else costs._replace(peer_fetch_s=0.0)
