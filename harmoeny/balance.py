@@ -65,12 +65,11 @@ def plan_by_time(
     world_size, num_experts = counts.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
     if resident.sum() == num_experts:
-        nothing_s = np.zeros(world_size)
+        idle_s = np.zeros(world_size)
         loads = loads_at_home(counts, home, costs)
-        overlapped, predicted_s = _overlapped(layer_s(loads, nothing_s, nothing_s, costs), overlap)
-        if not _may_gain(
-            loads, _largest_sent(counts, home), _most_spread(free_slots, predicted_s, costs), predicted_s, costs
-        ):
+        overlapped, predicted_s = _overlapped(layer_s(loads, idle_s, idle_s, costs), overlap)
+        most_spread = _most_spread(free_slots, predicted_s, costs)
+        if _uneven_s(loads, costs) + _spread_s(counts, home, most_spread, costs) <= LEAST_GAIN * predicted_s:
             return home_tokens(counts, home), fetch, fetch, overlapped, predicted_s
     chosen = choose_shares(counts, home, resident, free_slots, costs, overlap)
     shares = np.empty((num_experts, world_size), dtype=np.int64)
@@ -90,7 +89,8 @@ def choose_shares(
     The first candidate executes everything where it is held; in the second the slowest rank has given assignments of
     its largest expert to the rank that is ready first, again and again (:func:`level`). In the third, before that, the
     experts with most assignments were brought to all ranks, which execute their own assignments of them: that saves the
-    exchange of their rows. What is predicted to be fastest is taken, if it gains enough on the first.
+    exchange of their rows. What is predicted to be fastest is taken, if it gains enough on the first; candidates that
+    cannot are not made.
 
     Args:
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
@@ -100,13 +100,20 @@ def choose_shares(
         costs: the machine's.
         overlap: exchange and computation may overlap.
     """
-    held = shares_where_held(counts, home, resident)
-    best = _weighed(held, counts, home, resident, free_slots, costs, overlap)
-    most_spread = min(_most_spread(free_slots, best.predicted_s, costs), len(home))
-    least_s = (1 - LEAST_GAIN) * best.predicted_s
-    hottest = np.argsort(-counts.sum(axis=0), kind="mergesort")[:most_spread]
-    num_spread = _num_spread(hottest, counts, held, resident, free_slots, costs)
+    held = shares_where_held(counts, home, resident, costs)
+    idle_s = np.zeros(len(counts))
+    loads = loads_of_shares(counts, held, costs)
+    overlapped, predicted_s = _overlapped(layer_s(loads, idle_s, idle_s, costs), overlap)
+    best = Chosen(held, np.zeros(resident.shape, dtype=np.bool_), overlapped, predicted_s)
+    least_s = (1 - LEAST_GAIN) * predicted_s
+    uneven_s, most_spread = _uneven_s(loads, costs), _most_spread(free_slots, predicted_s, costs)
+    num_spread, hottest = 0, np.zeros(0, dtype=np.int64)
+    if uneven_s + _spread_s(counts, home, most_spread, costs) > predicted_s - least_s:
+        hottest = np.argsort(-counts.sum(axis=0), kind="mergesort")[:most_spread]
+        num_spread = _num_spread(hottest, counts, held, resident, free_slots, costs)
     for number in (0, num_spread):
+        if number == 0 and uneven_s <= predicted_s - least_s:
+            continue
         shares = held.copy()
         for expert in hottest[:number]:
             shares[:, expert] = counts[:, expert]
@@ -148,33 +155,30 @@ def _overlapped(seconds: tuple[float, float], overlap: bool) -> tuple[bool, floa
 @compiled
 def _most_spread(free_slots: IntArray, predicted_s: float, costs: Costs) -> int:
     """Return how many experts a rank can fetch at most if its host link is to be through with the restores in time."""
-    return min(_MOST_SPREAD, int(predicted_s / costs.fetch_s) + free_slots.max())
+    return int(min(_MOST_SPREAD, int(predicted_s / costs.fetch_s) + free_slots.max()))
 
 
 @compiled
-def _largest_sent(counts: IntArray, home: IntArray) -> int:
-    """Return the most assignments of one expert that a rank sends home."""
-    largest = 0
-    for rank in range(len(counts)):
-        for expert in range(len(home)):
-            if home[expert] != rank:
-                largest = max(largest, counts[rank, expert])
-    return largest
-
-
-@compiled
-def _may_gain(loads: Loads, largest_sent: int, most_spread: int, predicted_s: float, costs: Costs) -> bool:
-    """Return whether other shares may be faster by enough: ranks are uneven, or hot experts fill the exchange."""
+def _uneven_s(loads: Loads, costs: Costs) -> float:
+    """Return by how much the slowest rank is slower than the mean: the most that evening out can gain."""
     latest_s = total_s = 0.0
     for rank in range(len(loads.sent)):
         rows = max(loads.sent[rank], loads.received[rank])
         busy_s = loads.work_s[rank] + 2 * costs.exchange_token_s * rows
         latest_s = max(latest_s, busy_s)
         total_s += busy_s
-    # Spreading saves at most the rows of the experts that are spread, none of which has more than the largest.
-    saved = min(most_spread * largest_sent, loads.sent.max())
-    gain_s = latest_s - total_s / len(loads.sent) + 2 * (costs.exchange_token_s + costs.copy_token_s) * saved
-    return bool(gain_s > LEAST_GAIN * predicted_s)
+    return latest_s - total_s / len(loads.sent)
+
+
+@compiled
+def _spread_s(counts: IntArray, home: IntArray, most_spread: int, costs: Costs) -> float:
+    """Return the most that spreading so many experts can gain: each saves what a rank sends of its largest at most."""
+    largest = 0
+    for rank in range(len(counts)):
+        for expert in range(len(home)):
+            if home[expert] != rank:
+                largest = max(largest, counts[rank, expert])
+    return 2 * (costs.exchange_token_s + costs.copy_token_s) * most_spread * largest
 
 
 @compiled
@@ -218,13 +222,16 @@ def _num_spread(
 
 
 @compiled
-def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray) -> IntArray:
+def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, costs: Costs) -> IntArray:
     """Execute assignments where they are if the rank holds the expert, else on the least loaded rank that does.
+
+    An expert with so few assignments that they take less time than its launch and its weights is executed at home.
 
     Args:
         counts: int64 ``[world_size, num_experts]``.
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
+        costs: the machine's.
 
     Returns:
         int64 ``[world_size, num_experts]``, assignments that every rank executes.
@@ -232,16 +239,18 @@ def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray) -> 
     world_size, num_experts = counts.shape
     shares = np.zeros((world_size, num_experts), dtype=np.int64)
     load = np.zeros(world_size, dtype=np.int64)
-    copies = np.zeros(num_experts, dtype=np.int64)
+    split = np.zeros(num_experts, dtype=np.bool_)
     for expert in range(num_experts):
+        copies = total = 0
         for rank in range(world_size):
-            copies[expert] += resident[expert, rank]
-        if copies[expert] == 1:
-            for rank in range(world_size):
-                shares[home[expert], expert] += counts[rank, expert]
-            load[home[expert]] += shares[home[expert], expert]
+            copies += resident[expert, rank]
+            total += counts[rank, expert]
+        split[expert] = copies > 1 and total * costs.token_s > costs.launch_s + costs.weights_s
+        if not split[expert]:
+            shares[home[expert], expert] = total
+            load[home[expert]] += total
     for expert in range(num_experts):
-        if copies[expert] < 2:
+        if not split[expert]:
             continue
         left = 0
         for rank in range(world_size):
@@ -319,8 +328,8 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, costs: Costs)
             fastest_s, num_kept = end_s, num_moves
         if num_moves == most_moves:
             break
-        giver = busy_s.argmax()
-        expert = shares[giver].argmax()
+        giver = int(busy_s.argmax())
+        expert = int(shares[giver].argmax())
         receiver, amount = _receiver(giver, expert, shares, counts, resident, busy_s, fetches, fetch_s, costs)
         if receiver < 0:
             break

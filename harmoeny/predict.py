@@ -182,12 +182,14 @@ def choose_sources(
         for rank in range(world_size):
             if from_peer[expert, rank]:
                 slowest[rank] = max(slowest[rank], sent[home[expert]])
-    ready_s = from_host * costs.fetch_s
+    ready_s, host_link_s = np.zeros(world_size), np.zeros(world_size)
     for rank in range(world_size):
+        ready_s[rank] = from_host[rank] * costs.fetch_s
         if slowest[rank] > 0:
             ready_s[rank] = max(ready_s[rank], slowest[rank] * expert_s + costs.exchange_latency_s)
-    restores = np.maximum(from_host + received - free_slots, 0)
-    return Sources(from_peer, ready_s, (from_host + restores) * costs.fetch_s)
+        restores = max(from_host[rank] + received[rank] - free_slots[rank], 0)
+        host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
+    return Sources(from_peer, ready_s, host_link_s)
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Places experts by what past batches needed: homes that even out the ranks, and copies of hot experts in free slots."""
+"""Places experts by what past batches needed: homes that even out the ranks, copies of hot experts in free slots."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.predict import Costs, FloatArray
 
-#: A swap of two homes has to lower the larger of two ranks' times by this share of it, as every swap copies two experts.
+#: What a swap of two homes has to lower the busiest rank's time by, as a share of it: every swap copies two experts.
 _LEAST_SWAP = 0.01
 
 
 def placements_for(counts: IntArray, present: Placement, num_slots: IntArray, costs: Costs) -> list[Placement]:
-    """Return placements that may suit batches like these better than the present one; the present one is not among them.
+    """Return placements that may suit batches like these better than the present one, which is not among them.
 
     Homes are swapped between ranks as long as that makes the slowest one faster. Slots that are left hold either what
     their own rank has most assignments of, which saves exchange, or copies of the experts with the highest load per

@@ -138,7 +138,8 @@ class HarMoEny(Policy):
         """Return int64 ``[world_size]``, the slots that hold no resident."""
         if self.num_slots is None:
             return np.zeros(placement.world_size, dtype=np.int64)
-        return self._num_slots(placement) - placement.resident.sum(axis=0)
+        free: IntArray = self._num_slots(placement) - placement.resident.sum(axis=0)
+        return free
 
     def _num_slots(self, placement: Placement) -> IntArray:
         """Return int64 ``[world_size]``, the slots of every rank."""

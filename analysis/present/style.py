@@ -17,6 +17,7 @@ class Look(NamedTuple):
 _LOOKS = {
     "harmoeny": Look("#D55E00", "o"),
     "harmoeny_sync": Look("#E69F00", "o"),
+    "harmoeny_tokens": Look("#A64100", "s"),
     "static_ep": Look("#0072B2", "s"),
     "even_split": Look("#009E73", "^"),
     "drop": Look("#999999", "v"),
@@ -55,6 +56,8 @@ PHASE_COLOURS = {
 _LABELS = {
     "harmoeny": "HarMoEny",
     "harmoeny_sync": "HarMoEny, blocking fetches",
+    "harmoeny_tokens": "HarMoEny, by tokens",
+    "harmoeny_paper": "HarMoEny, the paper's rule",
     "harmoeny_paper_order": "HarMoEny, the paper's order",
     "static_ep": "Static EP",
     "even_split": "Even split",

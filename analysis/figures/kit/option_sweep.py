@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ def sweep_table(data: FigureData, option: str, panels: tuple[Panel, ...]) -> pd.
     rows = []
     for row in data.summary.to_dict("records"):
         system = run.systems[row["system"]]
-        if system["policy"] != "harmoeny":
+        if not _has(system, option):
             continue
         rows.append(
             {
@@ -60,9 +61,13 @@ def missing_sweep(data: FigureData, option: str, source: Source) -> str | None:
     if len(data.runs) != 1:
         return wanted
     run = data.runs[0]
-    systems = [s for s in run.systems.values() if s["policy"] == "harmoeny"]
-    values = {s["options"].get(option) for s in systems} - {None}
+    values = {system["options"][option] for system in run.systems.values() if _has(system, option)} - {None}
     return None if len(values) > 1 else wanted
+
+
+def _has(system: Mapping[str, Any], option: str) -> bool:
+    """Return whether a system is one of ours with this option."""
+    return str(system["policy"]).startswith("harmoeny") and option in system["options"]
 
 
 def plot_sweep(

@@ -92,7 +92,7 @@ def start(layers: list[LayerExperts], comm: Communicator | None = None, **option
 
 
 class RandomPlan(Policy):
-    """Sends every assignment anywhere, fetches from anywhere, and drops some if asked: the runtime must execute any plan."""
+    """Sends assignments anywhere, fetches from anywhere, drops some if asked: the runtime must execute any plan."""
 
     name: ClassVar[str] = "random_plan"
     description: ClassVar[str] = "random plans"
