@@ -13,14 +13,13 @@ from scipy.optimize import linear_sum_assignment
 from harmoeny.choices import Fetch
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
-from harmoeny.plan import Plan, plan_from_tokens, tokens_of_shares
-from harmoeny.policy import Policy
+from harmoeny.policy import BlindPolicy
 
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(kw_only=True)
-class EPLB(Policy):
+class EPLB(BlindPolicy):
     """DeepSeek's expert-parallel load balancer (arXiv 2412.19437, section 3.4; README of deepseek-ai/EPLB).
 
     Every rank has room for ``ceil(num_experts / world_size) + redundant_experts_per_rank`` experts, all of it used. The
@@ -120,14 +119,9 @@ class EPLB(Policy):
             return None
         return Placement(home=resident.argmax(axis=1), resident=resident)
 
-    def plan(self, counts: IntArray, placement: Placement) -> Plan:
-        """Share ``counts`` (int64 ``[world_size, num_experts]``) over the replicas, own ranks first."""
-        return plan_from_tokens(tokens_of_shares(counts, self.executed(counts, placement)), placement)
-
-    def executed(self, counts: IntArray, placement: Placement) -> IntArray:
-        """Return int64 ``[num_experts, world_size]``: even shares of the replicas."""
-        shares: IntArray = even_shares(counts, placement.resident)
-        return shares
+    def serving(self, placement: Placement) -> BoolArray:
+        """Return bool ``[num_experts, world_size]``: all replicas."""
+        return placement.resident
 
 
 def balance(load: IntArray, present: BoolArray, num_slots: int, num_nodes: int, num_groups: int) -> BoolArray:
@@ -257,29 +251,3 @@ def _swap(slots: IntArray, resident: BoolArray, weight: FloatArray) -> None:
         slots[high, give], slots[low, take] = y, x
         load[high] += weight[y] - weight[x]
         load[low] += weight[x] - weight[y]
-
-
-@compiled
-def even_shares(counts: IntArray, resident: BoolArray) -> IntArray:
-    """Share every expert's assignments over its replicas; the shares differ by at most one.
-
-    Args:
-        counts: int64 ``[world_size, num_experts]``.
-        resident: bool ``[num_experts, world_size]``.
-
-    Returns:
-        int64 ``[num_experts, world_size]``.
-    """
-    world_size, num_experts = counts.shape
-    shares = np.zeros((num_experts, world_size), dtype=np.int64)
-    first = 0  # replica that gets the first assignment left over: it moves on, so that no rank gets them all
-    for expert in range(num_experts):
-        copies = resident[expert].sum()
-        share, extra = divmod(counts[:, expert].sum(), copies)
-        replica = 0
-        for rank in range(world_size):
-            if resident[expert, rank]:
-                shares[expert, rank] = share + (1 if (replica - first) % copies < extra else 0)
-                replica += 1
-        first += extra
-    return shares

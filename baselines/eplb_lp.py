@@ -10,6 +10,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from baselines.eplb import EPLB, FloatArray
+from harmoeny.choices import Knowledge
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 
@@ -23,6 +24,7 @@ class EPLBWithLP(EPLB):
     """
 
     name: ClassVar[str] = "eplb_lp"
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY, Knowledge.EXACT})
     description: ClassVar[str] = "EPLB's replicas, shared by a linear programme in every batch"
 
     def executed(self, counts: IntArray, placement: Placement) -> IntArray:

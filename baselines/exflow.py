@@ -14,11 +14,10 @@ from typing import ClassVar, Self
 import numpy as np
 
 from baselines.kit.affinity import count_crossings, count_pairs, place_by_affinity
-from harmoeny.choices import Fetch
+from baselines.static_ep import StaticEP
+from harmoeny.choices import Fetch, Knowledge
 from harmoeny.placement import IntArray, Placement
 from harmoeny.placement import place as place_evenly
-from harmoeny.plan import Plan, home_tokens, plan_from_tokens
-from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
 from results_schema.atomic import write_text
 
@@ -54,7 +53,7 @@ class AffinityFit:
 
 
 @dataclass(kw_only=True)
-class ExFlow(Policy):
+class ExFlow(StaticEP):
     """Placement by inter-layer expert affinity (Yao et al., arXiv 2401.08383), then static parallelism.
 
     :meth:`fitted` minimises, over the calibration batches, how often a token's experts in consecutive layers are on
@@ -70,6 +69,7 @@ class ExFlow(Policy):
 
     name: ClassVar[str] = "exflow"
     description: ClassVar[str] = "static, experts placed by their affinity between consecutive layers"
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY})
     calibration_batches: ClassVar[int] = 4
 
     time_limit_s: float = 5.0
@@ -163,10 +163,6 @@ class ExFlow(Policy):
         if self.fetch == Fetch.NONE:
             return Placement(home=home, resident=placement.resident)
         return Placement.from_home(home, world_size)
-
-    def plan(self, counts: IntArray, placement: Placement) -> Plan:
-        """Send all of ``counts`` (int64 ``[world_size, num_experts]``) to the home ranks."""
-        return plan_from_tokens(home_tokens(counts, placement.home), placement)
 
 
 def _stacks(trace: RoutingTrace, num_experts: int) -> Iterator[tuple[list[int], list[IntArray]]]:

@@ -38,5 +38,13 @@ class Exchange(StrEnum):
     PUT = "put"
 
 
+class Knowledge(StrEnum):
+    """What a policy may see of the routing: of earlier batches, of a prediction made before the gate, of the batch."""
+
+    HISTORY = "history"
+    LOOKAHEAD = "lookahead"
+    EXACT = "exact"
+
+
 #: The executor that carries out any plan: dispatch, then the experts, then combine.
 PLAN_EXECUTOR = "plan"

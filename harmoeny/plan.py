@@ -199,3 +199,30 @@ def tokens_of_shares(counts: IntArray, shares: IntArray) -> IntArray:
         for src in range(world_size):
             dst = hand_over(tokens[src, expert], counts[src, expert] - tokens[src, expert, src], left, dst)
     return tokens
+
+
+@compiled
+def even_shares(counts: IntArray, serving: BoolArray) -> IntArray:
+    """Share every expert's assignments over the ranks that serve it; the shares differ by at most one.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        serving: bool ``[num_experts, world_size]``, at least one rank per expert.
+
+    Returns:
+        int64 ``[num_experts, world_size]``.
+    """
+    world_size, num_experts = counts.shape
+    shares = np.zeros((num_experts, world_size), dtype=np.int64)
+    totals = counts.sum(axis=0)
+    first = 0  # replica that gets the first assignment left over: it moves on, so that no rank gets them all
+    for expert in range(num_experts):
+        copies = serving[expert].sum()
+        share, extra = divmod(totals[expert], copies)
+        replica = 0
+        for rank in range(world_size):
+            if serving[expert, rank]:
+                shares[expert, rank] = share + (1 if (replica - first) % copies < extra else 0)
+                replica += 1
+        first += extra
+    return shares

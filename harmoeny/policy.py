@@ -10,10 +10,10 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from harmoeny.choices import PLAN_EXECUTOR, Fetch, WorkOrder
+from harmoeny.choices import PLAN_EXECUTOR, Fetch, Knowledge, WorkOrder
 from harmoeny.cost import ExpertCost
-from harmoeny.placement import PLACEMENTS, IntArray, Placement, place
-from harmoeny.plan import Plan
+from harmoeny.placement import PLACEMENTS, BoolArray, IntArray, Placement, place
+from harmoeny.plan import Plan, even_shares, home_executed, home_tokens, plan_from_tokens, tokens_of_shares
 from harmoeny.trace import RoutingTrace
 
 #: An import path: module, colon, name.
@@ -45,6 +45,8 @@ class Policy(ABC):
     baseline: ClassVar[bool] = True
     #: True for a bound that no system reaches under the others' memory: drawn as a line, never ranked.
     bound: ClassVar[bool] = False
+    #: What the policy may see of the routing; it is given nothing else (:func:`check_knowledge`).
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT})
     #: Batches whose routing :meth:`fitted` wants to see before the measured ones.
     calibration_batches: ClassVar[int] = 0
 
@@ -88,6 +90,7 @@ class Policy(ABC):
             raise ValueError(
                 f"executor: {self.executor!r}, must be {PLAN_EXECUTOR} or an import path, as package.module:ClassName"
             )
+        check_knowledge(self)
 
     def validate_ranks(self, num_experts: int, world_size: int) -> None:  # noqa: B027
         """Check that the system can run a model on so many ranks, before any worker starts.
@@ -122,6 +125,10 @@ class Policy(ABC):
             return Placement(home=placement.home, resident=np.ones_like(placement.resident))
         return placement
 
+    def room(self, num_experts: int, world_size: int) -> int | None:  # noqa: ARG002  (for policies with spare slots)
+        """Return the experts that a rank has room for in a layer; None: as many as it holds at the start."""
+        return self.num_slots
+
     def update_placement(
         self,
         layer: int,  # noqa: ARG002
@@ -151,3 +158,54 @@ class Policy(ABC):
         Returns:
             A plan that keeps the invariants of :meth:`Plan.validate`.
         """
+
+
+@dataclass(kw_only=True)
+class BlindPolicy(Policy):
+    """A policy that decides where experts are, and does not see the batch.
+
+    How a batch is executed follows from the placement: its counts reach no method of a subclass.
+    """
+
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY})
+
+    @abstractmethod
+    def serving(self, placement: Placement) -> BoolArray | None:
+        """Return bool ``[num_experts, world_size]``, the ranks that share every expert's assignments evenly.
+
+        None: the home ranks alone, which takes less time to plan.
+
+        Args:
+            placement: the experts that every rank holds, which are at least those.
+        """
+
+    def plan(self, counts: IntArray, placement: Placement) -> Plan:
+        """Share ``counts`` (int64 ``[world_size, num_experts]``) evenly over the serving ranks, own ranks first."""
+        serving = self.serving(placement)
+        if serving is None:
+            return Plan(tokens=home_tokens(counts, placement.home), fetch=np.zeros_like(placement.resident))
+        return plan_from_tokens(tokens_of_shares(counts, even_shares(counts, serving)), placement)
+
+    def executed(self, counts: IntArray, placement: Placement) -> IntArray:
+        """Return int64 ``[num_experts, world_size]``: even shares of the serving ranks."""
+        serving = self.serving(placement)
+        shares: IntArray = home_executed(counts, placement) if serving is None else even_shares(counts, serving)
+        return shares
+
+
+def check_knowledge(policy: Policy) -> None:
+    """Refuse a policy that asks for more of the routing than it says it knows.
+
+    Raises:
+        ValueError: ``knows`` lacks what a method that the policy overrides would see.
+    """
+    cls = type(policy)
+    blind = all(getattr(cls, name, None) is vars(BlindPolicy)[name] for name in ("plan", "executed"))
+    learns = cls.update_placement is not Policy.update_placement or cls.calibration_batches > 0
+    for needed, asks, way in (
+        (Knowledge.EXACT, not blind, "plans for itself (BlindPolicy leaves that to the runtime)"),
+        (Knowledge.HISTORY, learns, "learns from earlier batches"),
+    ):
+        if asks and needed not in policy.knows:
+            known = ", ".join(sorted(policy.knows)) or "nothing"
+            raise ValueError(f"knows: {known}, must have {needed} for {policy.name}, which {way}")

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from harmoeny.balance import Chosen, choose_shares, plan_by_time
-from harmoeny.choices import Fetch
+from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
@@ -41,6 +41,7 @@ class HarMoEny(Policy):
     Attributes:
         fetch: ``peer``: an expert comes from its home rank or from host memory, whichever is sooner there; ``async``
             and ``sync``: always from host memory; ``none``: every expert is resident everywhere.
+        spare_slots: room for experts on every rank, beside those that it holds at the start.
         overlap: whether a rank's own rows may be executed while the others are on their way.
         settle: whether placements follow what earlier batches needed.
         interval: batches between two new placements of a layer.
@@ -51,8 +52,10 @@ class HarMoEny(Policy):
     name: ClassVar[str] = "harmoeny"
     description: ClassVar[str] = "moves tokens and weights in every batch such that the slowest rank is soonest ready"
     baseline: ClassVar[bool] = False
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT, Knowledge.HISTORY})
 
     fetch: str = Fetch.PEER.value
+    spare_slots: int = 0
     overlap: bool = True
     settle: bool = True
     interval: int = 4
@@ -72,6 +75,10 @@ class HarMoEny(Policy):
                 that is too small.
         """
         super().validate()
+        if self.spare_slots < 0:
+            raise ValueError(f"spare_slots: {self.spare_slots}, must be at least 0")
+        if self.spare_slots and self.num_slots is not None:
+            raise ValueError(f"spare_slots: {self.spare_slots}, must be 0 with num_slots={self.num_slots}")
         if self.interval < 1:
             raise ValueError(f"interval: {self.interval}, must be at least 1")
         if self.window < 2:
@@ -134,17 +141,24 @@ class HarMoEny(Policy):
                 best, best_s = candidate, candidate_s
         return best
 
-    def _free_slots(self, placement: Placement) -> IntArray:
-        """Return int64 ``[world_size]``, the slots that hold no resident."""
-        if self.num_slots is None:
-            return np.zeros(placement.world_size, dtype=np.int64)
-        free: IntArray = self._num_slots(placement) - placement.resident.sum(axis=0)
-        return free
+    def room(self, num_experts: int, world_size: int) -> int | None:
+        """Return the experts that a rank has room for in a layer."""
+        if self.num_slots is not None or self.spare_slots == 0:
+            return self.num_slots
+        return min(-(-num_experts // world_size) + self.spare_slots, num_experts)
 
     def _num_slots(self, placement: Placement) -> IntArray:
-        """Return int64 ``[world_size]``, the slots of every rank."""
+        """Return int64 ``[world_size]``, the slots of every rank: never fewer than the experts whose home it is."""
         homes = np.bincount(placement.home, minlength=placement.world_size)
-        return homes if self.num_slots is None else np.maximum(homes, self.num_slots)
+        room = self.room(placement.num_experts, placement.world_size)
+        return homes if room is None else np.maximum(homes, room)
+
+    def _free_slots(self, placement: Placement) -> IntArray:
+        """Return int64 ``[world_size]``, the slots that hold no resident."""
+        if self.num_slots is None and self.spare_slots == 0:
+            return np.zeros(placement.world_size, dtype=np.int64)
+        free: IntArray = np.maximum(self._num_slots(placement) - placement.resident.sum(axis=0), 0)
+        return free
 
     @cached_property
     def _costs(self) -> Costs:

@@ -35,7 +35,7 @@ FURTHER_FIELDS = (
 #: What it says of every system under ``systems``: ``fit`` and ``kernel`` are a real run's, ``threshold`` a simulated
 #: one's.
 SYSTEM_FIELDS = (
-    "policy", "description", "exact", "baseline", "bound", "options", "device_expert_bytes", "fit", "kernel",
+    "policy", "description", "exact", "baseline", "bound", "knows", "options", "device_expert_bytes", "fit", "kernel",
     "threshold",
 )  # fmt: skip
 MANIFEST_FIELDS = (*REQUIRED_FIELDS, *FURTHER_FIELDS)

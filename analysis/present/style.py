@@ -29,6 +29,9 @@ _LOOKS = {
     "eplb_lp": Look("#AA4499", "p"),
     "harmoeny_paper_order": Look("#F0A58F", "h"),
     "deepspeed_moe_drop": Look("#7B3F61", "d"),
+    "ultraep": Look("#1F78B4", "*"),
+    "llep": Look("#B15928", "H"),
+    "moonep": Look("#6A3D9A", "8"),
     "ideal": Look("#000000", "_"),
 }
 #: Markers of variants, and how much of their system's colour is left: the rest is white, or below 0 black.
@@ -68,6 +71,9 @@ _LABELS = {
     "exflow": "ExFlow",
     "eplb": "EPLB",
     "eplb_lp": "EPLB + LP",
+    "ultraep": "UltraEP",
+    "llep": "LLEP",
+    "moonep": "MoonEP",
     "ideal": "Ideal (reference)",
 }
 

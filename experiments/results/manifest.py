@@ -42,6 +42,7 @@ def new_manifest(point: Point) -> dict[str, Any]:
                 "exact": policy.exact,
                 "baseline": policy.baseline,
                 "bound": policy.bound,
+                "knows": sorted(policy.knows),
                 "options": options_of(point, name, policy),
             }
             for name, policy in point.systems.items()

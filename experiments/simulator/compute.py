@@ -77,7 +77,7 @@ class RankMemories:
         """
         self._policy, self._cost, self._first_placements = policy, cost, list(placements)
         self._slots_of_layer = [
-            num_slots_needed(p.resident.sum(axis=0), p.num_experts, policy.num_slots) for p in placements
+            num_slots_needed(p.resident.sum(axis=0), p.num_experts, policy.room(*p.resident.shape)) for p in placements
         ]
         self._held = [with_slot(p.resident, n) for p, n in zip(placements, self._slots_of_layer, strict=True)]
         self._moved = np.zeros((len(placements), cost.topology.world_size), dtype=np.bool_)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.eplb import EPLB, balance, even_shares, pack, replicate
+from baselines.eplb import EPLB, balance, pack, replicate
 from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.plan import even_shares
 from tests.strategies import batches, examples
 
 

@@ -10,6 +10,9 @@ from baselines.eplb_lp import EPLBWithLP
 from baselines.exflow import ExFlow
 from baselines.fastermoe import FasterMoE
 from baselines.ideal import Ideal
+from baselines.llep import LLEP
+from baselines.moonep import MoonEP
+from baselines.ultraep import UltraEP
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
 from tests.harmoeny.runtime.cases import Tokens, expected_output, random_experts, random_tokens, start
@@ -45,6 +48,10 @@ def fitted_exflow() -> Policy:
         EPLBWithLP(interval=1, window=1),
         FasterMoE(token_s=1.0, shadow_s=1.0),
         FasterMoE(token_s=1.0, shadow_s=1.0, fetch="async", num_slots=3),
+        UltraEP(redundant_slots=1),
+        UltraEP(redundant_slots=2, fetch="async"),
+        LLEP(min_tokens=1),
+        MoonEP(),
         Ideal(),
         fitted_exflow(),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from baselines.static_ep import StaticEP
+from harmoeny.choices import Knowledge
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
 
@@ -22,6 +23,7 @@ class Faulty(StaticEP):
 
     name: ClassVar[str] = "faulty"
     description: ClassVar[str] = "fails on purpose"
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT})
 
     switch: str
     num_plans: int = field(default=0, init=False)

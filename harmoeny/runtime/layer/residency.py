@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harmoeny.history import History
 from harmoeny.placement import IntArray, Placement
-from harmoeny.policy import Policy
+from harmoeny.policy import Policy, check_knowledge
 
 
 class Residency:
@@ -21,7 +21,11 @@ class Residency:
         Args:
             policy: may change the placements.
             placements: residency per MoE layer before the first batch; updated.
+
+        Raises:
+            ValueError: the policy asks for more than it says it knows.
         """
+        check_knowledge(policy)
         self.placements = placements
         self.changes = type(policy).update_placement is not Policy.update_placement
         self._policy = policy

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from baselines.static_ep import StaticEP
+from harmoeny.choices import Knowledge
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.runtime.layer.executor import LayerInput, LayerResult
@@ -110,6 +111,7 @@ class BadPlans(StaticEP):
 
     name: ClassVar[str] = "bad_plans"
     description: ClassVar[str] = "plans with one defect"
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT})
 
     defect: str
 

@@ -39,6 +39,7 @@ class Mine(StaticEP):
 
     name: ClassVar[str] = "mine"
     description: ClassVar[str] = "of a user's"
+    knows: ClassVar = frozenset({{"exact"}})
 
     def plan(self, counts, placement):
         return first(super().plan(counts, placement))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from baselines.static_ep import StaticEP
 from experiments.simulator import flows, planning
 from experiments.simulator.planning import PlanTimer
+from harmoeny.choices import Knowledge
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
 
@@ -25,6 +27,8 @@ class Clock:
 @dataclass(kw_only=True)
 class Slow(StaticEP):
     """Plans in ``base_s`` and ``entry_s`` per entry of its plans, ten times as long at first."""
+
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT})
 
     base_s: float = 1e-4
     entry_s: float = 1e-7

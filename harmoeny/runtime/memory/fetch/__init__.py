@@ -25,7 +25,7 @@ def make_fetcher(policy: Policy, placements: Sequence[Placement], memory: RankMe
     Raises:
         ValueError: the strategy is unknown or does not go with the placement.
     """
-    options = FetchOptions(placements, policy.num_slots, policy.work_order)
+    options = FetchOptions(placements, [policy.room(*p.resident.shape) for p in placements], policy.work_order)
     for strategy in (NoFetch, SyncFetch, AsyncFetch, PeerFetch):
         if policy.fetch == strategy.name:
             return strategy(memory, options)

@@ -72,12 +72,12 @@ class FetchOptions:
 
     Attributes:
         placements: residency per layer before the first batch.
-        num_slots: slots per layer, at least 1; None: as many as there are residents, at least 1.
+        num_slots: slots of every layer, at least 1; None: as many as there are residents, at least 1.
         work_order: as :func:`harmoeny.runtime.memory.schedule.make_schedule` explains it.
     """
 
     placements: Sequence[Placement]
-    num_slots: int | None = None
+    num_slots: Sequence[int | None]
     work_order: str = WorkOrder.COVERED
 
 
@@ -107,8 +107,8 @@ class FetchStrategy:
         memory.transfers.drain()  # slots whose memory has to grow lose what they hold
         self._slots: list[Sequence[Slot]] = []
         self._home: list[list[int]] = []
-        for layer, placement in enumerate(options.placements):
-            self._home.append(home_slots(placement.resident[:, memory.comm.rank], options.num_slots))
+        for layer, (placement, num_slots) in enumerate(zip(options.placements, options.num_slots, strict=True)):
+            self._home.append(home_slots(placement.resident[:, memory.comm.rank], num_slots))
             self._slots.append(memory.pool.layers[layer].reserve(len(self._home[layer])))
         self._first_home = [list(home) for home in self._home]
         self._schedule = Schedule()

@@ -23,7 +23,9 @@ class NoFetch(FetchStrategy):
             ValueError: an expert is not resident, or there are not slots for all.
         """
         rank = memory.comm.rank
-        if options.num_slots is not None or not all(p.resident[:, rank].all() for p in options.placements):
+        if any(n is not None for n in options.num_slots) or not all(
+            p.resident[:, rank].all() for p in options.placements
+        ):
             raise ValueError("fetch: 'none', must go with a placement that holds every expert on every rank")
         if not Device.of(memory.comm.device).has_own_memory:
             memory = replace(memory, pool=SlotPool(memory.store, memory.comm.device))

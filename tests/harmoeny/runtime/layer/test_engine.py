@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines.drop import Drop
-from harmoeny.choices import Fetch
+from harmoeny.choices import Fetch, Knowledge
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
@@ -161,6 +161,7 @@ class Wandering(RandomPlan):
     """Every batch, all experts move to the next rank; the plan stays what it was."""
 
     description: ClassVar[str] = "placements that move on"
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY, Knowledge.EXACT})
 
     def update_placement(self, layer: int, history: Any, placement: Placement) -> Placement:  # noqa: ARG002
         return Placement.from_home((placement.home + 1) % placement.world_size, placement.world_size)

@@ -238,5 +238,5 @@ def test_no_fetch_needs_all_experts_resident() -> None:
     held = np.ones((NUM_EXPERTS, 1), np.bool_)
     held[2] = False
     with pytest.raises(ValueError, match="fetch: 'none'"):
-        NoFetch(engine.memory, FetchOptions([Placement(np.zeros(NUM_EXPERTS, np.int64), held)]))
+        NoFetch(engine.memory, FetchOptions([Placement(np.zeros(NUM_EXPERTS, np.int64), held)], [None]))
     engine.close()
