@@ -169,8 +169,8 @@ def choose_sources(
             if shares[rank, expert] == 0 or resident[expert, rank]:
                 continue
             peer_s = max(sent[source], received[rank]) * expert_s + costs.peer_fetch_s
-            link = 2 * from_host[rank] + received[rank] + 1 - free_slots[rank]
-            if costs.peer_fetch_s > 0 and source != rank and peer_s < max(link, from_host[rank] + 1) * costs.fetch_s:
+            copies = from_host[rank] + 1 + max(from_host[rank] + received[rank] + 1 - free_slots[rank], 0)
+            if costs.peer_fetch_s > 0 and source != rank and peer_s < copies * costs.fetch_s:
                 from_peer[expert, rank] = True
                 sent[source] += 1
                 received[rank] += 1

@@ -77,6 +77,8 @@ class HarMoEny(Policy):
         super().validate()
         if self.spare_slots < 0:
             raise ValueError(f"spare_slots: {self.spare_slots}, must be at least 0")
+        if self.spare_slots and self.fetch == Fetch.NONE:
+            raise ValueError(f"spare_slots: {self.spare_slots}, must be 0 with fetch=none, where every expert has room")
         if self.spare_slots and self.num_slots is not None:
             raise ValueError(f"spare_slots: {self.spare_slots}, must be 0 with num_slots={self.num_slots}")
         if self.interval < 1:

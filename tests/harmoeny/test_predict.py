@@ -1,0 +1,122 @@
+"""The cost model of plans against sums made by hand, and its shortcut against its general form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harmoeny.placement import IntArray, Placement, place
+from harmoeny.predict import Costs, Loads, choose_sources, layer_s, loads_at_home, loads_of_shares, slice_s
+from tests.strategies import batches, examples
+
+Batch = tuple[IntArray, Placement]
+#: Costs in round numbers: seconds become whole.
+COSTS = Costs(
+    token_s=1.0, launch_s=3.0, weights_s=2.0, exchange_token_s=10.0, fetch_s=100.0, peer_fetch_s=31.0,
+    exchange_latency_s=1.0, copy_token_s=0.5,
+)  # fmt: skip
+
+
+def test_a_slice_takes_its_launch_and_its_tokens_or_its_weights() -> None:
+    assert [slice_s(n, COSTS) for n in (0, 1, 2, 5)] == [0.0, 5.0, 5.0, 8.0]
+
+
+@examples(100)
+@given(batches(max_world_size=6, max_experts=12, max_tokens=30))
+def test_at_home_is_the_general_case_with_all_shares_at_home(batch: Batch) -> None:
+    counts, placement = batch
+    shares = np.zeros_like(counts)
+    shares[placement.home, np.arange(placement.num_experts)] = counts.sum(axis=0)
+    for found, wanted in zip(
+        loads_at_home(counts, placement.home, COSTS), loads_of_shares(counts, shares, COSTS), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_loads_of_a_batch_that_is_split() -> None:
+    counts = np.array([[6, 4], [8, 0]])  # of the ranks' own tokens
+    shares = np.array([[10, 0], [4, 4]])  # rank 0 executes 10 of expert 0, rank 1 the rest of it and expert 1
+    loads: Loads = loads_of_shares(counts, shares, COSTS)
+    assert loads.routed.tolist() == [10, 8]
+    assert loads.sent.tolist() == [4, 4]
+    assert loads.received.tolist() == [4, 4]
+    assert loads.executed.tolist() == [10, 8]
+    assert loads.work_s.tolist() == [13.0, 7.0 + 7.0]
+    assert loads.own_s.tolist() == [9.0, 7.0]
+    assert loads.others_s.tolist() == [7.0, 7.0]
+
+
+def layer_by_hand(loads: Loads, ready_s: list[float], link_s: list[float], *, overlap: bool) -> float:
+    """Walk every rank through its phases."""
+    exchange_s = 1.0 + 10.0 * max(*loads.sent, *loads.received)
+    gather_s = 0.5 * max(loads.routed)
+    ends = []
+    for rank in range(len(ready_s)):
+        group_s = 0.5 * loads.executed[rank]
+        arrived_s = gather_s + exchange_s + group_s
+        if overlap:
+            own_end_s = gather_s + loads.own_s[rank]
+            end_s = max(own_end_s, arrived_s) + loads.others_s[rank]
+        else:
+            end_s = arrived_s + loads.work_s[rank]
+        ends.append(max(end_s, ready_s[rank]) + group_s)
+    return max(max(ends) + exchange_s + 2 * gather_s, *link_s)
+
+
+@pytest.mark.parametrize(
+    ("ready_s", "link_s"), [([0.0, 0.0], [0.0, 0.0]), ([300.0, 0.0], [0.0, 0.0]), ([0.0, 0.0], [0.0, 999.0])]
+)
+def test_a_layer_is_its_slowest_rank_through_all_phases(ready_s: list[float], link_s: list[float]) -> None:
+    loads = loads_of_shares(np.array([[6, 4], [8, 0]]), np.array([[10, 0], [4, 4]]), COSTS)
+    plain_s, overlapped_s = layer_s(loads, np.array(ready_s), np.array(link_s), COSTS)
+    assert plain_s == layer_by_hand(loads, ready_s, link_s, overlap=False)
+    assert overlapped_s == layer_by_hand(loads, ready_s, link_s, overlap=True)
+
+
+def test_fetches_come_from_whoever_has_time() -> None:
+    placement = place("contiguous", 4, 4)  # expert e at home on rank e
+    shares = np.diag([5, 5, 5, 5]).astype(np.int64)
+    shares[1:, 0] = 5  # expert 0 is fetched by all other ranks
+    idle = np.zeros(4, dtype=np.int64)
+    found = choose_sources(shares, placement.home, placement.resident, idle + 9, COSTS)
+    # The home sends one after the other: 31, 61, 91 s; the host's link would take 100 s.
+    assert found.from_peer[0].tolist() == [False, True, True, True]
+    assert found.ready_s.tolist() == [0.0, 91.0, 91.0, 91.0]
+    assert found.host_link_s.tolist() == [0.0, 0.0, 0.0, 0.0]
+    # With slower peers the third is sooner there from the host.
+    slow = COSTS._replace(peer_fetch_s=46.0)
+    found = choose_sources(shares, placement.home, placement.resident, idle + 9, slow)
+    assert found.from_peer[0].tolist() == [False, True, True, False]
+    assert found.ready_s.tolist() == [0.0, 91.0, 91.0, 100.0]
+    # Without a free slot every fetch is followed by a restore over the host's link.
+    found = choose_sources(shares, placement.home, placement.resident, idle, slow)
+    assert found.from_peer[0].tolist() == [False, True, True, True]
+    assert found.host_link_s.tolist() == [0.0, 100.0, 100.0, 100.0]
+
+
+def test_without_peers_everything_comes_from_the_host() -> None:
+    placement = place("contiguous", 2, 2)
+    found = choose_sources(
+        np.array([[5, 5], [5, 5]]), placement.home, placement.resident, np.array([1, 0]), COSTS._replace(peer_fetch_s=0)
+    )
+    assert not found.from_peer.any()
+    assert found.ready_s.tolist() == [100.0, 100.0]
+    assert found.host_link_s.tolist() == [100.0, 200.0]
+
+
+@examples(60)
+@given(batches(max_world_size=5, max_experts=8, max_tokens=30), st.integers(0, 2**32 - 1))
+def test_only_what_is_executed_and_not_held_is_fetched(batch: Batch, seed: int) -> None:
+    counts, placement = batch
+    rng = np.random.default_rng(seed)
+    shares = np.ascontiguousarray(rng.integers(0, 3, counts.shape))
+    free = rng.integers(0, 3, placement.world_size)
+    found = choose_sources(shares, placement.home, placement.resident, free, COSTS)
+    fetched = (shares.T > 0) & ~placement.resident
+    assert not (found.from_peer & ~fetched).any()
+    number = fetched.sum(axis=0)
+    from_host = number - found.from_peer.sum(axis=0)
+    np.testing.assert_array_equal(found.host_link_s, 100.0 * (from_host + np.maximum(number - free, 0)))
+    assert ((found.ready_s > 0) == (number > 0)).all()
