@@ -49,8 +49,8 @@ def test_rounds_drift_alike_for_all_systems() -> None:
 
 def test_equally_loaded_ranks_wait_for_the_slower_one() -> None:
     # Of two independent logarithms with spread s, the later one is s / sqrt(pi) behind the median in the mean.
-    even, spread = tables()[0], tables("hardware.rank_spread=0.05")[0]
-    even, spread = (f.query("system == 'even_split'").groupby(["round", "layer"]) for f in (even, spread))
+    frames = tables()[0], tables("hardware.rank_spread=0.05")[0]
+    even, spread = (frame.query("system == 'even_split'").groupby(["round", "layer"]) for frame in frames)
     assert even["idle_s"].max().max() < 0.02 * even["compute_s"].max().mean()
     slower = spread["compute_s"].max().mean() / even["compute_s"].max().mean() - 1
     assert abs(slower - 0.05 / np.sqrt(np.pi)) < 0.01
