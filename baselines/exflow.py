@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -57,13 +56,13 @@ class ExFlow(StaticEP):
     """Placement by inter-layer expert affinity (Yao et al., arXiv 2401.08383), then static parallelism.
 
     :meth:`fitted` minimises, over the calibration batches, how often a token's experts in consecutive layers are on
-    different ranks, while every rank holds as many experts of each layer as without it. A result that the time limit
-    cut short depends on the machine, so it is not for every rank to find: one rank fits, and the others get the fitted
-    policy, which is plain data, by pickle.
+    different ranks, while every rank holds as many experts of each layer as without it. The search ends by the nodes
+    that it looks at and never by a clock, so the same batches give the same placement. One rank fits, and the others
+    get the fitted policy, which is plain data, by pickle.
 
     Attributes:
-        time_limit_s: for the integer programmes; when it is up, the best placement so far is used. 0: no integer
-            programme, only sweeps, whose result is the same on every machine.
+        node_limit: of every integer programme (branch and bound); once it is reached, the best placement so far is
+            used. 0: no integer programme, only sweeps.
         placement_file: JSON file with a fitted placement: read if it exists, else written; null: fit in every run.
     """
 
@@ -72,7 +71,7 @@ class ExFlow(StaticEP):
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY})
     calibration_batches: ClassVar[int] = 4
 
-    time_limit_s: float = 5.0
+    node_limit: int = 1
     placement_file: str | None = None
 
     def __post_init__(self) -> None:
@@ -83,11 +82,11 @@ class ExFlow(StaticEP):
         """Check the configuration.
 
         Raises:
-            ValueError: a negative or infinite time limit.
+            ValueError: a negative node limit.
         """
         super().validate()
-        if not 0 <= self.time_limit_s < math.inf:
-            raise ValueError(f"time_limit_s: {self.time_limit_s}, must be a number of at least 0")
+        if self.node_limit < 0:
+            raise ValueError(f"node_limit: {self.node_limit}, must be at least 0")
 
     def fitted(self, trace: RoutingTrace, num_experts: int, world_size: int) -> Self:
         """Return the policy with the placement from ``placement_file``, or from the trace.
@@ -136,7 +135,7 @@ class ExFlow(StaticEP):
         num_pairs = crossings = crossings_before = lower_bound = 0
         stacks = list(_stacks(trace, num_experts))
         for layers, pairs in stacks:
-            solution = place_by_affinity(pairs, sizes, self.time_limit_s / len(stacks))
+            solution = place_by_affinity(pairs, sizes, self.node_limit)
             for layer, ranks in zip(layers, solution.ranks, strict=True):
                 home[layer] = ranks
             num_pairs += sum(int(p.sum()) for p in pairs)

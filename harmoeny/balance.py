@@ -13,11 +13,12 @@ from harmoeny.predict import (
     Costs,
     FloatArray,
     Loads,
+    add_slice,
     choose_sources,
     layer_s,
     loads_at_home,
     loads_of_shares,
-    slice_s,
+    work_s,
 )
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
@@ -164,7 +165,7 @@ def _uneven_s(loads: Loads, costs: Costs) -> float:
     latest_s = total_s = 0.0
     for rank in range(len(loads.sent)):
         rows = max(loads.sent[rank], loads.received[rank])
-        busy_s = loads.work_s[rank] + 2 * costs.exchange_token_s * rows
+        busy_s = work_s(loads.work, rank, costs) + 2 * costs.exchange_token_s * rows
         latest_s = max(latest_s, busy_s)
         total_s += busy_s
     return latest_s - total_s / len(loads.sent)
@@ -210,7 +211,8 @@ def _num_spread(
             if own > 0 and not resident[expert, rank]:
                 fetches[rank] += 1
                 launches += 1
-        saved_s += (rows * row_s - launches * (costs.launch_s + costs.weights_s)) / world_size
+        slice_s = costs.weights_s if costs.grouped else costs.launch_s + costs.weights_s
+        saved_s += (rows * row_s - launches * slice_s) / world_size
         link_s = 0.0
         for rank in range(world_size):
             restores = max(fetches[rank] - free_slots[rank], 0)
@@ -240,12 +242,13 @@ def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, cos
     shares = np.zeros((world_size, num_experts), dtype=np.int64)
     load = np.zeros(world_size, dtype=np.int64)
     split = np.zeros(num_experts, dtype=np.bool_)
+    slice_s = costs.weights_s if costs.grouped else costs.launch_s + costs.weights_s
     for expert in range(num_experts):
         copies = total = 0
         for rank in range(world_size):
             copies += resident[expert, rank]
             total += counts[rank, expert]
-        split[expert] = copies > 1 and total * costs.token_s > costs.launch_s + costs.weights_s
+        split[expert] = copies > 1 and total * costs.token_s > slice_s
         if not split[expert]:
             shares[home[expert], expert] = total
             load[home[expert]] += total
@@ -306,7 +309,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, costs: Costs)
     row_s = costs.exchange_token_s
     fetch_s = costs.fetch_s if costs.peer_fetch_s <= 0 else min(costs.fetch_s, costs.peer_fetch_s)
     loads = loads_of_shares(counts, shares, costs)
-    work_s, sent, received = loads.work_s, loads.sent, loads.received
+    sent, received = loads.sent, loads.received
     busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
     for rank in range(world_size):
         for expert in range(num_experts):
@@ -319,9 +322,10 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, costs: Costs)
         exchange_s = computed_s = fetched_s = 0.0
         for rank in range(world_size):
             there_s = row_s * max(sent[rank], received[rank])
-            busy_s[rank] = work_s[rank] + 2 * there_s
+            rank_s = work_s(loads.work, rank, costs)
+            busy_s[rank] = rank_s + 2 * there_s
             exchange_s = max(exchange_s, there_s)
-            computed_s = max(computed_s, work_s[rank])
+            computed_s = max(computed_s, rank_s)
             fetched_s = max(fetched_s, fetches[rank] * fetch_s)
         end_s = exchange_s + max(exchange_s + computed_s, fetched_s)
         if end_s < fastest_s * (1 - _LEAST_MOVE):
@@ -339,7 +343,8 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, costs: Costs)
             after = before + change
             received[rank] += max(after - own, 0) - max(before - own, 0)
             sent[rank] += max(own - after, 0) - max(own - before, 0)
-            work_s[rank] += slice_s(after, costs) - slice_s(before, costs)
+            add_slice(loads.work, rank, before, -1, costs)
+            add_slice(loads.work, rank, after, 1, costs)
             shares[rank, expert] = after
         moves[num_moves] = (expert, giver, receiver, amount)
         num_moves += 1
@@ -370,7 +375,7 @@ def _receiver(
     best, best_amount, best_s = -1, 0, busy_s[giver] * (1 - _LEAST_MOVE)
     for rank in range(len(busy_s)):
         new = shares[rank, expert] == 0
-        begin_s = busy_s[rank] + (costs.launch_s if new else 0.0)
+        begin_s = busy_s[rank] + (costs.launch_s if new and costs.grouped == 0 else 0.0)
         gap_s = busy_s[giver] - begin_s
         if gap_s <= 0 or rank == giver:
             continue

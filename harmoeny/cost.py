@@ -19,6 +19,8 @@ class ExpertCost:
             known, or is part of :attr:`launch_s`.
         exchange_latency_s: seconds that an exchange takes whatever its rows; part of :attr:`peer_fetch_s`, too.
         copy_token_s: seconds to reorder one token in device memory; 0 where it is not known.
+        tile_tokens: tokens that are computed at a time; a slice's are filled up to a multiple.
+        grouped: whether all slices that are ready are computed at once, and launched once.
     """
 
     token_s: float
@@ -29,6 +31,8 @@ class ExpertCost:
     weights_s: float = 0.0
     exchange_latency_s: float = 0.0
     copy_token_s: float = 0.0
+    tile_tokens: int = 1
+    grouped: bool = False
 
     def threshold_tokens(self) -> int:
         """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""

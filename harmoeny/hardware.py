@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harmoeny.choices import KernelName
 from harmoeny.cost import ExpertCost
 
 HOST_LINKS = ("memcpy", "emulated")
+#: What may be said to compute experts: ``auto`` depends on where it runs.
+KERNELS = (KernelName.LOOP, KernelName.GROUPED_MM, KernelName.TRITON)
 _RATES = (
     "host_link_bytes_per_s", "expert_flops_per_s", "all_to_all_bytes_per_s", "shared_host_link_bytes_per_s",
     "host_memory_bytes_per_s", "device_memory_bytes", "device_memory_bytes_per_s", "dense_flops_per_s",
     "network_bytes_per_s",
 )  # fmt: skip
-_TIMES = (
+_AT_LEAST_0 = (
     "host_link_latency_s", "expert_launch_s", "all_to_all_latency_s", "operator_s", "network_latency_s",
-    "runtime_layer_s",
+    "runtime_layer_s", "expert_half_rate_width", "round_spread", "rank_spread",
 )  # fmt: skip
 
 
@@ -29,7 +32,11 @@ class Hardware:
         host_link_bytes_per_s: bandwidth from host to device memory; null where it was not measured.
         host_link_latency_s: time of a transfer of no bytes.
         expert_flops_per_s: rate of an expert's matrix products on one rank; null where it was not measured.
-        expert_launch_s: time that an expert takes whatever its tokens.
+        expert_launch_s: time that a wave of experts takes whatever its tokens; with ``loop`` every expert is one.
+        kernel: what computes experts: ``loop``, one after the other, or ``grouped_mm`` or ``triton``, a wave at once.
+        expert_tile_rows: rows that the kernel computes at a time; an expert's are filled up to a multiple.
+        expert_half_rate_width: width between an expert's matrices (both halves, where it is gated) with which it
+            computes at half of ``expert_flops_per_s``; 0: any width computes at all of it.
         all_to_all_bytes_per_s: rate at which a rank sends in an all-to-all; null where it was not measured.
         all_to_all_latency_s: time of an all-to-all of no bytes.
         source: where the values come from, and whether they were measured.
@@ -44,6 +51,8 @@ class Hardware:
         host_link_processor_share: share of a copy's time that it takes from the computation of its rank, where the
             processor that computes copies too.
         runtime_layer_s: time of the runtime's own code per MoE layer, whatever is computed.
+        round_spread: by how much rounds differ, all ranks together: standard deviation of the times' logarithm.
+        rank_spread: by how much a rank's times of the same layer differ within a round, likewise.
         peer_bytes_per_s: ``[ranks per node][ranks per node]``, bandwidth of the link from one rank to another inside a
             node; null: a switch, through which every rank sends at ``all_to_all_bytes_per_s``.
         peer_efficiency: share of ``peer_bytes_per_s`` that an all-to-all gets.
@@ -58,6 +67,9 @@ class Hardware:
     host_link_latency_s: float = 0.0
     expert_flops_per_s: float | None = None
     expert_launch_s: float = 0.0
+    kernel: str = KernelName.LOOP.value
+    expert_tile_rows: int = 1
+    expert_half_rate_width: float = 0.0
     all_to_all_bytes_per_s: float | None = None
     all_to_all_latency_s: float = 0.0
     source: str = ""
@@ -71,6 +83,8 @@ class Hardware:
     operator_s: float = 0.0
     host_link_processor_share: float = 0.0
     runtime_layer_s: float = 0.0
+    round_spread: float = 0.0
+    rank_spread: float = 0.0
     peer_bytes_per_s: list[list[float]] | None = None
     peer_efficiency: float = 1.0
     ranks_per_node: int | None = None
@@ -85,14 +99,16 @@ class Hardware:
         """
         if self.host_link not in HOST_LINKS:
             raise ValueError(f"hardware.host_link: {self.host_link!r}, must be one of {', '.join(HOST_LINKS)}")
+        if self.kernel not in KERNELS:
+            raise ValueError(f"hardware.kernel: {self.kernel!r}, must be one of {', '.join(KERNELS)}")
         for field in _RATES:
             value = getattr(self, field)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"hardware.{field}: {value}, must be a number above 0, or null")
-        for field in _TIMES:
+        for field in _AT_LEAST_0:
             if not 0 <= getattr(self, field) < float("inf"):
                 raise ValueError(f"hardware.{field}: {getattr(self, field)}, must be a number of at least 0")
-        for field in ("ranks_per_host_link", "ranks_per_socket", "ranks_per_node"):
+        for field in ("expert_tile_rows", "ranks_per_host_link", "ranks_per_socket", "ranks_per_node"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"hardware.{field}: {value}, must be at least 1")
@@ -130,19 +146,35 @@ class Hardware:
             raise ValueError("hardware.host_link_bytes_per_s: null, must be set or measured")
         return self.host_link_latency_s + num_bytes / self.host_link_bytes_per_s
 
-    def expert_cost(self, *, expert_bytes: int, flops_per_token: int, token_bytes: int = 0) -> ExpertCost | None:
+    def expert_rate(self, width: float | None = None) -> float:
+        """Return the rate of an expert's matrix products, in floating-point operations per second.
+
+        Args:
+            width: values that it keeps per token between its matrices; None: so many that they cost nothing.
+
+        Raises:
+            ValueError: the rate is not known.
+        """
+        if self.expert_flops_per_s is None:
+            raise ValueError("hardware.expert_flops_per_s: null, must be set or measured")
+        return self.expert_flops_per_s / (1 + (self.expert_half_rate_width / width if width else 0.0))
+
+    def expert_cost(
+        self, *, expert_bytes: int, flops_per_token: int, token_bytes: int = 0, width: float | None = None
+    ) -> ExpertCost | None:
         """Return the costs of an expert, or None where this machine was not calibrated.
 
         Args:
             expert_bytes: size of its weights.
             flops_per_token: floating-point operations for one token.
             token_bytes: size of a token in an all-to-all.
+            width: as for :meth:`expert_rate`.
         """
         if self.expert_flops_per_s is None or self.host_link_bytes_per_s is None:
             return None
         exchange, memory = self.all_to_all_bytes_per_s, self.device_memory_bytes_per_s
         return ExpertCost(
-            token_s=flops_per_token / self.expert_flops_per_s,
+            token_s=flops_per_token / self.expert_rate(width),
             fetch_s=self.host_link_s(expert_bytes),
             exchange_token_s=0.0 if exchange is None else token_bytes / exchange,
             peer_fetch_s=0.0 if exchange is None else self.all_to_all_latency_s + expert_bytes / exchange,
@@ -150,4 +182,6 @@ class Hardware:
             weights_s=0.0 if memory is None else expert_bytes / memory,
             exchange_latency_s=self.all_to_all_latency_s,
             copy_token_s=0.0 if memory is None else 2 * token_bytes / memory,
+            tile_tokens=self.expert_tile_rows,
+            grouped=self.kernel != KernelName.LOOP,
         )

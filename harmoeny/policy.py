@@ -181,10 +181,9 @@ class BlindPolicy(Policy):
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Share ``counts`` (int64 ``[world_size, num_experts]``) evenly over the serving ranks, own ranks first."""
-        serving = self.serving(placement)
-        if serving is None:
+        if self.serving(placement) is None:
             return Plan(tokens=home_tokens(counts, placement.home), fetch=np.zeros_like(placement.resident))
-        return plan_from_tokens(tokens_of_shares(counts, even_shares(counts, serving)), placement)
+        return plan_from_tokens(tokens_of_shares(counts, self.executed(counts, placement)), placement)
 
     def executed(self, counts: IntArray, placement: Placement) -> IntArray:
         """Return int64 ``[num_experts, world_size]``: even shares of the serving ranks."""

@@ -18,13 +18,15 @@ class Costs(NamedTuple):
 
     Attributes:
         token_s: executing one more assignment.
-        launch_s: a slice, whatever its assignments.
+        launch_s: a slice, whatever its assignments; all slices of a rank together where they are grouped.
         weights_s: reading an expert's weights, below which no slice's computation is.
         exchange_token_s: sending or receiving one more row.
         fetch_s: fetching an expert from host memory; fetches of one rank follow each other.
         peer_fetch_s: fetching one from another rank, which sends to one after the other; 0: that is not possible.
         exchange_latency_s: an exchange, whatever its rows.
         copy_token_s: reordering one row in device memory.
+        tile_tokens: assignments that are computed at a time; no seconds.
+        grouped: 1 where all slices of a rank are computed at once, else 0; no seconds.
     """
 
     token_s: float
@@ -35,28 +37,44 @@ class Costs(NamedTuple):
     peer_fetch_s: float
     exchange_latency_s: float
     copy_token_s: float
+    tile_tokens: float
+    grouped: float
+
+
+class Work(NamedTuple):
+    """What every rank computes; all arrays are float64 ``[world_size]``.
+
+    Attributes:
+        slices: number of slices.
+        tokens_s: time of their assignments, with what fills up their tiles.
+        alone_s: time of the slices one after the other.
+    """
+
+    slices: FloatArray
+    tokens_s: FloatArray
+    alone_s: FloatArray
 
 
 class Loads(NamedTuple):
-    """What every rank does in a layer; all arrays are ``[world_size]``, int64 assignments or float64 seconds.
+    """What every rank does in a layer; all arrays are int64 ``[world_size]``, in assignments.
 
     Attributes:
-        routed: assignments of the rank's own tokens.
-        sent: those that other ranks execute.
-        received: assignments of other ranks that it executes.
+        routed: those of the rank's own tokens.
+        sent: those of them that other ranks execute.
+        received: those of other ranks that it executes.
         executed: all that it executes.
-        work_s: computing them, an expert's together.
-        own_s: computing its own rows alone.
-        others_s: computing the received rows alone.
+        work: computing them, an expert's together.
+        own: computing its own rows alone.
+        others: computing the received rows alone.
     """
 
     routed: IntArray
     sent: IntArray
     received: IntArray
     executed: IntArray
-    work_s: FloatArray
-    own_s: FloatArray
-    others_s: FloatArray
+    work: Work
+    own: Work
+    others: Work
 
 
 class Sources(NamedTuple):
@@ -74,19 +92,48 @@ class Sources(NamedTuple):
 
 
 @compiled
-def slice_s(num_tokens: int, costs: Costs) -> float:
-    """Return how long a slice of so many assignments is computed, in seconds; none take no time."""
+def add_slice(work: Work, rank: int, num_tokens: int, times: int, costs: Costs) -> None:
+    """Add a slice of so many assignments to a rank's work, or take it away; none are no slice.
+
+    Args:
+        work: updated.
+        rank: whose.
+        num_tokens: assignments.
+        times: 1 to add it, -1 to take it away.
+        costs: the machine's.
+    """
     if num_tokens == 0:
+        return
+    tokens_s = np.ceil(num_tokens / costs.tile_tokens) * costs.tile_tokens * costs.token_s
+    work.slices[rank] += times
+    work.tokens_s[rank] += times * tokens_s
+    work.alone_s[rank] += times * (costs.launch_s + max(tokens_s, costs.weights_s))
+
+
+@compiled
+def work_s(work: Work, rank: int, costs: Costs) -> float:
+    """Return how long a rank computes, in seconds: slice after slice, or all at once where they are grouped."""
+    if costs.grouped == 0:
+        return float(work.alone_s[rank])
+    if work.slices[rank] == 0:
         return 0.0
-    return costs.launch_s + max(num_tokens * costs.token_s, costs.weights_s)
+    return float(costs.launch_s + max(work.tokens_s[rank], work.slices[rank] * costs.weights_s))
 
 
 @compiled
 def no_loads(world_size: int) -> Loads:
     """Return the loads of ranks that do nothing."""
     counts = np.zeros((4, world_size), dtype=np.int64)
-    seconds = np.zeros((3, world_size))
-    return Loads(counts[0], counts[1], counts[2], counts[3], seconds[0], seconds[1], seconds[2])
+    seconds = np.zeros((9, world_size))
+    return Loads(
+        counts[0],
+        counts[1],
+        counts[2],
+        counts[3],
+        Work(seconds[0], seconds[1], seconds[2]),
+        Work(seconds[3], seconds[4], seconds[5]),
+        Work(seconds[6], seconds[7], seconds[8]),
+    )
 
 
 @compiled
@@ -113,9 +160,9 @@ def loads_at_home(counts: IntArray, home: IntArray, costs: Costs) -> Loads:
         loads.sent[rank] -= own
         loads.received[rank] += total[expert] - own
         loads.executed[rank] += total[expert]
-        loads.work_s[rank] += slice_s(total[expert], costs)
-        loads.own_s[rank] += slice_s(own, costs)
-        loads.others_s[rank] += slice_s(total[expert] - own, costs)
+        add_slice(loads.work, rank, total[expert], 1, costs)
+        add_slice(loads.own, rank, own, 1, costs)
+        add_slice(loads.others, rank, total[expert] - own, 1, costs)
     return loads
 
 
@@ -137,9 +184,9 @@ def loads_of_shares(counts: IntArray, shares: IntArray, costs: Costs) -> Loads:
             loads.sent[rank] += max(own - executed, 0)
             loads.received[rank] += max(executed - own, 0)
             loads.executed[rank] += executed
-            loads.work_s[rank] += slice_s(executed, costs)
-            loads.own_s[rank] += slice_s(min(executed, own), costs)
-            loads.others_s[rank] += slice_s(max(executed - own, 0), costs)
+            add_slice(loads.work, rank, executed, 1, costs)
+            add_slice(loads.own, rank, min(executed, own), 1, costs)
+            add_slice(loads.others, rank, max(executed - own, 0), 1, costs)
     return loads
 
 
@@ -218,9 +265,10 @@ def layer_s(loads: Loads, ready_s: FloatArray, host_link_s: FloatArray, costs: C
     for rank in range(len(ready_s)):
         copied_s = loads.executed[rank] * costs.copy_token_s
         arrived_s = gather_s + exchange_s + copied_s
-        computed_s = max(arrived_s + loads.work_s[rank], ready_s[rank])
+        computed_s = max(arrived_s + work_s(loads.work, rank, costs), ready_s[rank])
         plain_s = max(plain_s, computed_s + copied_s)
-        computed_s = max(max(arrived_s, gather_s + loads.own_s[rank]) + loads.others_s[rank], ready_s[rank])
+        own_end_s = gather_s + work_s(loads.own, rank, costs)
+        computed_s = max(max(arrived_s, own_end_s) + work_s(loads.others, rank, costs), ready_s[rank])
         overlapped_s = max(overlapped_s, computed_s + copied_s)
     back_s, link_s = exchange_s + 2 * gather_s, host_link_s.max()
     return max(plain_s + back_s, link_s), max(overlapped_s + back_s, link_s)

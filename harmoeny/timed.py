@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import ClassVar, Self
 
 import numpy as np
@@ -88,13 +87,13 @@ class HarMoEny(Policy):
         for name, value in self.costs.items():
             if name not in Costs._fields:
                 raise ValueError(f"costs.{name}: {value}, must be one of {', '.join(Costs._fields)}")
-            positive = name in ("token_s", "fetch_s")
+            positive = name in ("token_s", "fetch_s", "tile_tokens")
             if not 0 <= value < float("inf") or (positive and value == 0):
                 raise ValueError(f"costs.{name}: {value}, must be a number {'above' if positive else 'of at least'} 0")
 
     def calibrated(self, cost: ExpertCost) -> Self:
         """Return the policy with the machine's costs, where they were not set."""
-        return replace(self, costs={name: getattr(cost, name) for name in Costs._fields} | self.costs)
+        return replace(self, costs={name: float(getattr(cost, name)) for name in Costs._fields} | self.costs)
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Plan ``counts`` (int64 ``[world_size, num_experts]``).
@@ -162,7 +161,7 @@ class HarMoEny(Policy):
         free: IntArray = np.maximum(self._num_slots(placement) - placement.resident.sum(axis=0), 0)
         return free
 
-    @cached_property
+    @property
     def _costs(self) -> Costs:
         missing = [name for name in Costs._fields if name not in self.costs]
         if missing:

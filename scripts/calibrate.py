@@ -2,8 +2,9 @@
 
 It measures, on all ranks at once and with cold caches: an expert's computation against its number of tokens, the link
 from host to device memory against the size of a transfer, what copied weights take from computation beside them, copies
-of rows in device memory, the all-to-all against its size, and a MoE layer of this runtime whose experts compute next to
-nothing. Times that grow with a size are fitted as a fixed time plus a rate. No system's run on any routing with skew is
+of rows in device memory, the all-to-all against its size, a MoE layer of this runtime whose experts compute next to
+nothing, and by how much ranks and rounds differ in one and the same computation. Times that grow with a size are fitted
+as a fixed time plus a rate. No system's run on any routing with skew is
 among them. Afterwards `python run.py hardware=<name> ...` uses these numbers in place of a measurement at the start of
 every run.
 """
@@ -14,7 +15,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,12 +28,14 @@ from scipy.optimize import nnls
 
 from experiments.cores import usable_cores
 from experiments.launch.calls import call_on_ranks
+from experiments.routers.base import FloatArray
+from harmoeny.choices import KernelName
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES
 from harmoeny.runtime.device import Device, best_device_type
 from results_schema.atomic import write_text
 from results_schema.printing import print_anything
-from scripts.machine import BESIDE_TOKENS, Expert, Samples, measure
+from scripts.machine import BESIDE_TOKENS, NUM_EXPERTS, Expert, Samples, measure
 
 
 def fit(samples: Samples) -> tuple[float, float]:
@@ -66,14 +69,32 @@ def calibrate(
     samples = {
         key: [
             (points[0][0], float(np.mean([seconds for _, seconds in points])))
-            for points in zip(*(rank[key] for rank in by_rank), strict=True)
+            for points in zip(*(rank.samples[key] for rank in by_rank), strict=True)
         ]
-        for key in by_rank[0]
+        for key in by_rank[0].samples
     }
-    return _describe(name, expert, samples), samples
+    hardware = _describe(name, expert, samples, by_rank[0].kernel)
+    round_spread, rank_spread = spreads(np.array([rank.busy_s for rank in by_rank]))
+    return replace(hardware, round_spread=_round(round_spread), rank_spread=_round(rank_spread)), samples
 
 
-def _describe(name: str, expert: Expert, samples: dict[str, Samples]) -> Hardware:
+def spreads(busy_s: FloatArray) -> tuple[float, float]:
+    """Return by how much rounds differ, all ranks together, and ranks within a round: spreads of the logarithm.
+
+    Args:
+        busy_s: float64 ``[world_size, num_rounds, num_samples]``, times of one and the same computation.
+    """
+    logs = np.log(busy_s)
+    of_rounds = logs.mean(axis=(0, 2))
+    rank_variance = float(((logs - of_rounds[:, None]) ** 2).mean())
+    if len(of_rounds) < 2:
+        return 0.0, rank_variance**0.5
+    # Means of a few samples differ by chance, too.
+    by_chance = rank_variance / (logs.shape[0] * logs.shape[2])
+    return max(0.0, float(of_rounds.var(ddof=1)) - by_chance) ** 0.5, rank_variance**0.5
+
+
+def _describe(name: str, expert: Expert, samples: dict[str, Samples], kernel: str) -> Hardware:
     """Fit a machine's description to what was measured of it."""
     fits: dict[str, tuple[float, float]] = {}
     for key in ("expert", "host_link", "copy", "all_to_all"):
@@ -87,8 +108,11 @@ def _describe(name: str, expert: Expert, samples: dict[str, Samples]) -> Hardwar
     )
     exchange_s, exchange_rate = fits.get("all_to_all", (0.0, None))
     [(num_copies, beside_s)], [(_, layer_s)] = samples["beside_copies"], samples["layer"]
-    copies_s = num_copies * samples["host_link"][-1][1]
-    slowed_s = beside_s - dict(samples["expert"])[BESIDE_TOKENS]
+    copies_s, slowed_s = num_copies * samples["host_link"][-1][1], 0.0
+    if kernel != KernelName.LOOP:  # a wave reads the weights of all its experts, whatever their tokens
+        launch_s = max(0.0, launch_s - NUM_EXPERTS * expert.num_bytes / copy_rate)
+    else:
+        slowed_s = beside_s - dict(samples["expert"])[BESIDE_TOKENS]
     return Hardware(
         name=name,
         host_link_bytes_per_s=_round(link_rate),
@@ -96,6 +120,7 @@ def _describe(name: str, expert: Expert, samples: dict[str, Samples]) -> Hardwar
         host_link_processor_share=_round(float(np.clip(slowed_s / copies_s, 0, 1))),
         expert_flops_per_s=_round(tokens_per_s * expert.flops_per_token),
         expert_launch_s=_round(launch_s),
+        kernel=kernel,
         device_memory_bytes_per_s=_round(copy_rate),
         operator_s=_round(operator_s),
         all_to_all_bytes_per_s=None if exchange_rate is None else _round(exchange_rate),
@@ -125,8 +150,10 @@ def _report(hardware: Hardware, expert: Expert, samples: dict[str, Samples]) -> 
 
     copy_s = hardware.host_link_s(expert.num_bytes)
 
+    read_s = 0.0 if hardware.kernel == KernelName.LOOP else NUM_EXPERTS * expert.num_bytes / copy_rate
+
     def expert_s(num_tokens: float) -> float:
-        return hardware.expert_launch_s + num_tokens * expert.flops_per_token / expert_rate
+        return hardware.expert_launch_s + read_s + num_tokens * expert.flops_per_token / expert_rate
 
     def exchange_s(num_bytes: float) -> float:
         return hardware.all_to_all_latency_s + num_bytes / (hardware.all_to_all_bytes_per_s or 1)

@@ -17,8 +17,8 @@ from harmoeny.placement import IntArray
 
 FloatArray = npt.NDArray[np.float64]
 
-#: Largest integer programme that is tried, in variables; above it the ranks are halved.
-_MAX_VARIABLES = 6000
+#: Largest integer programme that is tried, in variables: its root takes seconds. Above it the ranks are halved.
+_MAX_VARIABLES = 1000
 #: Layers that the sweeps start from.
 _MAX_STARTS = 4
 
@@ -64,7 +64,7 @@ def count_crossings(pairs: Sequence[IntArray], ranks: Sequence[IntArray]) -> int
     )
 
 
-def place_by_affinity(pairs: Sequence[IntArray], sizes: IntArray, time_limit_s: float) -> Solution:
+def place_by_affinity(pairs: Sequence[IntArray], sizes: IntArray, node_limit: int) -> Solution:
     """Look for the placement with the fewest crossings.
 
     The sweeps give a first placement. Where it is small enough, an integer programme over all layers at once looks for
@@ -76,17 +76,17 @@ def place_by_affinity(pairs: Sequence[IntArray], sizes: IntArray, time_limit_s: 
         pairs: int64 ``[n, n]`` per two consecutive layers, as :func:`count_pairs` gives them; with none there is one
             layer.
         sizes: int64 ``[num_ranks]``, experts that every rank holds in each layer; they sum to n.
-        time_limit_s: for all integer programmes together; a result that it cut short depends on the machine. With 0
+        node_limit: of every integer programme, which makes its result the same however fast the machine is. With 0
             there are only the sweeps.
     """
     ranks = _sweeps(pairs, sizes)
     found = Solution(ranks, count_crossings(pairs, ranks), 0)
-    if found.crossings == 0 or time_limit_s == 0:
+    if found.crossings == 0 or node_limit == 0:
         return found
     if sum(np.count_nonzero(p) for p in pairs) * len(sizes) <= _MAX_VARIABLES:
-        return _better(_solve_at_once(pairs, sizes, time_limit_s), found)
+        return _better(_solve_at_once(pairs, sizes, node_limit), found)
     if len(sizes) > 2:
-        return _better(_solve_by_halves(pairs, sizes, time_limit_s), found)
+        return _better(_solve_by_halves(pairs, sizes, node_limit), found)
     return found
 
 
@@ -148,10 +148,10 @@ def _neighbours(pairs: Sequence[IntArray], layer: int) -> Iterator[tuple[int, In
         yield layer + 1, pairs[layer]
 
 
-def _solve_at_once(pairs: Sequence[IntArray], sizes: IntArray, time_limit_s: float) -> Solution | None:
-    """Solve the integer programme over all layers; None where the time did not suffice for any placement."""
+def _solve_at_once(pairs: Sequence[IntArray], sizes: IntArray, node_limit: int) -> Solution | None:
+    """Solve the integer programme over all layers; None where the limit was reached before any placement was found."""
     programme = _Programme(pairs, sizes)
-    result = programme.solve(time_limit_s)
+    result = programme.solve(node_limit)
     if result.x is None:
         return None
     ranks = programme.ranks(result.x)
@@ -179,7 +179,7 @@ class _Programme:
         self.weight = np.concatenate([p[np.nonzero(p)] for p in pairs])
         self.num_x = self.num_layers * self.n * self.num_ranks
 
-    def solve(self, time_limit_s: float) -> OptimizeResult:
+    def solve(self, node_limit: int) -> OptimizeResult:
         """Run HiGHS; its objective is minus the pairs kept."""
         num_z = len(self.weight) * self.num_ranks
         cost = np.concatenate([np.zeros(self.num_x), -np.repeat(self.weight, self.num_ranks)])
@@ -193,7 +193,7 @@ class _Programme:
             integrality=integrality,
             bounds=Bounds(0, upper),
             constraints=list(self._constraints()),
-            options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
+            options={"node_limit": node_limit, "mip_rel_gap": 0.0},
         )
 
     def ranks(self, x: FloatArray) -> list[IntArray]:
@@ -236,19 +236,19 @@ class _Programme:
         return LinearConstraint(matrix, lower, upper)
 
 
-def _solve_by_halves(pairs: Sequence[IntArray], sizes: IntArray, time_limit_s: float) -> Solution:
+def _solve_by_halves(pairs: Sequence[IntArray], sizes: IntArray, node_limit: int) -> Solution:
     """Divide the experts between two halves of the ranks, then every half by itself, and improve the whole.
 
     Crossings between the halves are crossings, so the first step's lower bound holds for the whole.
     """
     middle = len(sizes) // 2
     parts = (sizes[:middle], sizes[middle:])
-    halves = place_by_affinity(pairs, np.array([part.sum() for part in parts]), time_limit_s / 2)
+    halves = place_by_affinity(pairs, np.array([part.sum() for part in parts]), node_limit)
     ranks = [np.empty(len(half), dtype=np.int64) for half in halves.ranks]
     for side, part in enumerate(parts):
         own = [np.flatnonzero(half == side) for half in halves.ranks]
         inside = [p[np.ix_(a, b)] for p, a, b in zip(pairs, own[:-1], own[1:], strict=True)]
-        for layer, placed in enumerate(place_by_affinity(inside, part, time_limit_s / 4).ranks):
+        for layer, placed in enumerate(place_by_affinity(inside, part, node_limit).ranks):
             ranks[layer][own[layer]] = side * middle + placed
     ranks = _improve(pairs, ranks, sizes)
     return Solution(ranks, count_crossings(pairs, ranks), halves.lower_bound)

@@ -169,11 +169,12 @@ def _check_extra_loops(point: Point) -> None:
     """Check what is measured beside the closed loop."""
     requests, decode_tokens = point.options.requests, point.options.decode_tokens
     requests.validate()
-    if point.simulated:
-        for name, asked in (("requests.arrivals", requests.open_loop), ("decode_tokens", decode_tokens)):
-            if asked:
-                raise ValueError(f"{name}: must be as in conf/config.yaml with backend={point.options.backend}")
     if decode_tokens:
+        if point.simulated and point.router.from_model:
+            raise ValueError(
+                f"decode_tokens: {decode_tokens}, must be 0 with backend={point.options.backend} and "
+                f"router={point.router.name}: what a model decodes depends on its weights"
+            )
         if not _shape(point).decodes:
             raise ValueError(
                 f"decode_tokens: {decode_tokens}, must be 0: model={point.model.name} is no decoder that "

@@ -27,8 +27,11 @@ from harmoeny.runtime.layer.plan_executor import find_executor
 _NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force", "dry_run")
 #: What stays out while it has this value, so that runs of earlier versions keep their names.
 _UNNAMED = {"exchange": Exchange.AUTO, "ranks_per_gpu": 1, "gpu_sharing": GpuSharing.MPS}
+#: Fields of the hardware of which the same is true, with the value that they have by default.
+_UNNAMED_HARDWARE = ("kernel", "expert_tile_rows", "expert_half_rate_width", "round_spread", "rank_spread")
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
 _SIMULATOR_ONLY = ("backend", "simulator")
+_DEFAULT_HARDWARE = Hardware()
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,11 @@ class Point:
         """
         given = {k: v for k, v in self.config.items() if k not in _NOT_IDENTITY}
         identity = {k: v for k, v in given.items() if k not in _UNNAMED or v != _UNNAMED[k]}
+        identity["hardware"] = {
+            k: v
+            for k, v in given["hardware"].items()
+            if k not in _UNNAMED_HARDWARE or v != getattr(_DEFAULT_HARDWARE, k)
+        }
         identity |= {"device": self.device_type, "dataset": [self.dataset.name, self.dataset.fingerprint()]}
         contents = {
             "routing": self.router.fingerprint(),

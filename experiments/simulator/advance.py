@@ -14,6 +14,8 @@ from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import check_memory, layer_bytes, mask_bytes
 from experiments.simulator.exchange import ExchangeTimes, padded_exchange, plain_exchange
 from experiments.simulator.flows import Flows, capped, num_plan_steps, plan_flows
+from experiments.simulator.jitter import Jitter
+from experiments.simulator.model_work import ModelWork
 from experiments.simulator.plan_times import PlanTimes
 from experiments.simulator.planning import PlanTimer
 from harmoeny.compiled import compiled
@@ -72,7 +74,7 @@ class SimulatedSystem:
 
     Attributes:
         policy: makes the plans.
-        cost: the cost model.
+        cost: the cost model, for batches of the present size.
         held_bytes: float64 ``[world_size]``, device memory that is taken all the time.
     """
 
@@ -82,6 +84,7 @@ class SimulatedSystem:
         cost: CostModel,
         device_memory_bytes: float | None = None,
         plan_times: PlanTimes | None = None,
+        jitter: Jitter | None = None,
     ) -> None:
         """Place the experts.
 
@@ -90,6 +93,7 @@ class SimulatedSystem:
             cost: the cost model.
             device_memory_bytes: of every rank; None: no limit.
             plan_times: what is known of how long the policy plans, and what becomes known; None: nothing is kept.
+            jitter: how much ranks differ; None: not at all.
 
         Raises:
             OutOfMemoryError: the residents do not fit.
@@ -102,11 +106,14 @@ class SimulatedSystem:
         self._residency = Residency(policy, placements)
         self._plan_timer = PlanTimer(policy)
         self._plan_times = plan_times or PlanTimes()
+        self._jitter = jitter
+        #: By the work's id, which no other has as long as the cost model refers to it.
+        self._costs = {id(work): cost}
         self.held_bytes: FloatArray = work.dense_bytes + self._memories.num_slots.astype(np.float64) * work.expert_bytes
         check_memory(self.held_bytes + work.peak_bytes, device_memory_bytes, "the dense part of the model")
 
     def run(self, counts: Sequence[IntArray]) -> SimulatedBatch:
-        """Execute one batch.
+        """Execute one batch that begins at 0 on all ranks, and the copies that it leaves behind.
 
         Args:
             counts: int64 ``[world_size, num_experts]`` per MoE layer.
@@ -114,36 +121,74 @@ class SimulatedSystem:
         Raises:
             OutOfMemoryError: a layer needs more memory than a rank has.
         """
-        world_size = self.cost.topology.world_size
-        now_s = np.zeros(world_size)
+        end_s, layers = self.forward(counts, np.zeros(self.cost.topology.world_size))
+        return SimulatedBatch(end_s, np.maximum(self.finish() - end_s, 0.0), layers)
+
+    def forward(self, counts: Sequence[IntArray], start_s: FloatArray) -> tuple[FloatArray, list[SimulatedLayer]]:
+        """Execute one batch after those since the last :meth:`finish`, whose copies may still be under way.
+
+        Args:
+            counts: int64 ``[world_size, num_experts]`` per MoE layer.
+            start_s: float64 ``[world_size]``, when every rank begins.
+
+        Returns:
+            float64 ``[world_size]``, when a rank has its first output token, and the layers.
+
+        Raises:
+            OutOfMemoryError: a layer needs more memory than a rank has.
+        """
+        now_s = start_s
         layers = []
         for layer, layer_counts in enumerate(counts):
-            layers.append(self._layer(layer, layer_counts, now_s + self.cost.dense_s[layer]))
+            pace = self._pace()
+            layers.append(self._layer(layer, layer_counts, now_s + self.cost.dense_s[layer] * pace, pace))
             now_s = layers[-1].boundary_s[-1]
-        end_s = now_s + self.cost.dense_s[-1]
-        drained_s = self._memories.end_batch()
-        return SimulatedBatch(end_s, np.maximum(drained_s - end_s, 0.0), layers)
+        return now_s + self.cost.dense_s[-1] * self._pace(), layers
 
-    def _layer(self, layer: int, counts: IntArray, start_s: FloatArray) -> SimulatedLayer:
+    def finish(self) -> FloatArray:
+        """Complete all copies; the next batch may begin at 0 again.
+
+        Returns:
+            float64 ``[world_size]``, when a rank's last copy ended.
+        """
+        return self._memories.end_batch()
+
+    def resize(self, work: ModelWork) -> None:
+        """Execute batches of another size from now on."""
+        if id(work) not in self._costs:
+            self._costs[id(work)] = self.cost.of(work)
+        self.cost = self._costs[id(work)]
+
+    def begin_round(self, loop: str, index: int) -> None:
+        """Begin a loop's round: what follows takes as long as that round has it."""
+        if self._jitter is not None:
+            self._jitter.begin_round(loop, index)
+
+    def _pace(self) -> FloatArray:
+        """Return float64 ``[world_size]``, how many times as long ranks take for a layer as the cost model says."""
+        return np.ones(self.cost.topology.world_size) if self._jitter is None else self._jitter.pace()
+
+    def _layer(self, layer: int, counts: IntArray, start_s: FloatArray, pace: FloatArray) -> SimulatedLayer:
         cost = self.cost
         boundary_s = np.empty((len(PHASES) + 1, len(start_s)))
         boundary_s[Phase.ROUTE] = start_s
-        boundary_s[Phase.METADATA] = start_s + cost.route_s[layer]
+        boundary_s[Phase.METADATA] = start_s + cost.route_s[layer] * pace
         # Nobody knows the counts before the last rank has sent its own.
         boundary_s[Phase.PLAN] = boundary_s[Phase.METADATA].max() + cost.metadata_s
         placed_s = self._place_anew(layer, counts, boundary_s[Phase.PLAN])
         flows, exchange, plan_s = self._plan(layer, counts)
-        boundary_s[Phase.DISPATCH] = placed_s + plan_s
+        exchange = exchange.at(pace)
+        boundary_s[Phase.DISPATCH] = placed_s + plan_s * pace
         ready_s = boundary_s[Phase.DISPATCH] + exchange.gather_s
         arrived_s = ready_s.max() + exchange.wire_s + exchange.group_s
         boundary_s[Phase.COMPUTE] = arrived_s if flows.slices is None else ready_s
         done = self._memories.run(
-            layer, flows, self._residency.placements[layer], boundary_s[Phase.DISPATCH], boundary_s[Phase.COMPUTE]
+            layer, flows, self._residency.placements[layer], boundary_s[Phase.DISPATCH], boundary_s[Phase.COMPUTE], pace
         )
         end_s = done.end_s
         if flows.slices is not None:
             # A rank's own rows are executed while the others are on their way.
-            own_s = ready_s + cost.experts_s(flows.slices[0]).sum(axis=0)
+            own_s = ready_s + cost.experts_s(flows.slices[:1]) * pace
             end_s = end_s + np.maximum(arrived_s - own_s, 0.0)
         boundary_s[Phase.COMBINE] = end_s
         boundary_s[Phase.END] = (
@@ -154,8 +199,7 @@ class SimulatedSystem:
             "executed_tokens": flows.executed.sum(axis=0),
             "sent_tokens": _whole(flows.traffic.sum(axis=1) - flows.traffic.diagonal()),
             "dropped_tokens": _whole(counts.sum(axis=1) - flows.traffic.sum(axis=1)),
-            "padded_tokens": (flows.executed if flows.computed is None else flows.computed).sum(axis=0)
-            - flows.executed.sum(axis=0),
+            "padded_tokens": flows.rows.sum(axis=0) - flows.executed.sum(axis=0),
             "num_active_experts": (flows.executed > 0).sum(axis=0),
         }
         return SimulatedLayer(layer, boundary_s, columns | done.columns)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from experiments.console import PointProgress, say
+from experiments.measure.extra_loops import num_extra_passes
 from experiments.point.point import Point
 from experiments.point.simulator_options import SoftwareCost
 from experiments.results.layer_rows import (
@@ -20,6 +22,7 @@ from experiments.results.layer_rows import (
     routing_frame,
 )
 from experiments.results.manifest import model_fields, options_of
+from experiments.results.request_rows import Decoded, Served, decode_frame, request_frame
 from experiments.results.run_folder import RunFolder
 from experiments.results.sweep import point_title
 from experiments.routers.base import CALIBRATION_BATCH
@@ -27,6 +30,8 @@ from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.simulator.flows import plan_fits
+from experiments.simulator.jitter import Jitter
+from experiments.simulator.loops import SystemLoops
 from experiments.simulator.model_work import ModelWork, TracedModel
 from experiments.simulator.plan_times import PlanTimes
 from experiments.simulator.routing import Routing
@@ -36,7 +41,7 @@ from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
 from results_schema.manifest import SIMULATOR
-from results_schema.tables import ITERATIONS, LAYERS, ROUTING, Table
+from results_schema.tables import DECODE, ITERATIONS, LAYERS, REQUESTS, ROUTING, Table
 
 
 @dataclass
@@ -45,6 +50,8 @@ class Simulation:
 
     Attributes:
         iterations: as the ranks of a real run would have seen them.
+        served: requests of the open loop, likewise.
+        decoded: batches of the decode phase, likewise.
         work: the model, for the experiment's batch size, or another if no system has that.
         routed: int64 ``[num_layers, num_experts]`` per round, assignments of batches of that size over all ranks.
         notes: by system, what the manifest says of it.
@@ -53,6 +60,8 @@ class Simulation:
     """
 
     iterations: list[RankIteration]
+    served: list[Served]
+    decoded: list[Decoded]
     work: ModelWork
     routed: list[IntArray]
     notes: dict[str, dict[str, Any]]
@@ -78,11 +87,16 @@ class Simulation:
     def tables(self, point: Point) -> dict[Table, pd.DataFrame]:
         """Return the result tables."""
         platform = Platform(Simulator.name, point.hardware.name, "simulated")
-        return {
+        tables = {
             LAYERS: layer_frame(self.iterations, platform),
             ITERATIONS: iteration_frame(self.iterations, platform, self.work.scope),
             ROUTING: routing_frame(self.routed, self.work.stacks),
         }
+        if self.served:
+            tables[REQUESTS] = request_frame(self.iterations, self.served, platform)
+        if self.decoded:
+            tables[DECODE] = decode_frame(self.decoded, platform)
+        return tables
 
 
 class Simulator:
@@ -128,7 +142,7 @@ class Simulator:
                 "dataset": {"name": point.dataset_name},
             }
         )
-        num_rounds = len(point.systems) * point.options.rounds
+        num_rounds = len(point.systems) * point.options.rounds + num_extra_passes(point)
         with PointProgress(point_title(point.run_id), num_rounds, enabled=True) as progress:
             simulation = simulate(point, tokens, progress)
         out_of_memory = simulation.out_of_memory
@@ -162,6 +176,8 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
     topology = Topology(point.hardware, point.options.world_size)
     traced = TracedModel(point.model, point.options.seq_len)
     iterations: list[RankIteration] = []
+    served: list[Served] = []
+    decoded: list[Decoded] = []
     notes: dict[str, dict[str, Any]] = {}
     out_of_memory: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -176,12 +192,17 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
             failed[name] = problem
             continue
         plan_times = PlanTimes.of(fitted) if software.plan_s is None else PlanTimes()
+        jitter = Jitter(point.hardware, point.options.world_size, point.options.seed, name)
+        make_system = partial(SimulatedSystem, fitted, cost, point.hardware.device_memory_bytes, plan_times, jitter)
+        loops = SystemLoops(point, name, batch_size, make_system, traced, routing, progress)
         try:
-            system = SimulatedSystem(fitted, cost, point.hardware.device_memory_bytes, plan_times)
-            iterations += _run_rounds(point, name, system, routing, progress, len(iterations))
+            closed = loops.closed(len(iterations) // point.options.world_size)
+            requests = loops.served() if point.options.requests.open_loop else []
+            steps = loops.decoded() if point.options.decode_tokens else []
+            iterations, served, decoded = iterations + closed, served + requests, decoded + steps
             notes[name] = {
                 "exact": policy.exact and software.capacity_limit is None,
-                "device_expert_bytes": int(system.held_bytes[0]) - work.dense_bytes,
+                "device_expert_bytes": int(make_system().held_bytes[0]) - work.dense_bytes,
                 "threshold": getattr(fitted, "threshold", None),
                 "options": options_of(point, name, fitted),
             }
@@ -195,7 +216,7 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
         np.stack([counts.sum(axis=0) for counts in routing.counts(work, index, batch_size)])
         for index in range(point.options.rounds)
     ]
-    return Simulation(iterations, work, routed, notes, out_of_memory, failed)
+    return Simulation(iterations, served, decoded, work, routed, notes, out_of_memory, failed)
 
 
 def _plan_problem(policy: Policy, counts: Sequence[IntArray]) -> str | None:
@@ -225,31 +246,3 @@ def _fit(policy: Policy, routing: Routing, work: ModelWork, world_size: int) -> 
     batches = [routing.expert_ids(work, CALIBRATION_BATCH + i) for i in range(policy.calibration_batches)]
     trace = RoutingTrace([np.concatenate(layer) for layer in zip(*batches, strict=True)], work.stacks)
     return policy.fitted(trace, work.num_experts, world_size)
-
-
-def _run_rounds(
-    point: Point, name: str, system: SimulatedSystem, routing: Routing, progress: PointProgress, first_iteration: int
-) -> list[RankIteration]:
-    """Simulate all rounds of one system, which has seen no batch before, as in a real run."""
-    records: list[RankIteration] = []
-    world_size, batch_size = point.options.world_size, _batch_size(point, name)
-    for index in range(point.options.rounds):
-        batch = system.run(routing.counts(system.cost.work, index, batch_size))
-        rows = [layer.rows() for layer in batch.layers]
-        records += [
-            RankIteration(
-                system=name,
-                round=index,
-                iteration=first_iteration // world_size + index,
-                rank=rank,
-                start_s=0.0,
-                end_s=float(batch.end_s[rank]),
-                drain_s=float(batch.drain_s[rank]),
-                num_sequences=batch_size,
-                input_tokens=batch_size * point.options.seq_len,
-                layers=[layer[rank] for layer in rows],
-            )
-            for rank in range(world_size)
-        ]
-        progress.advance()
-    return records

@@ -104,7 +104,13 @@ class RankMemories:
         return ready_s
 
     def run(
-        self, layer: int, flows: Flows, placement: Placement, planned_s: FloatArray, start_s: FloatArray
+        self,
+        layer: int,
+        flows: Flows,
+        placement: Placement,
+        planned_s: FloatArray,
+        start_s: FloatArray,
+        pace: FloatArray,
     ) -> Computed:
         """Execute one layer.
 
@@ -114,32 +120,35 @@ class RankMemories:
             placement: whose home ranks send weights.
             planned_s: float64 ``[world_size]``, when fetches may begin.
             start_s: float64 ``[world_size]``, when computation may begin.
+            pace: float64 ``[world_size]``, how many times as long every rank computes as the cost model says.
         """
         cost = self._cost
-        computed = flows.executed if flows.computed is None else flows.computed
-        experts_s = cost.experts_s(computed if flows.slices is None else flows.slices)
-        if flows.slices is not None:
-            experts_s = experts_s.sum(axis=0)
+        computed, stages = flows.rows, flows.stages
         missing = (computed > 0) & ~self._held[layer]
         from_peers = np.zeros_like(missing)
         if self._policy.fetch == Fetch.PEER:
             from_peers = flows.fetch if flows.from_peer is None else flows.fetch & flows.from_peer
         arrival_s = planned_s + self._peers_s(from_peers, placement)
         host_s = cost.weights_from_host_s((missing & ~from_peers).sum(axis=0))
-        end_s = start_s + experts_s.sum(axis=0)
+        end_s = start_s + cost.experts_s(stages) * pace
         restoring_s = np.zeros(len(end_s))
         columns: dict[str, IntArray | FloatArray] = {name: np.zeros(len(end_s), dtype=np.int64) for name in _COUNTS}
         columns |= {name: np.zeros(len(end_s)) for name in _TIMES}
-        computed_by_rank, expert_s_by_rank = np.ascontiguousarray(computed.T), np.ascontiguousarray(experts_s.T)
         for rank in np.flatnonzero(missing.any(axis=0) | self._moved[layer]).tolist():
             own = self._rank(rank)
             transfers = own.transfers
             transfers.copy_s, transfers.restoring_s = float(host_s[rank]), 0.0
             own.comm.arrival_s = float(arrival_s[rank])
             transfers.now_s = float(planned_s[rank])
-            own.fetcher.begin(layer, flows.fetch, computed_by_rank[rank][None], from_peer=flows.from_peer)
+            own.fetcher.begin(
+                layer,
+                flows.fetch,
+                np.ascontiguousarray(stages[:, :, rank]),
+                from_peer=flows.from_peer,
+                grouped=cost.grouped,
+            )
             transfers.now_s = float(start_s[rank])
-            stats = _execute(own, expert_s_by_rank[rank])
+            stats = self._execute(own, float(pace[rank]))
             end_s[rank], restoring_s[rank] = transfers.now_s, transfers.restoring_s
             for name, value in _columns(stats, transfers.copy_s).items():
                 columns[name][rank] = value
@@ -167,23 +176,20 @@ class RankMemories:
             self._ranks[rank] = _Rank(transfers, comm, make_fetcher(self._policy, self._first_placements, memory))
         return self._ranks[rank]
 
+    def _execute(self, rank: _Rank, pace: float) -> FetchStats:
+        """Run a rank's layer, wave by wave; ``pace``: how many times as long it takes as the cost model says."""
+
+        def execute(wave: Wave) -> None:
+            rank.transfers.compute(self._cost.wave_s(wave.num_tokens) * pace)
+
+        return rank.fetcher.run(execute)
+
     def _peers_s(self, from_peers: BoolArray, placement: Placement) -> FloatArray:
         """Return float64 ``[world_size]``, how long ranks wait for weights that peers send, all at once."""
         if not from_peers.any():
             return np.zeros(placement.world_size)
         pairs = zip(*np.nonzero(from_peers), strict=True)
         return self._cost.weights_from_peers_s(Counter((int(placement.home[e]), int(dst)) for e, dst in pairs))
-
-
-def _execute(rank: _Rank, expert_s: FloatArray) -> FetchStats:
-    """Run a rank's layer; ``expert_s``: float64 ``[num_experts]``, seconds of every expert's computation."""
-    seconds = expert_s.tolist()
-
-    def execute(wave: Wave) -> None:
-        for expert_id in wave.expert_ids:
-            rank.transfers.compute(seconds[expert_id])
-
-    return rank.fetcher.run(execute)
 
 
 def _columns(stats: FetchStats, copy_s: float) -> dict[str, int | float]:

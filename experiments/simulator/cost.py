@@ -11,6 +11,7 @@ from experiments.point.simulator_options import SoftwareCost
 from experiments.routers.base import FloatArray
 from experiments.simulator.model_work import ModelWork
 from experiments.simulator.topology import Topology
+from harmoeny.choices import KernelName
 from harmoeny.hardware import Hardware
 from harmoeny.placement import IntArray
 
@@ -27,6 +28,7 @@ class CostModel:
         software: what the implementation adds.
         expert: costs of an expert as schedules and policies see them.
         copy_share: share of a copy's time that it takes from computation.
+        grouped: whether a wave of experts is computed at once.
     """
 
     def __init__(self, hardware: Hardware, topology: Topology, work: ModelWork, software: SoftwareCost) -> None:
@@ -36,8 +38,9 @@ class CostModel:
             ValueError: the hardware lacks the rate of experts or of the host link.
         """
         expert = hardware.expert_cost(
-            expert_bytes=work.expert_bytes, flops_per_token=work.flops_per_token, token_bytes=work.row_bytes
-        )
+            expert_bytes=work.expert_bytes, flops_per_token=work.flops_per_token, token_bytes=work.row_bytes,
+            width=work.inner_width,
+        )  # fmt: skip
         if expert is None:
             raise ValueError(
                 f"hardware: {hardware.name!r}, must have expert_flops_per_s and host_link_bytes_per_s to be simulated"
@@ -45,10 +48,15 @@ class CostModel:
         self.work, self.topology, self.software, self.expert = work, topology, software, expert
         self._hardware = hardware
         self.copy_share = hardware.host_link_processor_share
+        self.grouped = hardware.kernel != KernelName.LOOP
         self._bytes_per_s = hardware.device_memory_bytes_per_s or np.inf
-        assert hardware.expert_flops_per_s is not None
-        self._expert_flops_per_s = hardware.expert_flops_per_s
-        self._dense_flops_per_s = hardware.dense_flops_per_s or hardware.expert_flops_per_s
+        self._dense_flops_per_s = hardware.dense_flops_per_s or hardware.expert_rate()
+        self._tile_s = hardware.expert_tile_rows * self.expert.token_s
+        self._weights_s = work.expert_bytes / self._bytes_per_s
+
+    def of(self, work: ModelWork) -> CostModel:
+        """Return the same for another number of tokens per rank."""
+        return CostModel(self._hardware, self.topology, work, self.software)
 
     @cached_property
     def dense_s(self) -> list[float]:
@@ -83,16 +91,30 @@ class CostModel:
         return policy_s + self.software.plan_step_s * num_steps
 
     def experts_s(self, executed: IntArray) -> FloatArray:
-        """Return the time of every expert's slice; 0 where it has no tokens.
-
-        ``launch + max(tokens * flops / rate, weights / memory bandwidth)``
+        """Return the time of ranks that hold all they execute.
 
         Args:
-            executed: int64, tokens per slice, any shape.
+            executed: int64 ``[num_stages, num_experts, world_size]``, tokens; stages follow one another.
+
+        Returns:
+            float64 ``[world_size]``.
         """
-        least_s = self.work.expert_bytes / self._bytes_per_s
-        busy_s = np.maximum(executed * (self.work.flops_per_token / self._expert_flops_per_s), least_s)
-        return np.where(executed > 0, self._hardware.expert_launch_s + busy_s, 0.0)
+        busy_s = -(-executed // self._hardware.expert_tile_rows) * self._tile_s
+        if not self.grouped:
+            seconds = np.where(executed > 0, self._hardware.expert_launch_s + np.maximum(busy_s, self._weights_s), 0.0)
+            return np.asarray(seconds.sum(axis=(0, 1)))
+        active = (executed > 0).sum(axis=1)
+        waves_s = np.where(active > 0, self._hardware.expert_launch_s, 0.0)
+        return np.asarray((waves_s + np.maximum(busy_s.sum(axis=1), active * self._weights_s)).sum(axis=0))
+
+    def wave_s(self, num_tokens: Sequence[int]) -> float:
+        """Return the time of one wave; ``num_tokens``: those of every expert in it, at least 1 each.
+
+        ``launch + max(tokens * flops / rate, weights / memory bandwidth)``, where the tokens of an expert are filled up
+        to tiles, and both terms are sums over the wave: one call computes all of it.
+        """
+        tiles = sum(-(-n // self._hardware.expert_tile_rows) for n in num_tokens)
+        return self._hardware.expert_launch_s + max(tiles * self._tile_s, len(num_tokens) * self._weights_s)
 
     def exchange_s(self, rows: FloatArray) -> FloatArray:
         """Return when every rank has finished an all-to-all; ``rows``: ``[world_size(src), world_size(dst)]``."""

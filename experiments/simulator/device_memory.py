@@ -42,7 +42,7 @@ def layer_bytes(work: ModelWork, sent: FloatArray, executed: IntArray) -> FloatA
         executed: int64 ``[num_experts, world_size]``.
     """
     rows = sent + 3.0 * executed.sum(axis=0)
-    between = 2.0 * executed.max(axis=0) * work.intermediate_size * work.element_bytes
+    between = 2.0 * executed.max(axis=0) * work.inner_width * work.element_bytes
     needed: FloatArray = rows * work.row_bytes + between
     return needed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,12 @@ class ExchangeTimes:
     wire_s: FloatArray
     group_s: FloatArray
     add_s: FloatArray
+
+    def at(self, pace: FloatArray) -> ExchangeTimes:
+        """Return the same for ranks that take so many times as long (float64 ``[world_size]``) for their own part."""
+        return replace(
+            self, gather_s=self.gather_s * pace, group_s=self.group_s * pace, add_s=self.add_s * pace
+        )  # fmt: skip
 
 
 def plain_exchange(cost: CostModel, traffic: FloatArray) -> ExchangeTimes:

@@ -38,6 +38,16 @@ class Flows:
     computed: IntArray | None = None
     slices: IntArray | None = None
 
+    @property
+    def rows(self) -> IntArray:
+        """int64 ``[num_experts, world_size]``, rows that are computed, padding too."""
+        return self.executed if self.computed is None else self.computed
+
+    @property
+    def stages(self) -> IntArray:
+        """int64 ``[num_stages, num_experts, world_size]``, the same by the stage of the exchange that brings them."""
+        return self.rows[None] if self.slices is None else self.slices
+
 
 def plan_fits(counts: IntArray) -> bool:
     """Return whether the plan of ``counts`` (int64 ``[world_size, num_experts]``) has room in memory."""

@@ -31,7 +31,7 @@ class ModelWork:
         num_experts: experts per MoE layer.
         top_k: experts per token.
         hidden_size: width of a token.
-        intermediate_size: values that an expert keeps per token between its matrices.
+        inner_width: values that an expert keeps per token between its matrices.
         element_bytes: size of one value.
         expert_bytes: size of one expert.
         flops_per_token: floating-point operations of one expert for one token.
@@ -47,7 +47,7 @@ class ModelWork:
     num_experts: int
     top_k: int
     hidden_size: int
-    intermediate_size: int
+    inner_width: int
     element_bytes: int
     expert_bytes: int
     flops_per_token: int
@@ -78,11 +78,23 @@ class TracedModel:
     def work(self, batch_size: int) -> ModelWork:
         """Return what the model computes for ``batch_size`` sequences."""
         if batch_size not in self._work:
-            self._work[batch_size] = _trace(self._model, batch_size, self._seq_len)
+            input_ids = torch.empty(batch_size, self._seq_len, dtype=torch.int64, device="meta")
+            layer_tokens = self._model.layer_tokens(batch_size, self._seq_len)
+            self._work[batch_size] = _trace(self._model, layer_tokens, lambda: self._model.forward(input_ids))
         return self._work[batch_size]
 
+    def decode_work(self, batch_size: int, num_steps: int) -> ModelWork:
+        """Return what the model computes for one more token of ``batch_size`` sequences, in the middle of the steps."""
+        input_ids = torch.empty(batch_size, self._seq_len + num_steps // 2, dtype=torch.int64, device="meta")
+        tokens = input_ids[:, -1]
+        self._model.connect(_NoExperts(_Counter()))  # type: ignore[arg-type]
+        with torch.no_grad():
+            _, cache = self._model.prefill(input_ids)
+        layer_tokens = [batch_size] * len(self._model.experts)
+        return _trace(self._model, layer_tokens, lambda: self._model.decode(tokens, cache))
 
-def _trace(model: MoEModel, batch_size: int, seq_len: int) -> ModelWork:
+
+def _trace(model: MoEModel, layer_tokens: Sequence[int], forward: Callable[[], object]) -> ModelWork:
     """Trace one forward pass of a model on PyTorch's ``meta`` device, where tensors have shapes only.
 
     Operators are taken as eager PyTorch executes them: one after the other, each reading its inputs and writing its
@@ -90,9 +102,8 @@ def _trace(model: MoEModel, batch_size: int, seq_len: int) -> ModelWork:
     """
     counter = _Counter()
     model.connect(_NoExperts(counter))  # type: ignore[arg-type]
-    input_ids = torch.empty(batch_size, seq_len, dtype=torch.int64, device="meta")
     with torch.no_grad(), counter:
-        model.forward(input_ids)
+        forward()
     segments = [*counter.segments, counter.operators]
     experts = model.experts[0]
     sample = next(w for w in experts.weights.values() if w.ndim == 3)
@@ -100,11 +111,11 @@ def _trace(model: MoEModel, batch_size: int, seq_len: int) -> ModelWork:
     return ModelWork(
         dense=table[0::2],
         route=table[1::2],
-        layer_tokens=model.layer_tokens(batch_size, seq_len),
+        layer_tokens=layer_tokens,
         num_experts=model.num_experts,
         top_k=model.top_k,
         hidden_size=experts.hidden_size,
-        intermediate_size=sample[0].numel() // experts.hidden_size,
+        inner_width=experts.inner_width,
         element_bytes=sample.element_size(),
         expert_bytes=experts.expert_bytes,
         flops_per_token=experts.flops_per_token,

@@ -21,6 +21,7 @@ class Routing:
         self._point, self._tokens = point, tokens
         self._model: MoEModel | None = None
         self._counts: dict[tuple[int, int], list[IntArray]] = {}
+        self._steps: dict[tuple[int, int, int], list[IntArray]] = {}
         if point.router.from_model:
             self._model = point.model.build(point.options.seed)
 
@@ -31,6 +32,19 @@ class Routing:
             self._counts[key] = self._count(work, index)
         return self._counts[key]
 
+    def step_counts(self, work: ModelWork, index: int, step: int) -> list[IntArray]:
+        """Return int64 ``[world_size, num_experts]`` per MoE layer of one step of a batch's decode phase.
+
+        Args:
+            work: of one step.
+            index: of the batch.
+            step: from 0.
+        """
+        key = (index, work.layer_tokens[0], step)
+        if key not in self._steps:
+            self._steps[key] = self._drawn(work, index, (step + 1) * len(work.layer_tokens))
+        return self._steps[key]
+
     def expert_ids(self, work: ModelWork, index: int) -> list[IntArray]:
         """Return int64 ``[num_tokens of all ranks, top_k]`` per MoE layer of one batch."""
         ranks = range(self._point.options.world_size)
@@ -38,7 +52,12 @@ class Routing:
             batches = [self._recorded(index, rank) for rank in ranks]
             return [np.concatenate([batch[layer] for batch in batches]) for layer in range(len(work.layer_tokens))]
         return [
-            np.concatenate([self._point.router.assign(self._request(work, index, layer, rank)) for rank in ranks])
+            np.concatenate(
+                [
+                    self._point.router.assign(self._request(index, layer, rank, work.layer_tokens[layer]))
+                    for rank in ranks
+                ]
+            )
             for layer in range(len(work.layer_tokens))
         ]
 
@@ -52,11 +71,18 @@ class Routing:
                 np.stack([np.bincount(b[layer].ravel() + 1, minlength=width)[1:] for b in batches]).astype(np.int64)
                 for layer in layers
             ]
-        router = self._point.router
-        return [np.stack([router.count(self._request(work, index, layer, rank)) for rank in ranks]) for layer in layers]
+        return self._drawn(work, index, 0)
 
-    def _request(self, work: ModelWork, index: int, layer: int, rank: int) -> RoutingRequest:
-        return self._point.routing_request(batch=index, layer=layer, rank=rank, num_tokens=work.layer_tokens[layer])
+    def _drawn(self, work: ModelWork, index: int, first: int) -> list[IntArray]:
+        """Let the router draw the counts of layers that follow the first one."""
+        router, ranks = self._point.router, range(self._point.options.world_size)
+        return [
+            np.stack([router.count(self._request(index, first + layer, rank, num_tokens)) for rank in ranks])
+            for layer, num_tokens in enumerate(work.layer_tokens)
+        ]
+
+    def _request(self, index: int, layer: int, rank: int, num_tokens: int) -> RoutingRequest:
+        return self._point.routing_request(batch=index, layer=layer, rank=rank, num_tokens=num_tokens)
 
     def _recorded(self, index: int, rank: int) -> list[IntArray]:
         assert self._model is not None

@@ -69,4 +69,5 @@ def _calibrated_cost(experts: LayerExperts, hardware: Hardware) -> ExpertCost | 
         expert_bytes=experts.expert_bytes,
         flops_per_token=experts.flops_per_token,
         token_bytes=experts.hidden_size * sample.element_size(),
+        width=experts.inner_width,
     )

@@ -45,7 +45,7 @@ def deepseek_work() -> ModelWork:
         num_experts=NUM_EXPERTS,
         top_k=TOP_K,
         hidden_size=7168,
-        intermediate_size=2 * 2048,
+        inner_width=2 * 2048,
         element_bytes=2,
         expert_bytes=2 * 3 * 7168 * 2048,
         flops_per_token=2 * 3 * 7168 * 2048,

@@ -36,7 +36,7 @@ def fitted_exflow() -> Policy:
         torch.cat([batch_tokens(9, layer, rank).ids for rank in range(WORLD_SIZE)]).numpy()
         for layer in range(NUM_LAYERS)
     ]
-    return ExFlow(time_limit_s=0.0).fitted(RoutingTrace(ids, [0] * NUM_LAYERS), NUM_EXPERTS, WORLD_SIZE)
+    return ExFlow(node_limit=0).fitted(RoutingTrace(ids, [0] * NUM_LAYERS), NUM_EXPERTS, WORLD_SIZE)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.strategies import batches, examples
 Batch = tuple[IntArray, Placement]
 COSTS = Costs(
     token_s=1.0, launch_s=3.0, weights_s=2.0, exchange_token_s=0.5, fetch_s=20.0, peer_fetch_s=8.0,
-    exchange_latency_s=1.0, copy_token_s=0.1,
+    exchange_latency_s=1.0, copy_token_s=0.1, tile_tokens=1.0, grouped=0.0,
 )  # fmt: skip
 costs_of_machines = st.builds(
     Costs,
@@ -30,6 +30,8 @@ costs_of_machines = st.builds(
     peer_fetch_s=st.sampled_from([0.0, 1.5, 8.0]),
     exchange_latency_s=st.sampled_from([0.0, 1.0]),
     copy_token_s=st.sampled_from([0.0, 0.1]),
+    tile_tokens=st.sampled_from([1.0, 16.0]),
+    grouped=st.sampled_from([0.0, 1.0]),
 )
 
 

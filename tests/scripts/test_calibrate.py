@@ -4,13 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harmoeny.hardware import Hardware
-from scripts.calibrate import fit, write
+from scripts.calibrate import fit, spreads, write
+from scripts.machine import NUM_EXPERTS, Expert, measure
 
 
 @given(st.floats(1e-6, 1e-2), st.floats(1e3, 1e12), st.floats(0.99, 1.01))
@@ -72,6 +75,24 @@ def test_what_is_written_is_a_choice_of_the_hardware_group(tmp_path: Path) -> No
     assert Hardware(**content) == hardware
 
 
+@given(st.floats(0.01, 0.3), st.floats(0.0, 0.3), st.integers(0, 2**31))
+def test_spreads_of_rounds_and_ranks_are_told_apart(rank_spread: float, round_spread: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rounds = round_spread * rng.standard_normal(60)
+    logs = rounds[None, :, None] + rank_spread * rng.standard_normal((2, 60, 40))
+    found_round, found_rank = spreads(1e-3 * np.exp(logs))
+    assert found_rank == pytest.approx(rank_spread, rel=0.1)
+    assert found_round == pytest.approx(float(rounds.std(ddof=1)), abs=0.2 * rank_spread)
+
+
+def test_a_grouped_kernel_is_measured_by_waves() -> None:
+    with torch.inference_mode():
+        found = measure(torch.device("cpu"), Expert(16, 32, "float32"), 1, "grouped_mm")
+    assert found.kernel == "grouped_mm"
+    assert all(size % NUM_EXPERTS == 0 for size, _ in found.samples["expert"])
+    assert min(found.busy_s[0]) > 0
+
+
 @pytest.mark.ranks
 def test_calibration_measures_writes_and_refuses_to_overwrite(tmp_path: Path) -> None:
     command = [
@@ -83,6 +104,7 @@ def test_calibration_measures_writes_and_refuses_to_overwrite(tmp_path: Path) ->
     content = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     for rate in ("host_link_bytes_per_s", "expert_flops_per_s", "all_to_all_bytes_per_s"):
         assert content[rate] > 1e6
+    assert 0 < content["rank_spread"] < 5
     assert "HarMoEny's threshold for this expert is" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert again.returncode == 2

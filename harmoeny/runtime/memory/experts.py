@@ -46,6 +46,12 @@ class LayerExperts:
         """Floating-point operations of one token's matrix products."""
         return sum(2 * w[0].numel() for w in self.weights.values() if w.ndim == 3)
 
+    @property
+    def inner_width(self) -> int:
+        """Values that an expert keeps per token between its matrices: both halves, where it is gated."""
+        sample = next(w for w in self.weights.values() if w.ndim == 3)
+        return sample[0].numel() // self.hidden_size
+
     def expert(self, expert_id: int) -> dict[str, Tensor]:
         """Return views of one expert's weights."""
         return {name: w[expert_id] for name, w in self.weights.items()}

@@ -40,7 +40,7 @@ def work(num_experts: int, **changes: Any) -> ModelWork:
         num_experts=num_experts,
         top_k=1,
         hidden_size=1,
-        intermediate_size=2,
+        inner_width=2,
         element_bytes=4,
         expert_bytes=40,
         flops_per_token=2,
@@ -76,6 +76,33 @@ def test_one_rank_takes_its_computation_and_nothing_else() -> None:
     layer = simulate(StaticEP(), [[3, 0, 4]], hardware)
     assert column(layer, "compute_s") == [3 + 4 + 2 * 0.5]
     assert column(layer, "layer_s") == column(layer, "compute_s")
+
+
+def test_a_grouped_kernel_launches_once_per_wave() -> None:
+    hardware = replace(UNIT, expert_launch_s=0.5, kernel="grouped_mm")
+    layer = simulate(StaticEP(), [[3, 0, 4]], hardware)
+    assert column(layer, "compute_s") == [3 + 4 + 0.5]
+    # Half of expert 0 moves to rank 1, which executes its own expert until the weights are there: two waves.
+    layer = simulate(TokenHarMoEny(threshold=1), [[6, 1], [6, 1]], hardware)
+    assert column(layer, "executed_tokens") == [7, 7]
+    waits = column(layer, "fetch_wait_s")
+    assert column(layer, "compute_s") == [7 + 0.5, 7 + 2 * 0.5 + waits[1]]
+    one_by_one = simulate(TokenHarMoEny(threshold=1), [[6, 1], [6, 1]], replace(hardware, kernel="loop"))
+    assert column(one_by_one, "compute_s") == column(layer, "compute_s"), "here every wave is of one expert"
+
+
+def test_a_grouped_kernel_reads_all_weights_of_a_wave_while_it_computes() -> None:
+    # Reading takes 4 s per expert, the rows 1 s each: apart 4 + 9, together as long as the longer of 8 and 10.
+    hardware = replace(UNIT, device_memory_bytes_per_s=10.0, kernel="triton")
+    layer = simulate(StaticEP(), [[1, 9]], hardware, hidden_size=0)
+    assert column(layer, "compute_s") == [10.0]
+
+
+def test_a_kernel_fills_tiles_and_is_slower_with_narrow_experts() -> None:
+    hardware = replace(UNIT, kernel="grouped_mm", expert_tile_rows=4)
+    assert column(simulate(StaticEP(), [[3, 0, 5]], hardware), "compute_s") == [4.0 + 8.0]
+    hardware = replace(UNIT, expert_half_rate_width=2.0)  # the width of these experts
+    assert column(simulate(StaticEP(), [[3, 0, 4]], hardware), "compute_s") == [2 * 7.0]
 
 
 def test_few_tokens_cost_at_least_the_reading_of_the_weights() -> None:

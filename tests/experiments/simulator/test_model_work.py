@@ -14,7 +14,7 @@ def test_a_stack_computes_its_routers_and_nothing_else_outside_its_experts() -> 
     assert [table[:, 0].sum() for table in work.dense] == [0.0] * 4
     assert work.expert_bytes == 4 * 3 * 16 * 32
     assert work.flops_per_token == 2 * 3 * 16 * 32
-    assert work.intermediate_size == 2 * 32
+    assert work.inner_width == 2 * 32
     assert work.dense_bytes == 4 * (8192 * 16 + 3 * 16 * 8)
     # The first thing read are the ids and their rows of the embedding, and hidden states are written.
     assert work.dense[0][0, 1] == 8 * 20 + 2 * 4 * 20 * 16
