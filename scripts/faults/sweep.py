@@ -20,7 +20,8 @@ SKEWS = (0.0, 0.9)
 SYSTEMS = ("static_ep", "harmoeny")
 ROUNDS = 2
 _OPTIONS = (
-    "experiment=smoke", f"system=[{','.join(SYSTEMS)}]", "systems.harmoeny.threshold=4", "batch_size=1", "seq_len=16",
+    "experiment=smoke", f"system=[{','.join(SYSTEMS)}]", "batch_size=1", "seq_len=16",
+    "+systems.harmoeny.costs={fetch_s:1e-6,peer_fetch_s:1e-6}",
     f"router.skew={','.join(map(str, SKEWS))}", f"rounds={ROUNDS}", "warmup_rounds=0", "dataset=local",
     "dataset.path=README.md", "wandb.mode=disabled",
 )  # fmt: skip

@@ -85,7 +85,7 @@ BAD = {
     "model.dtype=int8": r"model\.dtype: 'int8', must be one of float32, bfloat16",
     "hardware.host_link=x": r"hardware\.host_link: 'x', must be one of memcpy, emulated",
     "system=[]": r"system: \[\], must name at least one system",
-    "systems.harmoeny.threshold=0": r"systems\.harmoeny\.threshold: 0, must be at least 1, or null",
+    "systems.harmoeny.spare_slots=-1": r"systems\.harmoeny\.spare_slots: -1, must be at least 0",
     "systems.harmoeny.fetch=never": r"systems\.harmoeny\.fetch: 'never', must be one of none, sync, async, peer",
     "systems.harmoeny.num_slots=0": r"systems\.harmoeny\.num_slots: 0, must be at least 1, or null",
     "systems.harmoeny.num_slots=9": r"systems\.harmoeny\.num_slots: 9, must be at most 8 \(model\.num_experts\)",
@@ -148,17 +148,17 @@ def test_defaults_are_valid(load: Load) -> None:
 def test_options_reach_the_components(load: Load) -> None:
     point = load(
         "model=moe_stack", "model.top_k=2", "router=zipf", "router.exponent=0.5", "system=[drop,harmoeny]",
-        "systems.drop.capacity_factor=1.25", "systems.harmoeny.threshold=7", "systems.harmoeny.fetch=sync",
+        "systems.drop.capacity_factor=1.25", "systems.harmoeny.window=7", "systems.harmoeny.fetch=sync",
     )  # fmt: skip
     assert point.model.top_k == 2
     assert vars(point.router) == {"exponent": 0.5}
     assert list(point.systems) == ["drop", "harmoeny"]
     assert vars(point.systems["drop"])["capacity_factor"] == 1.25
-    assert vars(point.systems["harmoeny"]) | {"threshold": 7, "fetch": "sync"} == vars(point.systems["harmoeny"])
+    assert vars(point.systems["harmoeny"]) | {"window": 7, "fetch": "sync"} == vars(point.systems["harmoeny"])
 
 
 def test_values_are_enough_to_load_the_same_point_elsewhere(load: Load) -> None:
-    point = load("router.skew=0.5", "systems.harmoeny.threshold=3")
+    point = load("router.skew=0.5", "systems.harmoeny.window=3")
     again = load_point(point.config)
     assert again == point
     assert again.run_id == point.run_id

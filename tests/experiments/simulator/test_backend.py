@@ -14,12 +14,13 @@ from experiments.results.run_folder import RunFolder
 from experiments.simulator.backend import Simulator, simulate
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.text.tokens import prepare_tokens
+from harmoeny.predict import Costs
+from tests.smoke import FIXED_COSTS
 
 SMALL = (
     "experiment=smoke", "world_size=2", "rounds=2", "warmup_rounds=0", "model.num_experts=8", "hardware=emulated_pcie3",
     "hardware.expert_flops_per_s=1e10", "hardware.all_to_all_bytes_per_s=1e9",
 )  # fmt: skip
-THRESHOLD = "systems.harmoeny.threshold=4"
 
 
 def make_point(results: Path, *overrides: str) -> Point:
@@ -35,7 +36,7 @@ def run(point: Point) -> Run:
 
 @pytest.mark.ranks
 def test_real_ranks_execute_send_and_fetch_the_same(tmp_path: Path) -> None:
-    overrides = (*SMALL, "system=[harmoeny,static_ep,even_split,drop]", THRESHOLD, "router.skew=0.6")
+    overrides = (*SMALL, "system=[harmoeny,static_ep,even_split,drop]", FIXED_COSTS, "router.skew=0.6")
     real = make_point(tmp_path, *overrides)
     tokens = prepare_tokens(real.dataset, real.model.vocab_size)
     RunFolder(real.folder).begin(real)
@@ -70,8 +71,8 @@ def test_real_ranks_execute_send_and_fetch_the_same(tmp_path: Path) -> None:
 def test_a_system_that_does_not_fit_has_no_rows_but_a_reason(tmp_path: Path) -> None:
     # 8 experts of 16 KiB in 3 layers: all of them resident do not fit where half of them do.
     point = make_point(
-        tmp_path, *SMALL, "backend=simulator", "system=[harmoeny,static_ep]", THRESHOLD, "systems.static_ep.fetch=none",
-        "hardware.device_memory_bytes=6.5e5",
+        tmp_path, *SMALL, "backend=simulator", "system=[harmoeny,static_ep]", FIXED_COSTS,
+        "systems.static_ep.fetch=none", "hardware.device_memory_bytes=6.5e5",
     )  # fmt: skip
     result = run(point)
     assert set(result.iterations["system"]) == {"harmoeny"}
@@ -136,9 +137,9 @@ def test_wrong_options_are_refused(tmp_path: Path, override: str, message: str) 
 def test_the_manifest_gives_the_options_that_calibration_filled_in(tmp_path: Path) -> None:
     result = run(make_point(tmp_path, *SMALL, "backend=simulator", "system=[harmoeny,static_ep]"))
     system = result.manifest["systems"]["harmoeny"]
-    assert system["options"]["threshold"] == system["threshold"] >= 1
-    given = run(make_point(tmp_path, *SMALL, "backend=simulator", "system=[harmoeny]", THRESHOLD))
-    assert given.manifest["systems"]["harmoeny"]["options"]["threshold"] == 4
+    assert set(system["options"]["costs"]) == set(Costs._fields)
+    given = run(make_point(tmp_path, *SMALL, "backend=simulator", "system=[harmoeny]", FIXED_COSTS))
+    assert given.manifest["systems"]["harmoeny"]["options"]["costs"]["fetch_s"] == 4e-6
 
 
 def test_it_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.harmoeny.models.saved import save
+from tests.smoke import FIXED_COSTS
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,7 +28,7 @@ def test_saved_model_runs_on_a_local_text(tmp_path: Path) -> None:
     text.write_text("expert token rank\n\nplan batch batch expert\n\n" * 100)
     overrides = [
         *("model=transformers", f"model.local_path={folder}", "dataset=local", f"dataset.path={text}"),
-        *("router=model", "system=[harmoeny,static_ep]", "systems.harmoeny.threshold=4", "world_size=2"),
+        *("router=model", "system=[harmoeny,static_ep]", FIXED_COSTS, "world_size=2"),
         *("batch_size=2", "seq_len=16", "rounds=1", "warmup_rounds=0", f"results_dir={tmp_path}/results"),
         *("device=cpu", "wandb.mode=disabled"),
     ]
