@@ -34,6 +34,8 @@ from experiments.text.tokens import TokenFile
 from harmoeny.dependencies import require
 from results_schema.atomic import write_error
 
+#: Temporary files of a rank: why it failed, for torchelastic and for PyTorch, and sockets.
+_FILES_PER_RANK = 4
 #: What torchelastic answers with an exception while ranks run.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -78,6 +80,7 @@ def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
         with ExitStack() as held:
             held.enter_context(_signal_handlers_kept())
             errors_folder = held.enter_context(tempfile.TemporaryDirectory(prefix="harmoeny-ranks-"))
+            _check_room(Path(errors_folder), point.options.world_size)
             held.enter_context(shared_gpus(point.options.ranks_per_gpu, point.options.gpu_sharing))
             held.enter_context(watch)
             logs = _Logs(str(logs_folder), quiet, Path(errors_folder))
@@ -93,9 +96,28 @@ def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
     except json.JSONDecodeError as error:
         raise RanksError(f"a rank failed and {tempfile.gettempdir()} has no room for its reason (TMPDIR=)") from error
     except OSError as error:
-        raise RanksError(str(write_error(error.filename or logs_folder, error))) from error
+        path = Path(error.filename or logs_folder)
+        if path.is_relative_to(tempfile.gettempdir()) and not path.is_relative_to(folder.path):
+            remedy = "make room on that disk, or set TMPDIR to another folder"
+            raise RanksError(f"TMPDIR: {str(path)!r} cannot be written ({error.strerror}); {remedy}") from error
+        raise RanksError(str(write_error(path, error))) from error
     except SignalException as error:
         raise InterruptedRun(error.sigval) from error
+
+
+def _check_room(folder: Path, world_size: int) -> None:
+    """Make as many temporary files as ranks need, and remove them: without room for them a rank dies while it starts.
+
+    Raises:
+        OSError: there is none.
+    """
+    files = [folder / f"room-{i}" for i in range(_FILES_PER_RANK * world_size)]
+    try:
+        for file in files:
+            file.write_bytes(b"room")
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 @cache

@@ -14,7 +14,7 @@ from scripts.faults.sweep import SKEWS, TinySweep
 
 #: What a small file system gets, then the command, then what is left of it, since the mount goes with the namespace.
 _SMALL = (
-    'mount -t tmpfs -o "size=$1" tmpfs "$2" && cp -r "$3/." "$2" || exit 99; shift 3; '
+    'mount -t tmpfs -o "$1" tmpfs "$2" && cp -r "$3/." "$2" || exit 99; shift 3; '
     '"$@"; status=$?; mkdir "$LEFT" && cp -r "$SMALL/." "$LEFT"; exit $status'
 )
 _NO_ROOM = r"No space left on device"
@@ -42,10 +42,10 @@ class _Full(Fault):
         _require("unshare", "-m", "true")
         folder, kept, left = (sweep.folder / name for name in (self.folder, "kept", "left"))
         shutil.copytree(folder, kept)
-        room = sum(path.stat().st_size + 4096 for path in kept.rglob("*")) + rng.randrange(self.most_bytes)
-        planted = Planted(f"{self.folder} on a disk of {room} bytes", statuses=(1, 2), errors=self.errors)
+        limit = self.limit(list(kept.rglob("*")), rng)
+        planted = Planted(f"{self.folder} on a disk with {limit}", statuses=(1, 2), errors=self.errors)
         planted.before = sweep.finished()
-        prefix = ("unshare", "-m", "bash", "-c", _SMALL, "bash", str(room), str(folder), str(kept))
+        prefix = ("unshare", "-m", "bash", "-c", _SMALL, "bash", limit, str(folder), str(kept))
         with sweep.start(prefix=prefix, variables={"LEFT": str(left), "SMALL": str(folder)}) as command:
             planted.ended.append(end(command))
         planted.struck = planted.ended[0].status != 0
@@ -53,6 +53,10 @@ class _Full(Fault):
         shutil.rmtree(kept)
         left.rename(folder)
         return planted
+
+    def limit(self, present: list[Path], rng: Random) -> str:
+        """Return the mount option that leaves little room beside what is on the disk."""
+        return f"size={sum(path.stat().st_size + 4096 for path in present) + rng.randrange(self.most_bytes)}"
 
 
 @fault
@@ -91,8 +95,13 @@ class FullTemporary(_Full):
     """The disk of temporary files, which Python itself uses for pipes and sockets."""
 
     name = "full temporary folder"
-    folder, most_bytes = "temporary", 60_000
+    backends = ("ranks",)
+    folder = "temporary"
     errors = (r"TMPDIR", rf"{_NO_ROOM}")
+
+    def limit(self, present: list[Path], rng: Random) -> str:
+        """Leave room for few files, which are small: sockets, and notes of which run measures here."""
+        return f"nr_inodes={1 + len(present) + rng.randrange(6)}"
 
 
 @fault

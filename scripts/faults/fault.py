@@ -107,13 +107,18 @@ def end(command: Command, timeout_s: float = RUN_S) -> Ended:
     return Ended(status, command.output(), stray=command.remaining(GONE_S))
 
 
-def moment(rng: Random, *, points: int) -> Callable[[Command], bool]:
+def moment(rng: Random, *, points: int, until: float = 1.0) -> Callable[[Command], bool]:
     """Choose a moment of the sweep: a while after a line that it prints, of which a point has about six.
+
+    Args:
+        rng: chooses.
+        points: that the sweep still measures.
+        until: share of the sweep after which no moment lies.
 
     Returns:
         What waits for that moment and tells whether the command still runs then.
     """
-    lines = rng.randint(0, 6 * points + 1)
+    lines = rng.randint(0, round(until * (6 * points + 1)))
     delay_s = rng.uniform(0.0, 0.5 if lines else 2.5)
 
     def wait(command: Command) -> bool:

@@ -43,7 +43,8 @@ class _RankSignal(Fault):
     def plant(self, sweep: TinySweep, rng: Random) -> Planted:
         """Strike one of the ranks of whichever point is being run."""
         planted = Planted(f"{self.number.name} to a rank", statuses=(1,), errors=self.errors)
-        when = moment(rng, points=_missing(sweep))
+        # Ranks are there in the middle of a point only: what waits for them must not begin at its end.
+        when = moment(rng, points=_missing(sweep), until=0.5)
         with sweep.start(*self.options) as command:
             victim = _some_rank(command, rng) if when(command) else None
             if victim is not None:
