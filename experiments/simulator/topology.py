@@ -84,7 +84,9 @@ class Topology:
         ):
             if limit is not None:
                 group = self.node * self._ranks_per_node + local_rank // group_size
-                end_s = np.maximum(end_s, _shared_s(num_fetches * expert_bytes, group, own_rate, limit))
+                end_s = np.maximum(
+                    end_s, _shared_s(num_fetches.astype(np.float64) * expert_bytes, group, own_rate, limit)
+                )
         fetch_s: FloatArray = hardware.host_link_latency_s + np.where(
             num_fetches > 0, end_s / np.maximum(num_fetches, 1), expert_bytes / own_rate
         )
