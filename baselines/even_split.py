@@ -9,24 +9,51 @@ import numpy as np
 
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
-from harmoeny.plan import Plan
+from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
+
+DEALS = ("in_turn", "per_sender")
 
 
 @dataclass(kw_only=True)
 class EvenSplit(Policy):
-    """Perfect balance at the price of fetching: the paper's "even split" scheduling policy (arXiv 2506.12417)."""
+    """Perfect balance at the price of fetching: the paper's "even split" scheduling policy (arXiv 2506.12417).
+
+    Attributes:
+        deal: ``in_turn`` goes on from expert to expert and from sender to sender, so that loads differ by at most one
+            assignment. ``per_sender`` is what the paper's authors ran, as the loads of their GPUs show: every sender
+            deals out each expert's assignments from the first rank on, so the first ranks get all that does not
+            divide; of a batch with fewer assignments per sender and expert than ranks the last ranks get none.
+    """
 
     name: ClassVar[str] = "even_split"
     description: ClassVar[str] = "every expert's tokens are shared evenly over all ranks"
 
-    def plan(self, counts: IntArray, placement: Placement) -> Plan:
-        """Deal ``counts`` (int64 ``[world_size, num_experts]``) out to the ranks in turn, expert after expert.
+    deal: str = "in_turn"
 
-        Loads differ by at most one assignment, and so do the shares of one expert.
+    def validate(self) -> None:
+        """Check the configuration.
+
+        Raises:
+            ValueError: an unknown deal.
         """
+        super().validate()
+        if self.deal not in DEALS:
+            raise ValueError(f"deal: {self.deal!r}, must be one of {', '.join(DEALS)}")
+
+    def plan(self, counts: IntArray, placement: Placement) -> Plan:
+        """Deal ``counts`` (int64 ``[world_size, num_experts]``) out to the ranks."""
+        if self.deal == "per_sender":
+            return plan_from_tokens(_deal_per_sender(counts), placement)
         tokens, fetch = _deal(counts, placement.resident)
         return Plan(tokens=tokens, fetch=fetch)
+
+
+def _deal_per_sender(counts: IntArray) -> IntArray:
+    """Return int64 ``[world_size, num_experts, world_size]``, every sender's and expert's deal from rank 0 on."""
+    world_size = len(counts)
+    tokens: IntArray = (counts[:, :, None] + np.arange(world_size - 1, -1, -1)) // world_size
+    return tokens
 
 
 @compiled

@@ -23,11 +23,11 @@ OUT = Path("results/predictions")
 SKEWS = (0.0, 0.5, 0.9)
 #: Per file: the options that all points share, and per point its own with the columns that name it.
 _SWEEPS: dict[str, tuple[list[str], list[tuple[list[str], dict[str, Any]]]]] = {
-    f"paper_qwen_top{top_k}": (
-        ["experiment=paper_qwen", f"model.architecture.num_experts_per_tok={top_k}"],
+    name: (
+        ["experiment=paper_qwen", *model],
         [([f"router.skew={skew}"], {"skew": skew}) for skew in SKEWS],
     )
-    for top_k in (1, 4)
+    for name, model in (("paper_qwen", []), ("paper_qwen_whole", ["model=qwen15_moe"]))
 } | {
     "paper_gpus": (
         ["experiment=paper_gpus"],

@@ -8,6 +8,8 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from harmoeny.models.base import DTYPES
+
 
 @dataclass(kw_only=True)
 class SoftwareCost:
@@ -21,6 +23,7 @@ class SoftwareCost:
             and ranks that drop tokens.
         padded: every expert is filled up to the largest number of assignments that any rank has for any expert, and
             tokens get to their places by a product with a matrix of zeros and ones (DeepSpeed, GShard).
+        dtype: what it holds weights and hidden states in, computed at the same rates; null: the model's.
         capacity_limit: with ``padded``, the largest number that is filled up to; what is above is not executed.
     """
 
@@ -30,6 +33,7 @@ class SoftwareCost:
     plan_step_s: float = 0.0
     padded: bool = False
     capacity_limit: int | None = None
+    dtype: str | None = None
 
     def validate(self, name: str) -> None:
         """Check the values.
@@ -41,6 +45,10 @@ class SoftwareCost:
             value = getattr(self, part.name)
             if part.name.endswith("_s") and value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"simulator.software.{name}.{part.name}: {value}, must be a number of at least 0")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(
+                f"simulator.software.{name}.dtype: {self.dtype!r}, must be one of {', '.join(DTYPES)}, or null"
+            )
         if self.capacity_limit is not None and self.capacity_limit < 1:
             raise ValueError(
                 f"simulator.software.{name}.capacity_limit: {self.capacity_limit}, must be at least 1, or null"

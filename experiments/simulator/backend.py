@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -174,7 +174,7 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
     progress = progress or PointProgress("", 0, enabled=False)
     options, routing = point.simulator, Routing(point, tokens)
     topology = Topology(point.hardware, point.options.world_size)
-    traced = TracedModel(point.model, point.options.seq_len)
+    traced_in: dict[str | None, TracedModel] = {}
     iterations: list[RankIteration] = []
     served: list[Served] = []
     decoded: list[Decoded] = []
@@ -184,8 +184,9 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
     for number, (name, policy) in enumerate(point.systems.items(), 1):
         progress.say(f"simulating {name} ({number} of {len(point.systems)})")
         batch_size = _batch_size(point, name)
-        work = traced.work(batch_size)
         software = options.software.get(name, SoftwareCost())
+        traced = _traced(point, software.dtype, traced_in)
+        work = traced.work(batch_size)
         cost = CostModel(point.hardware, topology, work, software)
         fitted = _fit(policy.calibrated(cost.expert), routing, work, point.options.world_size)
         if problem := _plan_problem(fitted, routing.counts(work, 0, batch_size)):
@@ -211,12 +212,20 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
         plan_times.save()
     if point.options.batch_size in {_batch_size(point, name) for name in point.systems}:
         batch_size = point.options.batch_size
-        work = traced.work(batch_size)
+        work = _traced(point, None, traced_in).work(batch_size)
     routed = [
         np.stack([counts.sum(axis=0) for counts in routing.counts(work, index, batch_size)])
         for index in range(point.options.rounds)
     ]
     return Simulation(iterations, served, decoded, work, routed, notes, out_of_memory, failed)
+
+
+def _traced(point: Point, dtype: str | None, known: dict[str | None, TracedModel]) -> TracedModel:
+    """Return the point's model in a type, the model's own where it is None, and note it in ``known``."""
+    if dtype not in known:
+        model = point.model if dtype is None else replace(point.model, dtype=dtype)
+        known[dtype] = TracedModel(model, point.options.seq_len)
+    return known[dtype]
 
 
 def _plan_problem(policy: Policy, counts: Sequence[IntArray]) -> str | None:

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.routers.base import FloatArray
 from harmoeny.compiled import compiled
 from harmoeny.hardware import Hardware
-from harmoeny.placement import BoolArray, IntArray
+from harmoeny.placement import IntArray
 
 
 class Topology:
@@ -65,28 +65,31 @@ class Topology:
         return self._with_latency(np.maximum(inside_s, outside_s))
 
     def host_fetch_s(self, expert_bytes: float, num_fetches: IntArray) -> FloatArray:
-        """Return how long one fetch takes on every rank while all that fetch in this layer do so at the same time.
+        """Return how long one fetch takes on every rank, on average over the layer, while all begin at the same time.
 
-        ``latency + bytes / min(own link, shared link / ranks that use it, host memory / ranks that use it)``.
+        What ranks share is shared evenly by those that have not fetched all yet; each gets no more than its own link.
 
         Args:
             expert_bytes: size of an expert.
             num_fetches: int64 ``[world_size]``, fetches of every rank.
         """
         hardware = self._hardware
-        assert hardware.host_link_bytes_per_s is not None
-        busy = num_fetches > 0
-        rate = np.full(self.world_size, hardware.host_link_bytes_per_s)
+        own_rate = hardware.host_link_bytes_per_s
+        assert own_rate is not None
         local_rank = np.arange(self.world_size) % self._ranks_per_node
+        end_s = num_fetches * (expert_bytes / own_rate)
         for limit, group_size in (
             (hardware.shared_host_link_bytes_per_s, hardware.ranks_per_host_link),
             (hardware.host_memory_bytes_per_s, hardware.ranks_per_socket or self._ranks_per_node),
         ):
             if limit is not None:
                 group = self.node * self._ranks_per_node + local_rank // group_size
-                users = _per_group(busy, group)
-                rate = np.minimum(rate, limit / np.maximum(users, 1))
-        fetch_s: FloatArray = hardware.host_link_latency_s + expert_bytes / rate
+                end_s = np.maximum(
+                    end_s, _shared_s(num_fetches.astype(np.float64) * expert_bytes, group, own_rate, limit)
+                )
+        fetch_s: FloatArray = hardware.host_link_latency_s + np.where(
+            num_fetches > 0, end_s / np.maximum(num_fetches, 1), expert_bytes / own_rate
+        )
         return fetch_s
 
     def _with_latency(self, exchange_s: FloatArray) -> FloatArray:
@@ -165,8 +168,27 @@ def _routes(links: FloatArray) -> FloatArray:
     return routes
 
 
-def _per_group(busy: BoolArray, group: IntArray) -> IntArray:
-    """Return, for every rank, how many ranks of its group are busy."""
-    _, index = np.unique(group, return_inverse=True)
-    users: IntArray = np.bincount(index, weights=busy).astype(np.int64)[index]
-    return users
+@compiled
+def _shared_s(num_bytes: FloatArray, group: IntArray, own_rate: float, limit: float) -> FloatArray:
+    """Return when every rank has its bytes, if the ranks of a group get no more than ``limit`` bytes/s together.
+
+    Args:
+        num_bytes: float64 ``[world_size]``.
+        group: int64 ``[world_size]``, ascending.
+        own_rate: bytes per second that a rank gets at most.
+        limit: bytes per second of a group.
+    """
+    end_s = np.zeros(len(num_bytes))
+    first = 0
+    while first < len(group):
+        last = first
+        while last < len(group) and group[last] == group[first]:
+            last += 1
+        now_s, done = 0.0, 0.0
+        order = first + np.argsort(num_bytes[first:last])
+        for place, rank in enumerate(order):
+            now_s += (num_bytes[rank] - done) / min(own_rate, limit / (len(order) - place))
+            done = num_bytes[rank]
+            end_s[rank] = now_s
+        first = last
+    return end_s

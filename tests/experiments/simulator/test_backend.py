@@ -103,6 +103,16 @@ def test_systems_may_have_batches_of_their_own(tmp_path: Path) -> None:
     )
 
 
+def test_a_system_may_hold_its_weights_in_another_type(tmp_path: Path) -> None:
+    point = make_point(
+        tmp_path, *SMALL, "backend=simulator", "system=[drop,even_split]", "systems.even_split.fetch=async",
+        "+simulator.software.drop.dtype=bfloat16",
+    )  # fmt: skip
+    whole = simulate(point).notes
+    # Weights that are resident at home, and the same of both.
+    assert whole["drop"]["device_expert_bytes"] * 2 == whole["even_split"]["device_expert_bytes"]
+
+
 def test_a_gate_that_drops_makes_a_system_inexact(tmp_path: Path) -> None:
     gate = "+simulator.software.static_ep={padded: true, capacity_limit: 1}"
     simulation = simulate(make_point(tmp_path, *SMALL, "backend=simulator", "system=[static_ep,even_split]", gate))
@@ -125,6 +135,11 @@ def test_a_gate_that_drops_makes_a_system_inexact(tmp_path: Path) -> None:
         ("hardware.all_to_all_bytes_per_s=null", "hardware.all_to_all_bytes_per_s: null"),
         ("+simulator.batch_size.drop=0", "simulator.batch_size.drop: 0, must be at least 1"),
         ("+simulator.software.drop.layer_s=-1", "simulator.software.drop.layer_s: -1"),
+        (
+            "+simulator.software.drop.dtype=int8",
+            "simulator.software.drop.dtype: 'int8', must be one of float32",
+        ),
+        ("hardware.kernel=auto", "hardware.kernel: 'auto', must be one of loop, grouped_mm, triton"),
         ("hardware.peer_efficiency=2", "hardware.peer_efficiency: 2"),
         ("hardware.ranks_per_node=0", "hardware.ranks_per_node: 0"),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from experiments.compose.compose import compose_point
 from experiments.simulator.model_work import TracedModel
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.models.switch import Switch
@@ -34,3 +35,21 @@ def test_a_switch_transformers_products_are_those_of_its_layers() -> None:
     cross = 2 * 2 * (batch + tokens) * hidden * inner + 2 * 2 * batch * seq_len * inner
     assert work.dense[2][:, 0].sum() == own + cross
     assert work.dense[3][:, 0].sum() == pytest.approx(2 * batch * hidden * vocab)
+
+
+def test_the_papers_qwen_is_qwen_without_its_shared_expert_and_head() -> None:
+    whole, paper = (
+        TracedModel(
+            compose_point(
+                "experiment=paper_qwen", f"model={name}", "model.num_layers=2", "model.dtype=float32",
+                "model.random_weights=true",
+            ).model,
+            16,
+        ).work(3)
+        for name in ("qwen15_moe", "qwen15_moe_paper")
+    )  # fmt: skip
+    for same in ("num_experts", "hidden_size", "inner_width", "expert_bytes", "flops_per_token"):
+        assert getattr(whole, same) == getattr(paper, same), same
+    flops = [sum(float(table[:, 0].sum()) for table in (*work.dense, *work.route)) for work in (whole, paper)]
+    shared = 2 * 3 * 2048 * 5632 + 2 * 2048  # three matrices and its gate, per token and layer
+    assert flops[0] - flops[1] == 2 * (3 * 16) * shared + 3 * 2 * 2048 * (151936 - 1)

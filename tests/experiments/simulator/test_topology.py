@@ -72,6 +72,26 @@ def test_host_links_are_shared_by_those_that_fetch() -> None:
     assert Topology(alone, 4).host_fetch_s(12.0, np.array([1, 1, 1, 0])).tolist() == [4.0, 4.0, 3.0, 3.0]
 
 
+def test_who_fetches_less_leaves_the_link_to_the_other() -> None:
+    hardware = replace(SWITCH, ranks_per_host_link=2, shared_host_link_bytes_per_s=6.0)
+    # Half of 6 bytes/s each for 4 s; then rank 0 has 24 bytes left and its own link, 4 bytes/s, for itself.
+    fetch_s = Topology(hardware, 2).host_fetch_s(12.0, np.array([3, 1]))
+    assert fetch_s.tolist() == [(4.0 + 24 / 4) / 3, 4.0]
+
+
+@examples(50)
+@given(st.lists(st.integers(0, 20), min_size=8, max_size=8))
+def test_a_shared_link_carries_all_bytes_and_no_rank_is_faster_than_alone(num_fetches: list[int]) -> None:
+    hardware = replace(SWITCH, ranks_per_host_link=4, shared_host_link_bytes_per_s=6.0)
+    number = np.array(num_fetches)
+    end_s = Topology(hardware, 8).host_fetch_s(12.0, number) * number
+    assert (end_s >= number * 12.0 / 4.0 - 1e-9).all()
+    for group in (slice(0, 4), slice(4, 8)):
+        assert end_s[group].max() >= number[group].sum() * 12.0 / 6.0 - 1e-9
+        busiest = number[group].max() * 12.0 / 4.0
+        assert end_s[group].max() <= max(busiest, number[group].sum() * 12.0 / 6.0 + busiest / 2) + 1e-9
+
+
 @examples(50)
 @given(st.lists(st.floats(0, 1e6), min_size=16, max_size=16), st.floats(1.0, 4.0))
 def test_more_bandwidth_never_takes_longer(values: list[float], factor: float) -> None:
