@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from baselines.kit.replicas import FloatArray, ReplicatingPolicy
 from harmoeny.compiled import compiled
@@ -99,22 +100,34 @@ def balance(load: IntArray, present: BoolArray, num_slots: int, num_nodes: int, 
     group_load = load.reshape(num_groups, group_size).sum(axis=1)
     on_node = pack(group_load, np.ones(num_groups, dtype=np.int64), num_nodes).repeat(group_size, axis=0)
     present_nodes = np.logical_or.reduce(present.reshape(num_experts, num_nodes, ranks), axis=2).astype(np.bool_)
-    on_node = _renumber(on_node, present_nodes)
+    on_node = renumber(on_node, present_nodes)
     resident = np.zeros_like(present)
     for node in range(num_nodes):
         experts = np.flatnonzero(on_node[:, node])
         own = slice(node * ranks, (node + 1) * ranks)
         copies = replicate(load[experts], num_slots * ranks, ranks)
-        resident[experts, own] = _renumber(pack(load[experts], copies, ranks), present[experts, own])
+        resident[experts, own] = renumber(pack(load[experts], copies, ranks), present[experts, own])
     return resident
 
 
-def _renumber(new: BoolArray, present: BoolArray) -> BoolArray:
-    """Reorder the columns of ``new`` such that as much as possible of ``present`` stays where it is."""
-    stays = new.astype(np.float32).T @ present.astype(np.float32)  # whole numbers, and much faster than with integers
-    columns, targets = linear_sum_assignment(stays, maximize=True)
+def renumber(new: BoolArray, present: BoolArray) -> BoolArray:
+    """Reorder the columns of ``new`` such that as much as possible of ``present`` stays where it is.
+
+    Most pairs of columns have nothing in common, and only the others are looked at: columns are matched with those of
+    ``present``, or for the least possible gain with nobody, and whoever is left takes what is left.
+    """
+    num_columns = new.shape[1]
+    stays = (csr_array(new.T.astype(np.float32)) @ csr_array(present.astype(np.float32))).tocoo()
+    alone = np.arange(num_columns)
+    columns = np.concatenate([stays.row, alone])
+    partners = np.concatenate([stays.col, num_columns + alone])
+    # Costs of 0 would be no edges.
+    costs = stays.data.max(initial=0) + 1 - np.concatenate([stays.data, np.zeros(num_columns, dtype=np.float32)])
+    graph = csr_array((costs, (columns, partners)), shape=(num_columns, 2 * num_columns))
+    _, targets = min_weight_full_bipartite_matching(graph)
+    targets[targets >= num_columns] = np.setdiff1d(alone, targets)
     renumbered = np.empty_like(new)
-    renumbered[:, targets] = new[:, columns]
+    renumbered[:, targets] = new
     return renumbered
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from baselines.eplb import renumber
 from baselines.kit.replicas import FloatArray, ReplicatingPolicy, copies_by_load, longest_first
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
@@ -59,7 +60,7 @@ class FlashLB(ReplicatingPolicy):
         largest = float(((load / resident.sum(axis=1))[:, None] * resident).sum(axis=0).max())
         if largest * placement.world_size <= self.least_imbalance * load.sum():
             return None
-        found = place_jointly(load, placement.world_size, num_slots)
+        found = renumber(place_jointly(load, placement.world_size, num_slots), resident)
         return Placement(home=found.argmax(axis=1), resident=found)
 
 
