@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from harmoeny.choices import Fetch
+from baselines.kit.replicas import FloatArray, ReplicatingPolicy
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
-from harmoeny.policy import BlindPolicy
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(kw_only=True)
-class EPLB(BlindPolicy):
+class EPLB(ReplicatingPolicy):
     """DeepSeek's expert-parallel load balancer (arXiv 2412.19437, section 3.4; README of deepseek-ai/EPLB).
 
-    Every rank has room for ``ceil(num_experts / world_size) + redundant_experts_per_rank`` experts, all of it used. The
-    first batch shows where the load is; after it, and then every ``interval`` batches, replicas are chosen and packed
-    anew. The assignments of an expert are shared evenly over its replicas.
+    The first batch shows where the load is; after it, and then every ``interval`` batches, replicas are chosen and
+    packed anew.
 
     Attributes:
-        redundant_experts_per_rank: room for replicas on every rank.
         window: number of latest batches whose counts are added up as the expected load.
         interval: batches between two re-placements.
         num_nodes: with more than one, the hierarchical mode: experts stay on the node of their group.
@@ -37,7 +31,6 @@ class EPLB(BlindPolicy):
     name: ClassVar[str] = "eplb"
     description: ClassVar[str] = "replicas of heavy experts, re-placed every few batches from recent statistics"
 
-    redundant_experts_per_rank: int = 1
     window: int = 4
     interval: int = 4
     num_nodes: int = 1
@@ -55,73 +48,34 @@ class EPLB(BlindPolicy):
             ValueError: a number that is too small, or groups that the nodes do not divide.
         """
         super().validate()
-        for name, least in (
-            ("redundant_experts_per_rank", 0),
-            ("window", 1),
-            ("interval", 1),
-            ("num_nodes", 1),
-            ("num_groups", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)}, must be at least {least}")
+        self._at_least(window=1, interval=1, num_nodes=1, num_groups=1)
         if self.num_groups % self.num_nodes:
             raise ValueError(
                 f"num_groups: {self.num_groups}, must be a multiple of num_nodes={self.num_nodes} "
                 "(num_nodes=1 gives the global mode)"
             )
 
-    def place(self, layer: int, num_experts: int, world_size: int) -> Placement:
-        """Return the homes of ``placement``; free slots take one more replica of expert 0, 1, ... in turn.
+    def held(self, num_experts: int, world_size: int) -> int:
+        """Return the experts that every rank holds, never more than the experts of its node.
 
         Raises:
-            ValueError: nodes or groups that do not fit the layer, or too few slots.
+            ValueError: nodes or groups that do not fit the layer, or fewer slots.
         """
-        placement = super().place(layer, num_experts, world_size)
-        if self.fetch == Fetch.NONE:
-            return placement
-        num_slots = self._room(num_experts, world_size)
-        resident = placement.resident.copy()
-        expert = 0
-        for rank in range(world_size):
-            while resident[:, rank].sum() < num_slots:
-                resident[expert, rank] = True
-                expert = (expert + 1) % num_experts
-        return Placement(home=placement.home, resident=resident)
-
-    def _room(self, num_experts: int, world_size: int) -> int:
-        """Return the experts that every rank holds; a rank never holds more than the experts of its node."""
         if world_size % self.num_nodes:
             raise ValueError(f"num_nodes: {self.num_nodes}, must divide world_size={world_size}")
         if num_experts % self.num_groups:
             raise ValueError(f"num_groups: {self.num_groups}, must divide num_experts={num_experts}")
-        room = min(-(-num_experts // world_size) + self.redundant_experts_per_rank, num_experts // self.num_nodes)
-        if self.num_slots is not None and self.num_slots < room:
-            raise ValueError(f"num_slots: {self.num_slots}, must be at least {room}, the experts that a rank holds")
-        return room
+        return min(super().held(num_experts, world_size), num_experts // self.num_nodes)
 
-    def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
-        """Re-place a layer after its first batch and then every ``interval`` batches.
+    def is_due(self, layer: int, num_batches: int) -> bool:  # noqa: ARG002  (all layers at once)
+        """Return whether this follows the first batch, or a multiple of ``interval`` after it."""
+        return (num_batches - 1) % self.interval == 0
 
-        Args:
-            layer: MoE layer in order of execution; layers are balanced independently.
-            history: int64 ``[world_size, num_experts]`` per earlier batch, oldest first.
-            placement: the present residency.
-
-        Returns:
-            The new residency, or None where it is not due or nothing would change.
-        """
-        if self.fetch == Fetch.NONE or not history or (len(history) - 1) % self.interval:
-            return None
-        load = np.sum(history[-self.window :], axis=(0, 1))
-        num_slots = self._room(placement.num_experts, placement.world_size)
-        resident = balance(load, placement.resident, num_slots, self.num_nodes, self.num_groups)
-        if np.array_equal(resident, placement.resident):
-            return None
+    def rearranged(self, load: IntArray | FloatArray, placement: Placement, num_slots: int) -> Placement:
+        """Return new replicas for the load."""
+        whole = load.astype(np.int64)
+        resident = balance(whole, placement.resident, num_slots, self.num_nodes, self.num_groups)
         return Placement(home=resident.argmax(axis=1), resident=resident)
-
-    def serving(self, placement: Placement) -> BoolArray:
-        """Return bool ``[num_experts, world_size]``: all replicas."""
-        return placement.resident
 
 
 def balance(load: IntArray, present: BoolArray, num_slots: int, num_nodes: int, num_groups: int) -> BoolArray:
@@ -146,22 +100,34 @@ def balance(load: IntArray, present: BoolArray, num_slots: int, num_nodes: int, 
     group_load = load.reshape(num_groups, group_size).sum(axis=1)
     on_node = pack(group_load, np.ones(num_groups, dtype=np.int64), num_nodes).repeat(group_size, axis=0)
     present_nodes = np.logical_or.reduce(present.reshape(num_experts, num_nodes, ranks), axis=2).astype(np.bool_)
-    on_node = _renumber(on_node, present_nodes)
+    on_node = renumber(on_node, present_nodes)
     resident = np.zeros_like(present)
     for node in range(num_nodes):
         experts = np.flatnonzero(on_node[:, node])
         own = slice(node * ranks, (node + 1) * ranks)
         copies = replicate(load[experts], num_slots * ranks, ranks)
-        resident[experts, own] = _renumber(pack(load[experts], copies, ranks), present[experts, own])
+        resident[experts, own] = renumber(pack(load[experts], copies, ranks), present[experts, own])
     return resident
 
 
-def _renumber(new: BoolArray, present: BoolArray) -> BoolArray:
-    """Reorder the columns of ``new`` such that as much as possible of ``present`` stays where it is."""
-    stays = new.astype(np.float32).T @ present.astype(np.float32)  # whole numbers, and much faster than with integers
-    columns, targets = linear_sum_assignment(stays, maximize=True)
+def renumber(new: BoolArray, present: BoolArray) -> BoolArray:
+    """Reorder the columns of ``new`` such that as much as possible of ``present`` stays where it is.
+
+    Most pairs of columns have nothing in common, and only the others are looked at: columns are matched with those of
+    ``present``, or for the least possible gain with nobody, and whoever is left takes what is left.
+    """
+    num_columns = new.shape[1]
+    stays = (csr_array(new.T.astype(np.float32)) @ csr_array(present.astype(np.float32))).tocoo()
+    alone = np.arange(num_columns)
+    columns = np.concatenate([stays.row, alone])
+    partners = np.concatenate([stays.col, num_columns + alone])
+    # Costs of 0 would be no edges.
+    costs = stays.data.max(initial=0) + 1 - np.concatenate([stays.data, np.zeros(num_columns, dtype=np.float32)])
+    graph = csr_array((costs, (columns, partners)), shape=(num_columns, 2 * num_columns))
+    _, targets = min_weight_full_bipartite_matching(graph)
+    targets[targets >= num_columns] = np.setdiff1d(alone, targets)
     renumbered = np.empty_like(new)
-    renumbered[:, targets] = new[:, columns]
+    renumbered[:, targets] = new
     return renumbered
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from baselines.eplb import EPLB, FloatArray
+from baselines.eplb import EPLB
+from baselines.kit.replicas import FloatArray
 from harmoeny.choices import Knowledge
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement

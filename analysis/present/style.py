@@ -32,6 +32,10 @@ _LOOKS = {
     "ultraep": Look("#1F78B4", "*"),
     "llep": Look("#B15928", "H"),
     "moonep": Look("#6A3D9A", "8"),
+    "metro": Look("#B2DF8A", "d"),
+    "trtllm_eplb": Look("#33A02C", "P"),
+    "lplb": Look("#FB9A99", "p"),
+    "flashlb": Look("#CAB2D6", ">"),
     "ideal": Look("#000000", "_"),
 }
 #: Markers of variants, and how much of their system's colour is left: the rest is white, or below 0 black.
@@ -74,6 +78,10 @@ _LABELS = {
     "ultraep": "UltraEP",
     "llep": "LLEP",
     "moonep": "MoonEP",
+    "metro": "METRO",
+    "trtllm_eplb": "TensorRT-LLM EPLB",
+    "lplb": "LPLB",
+    "flashlb": "FlashLB",
     "ideal": "Ideal (reference)",
 }
 

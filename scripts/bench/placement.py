@@ -27,12 +27,15 @@ from results_schema.printing import print_anything
 from scripts.bench.planning import COST
 
 SIZES = ((2, 8), (8, 128), (64, 256))
+#: Where only the placements between batches are timed, and in fewer batches.
+LARGE = (1024, 256)
 NUM_LAYERS = 6
 TOKENS_PER_RANK = 2048
 SKEW = 0.5
 #: A token stays in its group of experts from one layer to the next with this probability.
 AFFINITY = 0.6
 _NUM_BATCHES = 40
+_NUM_BATCHES_OF_LARGE = 9
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def time_replacement(cls: type[Policy], world_size: int, num_experts: int) -> Re
     placement = policy.place(0, num_experts, world_size)
     history: list[IntArray] = []
     samples_us, moved = [], []
-    for batch in range(-1, _NUM_BATCHES):  # the first one compiles
+    num_batches = _NUM_BATCHES_OF_LARGE if (world_size, num_experts) == LARGE else _NUM_BATCHES
+    for batch in range(-1, num_batches):  # the first one compiles
         shares = hot_shares(SKEW, np.array([batch % num_experts]), num_experts)
         rng = np.random.default_rng(batch + 1)
         history.append(np.stack([exact_counts(shares, TOKENS_PER_RANK, 1, rng) for _ in range(world_size)]))
@@ -105,7 +109,7 @@ def time_replacement(cls: type[Policy], world_size: int, num_experts: int) -> Re
         world_size=world_size,
         num_experts=num_experts,
         num_replacements=len(samples_us),
-        num_batches=_NUM_BATCHES,
+        num_batches=num_batches,
         median_us=float(np.median(samples_us)) if samples_us else 0.0,
         moved_experts=float(np.mean(moved)) if moved else 0.0,
         held_experts=int(placement.resident.sum(axis=0).max()),
@@ -153,13 +157,14 @@ def _crossing_share(policy: Policy, trace: RoutingTrace, num_experts: int, world
 def show(replacements: Sequence[Replacement], fits: Sequence[Fit], console: Console) -> None:
     """Print one row per policy and size (ranks x experts), with the experts that a rank copies in and holds."""
     device = Device.of(torch.device("cpu")).name
-    table = Table(title=f"Re-placement of one layer, another hot expert in each of {_NUM_BATCHES} batches, {device}")
-    for column in ("policy", "size", "changes", "median us", "copied", "of"):
+    table = Table(title=f"Re-placement of one layer, another hot expert in every batch, {device}")
+    for column in ("policy", "size", "batches", "changes", "median us", "copied", "of"):
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for r in replacements:
         table.add_row(
             r.policy,
             f"{r.world_size} x {r.num_experts}",
+            str(r.num_batches),
             str(r.num_replacements),
             f"{r.median_us:.0f}",
             f"{r.moved_experts:.1f}",
@@ -185,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     systems = [cls for _, cls in sorted(discover("system")[0].items())]
     replacing = [cls for cls in systems if cls.update_placement is not Policy.update_placement]
     fitting = [cls for cls in systems if cls.calibration_batches > 0]
-    replacements = [time_replacement(cls, *size) for cls in replacing for size in SIZES]
+    replacements = [time_replacement(cls, *size) for cls in replacing for size in (*SIZES, LARGE)]
     fits = [time_fit(cls, *size) for cls in fitting for size in SIZES]
     show(replacements, fits, Console())
     if arguments.json:

@@ -9,9 +9,14 @@ from baselines.eplb import EPLB
 from baselines.eplb_lp import EPLBWithLP
 from baselines.exflow import ExFlow
 from baselines.fastermoe import FasterMoE
+from baselines.flashlb import FlashLB
 from baselines.ideal import Ideal
+from baselines.kit.replicas import ReplicatingPolicy
 from baselines.llep import LLEP
+from baselines.lplb import LPLB
+from baselines.metro import METRO
 from baselines.moonep import MoonEP
+from baselines.trtllm_eplb import TRTLLMEPLB
 from baselines.ultraep import UltraEP
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
@@ -52,6 +57,10 @@ def fitted_exflow() -> Policy:
         UltraEP(redundant_slots=2, fetch="async"),
         LLEP(min_tokens=1),
         MoonEP(),
+        METRO(interval=1, window=1),
+        TRTLLMEPLB(interval=1, decay=0.0),
+        LPLB(interval=1, window=1),
+        FlashLB(interval=1, window=1, least_imbalance=1.0),
         Ideal(),
         fitted_exflow(),
     ],
@@ -86,6 +95,6 @@ def test_output_is_the_dense_one_in_every_batch(policy: Policy, kernel: str) -> 
 
     results = run_threads(WORLD_SIZE, rank_main)
     assert max(worst for worst, _ in results) <= 1e-5
-    least = NUM_LAYERS if isinstance(policy, EPLB) else 0
+    least = NUM_LAYERS if isinstance(policy, ReplicatingPolicy) else 0
     assert all(changes >= least for _, changes in results)
     assert len({changes for _, changes in results}) == 1

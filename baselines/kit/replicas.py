@@ -1,0 +1,181 @@
+"""What systems share that hold replicas of heavy experts and place them anew from time to time."""
+
+from __future__ import annotations
+
+import heapq
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from harmoeny.choices import Fetch
+from harmoeny.compiled import compiled
+from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.policy import BlindPolicy
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(kw_only=True)
+class ReplicatingPolicy(BlindPolicy):
+    """Replicas on every rank, which share their expert's assignments evenly.
+
+    Every rank has room for ``ceil(num_experts / world_size) + redundant_experts_per_rank`` experts, all of it used.
+
+    Attributes:
+        redundant_experts_per_rank: room for replicas on every rank.
+    """
+
+    redundant_experts_per_rank: int = 1
+
+    def validate(self) -> None:
+        """Check the configuration.
+
+        Raises:
+            ValueError: a number that is too small.
+        """
+        super().validate()
+        self._at_least(redundant_experts_per_rank=0)
+
+    def _at_least(self, **bounds: int) -> None:
+        for name, least in bounds.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)}, must be at least {least}")
+
+    @abstractmethod
+    def is_due(self, layer: int, num_batches: int) -> bool:
+        """Return whether a layer is placed anew before the batch that follows ``num_batches``, which are at least 1."""
+
+    def expected_load(self, history: Sequence[IntArray]) -> IntArray | FloatArray:
+        """Return ``[num_experts]``, what is expected of the next batches: the sum over the window."""
+        load: IntArray = np.sum(history[-self.history_window :], axis=(0, 1))
+        return load
+
+    @abstractmethod
+    def rearranged(self, load: IntArray | FloatArray, placement: Placement, num_slots: int) -> Placement | None:
+        """Return the placement for an expected load; None: the present one is good enough.
+
+        Args:
+            load: ``[num_experts]``.
+            placement: the present one.
+            num_slots: experts that every rank has room for.
+        """
+
+    def place(self, layer: int, num_experts: int, world_size: int) -> Placement:
+        """Return the homes of ``placement``; free slots take one more replica of expert 0, 1, ... in turn.
+
+        Raises:
+            ValueError: too few slots.
+        """
+        placement = super().place(layer, num_experts, world_size)
+        if self.fetch == Fetch.NONE:
+            return placement
+        num_slots = self.held(num_experts, world_size)
+        resident = placement.resident.copy()
+        expert = 0
+        for rank in range(world_size):
+            while resident[:, rank].sum() < num_slots:
+                resident[expert, rank] = True
+                expert = (expert + 1) % num_experts
+        return Placement(home=placement.home, resident=resident)
+
+    def held(self, num_experts: int, world_size: int) -> int:
+        """Return the experts that every rank holds.
+
+        Raises:
+            ValueError: there are fewer slots.
+        """
+        held = min(-(-num_experts // world_size) + self.redundant_experts_per_rank, num_experts)
+        if self.num_slots is not None and self.num_slots < held:
+            raise ValueError(f"num_slots: {self.num_slots}, must be at least {held}, the experts that a rank holds")
+        return held
+
+    def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:
+        """Place a layer anew where that is due.
+
+        Args:
+            layer: MoE layer in order of execution; layers are balanced independently.
+            history: int64 ``[world_size, num_experts]`` per earlier batch, oldest first.
+            placement: the present residency.
+
+        Returns:
+            The new residency, or None where it is not due or nothing would change.
+        """
+        if self.fetch == Fetch.NONE or not history or not self.is_due(layer, len(history)):
+            return None
+        num_slots = self.held(placement.num_experts, placement.world_size)
+        new = self.rearranged(self.expected_load(history), placement, num_slots)
+        if new is None or np.array_equal(new.resident, placement.resident):
+            return None
+        return new
+
+    def serving(self, placement: Placement) -> BoolArray:
+        """Return bool ``[num_experts, world_size]``: all replicas."""
+        return placement.resident
+
+
+@compiled
+def copies_by_load(load: FloatArray, num_copies: int, max_copies: int) -> IntArray:
+    """Give every copy beyond the first to the expert whose copies carry most; of equal ones to the first.
+
+    Args:
+        load: float64 ``[num_experts]``.
+        num_copies: of all experts together, ``num_experts`` to ``num_experts * max_copies``.
+        max_copies: most copies of one expert.
+
+    Returns:
+        int64 ``[num_experts]``, at least 1 each.
+    """
+    copies = np.ones(len(load), dtype=np.int64)
+    share = load.copy()
+    for _ in range(num_copies - len(load)):
+        heaviest = share.argmax()
+        copies[heaviest] += 1
+        # No more than max_copies: then it is no candidate any more.
+        share[heaviest] = load[heaviest] / copies[heaviest] if copies[heaviest] < max_copies else -1.0
+    return copies
+
+
+@compiled
+def longest_first(load: FloatArray, copies: IntArray, num_ranks: int, num_slots: int) -> tuple[BoolArray, FloatArray]:
+    """Put copies by falling share on the least loaded rank that has a free slot and not that expert.
+
+    A copy for which there is no such rank is left out; slots that stay free take the heaviest experts that their ranks
+    lack.
+
+    Args:
+        load: float64 ``[num_experts]``, shared evenly by an expert's copies.
+        copies: int64 ``[num_experts]``, 1 to ``num_ranks``; at most ``num_ranks * num_slots`` together.
+        num_ranks: number of ranks.
+        num_slots: experts that a rank holds, at most ``num_experts``.
+
+    Returns:
+        bool ``[num_experts, num_ranks]``, ``num_slots`` true per rank, and float64 ``[num_ranks]``, the loads.
+    """
+    resident = np.zeros((len(load), num_ranks), dtype=np.bool_)
+    rank_load = np.zeros(num_ranks)
+    free = np.full(num_ranks, num_slots, dtype=np.int64)
+    least_loaded = [(0.0, rank) for rank in range(num_ranks)]  # of the ranks with free slots, a heap
+    share = load / copies
+    order = np.argsort(-share, kind="mergesort")
+    for expert in order:
+        takers = [heapq.heappop(least_loaded)[1] for _ in range(min(copies[expert], len(least_loaded)))]
+        for rank in takers:
+            resident[expert, rank] = True
+            rank_load[rank] += share[expert]
+            free[rank] -= 1
+            if free[rank] > 0:
+                heapq.heappush(least_loaded, (rank_load[rank], rank))
+    if not free.any():
+        return resident, rank_load
+    for rank in range(num_ranks):
+        for expert in order:
+            if free[rank] > 0 and not resident[expert, rank]:
+                resident[expert, rank] = True
+                free[rank] -= 1
+    rank_load[:] = 0
+    for expert in range(len(load)):
+        rank_load += load[expert] / resident[expert].sum() * resident[expert]
+    return resident, rank_load
