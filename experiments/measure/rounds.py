@@ -1,38 +1,56 @@
-"""The measurement: systems interleaved round by round on the same inputs, routing and weights."""
+"""The measurement: points and their systems interleaved round by round, on the same weights and texts."""
 
 from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.measure.batch import Batch
-from experiments.measure.bench import Bench
+from experiments.measure.bench import Bench, Rig
 from experiments.measure.turns import collector_paused, in_turn
 from experiments.results.layer_rows import RankIteration, layer_row
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.layer.system import System
 
 
-def run_rounds(bench: Bench) -> list[RankIteration]:
-    """Measure every system on every batch, one batch a round.
+def run_rounds(rig: Rig, benches: Sequence[Bench]) -> list[list[RankIteration]]:
+    """Measure every system of every point on every batch, one batch a round.
 
     Warm-up rounds take a batch of their own and are thrown away, with all that systems learned from them.
+
+    Args:
+        rig: of the group.
+        benches: its points, at least one.
+
+    Returns:
+        By point, what this rank saw.
     """
-    records: list[RankIteration] = []
+    records: list[list[RankIteration]] = [[] for _ in benches]
     gc.collect()
     gc.freeze()  # a collection that looks at every imported library again takes a quarter of a second
-    for round_index in range(-bench.point.options.warmup_rounds, len(bench.batches)):
-        batch = bench.batches[round_index] if round_index >= 0 else bench.warm_up
+    num_rounds = len(benches[0].batches)
+    for round_index in range(-benches[0].point.options.warmup_rounds, num_rounds):
         if round_index == 0:
-            bench.begin_loop()
-        bench.begin_round()
-        bench.progress.say("warm-up" if round_index < 0 else f"round {round_index + 1} of {len(bench.batches)}")
-        for system in in_turn(bench.systems, round_index):
-            timed = _iterate(bench, system, batch)
-            if round_index >= 0:
-                records.append(_record(bench, system, batch, timed, round_index, iteration=len(records)))
-            bench.progress.advance()
+            for bench in benches:
+                bench.begin_loop()
+        rig.begin_round()
+        rig.progress.say("warm-up" if round_index < 0 else f"round {round_index + 1} of {num_rounds}")
+        for bench, of_point in in_turn(list(zip(benches, records, strict=True)), round_index):
+            of_point += _measure_point(bench, round_index, first_iteration=len(of_point))
+    return records
+
+
+def _measure_point(bench: Bench, round_index: int, first_iteration: int) -> list[RankIteration]:
+    """Measure one point's systems in one round; return nothing of a warm-up round."""
+    records: list[RankIteration] = []
+    batch = bench.batches[round_index] if round_index >= 0 else bench.warm_up
+    for system in in_turn(bench.systems, round_index):
+        timed = _iterate(bench, system, batch)
+        if round_index >= 0:
+            records.append(_record(bench, system, batch, timed, round_index, first_iteration + len(records)))
+        bench.progress.advance()
     return records
 
 
@@ -64,14 +82,15 @@ def _record(
     bench: Bench, system: System, batch: Batch, timed: Timed, round_index: int, iteration: int
 ) -> RankIteration:
     rank = bench.comm.rank
-    origin_s = timed.start_s + bench.clock_offset_s
+    offset_s = bench.rig.clock_offset_s
+    origin_s = timed.start_s + offset_s
     return RankIteration(
         system=system.name,
         round=round_index,
         iteration=iteration,
         rank=rank,
         start_s=origin_s,
-        end_s=timed.end_s + bench.clock_offset_s,
+        end_s=timed.end_s + offset_s,
         drain_s=timed.drained_s - timed.end_s,
         num_sequences=batch.input_ids.shape[0],
         input_tokens=batch.input_ids.numel(),

@@ -82,15 +82,16 @@ def duration(seconds: float) -> str:
 
 
 def _took_s(folder: Path) -> float | None:
-    """Return how long a finished run took; None where there is none."""
+    """Return how long a finished run took, its share where it was measured with others; None where there is none."""
     try:
         manifest = read_manifest(folder)
         if manifest["status"] != Status.FINISHED:
             return None
         start, end = (datetime.fromisoformat(manifest[name]) for name in ("started_at", "ended_at"))
+        together = max(1, len((manifest.get("group") or {}).get("run_ids", ())))
     except (ValueError, KeyError, TypeError):
         return None
-    return max(0.5, (end - start).total_seconds())  # written in whole seconds
+    return max(0.5, (end - start).total_seconds()) / together  # written in whole seconds
 
 
 def _load(config: Mapping[str, Any]) -> str:
