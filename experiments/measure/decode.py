@@ -94,7 +94,7 @@ def decode_rounds(bench: Bench, batches: Sequence[DecodeBatch]) -> list[Decoded]
     bench.begin_loop()
     for round_index, batch in enumerate(batches):
         bench.rig.begin_round()
-        for system in in_turn(bench.systems, round_index):
+        for system in in_turn(bench.systems, round_index, len(batches)):
             bench.progress.say(f"decode, round {round_index + 1} of {len(batches)}")
             bench.engine.use(system)
             with collector_paused():

@@ -37,7 +37,7 @@ def run_rounds(rig: Rig, benches: Sequence[Bench]) -> list[list[RankIteration]]:
                 bench.begin_loop()
         rig.begin_round()
         rig.progress.say("warm-up" if round_index < 0 else f"round {round_index + 1} of {num_rounds}")
-        for bench, of_point in in_turn(list(zip(benches, records, strict=True)), round_index):
+        for bench, of_point in in_turn(list(zip(benches, records, strict=True)), round_index, num_rounds):
             of_point += _measure_point(bench, round_index, first_iteration=len(of_point))
     return records
 
@@ -46,7 +46,7 @@ def _measure_point(bench: Bench, round_index: int, first_iteration: int) -> list
     """Measure one point's systems in one round; return nothing of a warm-up round."""
     records: list[RankIteration] = []
     batch = bench.batches[round_index] if round_index >= 0 else bench.warm_up
-    for system in in_turn(bench.systems, round_index):
+    for system in in_turn(bench.systems, round_index, len(bench.batches)):
         timed = _iterate(bench, system, batch)
         if round_index >= 0:
             records.append(_record(bench, system, batch, timed, round_index, first_iteration + len(records)))

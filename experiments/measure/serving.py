@@ -35,7 +35,7 @@ def serve_rounds(bench: Bench, arrivals_s: Sequence[FloatArray]) -> list[Served]
     for round_index, (batch, times) in enumerate(zip(bench.batches, arrivals_s, strict=True)):
         pool = Pool.gather(batch, bench.comm)
         bench.rig.begin_round()
-        for system in in_turn(bench.systems, round_index):
+        for system in in_turn(bench.systems, round_index, len(bench.batches)):
             bench.progress.say(f"open loop, round {round_index + 1} of {len(bench.batches)}")
             bench.engine.use(system)
             with collector_paused():

@@ -19,6 +19,7 @@ from experiments.measure.clock import ClockError, RankClock
 from experiments.measure.turns import collector_paused, in_turn
 from experiments.results.layer_rows import RankIteration
 from harmoeny.runtime.exchange.comm import Communicator
+from results_schema.paired import mirrored_pairs
 from tests.ranks import run_ranks
 
 PART_S = 0.3
@@ -112,12 +113,21 @@ def test_times_are_on_the_clock_of_rank_0(bench: Callable[..., Any]) -> None:
 
 
 def test_every_second_round_goes_the_other_way_and_everyone_takes_every_turn() -> None:
-    orders = [in_turn("abcd", round_index) for round_index in range(-1, 400)]
+    orders = [in_turn("abcd", round_index, 401) for round_index in range(401)]
     assert all(sorted(order) == list("abcd") for order in orders)
-    assert orders[2::2] == [order[::-1] for order in orders[1::2]], "rounds 1, 3, ... mirror 0, 2, ..."
+    for one, other in mirrored_pairs(401):
+        assert orders[one] == orders[other][::-1]
     firsts = Counter(order[0] for order in orders)
     assert min(firsts.values()) > 0.7 * len(orders) / 4, "a new order for every two rounds"
-    assert orders[7] == in_turn("abcd", 6), "the same on all ranks"
+    assert orders[7] == in_turn("abcd", 7, 9), "the same on all ranks"
+
+
+@pytest.mark.parametrize("num_rounds", [1, 2, 3])
+def test_few_rounds_take_turns_too(num_rounds: int) -> None:
+    orders = [in_turn("abcd", round_index, num_rounds) for round_index in range(-2, num_rounds)]
+    assert all(sorted(order) == list("abcd") for order in orders)
+    measured = orders[2:]
+    assert all(measured[one] == measured[other][::-1] for one, other in mirrored_pairs(num_rounds))
 
 
 def test_the_garbage_collector_runs_before_and_not_inside(monkeypatch: pytest.MonkeyPatch) -> None:
