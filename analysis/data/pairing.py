@@ -11,17 +11,19 @@ import pandas as pd
 from analysis.data.load import Run
 from analysis.data.stats import Estimate, paired_ratio
 from results_schema.paired import mirrored_ratio
+from results_schema.yardstick import has_moved
 
 _THROUGHPUT = "throughput_tokens_per_s"
 
 
-def run_ratio(run: Run, numerator: pd.Series[Any], denominator: pd.Series[Any]) -> Estimate:
+def run_ratio(run: Run, numerator: pd.Series[Any], denominator: pd.Series[Any], other: Run | None = None) -> Estimate:
     """Return the ratio of two quantities by the rounds that they share, with its interval.
 
     Args:
-        run: says how its rounds went; the other quantity's run is of the same group.
+        run: the numerator's; says how its rounds went.
         numerator: indexed by round.
         denominator: likewise.
+        other: the denominator's run, of the same group; None: the same.
 
     Raises:
         ValueError: they share no round, or a ratio is not finite.
@@ -33,7 +35,23 @@ def run_ratio(run: Run, numerator: pd.Series[Any], denominator: pd.Series[Any]) 
         ratios = (both["numerator"] / both["denominator"]).tolist()
     if not ratios or not np.isfinite(ratios).all() or min(ratios) <= 0:
         raise ValueError(f"ratios: {ratios}, must be at least one finite number above 0")
-    return Estimate(*mirrored_ratio(ratios, [True] * len(ratios)))
+    moved = set(moved_rounds(run)) | set(moved_rounds(other or run))
+    return Estimate(*mirrored_ratio(ratios, [index not in moved for index in both.index]))
+
+
+def moved_rounds(run: Run) -> list[int]:
+    """Return the rounds in which the machine's yardstick moved while the run's systems ran; none where it had none."""
+    if run.yardstick is None:
+        return []
+    slowest = slowest_yardstick(run)
+    by_round = {index: slowest.loc[index].itertuples(index=False, name=None) for index in slowest.index.unique("round")}
+    return [int(index) for index, moments in by_round.items() if has_moved(moments)]
+
+
+def slowest_yardstick(run: Run) -> pd.DataFrame:
+    """Return what the yardstick took on the slowest rank, by round and moment: ``product_s`` and ``copy_s``."""
+    assert run.yardstick is not None, "none was measured"
+    return run.yardstick.groupby(["round", "moment"])[["product_s", "copy_s"]].max()
 
 
 def group_of(run: Run) -> dict[str, Any]:
@@ -72,7 +90,7 @@ def ratios_to_no_skew(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Estimate,
         base = throughput(reference, best)
         for system in run.systems:
             if not (own := throughput(run, system)).empty:
-                yield run, system, run_ratio(run, own, base), run is reference and system == best
+                yield run, system, run_ratio(run, own, base, reference), run is reference and system == best
 
 
 def is_even(run: Run) -> bool:

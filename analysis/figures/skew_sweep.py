@@ -6,10 +6,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.data.paper_values import router_is
+from analysis.data.twins import twins_of
 from analysis.figures.kit.bars import Comparison, compare, comparison_table, grouped_bars, limit_height
 from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import PAGE_IN, entries_of, new_figure, panel_title, set_caption, set_legend
 from analysis.present.panel import RATIO_TO_NO_SKEW
+from analysis.present.style import label
 from analysis.present.table import has_no_skew
 
 NAME = "skew_sweep"
@@ -48,6 +50,8 @@ def plot(data: FigureData) -> Figure:
         limit_height(axes)
         if panel == RATIO_TO_NO_SKEW:
             axes.axhline(1, color="#555555", linewidth=0.8, linestyle=":")
+            for twins in twins_of(data.runs):
+                axes.axhspan(twins.low, twins.high, color="#999999", alpha=0.3, linewidth=0)
     set_legend(figure, entries_of(*drawn))
     set_caption(figure, f"{data.caption} {note}".strip())
     return figure
@@ -59,4 +63,6 @@ def _compare(data: FigureData) -> Comparison:
         return found
     throughput, *others = found.panels
     note = f"{found.caption} Ratios are to the best exact system at skew 0 in the same rounds."
+    for twins in twins_of(data.runs):
+        note += f" Grey: between {label(twins.one)} and {label(twins.other)}, which do the same."
     return found._replace(panels=[throughput, RATIO_TO_NO_SKEW, *others], caption=note.strip())

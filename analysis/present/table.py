@@ -14,9 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.data.load import Run
-from analysis.data.pairing import ratios_to_no_skew
+from analysis.data.pairing import moved_rounds, ratios_to_no_skew
+from analysis.data.twins import Twins, twins_of
 from analysis.present.style import label
 from results_schema.manifest import SIMULATOR
+from results_schema.yardstick import MOVED
 
 #: Columns of a table in a file, or where nobody watches.
 TEXT_WIDTH = 120
@@ -184,6 +186,30 @@ def failed_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> li
         for run, point in zip(runs, points, strict=True)
         for system, reason in (run.manifest.get("failed_systems") or {}).items()
     ]
+
+
+def noise_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how far apart equal systems came out, and in which rounds the machine moved."""
+    notes = [error_bar(twins) for twins in twins_of(runs)]
+    moved = [
+        f"{len(found)} of {run.iterations['round'].nunique()}{_at(point)}"
+        for run, point in zip(runs, points, strict=True)
+        if (found := moved_rounds(run))
+    ]
+    if moved:
+        rounds = ", ".join(moved)
+        notes.append(f"The machine moved by over {MOVED:.0%} in rounds: {rounds}; intervals of ratios count that.")
+    return notes
+
+
+def error_bar(twins: Twins) -> str:
+    """Say of two systems that do the same how far apart they came out."""
+    medians = [ratio.median for ratio in twins.ratios]
+    came = f"{min(medians):.2f}" + ("" if len(medians) == 1 else f" to {max(medians):.2f}")
+    return (
+        f"Error bar: {label(twins.one)} and {label(twins.other)} do the same; their ratio came out at {came}, "
+        f"intervals within [{twins.low:.2f}, {twins.high:.2f}]."
+    )
 
 
 def _at(point: Mapping[str, Any]) -> str:

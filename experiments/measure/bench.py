@@ -10,6 +10,7 @@ from experiments.console import PointProgress
 from experiments.measure.batch import Batch, make_batch
 from experiments.measure.clock import RankClock
 from experiments.measure.fit import fit
+from experiments.measure.yardstick import Yardstick
 from experiments.point.point import Point
 from experiments.routers.base import WARM_UP_BATCH
 from experiments.text.tokens import TokenFile
@@ -31,6 +32,7 @@ class Rig:
         engine: executes its MoE layers.
         progress: told of every forward pass.
         clock: this rank's, compared with rank 0's and watched.
+        yardstick: what the machine's speed is seen by.
         clock_offset_s: seconds from this rank's clock to rank 0's in this round, see :meth:`begin_round`.
     """
 
@@ -38,6 +40,7 @@ class Rig:
     engine: ExpertParallel
     progress: PointProgress
     clock: RankClock
+    yardstick: Yardstick
     clock_offset_s: float = 0.0
 
     @classmethod
@@ -54,7 +57,7 @@ class Rig:
         model = build_model(point, comm)
         engine = start_rank(model.experts, comm, point.hardware, exchange=_exchange(point))
         model.connect(engine)
-        return cls(model, engine, progress, clock)
+        return cls(model, engine, progress, clock, Yardstick(engine.comm))
 
     @property
     def comm(self) -> Communicator:

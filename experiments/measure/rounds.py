@@ -5,17 +5,31 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from experiments.measure.batch import Batch
 from experiments.measure.bench import Bench, Rig
 from experiments.measure.turns import collector_paused, in_turn
 from experiments.results.layer_rows import RankIteration, layer_row
+from experiments.results.yardstick_rows import YardstickTime
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.layer.system import System
 
 
-def run_rounds(rig: Rig, benches: Sequence[Bench]) -> list[list[RankIteration]]:
+@dataclass
+class Records:
+    """What one rank saw of one point in the measured rounds.
+
+    Attributes:
+        iterations: forward passes.
+        yardstick: what the machine's yardstick took before and after the point's systems.
+    """
+
+    iterations: list[RankIteration] = field(default_factory=list)
+    yardstick: list[YardstickTime] = field(default_factory=list)
+
+
+def run_rounds(rig: Rig, benches: Sequence[Bench]) -> list[Records]:
     """Measure every system of every point on every batch, one batch a round.
 
     Warm-up rounds take a batch of their own and are thrown away, with all that systems learned from them.
@@ -27,7 +41,7 @@ def run_rounds(rig: Rig, benches: Sequence[Bench]) -> list[list[RankIteration]]:
     Returns:
         By point, what this rank saw.
     """
-    records: list[list[RankIteration]] = [[] for _ in benches]
+    records = [Records() for _ in benches]
     gc.collect()
     gc.freeze()  # a collection that looks at every imported library again takes a quarter of a second
     num_rounds = len(benches[0].batches)
@@ -37,8 +51,14 @@ def run_rounds(rig: Rig, benches: Sequence[Bench]) -> list[list[RankIteration]]:
                 bench.begin_loop()
         rig.begin_round()
         rig.progress.say("warm-up" if round_index < 0 else f"round {round_index + 1} of {num_rounds}")
-        for bench, of_point in in_turn(list(zip(benches, records, strict=True)), round_index, num_rounds):
-            of_point += _measure_point(bench, round_index, first_iteration=len(of_point))
+        before = rig.yardstick.measure()
+        for bench, seen in in_turn(list(zip(benches, records, strict=True)), round_index, num_rounds):
+            seen.iterations += _measure_point(bench, round_index, first_iteration=len(seen.iterations))
+            after = rig.yardstick.measure()
+            if round_index >= 0:
+                ends = enumerate((before, after))
+                seen.yardstick += [YardstickTime(round_index, end, rig.comm.rank, *taken) for end, taken in ends]
+            before = after
     return records
 
 

@@ -17,6 +17,7 @@ from experiments.measure import clock, decode, rounds, serving
 from experiments.measure.batch import Batch
 from experiments.measure.clock import ClockError, RankClock
 from experiments.measure.turns import collector_paused, in_turn
+from experiments.measure.yardstick import Taken
 from experiments.results.layer_rows import RankIteration
 from harmoeny.runtime.exchange.comm import Communicator
 from results_schema.paired import mirrored_pairs
@@ -44,6 +45,7 @@ class FakeBench:
         tape = SimpleNamespace(pin=lambda *_: None)
         self.model = SimpleNamespace(forward=self.part("forward"), context=SimpleNamespace(tape=tape))
         self.begin_loop, self.begin_round = self.part("reset"), self.part("clock")
+        self.yardstick = SimpleNamespace(measure=lambda: self.part("yardstick")() or Taken(0.01, 0.01))
         self.synchronize = self.part("synchronize")
 
     def part(self, name: str) -> Callable[..., None]:
@@ -69,7 +71,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 def _run_rounds(fake: Any) -> list[RankIteration]:
     """Measure a point that is alone."""
     (records,) = rounds.run_rounds(fake, [fake])
-    return records
+    return records.iterations
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,7 @@ def _run_rounds(fake: Any) -> list[RankIteration]:
         ("forward", True, False),
         ("synchronize", True, False),  # what the device still computes
         ("finish", False, True),  # copies that the pass left behind
+        ("yardstick", False, False),
     ],
 )
 def test_what_the_timer_includes(bench: Callable[..., Any], slow: str, in_latency: bool, in_drain: bool) -> None:
@@ -93,7 +96,7 @@ def test_the_order_of_a_measured_pass(bench: Callable[..., Any]) -> None:
     fake = bench("")
     _run_rounds(fake)
     one = ["use", "barrier", "forward", "synchronize", "finish"]
-    assert fake.events == ["reset", "clock", *one, *one]
+    assert fake.events == ["reset", "clock", "yardstick", *one, *one, "yardstick"]
 
 
 def test_clocks_are_compared_before_every_round_and_systems_forget_before_the_first(bench: Callable[..., Any]) -> None:
