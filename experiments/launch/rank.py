@@ -15,6 +15,7 @@ from experiments.launch.join import join
 from experiments.measure.bench import Bench, Rig
 from experiments.measure.check import check_systems
 from experiments.measure.extra_loops import measure_extra_loops, num_extra_passes
+from experiments.measure.goal import Goal
 from experiments.measure.measured import Measured, environment_fields, failed_systems, write_results
 from experiments.measure.record_routing import record_routing
 from experiments.measure.rounds import run_rounds
@@ -77,13 +78,19 @@ def _run(runs: Sequence[BegunRun], tokens: TokenFile, comm: Communicator) -> Non
         if comm.rank == 0 and rig.comm.remark:
             say(f"{group_title(points)}: exchange=auto is collective: {rig.comm.remark}")
         checks = [check_systems(bench, _at(bench.point, points)) for bench in benches]
-        measured = [i for i, bench in enumerate(benches) if _leave_out(bench, checks[i], runs[i])]
-        records = run_rounds(rig, [benches[i] for i in measured]) if measured else []
-        extra = [measure_extra_loops(benches[i]) for i in measured]
+        passed = [i for i, bench in enumerate(benches) if _leave_out(bench, checks[i], runs[i])]
+        if not passed:
+            rig.close()
+            return
+        goal = Goal(rig, [benches[i] for i in passed])
+        records = run_rounds(rig, goal.benches, goal)
+        extra = [measure_extra_loops(bench) for bench in goal.benches]
         rig.clock.check()
-    for number, i in enumerate(measured):
+    if comm.rank == 0 and goal.reached:
+        say(f"{group_title(points)}: {goal.reached.text}")
+    for i, own, more in zip(passed, records, extra, strict=True):
         record_routing(benches[i])
-        write_results(benches[i], Measured(checks[i], records[number], extra[number]), runs[i].folder)
+        write_results(benches[i], Measured(checks[i], own, goal.reached, more), runs[i].folder)
     rig.close()
 
 

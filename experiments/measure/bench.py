@@ -89,13 +89,15 @@ class Bench:
         systems: the systems to compare, which have met nothing of other points; those that fail their check leave it.
         batches: one per measured round; of the same texts for all points of a group.
         warm_up: for the checks and the warm-up, never measured.
+        tokens: the text.
     """
 
     rig: Rig
     point: Point
     systems: Sequence[System]
-    batches: Sequence[Batch]
+    batches: list[Batch]
     warm_up: Batch
+    tokens: TokenFile
 
     @classmethod
     def set_up(cls, rig: Rig, point: Point, tokens: TokenFile) -> Bench:
@@ -107,7 +109,7 @@ class Bench:
             engine.build_system(name, fit(policy.calibrated(engine.memory.cost), point, model, tokens, comm))
             for name, policy in point.systems.items()
         ]
-        return cls(rig, point, systems, batches, warm_up)
+        return cls(rig, point, systems, batches, warm_up, tokens)
 
     @property
     def model(self) -> MoEModel:
@@ -128,6 +130,17 @@ class Bench:
     def progress(self) -> PointProgress:
         """Told of every forward pass."""
         return self.rig.progress
+
+    def batch(self, round_index: int) -> Batch:
+        """Return a round's batch, which is made now where it comes after those that were asked for.
+
+        Args:
+            round_index: the round, in order; negative: a warm-up.
+        """
+        if round_index == len(self.batches):
+            comm = self.comm
+            self.batches.append(make_batch(self.point, self.model, self.tokens, round_index, comm.rank, comm.device))
+        return self.warm_up if round_index < 0 else self.batches[round_index]
 
     def begin_loop(self) -> None:
         """Let all systems forget what they saw: none may have learned from what is measured now."""

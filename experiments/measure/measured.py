@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 from experiments.measure.batch import shared_text
 from experiments.measure.bench import Bench
 from experiments.measure.extra_loops import Extra
-from experiments.measure.rounds import Records
+from experiments.measure.goal import Reached
+from experiments.measure.records import Records
 from experiments.point.options import GpuSharing
 from experiments.point.point import Point
 from experiments.results.gather import all_on_rank_0, on_rank_0
@@ -43,11 +44,13 @@ class Measured:
     Attributes:
         checks: by system, the outcome of its check.
         rounds: the closed loop.
+        reached: how its rounds ended; None without ``until``.
         extra: what was measured beside it.
     """
 
     checks: Mapping[str, dict[str, Any]]
     rounds: Records
+    reached: Reached | None
     extra: Extra
 
 
@@ -82,7 +85,7 @@ def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> d
             "text": point.dataset.name,
             "num_tokens": tokens.num_tokens,
             "sha256": tokens.sha256,
-            "repeats_text": fresh < options.rounds,
+            "repeats_text": fresh < point.most_rounds,
             "shared_text": shared_text(point, tokens),
         },
     }
@@ -153,7 +156,7 @@ def _fields(bench: Bench, measured: Measured) -> dict[str, Any]:
         "inputs": bench.point.inputs(),
         "checks": dict(measured.checks),
         "failed_systems": failed_systems(measured.checks),
-    }
+    } | ({} if measured.reached is None else {"until": asdict(measured.reached)})
 
 
 def _notes(point: Point, system: System) -> dict[str, Any]:

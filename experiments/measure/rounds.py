@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from experiments.measure.batch import Batch
 from experiments.measure.bench import Bench, Rig
+from experiments.measure.goal import Goal
+from experiments.measure.records import Records
 from experiments.measure.turns import collector_paused, in_turn
 from experiments.results.layer_rows import RankIteration, layer_row
 from experiments.results.yardstick_rows import YardstickTime
@@ -16,20 +18,7 @@ from harmoeny.runtime.device import Device
 from harmoeny.runtime.layer.system import System
 
 
-@dataclass
-class Records:
-    """What one rank saw of one point in the measured rounds.
-
-    Attributes:
-        iterations: forward passes.
-        yardstick: what the machine's yardstick took before and after the point's systems.
-    """
-
-    iterations: list[RankIteration] = field(default_factory=list)
-    yardstick: list[YardstickTime] = field(default_factory=list)
-
-
-def run_rounds(rig: Rig, benches: Sequence[Bench]) -> list[Records]:
+def run_rounds(rig: Rig, benches: Sequence[Bench], goal: Goal) -> list[Records]:
     """Measure every system of every point on every batch, one batch a round.
 
     Warm-up rounds take a batch of their own and are thrown away, with all that systems learned from them.
@@ -37,41 +26,44 @@ def run_rounds(rig: Rig, benches: Sequence[Bench]) -> list[Records]:
     Args:
         rig: of the group.
         benches: its points, at least one.
+        goal: says when there are enough rounds.
 
     Returns:
         By point, what this rank saw.
     """
-    records = [Records() for _ in benches]
     gc.collect()
     gc.freeze()  # a collection that looks at every imported library again takes a quarter of a second
-    num_rounds = len(benches[0].batches)
-    for round_index in range(-benches[0].point.options.warmup_rounds, num_rounds):
-        if round_index == 0:
-            for bench in benches:
-                bench.begin_loop()
-        rig.begin_round()
-        rig.progress.say("warm-up" if round_index < 0 else f"round {round_index + 1} of {num_rounds}")
-        before = rig.yardstick.measure()
-        for bench, seen in in_turn(list(zip(benches, records, strict=True)), round_index, num_rounds):
-            seen.iterations += _measure_point(bench, round_index, first_iteration=len(seen.iterations))
-            after = rig.yardstick.measure()
-            if round_index >= 0:
-                ends = enumerate((before, after))
-                seen.yardstick += [YardstickTime(round_index, end, rig.comm.rank, *taken) for end, taken in ends]
-            before = after
+    for round_index in range(-benches[0].point.options.warmup_rounds, 0):
+        rig.progress.say("warm-up")
+        _run_round(rig, benches, round_index, [Records() for _ in benches])
+    for bench in benches:
+        bench.begin_loop()
+    records = [Records() for _ in benches]
+    num_rounds = 0
+    while not goal.is_reached(num_rounds, records):
+        rig.progress.say(goal.title(num_rounds))
+        if num_rounds >= benches[0].point.options.rounds:
+            rig.progress.expect(sum(len(bench.systems) for bench in benches))
+        _run_round(rig, benches, num_rounds, records)
+        num_rounds += 1
     return records
 
 
-def _measure_point(bench: Bench, round_index: int, first_iteration: int) -> list[RankIteration]:
-    """Measure one point's systems in one round; return nothing of a warm-up round."""
-    records: list[RankIteration] = []
-    batch = bench.batches[round_index] if round_index >= 0 else bench.warm_up
-    for system in in_turn(bench.systems, round_index, len(bench.batches)):
-        timed = _iterate(bench, system, batch)
-        if round_index >= 0:
-            records.append(_record(bench, system, batch, timed, round_index, first_iteration + len(records)))
-        bench.progress.advance()
-    return records
+def _run_round(rig: Rig, benches: Sequence[Bench], round_index: int, records: Sequence[Records]) -> None:
+    """Measure all points in one round, and the machine's yardstick between them."""
+    most_rounds = benches[0].point.most_rounds
+    rig.begin_round()
+    before = rig.yardstick.measure()
+    for bench, seen in in_turn(list(zip(benches, records, strict=True)), round_index, most_rounds):
+        batch = bench.batch(round_index)
+        for system in in_turn(bench.systems, round_index, most_rounds):
+            timed = _iterate(bench, system, batch)
+            seen.iterations.append(_record(bench, system, batch, timed, round_index, len(seen.iterations)))
+            rig.progress.advance()
+        after = rig.yardstick.measure()
+        ends = enumerate((before, after))
+        seen.yardstick += [YardstickTime(round_index, end, rig.comm.rank, *taken) for end, taken in ends]
+        before = after
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from experiments.measure import clock, decode, rounds, serving
 from experiments.measure.batch import Batch
 from experiments.measure.clock import ClockError, RankClock
+from experiments.measure.goal import Goal
 from experiments.measure.turns import collector_paused, in_turn
 from experiments.measure.yardstick import Taken
 from experiments.results.layer_rows import RankIteration
@@ -38,7 +39,9 @@ class FakeBench:
         self.batches, self.warm_up = [Batch(empty, []) for _ in range(num_rounds)], Batch(empty, [])
         self.systems: list[Any] = [SimpleNamespace(name=name) for name in ("a", "b")]
         self.comm = SimpleNamespace(barrier=self.part("barrier"), rank=0, world_size=1, device=torch.device("cpu"))
-        self.point = SimpleNamespace(options=SimpleNamespace(warmup_rounds=warmup_rounds))
+        options = SimpleNamespace(warmup_rounds=warmup_rounds, rounds=num_rounds, until=None)
+        self.point = SimpleNamespace(options=options, most_rounds=num_rounds)
+        self.batch = lambda index: self.warm_up if index < 0 else self.batches[index]
         self.progress = SimpleNamespace(say=lambda _: None, advance=lambda: None)
         recorder = SimpleNamespace(begin_iteration=lambda: None, collect=list)
         self.engine = SimpleNamespace(use=self.part("use"), finish=self.part("finish"), recorder=recorder)
@@ -70,7 +73,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 def _run_rounds(fake: Any) -> list[RankIteration]:
     """Measure a point that is alone."""
-    (records,) = rounds.run_rounds(fake, [fake])
+    (records,) = rounds.run_rounds(fake, [fake], Goal(fake, [fake]))
     return records.iterations
 
 

@@ -11,6 +11,7 @@ import torch
 
 from experiments.launch.rank import run_rank
 from experiments.measure import rounds
+from experiments.measure.goal import Goal
 from experiments.measure.yardstick import Taken, Yardstick
 from experiments.results.run_folder import RunFolder
 from experiments.text.prepare import prepare_point
@@ -28,7 +29,7 @@ def test_twice_the_work_takes_longer() -> None:
     assert (yardstick.product_flops, yardstick.copy_bytes) == (2 * 512**3, 1 << 24)
 
 
-def test_the_end_of_a_points_systems_is_the_beginning_of_the_next_points(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_points_systems_is_the_beginning_of_the_next_points() -> None:
     moments = iter(range(100))
     rig: Any = SimpleNamespace(
         begin_round=lambda: None,
@@ -36,13 +37,11 @@ def test_the_end_of_a_points_systems_is_the_beginning_of_the_next_points(monkeyp
         yardstick=SimpleNamespace(measure=lambda: Taken(float(next(moments)), 0.5)),
         comm=SimpleNamespace(rank=1),
     )
-    options = SimpleNamespace(warmup_rounds=1)
+    point = SimpleNamespace(options=SimpleNamespace(warmup_rounds=1, rounds=2, until=None), most_rounds=2)
     benches: Any = [
-        SimpleNamespace(batches=[None] * 2, point=SimpleNamespace(options=options), begin_loop=lambda: None)
-        for _ in range(2)
+        SimpleNamespace(systems=[], point=point, batch=lambda _: None, begin_loop=lambda: None) for _ in range(2)
     ]
-    monkeypatch.setattr(rounds, "_measure_point", lambda *_, **__: [])
-    first, second = rounds.run_rounds(rig, benches)
+    first, second = rounds.run_rounds(rig, benches, Goal(rig, benches))
     seen = [[(one.round, one.moment, one.product_s) for one in records.yardstick] for records in (first, second)]
     # Three moments in every round, those of the warm-up (0, 1, 2) are thrown away; round 1 goes the other way.
     assert sorted(seen) == sorted(
