@@ -49,7 +49,9 @@ def read_times(results_dir: Path) -> Times:
             continue
         try:
             config = yaml.load((path.parent / CONFIG).read_text(encoding="utf-8"), yaml.CSafeLoader)
-            seconds.setdefault(_load(config), []).append(took_s / _num_passes(config))
+            until = read_manifest(path.parent).get("until") or {}
+            num_passes = _num_passes(config | {"rounds": until.get("rounds", config["rounds"])})
+            seconds.setdefault(_load(config), []).append(took_s / num_passes)
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             continue
     return Times({load: statistics.median(found) for load, found in seconds.items()})
