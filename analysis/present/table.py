@@ -189,8 +189,8 @@ def failed_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> li
 
 
 def noise_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say how far apart equal systems came out, and in which rounds the machine moved."""
-    notes = [error_bar(twins) for twins in twins_of(runs)]
+    """Say how far apart equal systems came out, in which rounds the machine moved, and where ``until`` was missed."""
+    notes = [*(error_bar(twins) for twins in twins_of(runs)), *missed_goals(runs)]
     moved = [
         f"{len(found)} of {run.iterations['round'].nunique()}{_at(point)}"
         for run, point in zip(runs, points, strict=True)
@@ -200,6 +200,18 @@ def noise_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> lis
         rounds = ", ".join(moved)
         notes.append(f"The machine moved by over {MOVED:.0%} in rounds: {rounds}; intervals of ratios count that.")
     return notes
+
+
+def missed_goals(runs: Sequence[Run]) -> list[str]:
+    """Say of measurements that ended before their intervals were as narrow as ``until`` asked for how wide they are."""
+    goals = [until for run in runs if (until := run.manifest.get("until")) and until["ended_by"] != "until"]
+    texts = [
+        f"until={goal['asked']:g} was not reached: intervals reach "
+        f"{'nowhere, as there is no ratio' if goal['reach'] is None else format(goal['reach'], '.1%')} "
+        f"after {goal['rounds']} rounds ({goal['ended_by']})."
+        for goal in goals
+    ]
+    return list(dict.fromkeys(texts))
 
 
 def error_bar(twins: Twins) -> str:

@@ -34,7 +34,7 @@ class Yardstick:
         """Make what is multiplied and copied; all ranks do it together."""
         self._comm = comm
         self._device = Device.of(comm.device)
-        size, copied = (4096, 1 << 28) if self._device.has_own_memory else (512, 1 << 24)
+        size, copied = (4096, 1 << 27) if self._device.has_own_memory else (512, 1 << 24)
         self._a, self._b, self._product = (torch.zeros((size, size), device=comm.device) for _ in range(3))
         self._source, self._target = (torch.zeros(copied, dtype=torch.uint8, device=comm.device) for _ in range(2))
         self.product_flops, self.copy_bytes = 2 * size**3, copied

@@ -12,7 +12,7 @@ from analysis.data.load import Run
 from analysis.data.pairing import moved_rounds
 from analysis.data.stats import ENOUGH_ROUNDS
 from analysis.data.twins import twins_of
-from analysis.present.table import error_bar
+from analysis.present.table import error_bar, missed_goals
 from analysis.report.html.section import Section, names_of, prose
 from results_schema.yardstick import MOVED
 
@@ -217,6 +217,11 @@ def _moved(section: Section) -> Iterator[Alert]:
     )
 
 
+def _goal(section: Section) -> Iterator[Alert]:
+    for text in missed_goals(section.runs):
+        yield Alert("warning", "Wider than asked for", text)
+
+
 def _error_bar(section: Section) -> Iterator[Alert]:
     for twins in twins_of(section.runs):
         differ = not all(ratio.low <= 1 <= ratio.high for ratio in twins.ratios)
@@ -304,7 +309,7 @@ def _data(section: Section) -> Iterator[Alert]:
 
 _RULES: Sequence[Callable[[Section], Iterable[Alert]]] = (
     _failed_checks, _simulated, _emulated, _mixed, _unpaired, _missing, _out_of_memory, _few_rounds, _wide_intervals,
-    _warm_up, _moved, _error_bar, _crowded, _beside, _code, _comparison, _data,
+    _warm_up, _moved, _goal, _error_bar, _crowded, _beside, _code, _comparison, _data,
 )  # fmt: skip
 
 

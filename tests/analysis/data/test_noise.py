@@ -143,3 +143,16 @@ def test_the_report_marks_rounds_and_draws_the_drift(tmp_path: Path) -> None:
         assert max(figure["data"][0]["y"]) > 1.1
     (note,) = (note for note in noise_notes(section.runs, section.points) if "moved" in note)
     assert "3 of 10 at skew=0.0, 3 of 10 at skew=0.9" in note
+
+
+def test_a_goal_that_was_missed_is_told(tmp_path: Path) -> None:
+    section = section_of(tmp_path)
+    until = {"asked": 0.02, "rounds": 45, "reach": 0.0312, "ended_by": "max_rounds"}
+    for run in section.runs:
+        run.manifest["until"] = until
+    text = "until=0.02 was not reached: intervals reach 3.1% after 45 rounds (max_rounds)."
+    assert noise_notes(section.runs, section.points).count(text) == 1
+    assert [alert.text for alert in warnings_of(section) if alert.title == "Wider than asked for"] == [text]
+    for run in section.runs:
+        run.manifest["until"] = until | {"ended_by": "until"}
+    assert text not in noise_notes(section.runs, section.points)
