@@ -14,8 +14,8 @@ from experiments.simulator.backend import Simulator, simulate
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.text.tokens import prepare_tokens
 from harmoeny.predict import Costs
-from tests.smoke import FIXED_COSTS
 from tests.experiments.runs import begin
+from tests.smoke import FIXED_COSTS
 
 SMALL = (
     "experiment=smoke", "world_size=2", "rounds=2", "warmup_rounds=0", "model.num_experts=8", "hardware=emulated_pcie3",
