@@ -51,7 +51,7 @@ def plot(data: FigureData) -> Figure:
         if panel == RATIO_TO_NO_SKEW:
             axes.axhline(1, color="#555555", linewidth=0.8, linestyle=":")
             for twins in twins_of(data.runs):
-                axes.axhspan(twins.low, twins.high, color="#999999", alpha=0.3, linewidth=0)
+                axes.axhspan(twins.low, twins.high, color="#cccccc", linewidth=0, zorder=0)
     set_legend(figure, entries_of(*drawn))
     set_caption(figure, f"{data.caption} {note}".strip())
     return figure
@@ -64,5 +64,5 @@ def _compare(data: FigureData) -> Comparison:
     throughput, *others = found.panels
     note = f"{found.caption} Ratios are to the best exact system at skew 0 in the same rounds."
     for twins in twins_of(data.runs):
-        note += f" Grey: between {label(twins.one)} and {label(twins.other)}, which do the same."
+        note += f" Grey: how far {label(twins.one)} and {label(twins.other)} come out apart, which do the same."
     return found._replace(panels=[throughput, RATIO_TO_NO_SKEW, *others], caption=note.strip())
