@@ -77,7 +77,7 @@ def _check_options(point: Point) -> None:
         _check_at_least(1, name, getattr(options, name))
     for name in ("warmup_rounds", "seed", "decode_tokens"):
         _check_at_least(0, name, getattr(options, name))
-    _check_until(options, simulated=point.simulated)
+    _check_until(point)
     if options.device not in DEVICES:
         raise ValueError(f"device: {options.device!r}, must be one of {', '.join(DEVICES)}")
     _check_sharing(options, simulated=point.simulated)
@@ -94,7 +94,8 @@ def _check_options(point: Point) -> None:
         raise ValueError("experiment: '', must name the results' subfolder")
 
 
-def _check_until(options: Options, *, simulated: bool) -> None:
+def _check_until(point: Point) -> None:
+    options = point.options
     if options.until is None:
         for name in ("max_rounds", "max_minutes"):
             if (value := getattr(options, name)) is not None:
@@ -102,7 +103,9 @@ def _check_until(options: Options, *, simulated: bool) -> None:
         return
     if not 0 < options.until < 1:
         raise ValueError(f"until: {options.until}, must be above 0 and below 1: 0.02 for 2 % to both sides of a ratio")
-    if simulated:
+    if len(point.systems) < 2:
+        raise ValueError(f"until: {options.until}, must be null for a single system, which has no ratio")
+    if point.simulated:
         raise ValueError(f"until: {options.until}, must be null with backend={options.backend}: set rounds=")
     if options.max_rounds is not None and options.max_rounds < options.rounds:
         raise ValueError(f"max_rounds: {options.max_rounds}, must be at least {options.rounds} (rounds)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -15,9 +15,6 @@ from experiments.results.gather import on_rank_0
 from harmoeny.runtime.layer.system import System
 from results_schema.paired import ENOUGH_TO_AVERAGE, Ratio, mirrored_ratio
 from results_schema.yardstick import has_moved
-
-#: By system, its latency in s by round, over all ranks.
-Latencies = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,7 @@ def test_what_makes_no_sense_is_refused(load: Load) -> None:
         ("until=2",): r"until: 2\.0, must be above 0 and below 1",
         ("max_rounds=20",): "max_rounds: 20, must be null without until=",
         ("max_minutes=3",): r"max_minutes: 3\.0, must be null without until=",
+        ("until=0.02", "system=[static_ep]"): r"until: 0\.02, must be null for a single system",
         ("until=0.02", "max_rounds=3"): r"max_rounds: 3, must be at least 9 \(rounds\)",
         ("until=0.02", "max_minutes=0"): r"max_minutes: 0\.0, must be above 0",
         ("until=0.02", "backend=simulator", "hardware=dgx1_v100"): r"until: 0\.02, must be null with backend=simulator",
