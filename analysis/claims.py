@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.data.load import Run, find_runs
+from analysis.data.pairing import run_ratio
 from analysis.data.paper_values import change_text, load_published
-from analysis.data.stats import Estimate, paired_ratio
+from analysis.data.stats import Estimate
 from analysis.present.style import label
 from analysis.present.table import model_name
 from results_schema.atomic import write_text
@@ -155,7 +156,7 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
         baseline = str(choose[claim](medians))
         if not medians[baseline]:
             continue
-        change = _change(series[OUR_SYSTEM], series[baseline])
+        change = _change(run, series[OUR_SYSTEM], series[baseline])
         yield {
             "claim": claim,
             "origin": "simulated" if run.simulated else "measured",
@@ -174,9 +175,9 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
         }
 
 
-def _change(ours: pd.Series, other: pd.Series) -> Estimate:
+def _change(run: Run, ours: pd.Series, other: pd.Series) -> Estimate:
     """Return the relative change, paired by round."""
-    ratio = paired_ratio(ours.sort_index(), other.sort_index())
+    ratio = run_ratio(run, ours, other)
     return Estimate(ratio.median - 1, ratio.low - 1, ratio.high - 1, ratio.n)
 
 

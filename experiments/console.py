@@ -59,6 +59,12 @@ class PointProgress:
         elif self._enabled:
             say(f"{self._title}: {text}")
 
+    def expect(self, passes: int) -> None:
+        """Count on further passes."""
+        if self._bar is not None:
+            (task,) = self._bar.tasks
+            self._bar.update(self._task, total=(task.total or 0) + passes)
+
     def advance(self) -> None:
         """Count one forward pass."""
         if self._bar is not None:

@@ -30,13 +30,13 @@ REQUIRED_FIELDS = (
 FURTHER_FIELDS = (
     "started_at", "ended_at", "error", "git", "packages", "host", "sources", "inputs", "seed",
     "threads_per_rank", "exchange", "calibration", "checks", "beside", "hardware_source", "out_of_memory",
-    "failed_systems", "checksums",
+    "failed_systems", "checksums", "group", "yardstick", "until",
 )  # fmt: skip
 #: What it says of every system under ``systems``: ``fit`` and ``kernel`` are a real run's, ``threshold`` a simulated
 #: one's.
 SYSTEM_FIELDS = (
     "policy", "description", "exact", "baseline", "bound", "knows", "options", "device_expert_bytes", "fit", "kernel",
-    "threshold",
+    "threshold", "behaviour",
 )  # fmt: skip
 MANIFEST_FIELDS = (*REQUIRED_FIELDS, *FURTHER_FIELDS)
 

@@ -125,4 +125,8 @@ DECODE = Table(
         Column("output_tokens_per_s", "float64", "tokens/s"),
     ),
 )
-TABLES = (LAYERS, ITERATIONS, ROUTING, REQUESTS, DECODE)
+YARDSTICK = Table(
+    "yardstick",
+    (*_numbers("round", "moment", "rank"), *_seconds("product_s", "copy_s"), *_PLATFORM),
+)
+TABLES = (LAYERS, ITERATIONS, ROUTING, REQUESTS, DECODE, YARDSTICK)

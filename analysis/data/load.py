@@ -31,6 +31,7 @@ class Run:
         requests: likewise; None: not recorded, as by the simulator.
         decode: likewise; None: no decode phase was measured.
         routing: likewise; None: not recorded, as by earlier versions.
+        yardstick: likewise; None: not recorded, as by earlier versions and the simulator.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Run:
     requests: pd.DataFrame | None = None
     decode: pd.DataFrame | None = None
     routing: pd.DataFrame | None = None
+    yardstick: pd.DataFrame | None = None
 
     @property
     def systems(self) -> dict[str, dict[str, Any]]:

@@ -149,6 +149,10 @@ DERIVED = (
         "throughput_ratio_to_best_baseline", "Throughput to the best baseline", "", "higher",
         short="Throughput to best baseline",
     ),
+    Quantity(
+        "throughput_ratio_to_no_skew", "Throughput to the best system's at skew 0", "", "higher",
+        short="Throughput to best at skew 0",
+    ),
     Quantity("throughput_relative", "Throughput / Static EP's", "", "higher"),
     Quantity("throughput_to_best_threshold", "Throughput / the best threshold's", "", "higher"),
     Quantity("ttft_ms_per_sequence", "Time to first token", "ms per sequence", "lower"),

@@ -10,7 +10,8 @@ import pandas as pd
 
 from analysis.data.load import Run
 from analysis.data.metrics import METRICS, per_iteration
-from analysis.data.stats import median_interval, paired_ratio, spread
+from analysis.data.pairing import run_ratio
+from analysis.data.stats import median_interval, spread
 from results_schema.atomic import write_text
 from results_schema.files import SUMMARY
 
@@ -37,7 +38,7 @@ def summarise(run: Run) -> dict[str, Any]:
         if best is not None:
             throughput = "throughput_tokens_per_s"
             entry["throughput_ratio_to_best_baseline"] = asdict(
-                paired_ratio(_by_round(values, name)[throughput], _by_round(values, best)[throughput])
+                run_ratio(run, _by_round(values, name)[throughput], _by_round(values, best)[throughput])
             )
     manifest = run.manifest
     return {

@@ -1,4 +1,4 @@
-"""Throughput and time to first token against router skew: the paper's main figure."""
+"""Throughput, its ratio to the best at no skew, and time to first token against router skew: the main figure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.data.paper_values import router_is
+from analysis.data.twins import twins_of
 from analysis.figures.kit.bars import Comparison, compare, comparison_table, grouped_bars, limit_height
 from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import PAGE_IN, entries_of, new_figure, panel_title, set_caption, set_legend
+from analysis.present.panel import RATIO_TO_NO_SKEW
+from analysis.present.style import label
+from analysis.present.table import has_no_skew
 
 NAME = "skew_sweep"
 SOURCE = Source("skew_sweep", minutes=5, simulated="experiment=paper_skew")
@@ -44,10 +48,21 @@ def plot(data: FigureData) -> Figure:
         axes.set_title(panel_title(panel.title, 1 if stacked else len(panels)), loc="left")
         axes.set_xlabel("Router skew (share of assignments to the hot experts)")
         limit_height(axes)
+        if panel == RATIO_TO_NO_SKEW:
+            axes.axhline(1, color="#555555", linewidth=0.8, linestyle=":")
+            for twins in twins_of(data.runs):
+                axes.axhspan(twins.low, twins.high, color="#cccccc", linewidth=0, zorder=0)
     set_legend(figure, entries_of(*drawn))
     set_caption(figure, f"{data.caption} {note}".strip())
     return figure
 
 
 def _compare(data: FigureData) -> Comparison:
-    return compare(data, data.summary, _AXIS, "skew", lambda run: router_is(run, "PaperSkewRouter"), at=0.0)
+    found = compare(data, data.summary, _AXIS, "skew", lambda run: router_is(run, "PaperSkewRouter"), at=0.0)
+    if not has_no_skew(data.summary):
+        return found
+    throughput, *others = found.panels
+    note = f"{found.caption} Ratios are to the best exact system at skew 0 in the same rounds."
+    for twins in twins_of(data.runs):
+        note += f" Grey: how far {label(twins.one)} and {label(twins.other)} come out apart, which do the same."
+    return found._replace(panels=[throughput, RATIO_TO_NO_SKEW, *others], caption=note.strip())

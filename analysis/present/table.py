@@ -14,11 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.data.load import Run
+from analysis.data.pairing import moved_rounds, ratios_to_no_skew
+from analysis.data.twins import Twins, twins_of
 from analysis.present.style import label
 from results_schema.manifest import SIMULATOR
+from results_schema.yardstick import MOVED
 
 #: Columns of a table in a file, or where nobody watches.
-TEXT_WIDTH = 100
+TEXT_WIDTH = 120
 #: What a summary says of how its numbers came about.
 _CONDITIONS = ("run_id", "backend", "device", "host_link", "exchange", "scope", "world_size")
 #: A batch that much less balanced than the median one is told beside it.
@@ -26,6 +29,10 @@ _BURST = 1.05
 #: Times to first token below this, in seconds, are shown in milliseconds.
 _SHORT_S = 0.1
 _RATIO = "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval]."
+_TO_NO_SKEW = (
+    "To best at skew 0: likewise, to that of the best exact system at skew 0 (=); only what was measured together."
+)
+_BEST_BASELINE, _NO_SKEW = "throughput_ratio_to_best_baseline", "throughput_ratio_to_no_skew"
 
 
 def summary_frame(
@@ -34,6 +41,8 @@ def summary_frame(
     """Flatten summaries: one row per run and system.
 
     An estimate ``x`` becomes ``x``, ``x_low`` and ``x_high``, and where it has them ``x_mean``, ``x_p90``, ``x_max``.
+    Where runs were measured together with one without skew, ``throughput_ratio_to_no_skew`` stands beside them, and
+    ``best_at_no_skew`` marks the system that it is to.
 
     Args:
         runs: the runs.
@@ -41,6 +50,9 @@ def summary_frame(
         points: their values of the options that tell them apart, which become columns.
     """
     rows = []
+    to_no_skew = {
+        (run.manifest["run_id"], system): (ratio, is_best) for run, system, ratio, is_best in ratios_to_no_skew(runs)
+    }
     for run, summary, point in zip(runs, summaries, points, strict=True):
         for system, entry in summary["systems"].items():
             row: dict[str, Any] = {**point, "system": system}
@@ -52,6 +64,9 @@ def summary_frame(
                 else:
                     row[name] = value
             row["best_baseline"] = system == summary["best_baseline"]
+            if found := to_no_skew.get((run.manifest["run_id"], system)):
+                ratio, row["best_at_no_skew"] = found
+                row |= {_NO_SKEW: ratio.median, f"{_NO_SKEW}_low": ratio.low, f"{_NO_SKEW}_high": ratio.high}
             row |= {key: summary[key] for key in _CONDITIONS}
             row |= {key: run.manifest["model"][key] for key in ("num_experts", "num_moe_layers", "top_k")}
             row |= {"model_name": model_name(run), "dataset_name": dataset_name(run)}
@@ -173,6 +188,42 @@ def failed_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> li
     ]
 
 
+def noise_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how far apart equal systems came out, in which rounds the machine moved, and where ``until`` was missed."""
+    notes = [*(error_bar(twins) for twins in twins_of(runs)), *missed_goals(runs)]
+    moved = [
+        f"{len(found)} of {run.iterations['round'].nunique()}{_at(point)}"
+        for run, point in zip(runs, points, strict=True)
+        if (found := moved_rounds(run))
+    ]
+    if moved:
+        rounds = ", ".join(moved)
+        notes.append(f"The machine moved by over {MOVED:.0%} in rounds: {rounds}; intervals of ratios count that.")
+    return notes
+
+
+def missed_goals(runs: Sequence[Run]) -> list[str]:
+    """Say of measurements that ended before their intervals were as narrow as ``until`` asked for how wide they are."""
+    goals = [until for run in runs if (until := run.manifest.get("until")) and until["ended_by"] != "until"]
+    texts = [
+        f"until={goal['asked']:g} was not reached: intervals reach "
+        f"{'nowhere, as there is no ratio' if goal['reach'] is None else format(goal['reach'], '.1%')} "
+        f"after {goal['rounds']} rounds ({goal['ended_by']})."
+        for goal in goals
+    ]
+    return list(dict.fromkeys(texts))
+
+
+def error_bar(twins: Twins) -> str:
+    """Say of two systems that do the same how far apart they came out."""
+    medians = [ratio.median for ratio in twins.ratios]
+    came = f"{min(medians):.2f}" + ("" if len(medians) == 1 else f" to {max(medians):.2f}")
+    return (
+        f"Error bar: {label(twins.one)} and {label(twins.other)} do the same; their ratio came out at {came}, "
+        f"intervals within [{twins.low:.2f}, {twins.high:.2f}]."
+    )
+
+
 def _at(point: Mapping[str, Any]) -> str:
     values = ", ".join(f"{name.rsplit('.', 1)[-1]}={value}" for name, value in point.items())
     return f" at {values}" if values else ""
@@ -193,6 +244,7 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str, notes: Seq
         + ("\nIn parentheses: the worst batch." if bursts(frame).any() else "")
         + "\n* drops tokens: not the model's output, never the baseline. A reference is no system.\n"
         + (unpaired_remark(frame) or _RATIO)
+        + (f"\n{_TO_NO_SKEW}" if (across := has_no_skew(frame)) else "")
         + "".join(f"\n{escape(note)}" for note in notes),
         title_justify="left",
         caption_justify="left",
@@ -206,6 +258,8 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str, notes: Seq
     for name in ("tokens/s", f"TTFT {'ms' if (ms := _in_ms(frame)) else 's'}", "idle", "imbal.", "dropped"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("ratio to best", justify="right", overflow="fold")
+    if across:
+        table.add_column("to best at skew 0", justify="right", overflow="fold")
     previous = None
     for row, burst in zip(frame.to_dict("records"), bursts(frame), strict=True):
         point = tuple(row[axis] for axis in axes)
@@ -221,9 +275,15 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str, notes: Seq
             f"{row['idle_share']:.1%}",
             f"{row['imbalance']:.2f}" + (f" ({row['imbalance_max']:.2f})" if burst else ""),
             f"{row['dropped_share']:.1%}" if row["dropped_share"] else "",
-            _ratio(row),
+            _ratio(row, _BEST_BASELINE, "best_baseline"),
+            *([_ratio(row, _NO_SKEW, "best_at_no_skew")] if across else []),
         )
     return table
+
+
+def has_no_skew(frame: pd.DataFrame) -> bool:
+    """Tell whether a skewed point was measured together with one without skew, so that the two can be compared."""
+    return _NO_SKEW in frame and frame.loc[frame[_NO_SKEW].notna(), "run_id"].nunique() > 1
 
 
 def bursts(frame: pd.DataFrame) -> pd.Series:
@@ -245,12 +305,17 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{rounded:,.{decimals}f}" if decimals else f"{value:,.0f}"
 
 
-def _ratio(row: dict[Any, Any]) -> str:
-    """Write the ratio to the best baseline with its interval; empty where there is none."""
-    name = "throughput_ratio_to_best_baseline"
+def _ratio(row: dict[Any, Any], name: str, is_base: str) -> str:
+    """Write a ratio with its interval; empty where there is none.
+
+    Args:
+        row: of a summary frame.
+        name: the ratio's column.
+        is_base: the column that marks what the ratio is to.
+    """
     if name not in row or pd.isna(row[name]):
         return ""
-    mark = "= " if row["best_baseline"] else ""
+    mark = "= " if row[is_base] is True else ""
     return f"{mark}{row[name]:.2f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"
 
 

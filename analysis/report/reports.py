@@ -13,7 +13,7 @@ from rich.table import Table
 
 from analysis.data.load import Run, Sweep
 from analysis.figures.kit.base import FAILED, draw_all, figure_data
-from analysis.present.table import TEXT_WIDTH, as_text, build_table, failed_notes
+from analysis.present.table import TEXT_WIDTH, as_text, build_table, failed_notes, noise_notes
 from analysis.report.html.section import split_sections
 from analysis.report.html.write import PAGE, reasons, title_of, write_page
 from results_schema.atomic import write_text
@@ -48,7 +48,8 @@ def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
         folder: is created.
     """
     data = figure_data(runs, points)
-    table = build_table(data.summary, data.axes, title, failed_notes(runs, points))
+    notes = [*noise_notes(runs, points), *failed_notes(runs, points)]
+    table = build_table(data.summary, data.axes, title, notes)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.txt", as_text(table))
     write_text(folder / "table.csv", data.summary.to_csv(index=False))

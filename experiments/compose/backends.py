@@ -1,12 +1,13 @@
-"""What runs a point: real ranks, or the simulator. Adding one is a class with these methods and its line in a table."""
+"""What runs points: real ranks, or the simulator. Adding one is a class with these methods and its line in a table."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from experiments.launch.ranks import Ranks
 from experiments.point.point import Point
-from experiments.results.run_folder import RunFolder
+from experiments.results.begun import BegunRun
 from experiments.simulator.backend import Simulator
 from experiments.text.tokens import TokenFile
 
@@ -36,13 +37,12 @@ class Backend(Protocol):
             ValueError: a field, its value and what is allowed.
         """
 
-    def run(self, point: Point, tokens: TokenFile | None, folder: RunFolder) -> None:
-        """Run a checked point and write its results.
+    def run(self, runs: Sequence[BegunRun], tokens: TokenFile | None) -> None:
+        """Run the checked points of a group and write their results.
 
         Args:
-            point: the point.
-            tokens: its text; None where nobody reads it.
-            folder: where the results go; its manifest is there already.
+            runs: of the points, each with its folder, whose manifest is there already.
+            tokens: their text; None where nobody reads it.
 
         Raises:
             RunError: the run failed.

@@ -77,6 +77,7 @@ def _check_options(point: Point) -> None:
         _check_at_least(1, name, getattr(options, name))
     for name in ("warmup_rounds", "seed", "decode_tokens"):
         _check_at_least(0, name, getattr(options, name))
+    _check_until(point)
     if options.device not in DEVICES:
         raise ValueError(f"device: {options.device!r}, must be one of {', '.join(DEVICES)}")
     _check_sharing(options, simulated=point.simulated)
@@ -91,6 +92,25 @@ def _check_options(point: Point) -> None:
             raise ValueError(f"{name}: {value!r}, must hold only letters, digits, '-', '_' and, inside, '.'")
     if not options.experiment:
         raise ValueError("experiment: '', must name the results' subfolder")
+
+
+def _check_until(point: Point) -> None:
+    options = point.options
+    if options.until is None:
+        for name in ("max_rounds", "max_minutes"):
+            if (value := getattr(options, name)) is not None:
+                raise ValueError(f"{name}: {value}, must be null without until=")
+        return
+    if not 0 < options.until < 1:
+        raise ValueError(f"until: {options.until}, must be above 0 and below 1: 0.02 for 2 % to both sides of a ratio")
+    if len(point.systems) < 2:
+        raise ValueError(f"until: {options.until}, must be null for a single system, which has no ratio")
+    if point.simulated:
+        raise ValueError(f"until: {options.until}, must be null with backend={options.backend}: set rounds=")
+    if options.max_rounds is not None and options.max_rounds < options.rounds:
+        raise ValueError(f"max_rounds: {options.max_rounds}, must be at least {options.rounds} (rounds)")
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise ValueError(f"max_minutes: {options.max_minutes}, must be above 0")
 
 
 def _check_sharing(options: Options, *, simulated: bool) -> None:
@@ -162,7 +182,7 @@ def _shape(point: Point) -> _Shape:
 def _check_routing(point: Point) -> None:
     learners = {n: p.calibration_batches for n, p in point.systems.items() if p.calibration_batches}
     options = point.options
-    point.router.validate_run(RoutedRun(_shape(point).layer_tokens, options.world_size, options.rounds, learners))
+    point.router.validate_run(RoutedRun(_shape(point).layer_tokens, options.world_size, point.most_rounds, learners))
 
 
 def _check_extra_loops(point: Point) -> None:

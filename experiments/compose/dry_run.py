@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.point.group import grouped
 from experiments.point.point import Point
 from experiments.results.kept import is_kept, replaced
 from experiments.results.times import Times, duration, read_times
@@ -25,9 +26,22 @@ def describe_runs(points: Sequence[Point], values: Sequence[Mapping[str, Any]]) 
         f"{point.options.rounds} rounds" + (_to_run(point, times) if point in todo else f" ({point.folder})")
         for point, own in zip(points, values, strict=True)
     ]
+    titles = {point.run_id: _title(point, own) for point, own in zip(points, values, strict=True)}
+    lines += [
+        f"together, interleaved by rounds: {'; '.join(titles[point.run_id] for point in group)}"
+        for group in grouped(todo)
+        if len(group) > 1
+    ]
     number = "1 point" if len(points) == 1 else f"{len(points)} points"
     total = total_time(todo, times)
-    return [*lines, f"{points[0].options.experiment}: {number}, {len(todo)} to run{f', {total}' if total else ''}"]
+    return [*lines, f"{points[0].options.experiment}: {number}, {num_to_run(todo)}{f', {total}' if total else ''}"]
+
+
+def num_to_run(todo: Sequence[Point]) -> str:
+    """Say how many points are to be run, and in how many groups: ``3 to run together``, ``4 to run in 2 groups``."""
+    number = len(grouped(todo))
+    together = "" if number == len(todo) else " together" if number == 1 else f" in {number} groups"
+    return f"{len(todo)} to run{together}"
 
 
 def total_time(todo: Sequence[Point], times: Times) -> str:

@@ -1,14 +1,16 @@
-"""One point as Hydra's task: skip it if it is finished, else prepare, launch, and report failure in one line."""
+"""One point as Hydra's task: skip it if it is finished, else measure its group, and report failure in one line."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from typing import NoReturn
 
 from omegaconf import DictConfig
 
 from experiments.compose.backends import backend_of
+from experiments.compose.groups import is_measured, left_of_group, note_measured
 from experiments.compose.load import load_point
 from experiments.compose.messages import explain, one_line
 from experiments.console import say, tidy_terminal
@@ -29,7 +31,7 @@ from results_schema.files import SWEEP_DIR_VARIABLE
 
 
 def run_point(config: DictConfig) -> str | None:
-    """Run one point, unless its folder holds a finished run.
+    """Run one point, and what else of its group is missing, unless its folder holds a finished run.
 
     Returns:
         The run's folder, or None on ranks other than 0.
@@ -42,7 +44,7 @@ def run_point(config: DictConfig) -> str | None:
         point = load_point(config)
         if point.routing_remark and is_main_rank() and not os.environ.get(SWEEP_DIR_VARIABLE):  # a sweep said it before
             say(point.routing_remark)
-        done = _run(point)
+        measured = _run(point)
     except SkippedPoint as reason:
         say(f"skipped: {reason}")
         return None
@@ -57,37 +59,48 @@ def run_point(config: DictConfig) -> str | None:
     if not is_main_rank():
         return None
     title, folder = point_title(point.run_id), RunFolder(point.folder)
-    if not done:
+    if not is_measured(point):
         kept = f"{title}: finished before, kept ({folder.path})"
         say(f"{kept}{remarks(point)}; force=true measures it again, tag= beside it")
         for name, cause in folder.failed_systems.items():
             say(f"error: {title}: {name} failed its check: {cause}")
     elif not folder.is_finished:
         say(f"error: {title}: no system passed its check; there is no result")
-    if done and (left := sweep_left()):
+    if measured and (left := sweep_left()):
         say(f"{point.options.experiment}: {left}")
     return str(folder.path)
 
 
-def _run(point: Point) -> bool:
-    """Run a point unless it is done; tell whether it was run."""
+def _run(point: Point) -> list[Point]:
+    """Measure what is missing of a point's group, unless the point itself is kept; return what was measured."""
+    measured: list[Point] = []
+    if is_measured(point):
+        return measured
     if joined_world_size() is not None:
-        return run_joined(point)
-    if is_kept(point):
-        return False
-    if why := replaced(point):
-        say(f"{point_title(point.run_id)}: measured again {why}")
-    tokens = prepare_point(point) if point.reads_text else None
-    with interruptible(), begun(point, wait=True) as folder:
-        if folder is None:
-            return False
+        measured = run_joined(left_of_group(point))
+    elif not is_kept(point):
+        measured = _run_here([other for other in left_of_group(point) if not is_kept(other)])
+    note_measured(measured)
+    return measured
+
+
+def _run_here(points: Sequence[Point]) -> list[Point]:
+    for point in points:
+        if why := replaced(point):
+            say(f"{point_title(point.run_id)}: measured again {why}")
+    first = points[0]
+    tokens = prepare_point(first) if first.reads_text else None
+    with interruptible(), begun(points, wait=True) as runs:
+        if not runs:
+            return []
         try:
-            backend_of(point).run(point, tokens, folder)
+            backend_of(first).run(runs, tokens)
         except (RunError, InterruptedRun, OSError) as error:
             tidy_terminal()
-            folder.fail(str(error))
+            for run in runs:
+                run.folder.fail(str(error))
             raise
-    return True
+        return [run.point for run in runs]
 
 
 def fail(error: object, status: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""A sweep as one SLURM array job through submitit: a task per point that is still to be run, and waiting for them."""
+"""A sweep as one SLURM array job through submitit: a task per group of points that is missing, and waiting for them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+from omegaconf import DictConfig
 
+from experiments.compose.groups import announce
+from experiments.compose.job import fail
+from experiments.compose.load import load_point
 from experiments.compose.submitted import load_swept_point
 from experiments.console import say
 from experiments.launch.environment import adopt_slurm_step
 from experiments.launch.local import InterruptedRun
+from experiments.point.group import grouped
 from experiments.point.point import Point
 from experiments.results.kept import is_done, is_kept
 from experiments.results.lock import RunBusyError, hold
@@ -49,16 +54,33 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
         super().__init__(**params)
         self._sweep_dir = ""
 
-    def __call__(self, *arguments: Any) -> JobReturn:
-        """Run one point; this is what the array's tasks call."""
+    def __call__(
+        self,
+        overrides: Sequence[list[str]],
+        dir_key: str,
+        nums: Sequence[int],
+        ids: Sequence[str],
+        state: dict[type, Singleton],
+    ) -> list[JobReturn]:
+        """Run the points of a group; this is what the array's tasks call."""
         os.environ[SWEEP_DIR_VARIABLE] = self._sweep_dir
         # submitit would ignore the first and, before the time is up, requeue or fail at the second; a point that was
         # stopped is run again by the sweep.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         adopt_slurm_step()
-        result: JobReturn = super().__call__(*arguments)
-        return result
+        Singleton.set_state(state)
+        setup_globals()
+        try:
+            announce([load_point(self._compose(own)) for own in overrides])
+        except ValueError as error:
+            fail(error, 2)
+        jobs = zip(overrides, nums, ids, strict=True)
+        return [super(SlurmSweep, self).__call__(own, dir_key, num, job_id, state) for own, num, job_id in jobs]
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        config: DictConfig = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        return config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run all points of a sweep that are not finished, nor queued by the same sweep before.
@@ -69,8 +91,7 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
         """
         jobs: dict[str, _Job] = {}
         for num, overrides in enumerate(job_overrides, initial_job_idx):
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            point = load_swept_point(config)
+            point = load_swept_point(self._compose(overrides))
             jobs.setdefault(point.run_id, _Job(point, [*overrides, f"device={point.options.device}"], num))
         todo = [job for job in jobs.values() if job.point.options.force or not _is_complete(job.point)]
         queued = _queue() if todo else set()
@@ -96,22 +117,26 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
         for job in jobs:
             if not is_kept(job.point):  # else the task has only the summary to write
                 _forget(job.point)
+        by_id = {job.point.run_id: job for job in jobs}
+        groups = [[by_id[point.run_id] for point in group] for group in grouped([job.point for job in jobs])]
         try:
             executor.update_parameters(**parameters)
             tasks = executor.map_array(
                 self,
-                [job.overrides for job in jobs],
-                ["hydra.sweep.dir"] * len(jobs),
-                [job.num for job in jobs],
-                [f"job_id_for_{job.num}" for job in jobs],
-                [Singleton.get_state()] * len(jobs),
+                [[job.overrides for job in group] for group in groups],
+                ["hydra.sweep.dir"] * len(groups),
+                [[job.num for job in group] for group in groups],
+                [[f"job_id_for_{job.num}" for job in group] for group in groups],
+                [Singleton.get_state()] * len(groups),
             )
         except submitit.core.utils.FailedJobError as error:
             raise ValueError(f"hydra/launcher: 'slurm', sbatch refused the job: {error}") from error
-        for job, task in zip(jobs, tasks, strict=True):
-            RunFolder(job.point.folder).note_submission(task.job_id, task.paths.stdout)
+        for group, task in zip(groups, tasks, strict=True):
+            for job in group:
+                RunFolder(job.point.folder).note_submission(task.job_id, task.paths.stdout)
         name = tasks[0].job_id.partition("_")[0]
-        say(f"SLURM job {name}: {_number(len(jobs))} submitted; output in {tasks[0].paths.folder.parent}")
+        number = _number(len(jobs)) + ("" if len(tasks) == len(jobs) else f" in {_number(len(tasks), of='task')}")
+        say(f"SLURM job {name}: {number} submitted; output in {tasks[0].paths.folder.parent}")
 
 
 def _forget(point: Point) -> None:
@@ -127,8 +152,8 @@ def _forget(point: Point) -> None:
         raise ValueError(str(error)) from error
 
 
-def _number(points: int, one: str = "", several: str = "") -> str:
-    return f"1 point{one}" if points == 1 else f"{points} points{several}"
+def _number(number: int, one: str = "", several: str = "", of: str = "point") -> str:
+    return f"1 {of}{one}" if number == 1 else f"{number} {of}s{several}"
 
 
 def _is_complete(point: Point) -> bool:
@@ -164,7 +189,9 @@ def _wait(points: Sequence[Point]) -> None:
     Raises:
         SystemExit: a point failed, or Ctrl-C.
     """
-    waiting = {RunFolder(point.folder).submission["job"]: point for point in points}
+    waiting: dict[str, list[Point]] = {}
+    for point in points:
+        waiting.setdefault(RunFolder(point.folder).submission["job"], []).append(point)
     failed, pause_s = False, _POLL_S[0]
     try:
         while waiting:
@@ -175,7 +202,8 @@ def _wait(points: Sequence[Point]) -> None:
             except ValueError:
                 continue  # a controller may restart; the jobs do not mind
             for job in sorted(waiting.keys() - queued):
-                failed |= _has_failed(waiting.pop(job))
+                for point in waiting.pop(job):
+                    failed |= _has_failed(point)
     except InterruptedRun as error:
         names = " ".join(sorted({job.partition("_")[0] for job in waiting}))
         say(f"interrupted: SLURM goes on with job {names}; scancel ends it, the same command again waits for it")

@@ -24,7 +24,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.compose.dry_run import describe_runs, total_time
+from experiments.compose.dry_run import describe_runs, num_to_run, total_time
+from experiments.compose.groups import announce
 from experiments.compose.job import fail
 from experiments.compose.load import load_point
 from experiments.compose.messages import explain
@@ -86,6 +87,7 @@ class ValidateSweep(Callback):
             if is_main_rank():
                 _check_texts(points)
             _write_sweep(points, values, axes)
+            announce(points)
             _name_unavailable(points[0])
 
 
@@ -273,4 +275,4 @@ def _write_sweep(points: Sequence[Point], values: Sequence[dict[str, Any]], axes
     number = "1 point" if len(points) == 1 else f"{len(points)} points"
     time = total_time(todo, read_times(Path(points[0].options.results_dir)))
     estimate = f"; {time}" if time.startswith("about") else ""
-    say(f"{points[0].options.experiment}: {number}, {len(todo)} to run; results in {folder.parent.parent}{estimate}")
+    say(f"{points[0].options.experiment}: {number}, {num_to_run(todo)}; results in {folder.parent.parent}{estimate}")

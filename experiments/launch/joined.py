@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch.distributed as dist
@@ -17,8 +18,7 @@ from experiments.launch.muster import muster
 from experiments.launch.peers import Peers
 from experiments.launch.rank import is_peer_lost, run_rank
 from experiments.point.point import Point
-from experiments.results.begun import begun
-from experiments.results.kept import is_kept
+from experiments.results.begun import BegunRun, begun
 from experiments.results.lock import RunBusyError
 from experiments.results.neighbours import registered
 from experiments.results.run_folder import RunFolder
@@ -26,11 +26,11 @@ from experiments.text.prepare import prepare_point
 from experiments.text.tokens import TokenFile
 
 
-def run_joined(point: Point) -> bool:
-    """Run a point as this process's rank, together with all others.
+def run_joined(points: Sequence[Point]) -> list[Point]:
+    """Measure what is missing of a group of points as this process's rank, together with all others.
 
     Returns:
-        False where the point had been finished before.
+        What was measured; the others had been finished before.
 
     Raises:
         RanksError: another rank failed, is gone or out of reach.
@@ -39,61 +39,59 @@ def run_joined(point: Point) -> bool:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C has to end a rank that waits in a collective, too
     choose_gloo_interface()
-    folder: RunFolder | None = None
-    peers = Peers()
+    runs: list[BegunRun] = []
+    point, peers = points[0], Peers()
     with ExitStack() as held:
         try:
             join(point.device_type, point.options.timeout_s, muster(point.options.timeout_s))
             peers.meet()
-            folder = _begin(point, held)
-            if folder is not None:
-                _measure(point, folder, peers)
+            runs = _begin(points, held)
+            if runs:
+                _measure(runs, peers)
         except RunBusyError:
             raise
         except Exception as error:
             lost = point.options.world_size > 1 and isinstance(error, RuntimeError) and is_peer_lost(error)
             reason = _reason(error, point, peers) if lost else str(error)
-            if is_main_rank() and folder is not None:
-                folder.fail(reason)
+            for run in runs if is_main_rank() else ():
+                run.folder.fail(reason)
             if not lost:
                 raise
             # Once this rank has said so: what started it ends it as soon as one is dead.
             atexit.register(peers.end_stopped)
             raise RanksError(reason) from error
-    return folder is not None
+    return [run.point for run in runs]
 
 
-def _begin(point: Point, held: ExitStack) -> RunFolder | None:
-    """Begin the run, which rank 0 holds until ``held`` is closed.
-
-    Returns:
-        The run's folder; None where the point had been finished before.
+def _begin(points: Sequence[Point], held: ExitStack) -> list[BegunRun]:
+    """Begin the runs that are missing, which rank 0 holds until ``held`` is closed.
 
     Raises:
-        RunBusyError: another process measures the same; raised on rank 0, the others just end.
+        RunBusyError: another process measures one of them; raised on rank 0, the others just end.
     """
-    folder: RunFolder | None = RunFolder(point.folder)
-    refusal = ""
+    first, refusal = points[0], ""
+    runs = [BegunRun(point, RunFolder(point.folder)) for point in points]
     if is_main_rank():
         try:
-            folder = None if is_kept(point) else held.enter_context(begun(point, wait=False))
+            runs = held.enter_context(begun(points, wait=False))
         except (RunBusyError, OSError) as error:
             refusal = str(error)
     elif _is_first_of_host():
-        held.enter_context(registered(f"{point.options.experiment}/{point.run_id}"))
-    kept, refusal = _answer_of_rank_0((folder is None, refusal), point)
+        held.enter_context(registered(f"{first.options.experiment}/{first.run_id}"))
+    missing, refusal = _answer_of_rank_0(([run.point.run_id for run in runs], refusal), first)
     if refusal and is_main_rank():
         raise RunBusyError(refusal)
     if refusal:
         raise SystemExit(1)
-    return None if kept else folder
+    return [run for run in runs if run.point.run_id in missing]
 
 
-def _measure(point: Point, folder: RunFolder, peers: Peers) -> None:
+def _measure(runs: Sequence[BegunRun], peers: Peers) -> None:
+    point = runs[0].point
     _prepare(point, here=_is_first_of_host())
     tokens = _prepare(point, here=True)
     assert tokens is not None
-    run_rank(point, tokens, folder, on_timeout=peers.find_stopped)
+    run_rank(runs, tokens, on_timeout=peers.find_stopped)
 
 
 def _prepare(point: Point, *, here: bool) -> TokenFile | None:
@@ -123,7 +121,7 @@ def _is_first_of_host() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _answer_of_rank_0(answer: tuple[bool, str], point: Point) -> tuple[bool, str]:
+def _answer_of_rank_0(answer: tuple[list[str], str], point: Point) -> tuple[list[str], str]:
     """Give all ranks rank 0's answer: a shared file system may show the others an older state."""
     if point.options.world_size == 1:
         return answer

@@ -1,4 +1,4 @@
-"""Start the ranks of a point on this machine through torchelastic, and say why they ended if they failed."""
+"""Start the ranks of a group of points on this machine through torchelastic, and say why they ended if they failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from functools import cache
@@ -28,8 +28,8 @@ from experiments.launch.host import host_config, stay_on_this_host
 from experiments.launch.mps import MpsError, shared_gpus
 from experiments.launch.rank import run_rank
 from experiments.launch.watch import Pulse, Watch
-from experiments.point.point import Point
-from experiments.results.run_folder import RunError, RunFolder
+from experiments.results.begun import BegunRun
+from experiments.results.run_folder import RunError
 from experiments.text.tokens import TokenFile
 from harmoeny.dependencies import require
 from results_schema.atomic import write_error
@@ -56,22 +56,21 @@ class InterruptedRun(BaseException):
         self.signal = number
 
 
-def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
-    """Run a point on ``world_size`` new processes and wait for them.
+def launch(runs: Sequence[BegunRun], tokens: TokenFile) -> None:
+    """Measure a group of points on ``world_size`` new processes and wait for them.
 
-    Rank 0 keeps this process's output, the others write to ``logs`` in the run's folder.
+    Rank 0 keeps this process's output, the others write to ``logs`` in the first run's folder.
 
     Args:
-        point: what to run.
-        tokens: its text.
-        folder: where rank 0 writes the results; the run has begun.
+        runs: of the group's points; rank 0 writes their results.
+        tokens: their text.
 
     Raises:
         RanksError: a rank failed; all others were stopped.
         InterruptedRun: this process was told to stop; all ranks were stopped.
     """
     check_torchelastic()
-    logs_folder = folder.path / "logs"
+    point, logs_folder = runs[0].point, runs[0].folder.path / "logs"
     shutil.rmtree(logs_folder, ignore_errors=True)
     quiet = dict.fromkeys(range(1, point.options.world_size), Std.ALL)
     pulse = Pulse(point.options.world_size)
@@ -87,7 +86,7 @@ def launch(point: Point, tokens: TokenFile, folder: RunFolder) -> None:
             preload = "experiments.launch.preload"
             config = host_config(point.options.world_size, point.device_type, "ranks", preload, logs)
             _silence_torchelastic()
-            elastic_launch(config, _entry)(point, tokens, folder, pulse)
+            elastic_launch(config, _entry)(runs, tokens, pulse)
     except ChildFailedError as error:
         silent = watch.verdict and f"{watch.verdict}; all ranks were stopped; logs in {logs_folder}"
         raise RanksError(silent or _first_cause(error, logs_folder)) from error
@@ -165,23 +164,23 @@ def _silence_torchelastic() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _entry(point: Point, tokens: TokenFile, folder: RunFolder, pulse: Pulse) -> None:
+def _entry(runs: Sequence[BegunRun], tokens: TokenFile, pulse: Pulse) -> None:
     try:
-        _be_rank(point, tokens, folder, pulse)
+        _be_rank(runs, tokens, pulse)
     except Exception:  # noqa: BLE001
         # It is recorded. PyTorch would write it to a temporary file, too, which nobody removes.
         sys.exit(1)
 
 
 @record
-def _be_rank(point: Point, tokens: TokenFile, folder: RunFolder, pulse: Pulse) -> None:
+def _be_rank(runs: Sequence[BegunRun], tokens: TokenFile, pulse: Pulse) -> None:
     rank = int(os.environ["RANK"])
     pulse.start(rank)
     # Ctrl-C reaches the whole process group: a rank just goes, even from inside a collective, and the launcher talks.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     stay_on_this_host()
-    run_rank(point, tokens, folder, on_timeout=lambda: pulse.waited_in_vain(rank))
+    run_rank(runs, tokens, on_timeout=lambda: pulse.waited_in_vain(rank))
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.stdout.flush()

@@ -1,24 +1,27 @@
-"""One rank of one point: what it does, step by step."""
+"""One rank of a group of points: what it does, step by step."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from experiments.console import PointProgress, say
 from experiments.launch.join import join
-from experiments.measure.bench import Bench
+from experiments.measure.bench import Bench, Rig
 from experiments.measure.check import check_systems
 from experiments.measure.extra_loops import measure_extra_loops, num_extra_passes
+from experiments.measure.goal import Goal
 from experiments.measure.measured import Measured, environment_fields, failed_systems, write_results
 from experiments.measure.record_routing import record_routing
 from experiments.measure.rounds import run_rounds
 from experiments.point.point import Point
-from experiments.results.run_folder import RunFolder
+from experiments.results.begun import BegunRun
+from experiments.results.group import group_title
 from experiments.results.sweep import point_title
 from experiments.text.tokens import TokenFile
 from harmoeny.runtime.exchange.comm import Communicator
@@ -28,21 +31,19 @@ from harmoeny.runtime.exchange.windows import PeerLostError
 _PEER_LOST_DELAY_S = 1.5
 
 
-def run_rank(
-    point: Point, tokens: TokenFile, folder: RunFolder, *, on_timeout: Callable[[], object] = lambda: None
-) -> None:
-    """Measure a point as one of its ranks; rank 0 writes the results.
+def run_rank(runs: Sequence[BegunRun], tokens: TokenFile, *, on_timeout: Callable[[], object] = lambda: None) -> None:
+    """Measure a group of points as one of its ranks; rank 0 writes the results.
 
     Args:
-        point: the point.
-        tokens: its text.
-        folder: the run's, which has begun.
+        runs: of the group's points.
+        tokens: their text.
         on_timeout: called where this rank waited for another until its time was up.
     """
+    point = runs[0].point
     try:
         device = join(point.device_type, point.options.timeout_s, ranks_per_gpu=point.options.ranks_per_gpu)
         with torch.inference_mode():
-            _run(point, tokens, folder, Communicator(device, timeout_s=point.options.timeout_s))
+            _run(runs, tokens, Communicator(device, timeout_s=point.options.timeout_s))
     except (dist.DistError, RuntimeError) as error:
         if point.options.world_size > 1 and is_peer_lost(error):
             if is_timeout(error):
@@ -64,35 +65,50 @@ def is_timeout(error: BaseException) -> bool:
     return re.search(r"timed? ?out", str(error).lower()) is not None
 
 
-def _run(point: Point, tokens: TokenFile, folder: RunFolder, comm: Communicator) -> None:
+def _run(runs: Sequence[BegunRun], tokens: TokenFile, comm: Communicator) -> None:
+    points = [run.point for run in runs]
     if comm.rank == 0:
-        folder.describe(environment_fields(point, comm, tokens))
-    with PointProgress(point_title(point.run_id), _num_passes(point), enabled=comm.rank == 0) as progress:
-        bench = Bench.set_up(point, tokens, comm, progress)
-        checks = check_systems(bench)
-        if comm.rank == 0 and bench.comm.remark:
-            say(f"{point_title(point.run_id)}: exchange=auto is collective: {bench.comm.remark}")
-        _leave_out(failed_systems(checks), bench)
-        if not bench.systems:
-            if comm.rank == 0:
-                folder.describe({"checks": checks, "failed_systems": failed_systems(checks)})
-                folder.fail("no system passed its check")
-            bench.close()
+        for run in runs:
+            run.folder.describe(environment_fields(run.point, comm, tokens))
+    num_passes = sum(_num_passes(point) for point in points)
+    with PointProgress(group_title(points), num_passes, enabled=comm.rank == 0) as progress:
+        rig = Rig.set_up(points[0], comm, progress)
+        progress.say("preparing the systems")
+        benches = [Bench.set_up(rig, point, tokens) for point in points]
+        if comm.rank == 0 and rig.comm.remark:
+            say(f"{group_title(points)}: exchange=auto is collective: {rig.comm.remark}")
+        checks = [check_systems(bench, _at(bench.point, points)) for bench in benches]
+        passed = [i for i, bench in enumerate(benches) if _leave_out(bench, checks[i], runs[i])]
+        if not passed:
+            rig.close()
             return
-        iterations = run_rounds(bench)
-        extra = measure_extra_loops(bench)
-        bench.clock.check()
-    record_routing(bench)
-    write_results(bench, Measured(checks, iterations, extra), folder)
-    bench.close()
+        goal = Goal(rig, [benches[i] for i in passed])
+        records = run_rounds(rig, goal.benches, goal)
+        extra = [measure_extra_loops(bench) for bench in goal.benches]
+        rig.clock.check()
+    if comm.rank == 0 and goal.reached:
+        say(f"{group_title(points)}: {goal.reached.text}")
+    for i, own, more in zip(passed, records, extra, strict=True):
+        record_routing(benches[i])
+        write_results(benches[i], Measured(checks[i], own, goal.reached, more), runs[i].folder)
+    rig.close()
 
 
-def _leave_out(failed: Mapping[str, str], bench: Bench) -> None:
-    """Go on without the systems that failed their check, and say so."""
+def _at(point: Point, group: Sequence[Point]) -> str:
+    return "" if len(group) == 1 else f" at {point_title(point.run_id)}"
+
+
+def _leave_out(bench: Bench, checks: Mapping[str, Mapping[str, Any]], run: BegunRun) -> bool:
+    """Go on without the systems that failed their check at a point, and say so; tell whether any is left there."""
+    failed, title = failed_systems(checks), point_title(run.point.run_id)
     bench.systems = [system for system in bench.systems if system.name not in failed]
     if bench.comm.rank == 0:
         for name, reason in failed.items():
-            say(f"error: {point_title(bench.point.run_id)}: {name} failed its check and is left out: {reason}")
+            say(f"error: {title}: {name} failed its check and is left out: {reason}")
+        if not bench.systems:
+            run.folder.describe({"checks": checks, "failed_systems": failed})
+            run.folder.fail("no system passed its check")
+    return bool(bench.systems)
 
 
 def _num_passes(point: Point) -> int:

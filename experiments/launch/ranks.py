@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from experiments.launch.local import launch
 from experiments.launch.mps import CONTROL, find_daemon
 from experiments.point.options import GpuSharing
 from experiments.point.point import Point
-from experiments.results.run_folder import RunFolder
+from experiments.results.begun import BegunRun
 from experiments.text.tokens import TokenFile
 from harmoeny.runtime.device import Device
 
@@ -52,7 +53,7 @@ class Ranks:
         if ranks_per_gpu > 1:
             _check_sharing(point, joined=joined is not None)
 
-    def run(self, point: Point, tokens: TokenFile | None, folder: RunFolder) -> None:
+    def run(self, runs: Sequence[BegunRun], tokens: TokenFile | None) -> None:
         """Start the ranks and wait for them.
 
         Raises:
@@ -60,7 +61,7 @@ class Ranks:
             InterruptedRun: this process was told to stop; all ranks were stopped.
         """
         assert tokens is not None, "real ranks read text"
-        launch(point, tokens, folder)
+        launch(runs, tokens)
 
 
 def _check_sharing(point: Point, *, joined: bool) -> None:

@@ -54,15 +54,15 @@ def _text_index(point: Point, index: int) -> int:
     if index < CALIBRATION_BATCH:
         return index
     if index < WARM_UP_BATCH:
-        return point.options.rounds + index - CALIBRATION_BATCH
-    return point.options.rounds + point.calibration_batches
+        return point.most_rounds + index - CALIBRATION_BATCH
+    return point.most_rounds + point.calibration_batches
 
 
 def shared_text(point: Point, tokens: TokenFile) -> list[str]:
     """Name what reads text that is measured too, because the text is too short: ``calibration``, ``warm-up``."""
     options = point.options
     fresh = tokens.fresh_batches(sequences_per_batch=options.world_size * options.batch_size, seq_len=options.seq_len)
-    learned = options.rounds + point.calibration_batches
+    learned = point.most_rounds + point.calibration_batches
     shared = ["calibration"] if point.calibration_batches and point.router.from_model and fresh < learned else []
     return [*shared, "warm-up"] if fresh < learned + 1 else shared
 

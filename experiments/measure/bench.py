@@ -1,4 +1,4 @@
-"""What measuring on one rank needs: the model on the runtime, the systems under test, and the batches they all get."""
+"""What measuring on one rank needs: what all points of a group share, and what each has of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from experiments.console import PointProgress
 from experiments.measure.batch import Batch, make_batch
 from experiments.measure.clock import RankClock
 from experiments.measure.fit import fit
+from experiments.measure.yardstick import Yardstick
 from experiments.point.point import Point
 from experiments.routers.base import WARM_UP_BATCH
 from experiments.text.tokens import TokenFile
@@ -23,57 +24,45 @@ from harmoeny.runtime.start import start_rank
 
 
 @dataclass
-class Bench:
-    """One rank's share of a point, ready to measure.
+class Rig:
+    """One rank as all points of a group are measured with it: one model, one calibration, one clock.
 
     Attributes:
-        point: the point.
         model: the model, attached to ``engine``.
         engine: executes its MoE layers.
-        systems: the systems to compare; those that fail their check leave it.
-        batches: one per measured round.
-        warm_up: for the checks and the warm-up, never measured.
         progress: told of every forward pass.
         clock: this rank's, compared with rank 0's and watched.
+        yardstick: what the machine's speed is seen by.
         clock_offset_s: seconds from this rank's clock to rank 0's in this round, see :meth:`begin_round`.
     """
 
-    point: Point
     model: MoEModel
     engine: ExpertParallel
-    systems: Sequence[System]
-    batches: Sequence[Batch]
-    warm_up: Batch
     progress: PointProgress
     clock: RankClock
+    yardstick: Yardstick
     clock_offset_s: float = 0.0
 
     @classmethod
-    def set_up(cls, point: Point, tokens: TokenFile, comm: Communicator, progress: PointProgress) -> Bench:
-        """Build the model, start the runtime and prepare batches and systems; all ranks do it together."""
+    def set_up(cls, point: Point, comm: Communicator, progress: PointProgress) -> Rig:
+        """Build the model and start the runtime; all ranks do it together.
+
+        Args:
+            point: any of the group.
+            comm: the ranks.
+            progress: told of every forward pass.
+        """
         clock = RankClock(comm)
         progress.say("building the model")
         model = build_model(point, comm)
         engine = start_rank(model.experts, comm, point.hardware, exchange=_exchange(point))
         model.connect(engine)
-        progress.say("preparing the systems")
-        indices = [*range(point.options.rounds), WARM_UP_BATCH]
-        *batches, warm_up = (make_batch(point, model, tokens, i, comm.rank, comm.device) for i in indices)
-        systems = [
-            engine.build_system(name, fit(policy.calibrated(engine.memory.cost), point, model, tokens, comm))
-            for name, policy in point.systems.items()
-        ]
-        return cls(point, model, engine, systems, batches, warm_up, progress, clock)
+        return cls(model, engine, progress, clock, Yardstick(engine.comm))
 
     @property
     def comm(self) -> Communicator:
         """The ranks."""
         return self.engine.comm
-
-    def begin_loop(self) -> None:
-        """Let all systems forget what they saw: none may have learned from what is measured now."""
-        for system in self.systems:
-            system.planner.reset()
 
     def begin_round(self) -> None:
         """Find out how far this rank's clock is from rank 0's; clocks drift. All ranks do it together.
@@ -88,6 +77,75 @@ class Bench:
         """Let the runtime go, when all ranks have come to here."""
         self.comm.barrier()
         self.engine.close()
+
+
+@dataclass
+class Bench:
+    """One rank's share of a point, ready to measure.
+
+    Attributes:
+        rig: shared with the other points of its group.
+        point: the point.
+        systems: the systems to compare, which have met nothing of other points; those that fail their check leave it.
+        batches: one per measured round; of the same texts for all points of a group.
+        warm_up: for the checks and the warm-up, never measured.
+        tokens: the text.
+    """
+
+    rig: Rig
+    point: Point
+    systems: Sequence[System]
+    batches: list[Batch]
+    warm_up: Batch
+    tokens: TokenFile
+
+    @classmethod
+    def set_up(cls, rig: Rig, point: Point, tokens: TokenFile) -> Bench:
+        """Prepare batches and systems; all ranks do it together."""
+        model, engine, comm = rig.model, rig.engine, rig.comm
+        indices = [*range(point.options.rounds), WARM_UP_BATCH]
+        *batches, warm_up = (make_batch(point, model, tokens, i, comm.rank, comm.device) for i in indices)
+        systems = [
+            engine.build_system(name, fit(policy.calibrated(engine.memory.cost), point, model, tokens, comm))
+            for name, policy in point.systems.items()
+        ]
+        return cls(rig, point, systems, batches, warm_up, tokens)
+
+    @property
+    def model(self) -> MoEModel:
+        """The model, attached to the engine."""
+        return self.rig.model
+
+    @property
+    def engine(self) -> ExpertParallel:
+        """What executes the model's MoE layers."""
+        return self.rig.engine
+
+    @property
+    def comm(self) -> Communicator:
+        """The ranks."""
+        return self.rig.comm
+
+    @property
+    def progress(self) -> PointProgress:
+        """Told of every forward pass."""
+        return self.rig.progress
+
+    def batch(self, round_index: int) -> Batch:
+        """Return a round's batch, which is made now where it comes after those that were asked for.
+
+        Args:
+            round_index: the round, in order; negative: a warm-up.
+        """
+        if round_index == len(self.batches):
+            comm = self.comm
+            self.batches.append(make_batch(self.point, self.model, self.tokens, round_index, comm.rank, comm.device))
+        return self.warm_up if round_index < 0 else self.batches[round_index]
+
+    def begin_loop(self) -> None:
+        """Let all systems forget what they saw: none may have learned from what is measured now."""
+        for system in self.systems:
+            system.planner.reset()
 
 
 def _exchange(point: Point) -> str:

@@ -49,11 +49,15 @@ class Check:
     reason: str | None = None
 
 
-def check_systems(bench: Bench) -> dict[str, dict[str, Any]]:
+def check_systems(bench: Bench, at: str = "") -> dict[str, dict[str, Any]]:
     """Compare every system's output on a batch that is not measured with the dense model's, with the same routing.
 
     Systems that executed all assignments share one reference; a dropping system is compared with the dense model on
     exactly the assignments that it executed. Where a decode phase is measured, exact systems have to decode right too.
+
+    Args:
+        bench: the point; plans differ from point to point, so each has its own check.
+        at: names it beside others of its group, as in `` at skew=0.9``.
 
     Returns:
         By system, the fields of its :class:`Check` and, with a decode phase, its ``decode_error``; the same on all
@@ -62,7 +66,7 @@ def check_systems(bench: Bench) -> dict[str, dict[str, Any]]:
     checker = Checker(bench)
     checks = {}
     for system in bench.systems:
-        bench.progress.say(f"checking {system.name}")
+        bench.progress.say(f"checking {system.name}{at}")
         checks[system.name] = checker.check(system)
         bench.progress.advance()
     return checks

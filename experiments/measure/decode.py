@@ -93,8 +93,8 @@ def decode_rounds(bench: Bench, batches: Sequence[DecodeBatch]) -> list[Decoded]
     records = []
     bench.begin_loop()
     for round_index, batch in enumerate(batches):
-        bench.begin_round()
-        for system in in_turn(bench.systems, round_index):
+        bench.rig.begin_round()
+        for system in in_turn(bench.systems, round_index, len(batches)):
             bench.progress.say(f"decode, round {round_index + 1} of {len(batches)}")
             bench.engine.use(system)
             with collector_paused():
@@ -108,8 +108,8 @@ def decode_rounds(bench: Bench, batches: Sequence[DecodeBatch]) -> list[Decoded]
                     rank=bench.comm.rank,
                     num_sequences=num_sequences,
                     num_steps=num_steps,
-                    first_token_s=first_s + bench.clock_offset_s,
-                    last_token_s=last_s + bench.clock_offset_s,
+                    first_token_s=first_s + bench.rig.clock_offset_s,
+                    last_token_s=last_s + bench.rig.clock_offset_s,
                 )
             )
             bench.progress.advance()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ import torch
 from experiments.measure.batch import shared_text
 from experiments.measure.bench import Bench
 from experiments.measure.extra_loops import Extra
+from experiments.measure.goal import Reached
+from experiments.measure.records import Records
 from experiments.point.options import GpuSharing
 from experiments.point.point import Point
 from experiments.results.gather import all_on_rank_0, on_rank_0
 from experiments.results.layer_rows import (
     Platform,
-    RankIteration,
     expert_counts,
     iteration_frame,
     layer_frame,
@@ -27,12 +28,13 @@ from experiments.results.layer_rows import (
 from experiments.results.manifest import model_fields, options_of
 from experiments.results.request_rows import decode_frame, request_frame
 from experiments.results.run_folder import RunFolder
+from experiments.results.yardstick_rows import yardstick_frame
 from experiments.text.tokens import TokenFile
 from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.system import System
-from results_schema.tables import DECODE, ITERATIONS, LAYERS, REQUESTS, ROUTING, Table
+from results_schema.tables import DECODE, ITERATIONS, LAYERS, REQUESTS, ROUTING, YARDSTICK, Table
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Measured:
 
     Attributes:
         checks: by system, the outcome of its check.
-        iterations: the closed loop.
+        rounds: the closed loop.
+        reached: how its rounds ended; None without ``until``.
         extra: what was measured beside it.
     """
 
     checks: Mapping[str, dict[str, Any]]
-    iterations: Sequence[RankIteration]
+    rounds: Records
+    reached: Reached | None
     extra: Extra
 
 
@@ -81,7 +85,7 @@ def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> d
             "text": point.dataset.name,
             "num_tokens": tokens.num_tokens,
             "sha256": tokens.sha256,
-            "repeats_text": fresh < options.rounds,
+            "repeats_text": fresh < point.most_rounds,
             "shared_text": shared_text(point, tokens),
         },
     }
@@ -104,7 +108,8 @@ def _tables(bench: Bench, measured: Measured) -> dict[Table, pd.DataFrame]:
     """Gather all ranks' records and return the tables on rank 0, none on the others."""
     comm, model = bench.comm, bench.model
     routed = on_rank_0(_routed(bench), comm)
-    iterations = all_on_rank_0(measured.iterations, comm)
+    iterations = all_on_rank_0(measured.rounds.iterations, comm)
+    yardstick = all_on_rank_0(measured.rounds.yardstick, comm)
     served = all_on_rank_0(measured.extra.served, comm)
     decoded = all_on_rank_0(measured.extra.decoded, comm)
     if comm.rank != 0:
@@ -116,6 +121,7 @@ def _tables(bench: Bench, measured: Measured) -> dict[Table, pd.DataFrame]:
         ITERATIONS: iteration_frame(iterations, platform, model.scope),
         ROUTING: routing_frame([np.sum(ranks, axis=0) for ranks in zip(*routed, strict=True)], model.stacks),
         REQUESTS: request_frame(iterations, served, platform),
+        YARDSTICK: yardstick_frame(yardstick, platform),
     }
     return tables | ({DECODE: decode_frame(decoded, platform)} if decoded else {})
 
@@ -143,10 +149,14 @@ def _fields(bench: Bench, measured: Measured) -> dict[str, Any]:
         ),
         "exchange": {"used": str(bench.comm.exchange), "remark": bench.comm.remark},
         "calibration": vars(memory.cost),
+        "yardstick": {
+            "product_flops": bench.rig.yardstick.product_flops,
+            "copy_bytes": bench.rig.yardstick.copy_bytes,
+        },
         "inputs": bench.point.inputs(),
         "checks": dict(measured.checks),
         "failed_systems": failed_systems(measured.checks),
-    }
+    } | ({} if measured.reached is None else {"until": asdict(measured.reached)})
 
 
 def _notes(point: Point, system: System) -> dict[str, Any]:

@@ -1,39 +1,69 @@
-"""The measurement: systems interleaved round by round on the same inputs, routing and weights."""
+"""The measurement: points and their systems interleaved round by round, on the same weights and texts."""
 
 from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.measure.batch import Batch
-from experiments.measure.bench import Bench
+from experiments.measure.bench import Bench, Rig
+from experiments.measure.goal import Goal
+from experiments.measure.records import Records
 from experiments.measure.turns import collector_paused, in_turn
 from experiments.results.layer_rows import RankIteration, layer_row
+from experiments.results.yardstick_rows import YardstickTime
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.layer.system import System
 
 
-def run_rounds(bench: Bench) -> list[RankIteration]:
-    """Measure every system on every batch, one batch a round.
+def run_rounds(rig: Rig, benches: Sequence[Bench], goal: Goal) -> list[Records]:
+    """Measure every system of every point on every batch, one batch a round.
 
     Warm-up rounds take a batch of their own and are thrown away, with all that systems learned from them.
+
+    Args:
+        rig: of the group.
+        benches: its points, at least one.
+        goal: says when there are enough rounds.
+
+    Returns:
+        By point, what this rank saw.
     """
-    records: list[RankIteration] = []
     gc.collect()
     gc.freeze()  # a collection that looks at every imported library again takes a quarter of a second
-    for round_index in range(-bench.point.options.warmup_rounds, len(bench.batches)):
-        batch = bench.batches[round_index] if round_index >= 0 else bench.warm_up
-        if round_index == 0:
-            bench.begin_loop()
-        bench.begin_round()
-        bench.progress.say("warm-up" if round_index < 0 else f"round {round_index + 1} of {len(bench.batches)}")
-        for system in in_turn(bench.systems, round_index):
-            timed = _iterate(bench, system, batch)
-            if round_index >= 0:
-                records.append(_record(bench, system, batch, timed, round_index, iteration=len(records)))
-            bench.progress.advance()
+    for round_index in range(-benches[0].point.options.warmup_rounds, 0):
+        rig.progress.say("warm-up")
+        _run_round(rig, benches, round_index, [Records() for _ in benches])
+    for bench in benches:
+        bench.begin_loop()
+    records = [Records() for _ in benches]
+    num_rounds = 0
+    while not goal.is_reached(num_rounds, records):
+        rig.progress.say(goal.title(num_rounds))
+        if num_rounds >= benches[0].point.options.rounds:
+            rig.progress.expect(sum(len(bench.systems) for bench in benches))
+        _run_round(rig, benches, num_rounds, records)
+        num_rounds += 1
     return records
+
+
+def _run_round(rig: Rig, benches: Sequence[Bench], round_index: int, records: Sequence[Records]) -> None:
+    """Measure all points in one round, and the machine's yardstick between them."""
+    most_rounds = benches[0].point.most_rounds
+    rig.begin_round()
+    before = rig.yardstick.measure()
+    for bench, seen in in_turn(list(zip(benches, records, strict=True)), round_index, most_rounds):
+        batch = bench.batch(round_index)
+        for system in in_turn(bench.systems, round_index, most_rounds):
+            timed = _iterate(bench, system, batch)
+            seen.iterations.append(_record(bench, system, batch, timed, round_index, len(seen.iterations)))
+            rig.progress.advance()
+        after = rig.yardstick.measure()
+        ends = enumerate((before, after))
+        seen.yardstick += [YardstickTime(round_index, end, rig.comm.rank, *taken) for end, taken in ends]
+        before = after
 
 
 @dataclass(frozen=True)
@@ -64,14 +94,15 @@ def _record(
     bench: Bench, system: System, batch: Batch, timed: Timed, round_index: int, iteration: int
 ) -> RankIteration:
     rank = bench.comm.rank
-    origin_s = timed.start_s + bench.clock_offset_s
+    offset_s = bench.rig.clock_offset_s
+    origin_s = timed.start_s + offset_s
     return RankIteration(
         system=system.name,
         round=round_index,
         iteration=iteration,
         rank=rank,
         start_s=origin_s,
-        end_s=timed.end_s + bench.clock_offset_s,
+        end_s=timed.end_s + offset_s,
         drain_s=timed.drained_s - timed.end_s,
         num_sequences=batch.input_ids.shape[0],
         input_tokens=batch.input_ids.numel(),

@@ -34,8 +34,8 @@ def serve_rounds(bench: Bench, arrivals_s: Sequence[FloatArray]) -> list[Served]
     bench.begin_loop()
     for round_index, (batch, times) in enumerate(zip(bench.batches, arrivals_s, strict=True)):
         pool = Pool.gather(batch, bench.comm)
-        bench.begin_round()
-        for system in in_turn(bench.systems, round_index):
+        bench.rig.begin_round()
+        for system in in_turn(bench.systems, round_index, len(bench.batches)):
             bench.progress.say(f"open loop, round {round_index + 1} of {len(bench.batches)}")
             bench.engine.use(system)
             with collector_paused():
@@ -128,7 +128,7 @@ def _serve(bench: Bench, pool: Pool, arrivals_s: FloatArray, batch_size: int) ->
         waiting = int(np.searchsorted(arrivals_s, now_s, side="right")) - num_done
         number = int(_from_rank_0(float(min(max(waiting, 1), batch_size * comm.world_size)), comm))
         requests = [i for i in range(num_done, num_done + number) if i % comm.world_size == comm.rank]
-        start_s, end_s = (t + bench.clock_offset_s - begin_s for t in timed_forward(bench, pool.take(requests)))
+        start_s, end_s = (t + bench.rig.clock_offset_s - begin_s for t in timed_forward(bench, pool.take(requests)))
         batches.append(ServedBatch(requests, start_s, end_s))
         num_done += number
     return batches

@@ -55,6 +55,9 @@ class Options:
     seq_len: int = MISSING
     rounds: int = MISSING
     warmup_rounds: int = MISSING
+    until: float | None = None
+    max_rounds: int | None = None
+    max_minutes: float | None = None
     timeout_s: int = MISSING
     exchange: str = MISSING
     ranks_per_gpu: int = MISSING

@@ -26,9 +26,14 @@ from harmoeny.runtime.layer.plan_executor import find_executor
 #: Values that change where results go or what is done with them, but not the measurement.
 _NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force", "dry_run")
 #: What stays out while it has this value, so that runs of earlier versions keep their names.
-_UNNAMED = {"exchange": Exchange.AUTO, "ranks_per_gpu": 1, "gpu_sharing": GpuSharing.MPS}
+_UNNAMED: dict[str, Any] = {
+    "exchange": Exchange.AUTO, "ranks_per_gpu": 1, "gpu_sharing": GpuSharing.MPS,
+    "until": None, "max_rounds": None, "max_minutes": None,
+}  # fmt: skip
 #: Fields of the hardware of which the same is true, with the value that they have by default.
 _UNNAMED_HARDWARE = ("kernel", "expert_tile_rows", "expert_half_rate_width", "round_spread", "rank_spread")
+#: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.
+_MOST_TIMES = 5
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
 _SIMULATOR_ONLY = ("backend", "simulator")
 _DEFAULT_HARDWARE = Hardware()
@@ -110,7 +115,15 @@ class Point:
     def num_tokens(self) -> int:
         """Tokens that all ranks read: of the measured batches, of those to learn from, and of one to warm up on."""
         o = self.options
-        return (o.rounds + self.calibration_batches + 1) * o.world_size * o.batch_size * o.seq_len
+        return (self.most_rounds + self.calibration_batches + 1) * o.world_size * o.batch_size * o.seq_len
+
+    @property
+    def most_rounds(self) -> int:
+        """Rounds that are measured, at most: with ``until`` more than were asked for."""
+        options = self.options
+        if options.until is None:
+            return options.rounds
+        return options.max_rounds or _MOST_TIMES * options.rounds
 
     @property
     def calibration_batches(self) -> int:

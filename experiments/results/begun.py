@@ -1,12 +1,14 @@
-"""The beginning of a run: its folder is held, nothing of an earlier attempt is left, and the machine knows of it."""
+"""The beginning of runs: their folders are held, earlier attempts are gone, and the machine knows of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from experiments.console import say
 from experiments.point.point import Point
+from experiments.results.group import group_title, new_group
 from experiments.results.kept import is_kept
 from experiments.results.lock import hold
 from experiments.results.neighbours import registered
@@ -14,34 +16,65 @@ from experiments.results.run_folder import RunFolder
 from experiments.results.sweep import point_title
 
 
+@dataclass(frozen=True)
+class BegunRun:
+    """A run that has begun; it pickles, for the ranks that measure it.
+
+    Attributes:
+        point: what is run.
+        folder: where its results go.
+    """
+
+    point: Point
+    folder: RunFolder
+
+
 @contextmanager
-def begun(point: Point, *, wait: bool) -> Iterator[RunFolder | None]:
-    """Begin a run as the only process that does; it is held until the block ends.
+def begun(points: Sequence[Point], *, wait: bool) -> Iterator[list[BegunRun]]:
+    """Begin the runs of a group as the only process that does; they are held until the block ends.
 
     Args:
-        point: the point.
-        wait: wait for another process that measures the same.
+        points: the group's.
+        wait: wait for other processes that measure the same.
 
     Yields:
-        The run's folder; None where another process has finished the run meanwhile.
+        The runs, in the order of the points, without those that another process has finished meanwhile.
 
     Raises:
-        RunBusyError: another process measures the same, and ``wait`` is false.
-        OSError: the folder cannot be written.
+        RunBusyError: another process measures one of them, and ``wait`` is false.
+        OSError: a folder cannot be written.
     """
-    title = point_title(point.run_id)
-    with hold(point.folder, title, wait=wait):
-        if is_kept(point):
-            yield None
+    with ExitStack() as held:
+        todo = _hold_missing(points, held, wait=wait)
+        if not todo:
+            yield []
             return
-        with registered(f"{point.options.experiment}/{point.run_id}") as neighbours:
-            for other in neighbours.at_start if neighbours else ():
-                say(
-                    f"{title}: {other['run']} (process {other['pid']}) is being measured on this machine too; "
-                    "the results of both will say so"
-                )
-            folder = RunFolder(point.folder, neighbours)
-            for path in folder.damaged:
-                say(f"{title}: {path} is damaged, and the point is measured again")
-            folder.begin(point)
-            yield folder
+        name = f"{todo[0].options.experiment}/{todo[0].run_id}"
+        neighbours = held.enter_context(registered(name if len(todo) == 1 else f"{name} and {len(todo) - 1} more"))
+        for other in neighbours.at_start if neighbours else ():
+            say(
+                f"{group_title(todo)}: {other['run']} (process {other['pid']}) is being measured on this machine too; "
+                "the results of both will say so"
+            )
+        runs = [BegunRun(point, RunFolder(point.folder, neighbours)) for point in todo]
+        group = new_group(todo)
+        for run in runs:
+            for path in run.folder.damaged:
+                say(f"{point_title(run.point.run_id)}: {path} is damaged, and the point is measured again")
+            run.folder.begin(run.point, group)
+        yield runs
+
+
+def _hold_missing(points: Sequence[Point], held: ExitStack, *, wait: bool) -> list[Point]:
+    """Hold the folders of all points that are to be run, until ``held`` is closed."""
+    todo = set()
+    # By name, as in every process: two that hold what the other waits for would wait for ever.
+    for point in sorted(points, key=lambda point: point.run_id):
+        lock = ExitStack()
+        lock.enter_context(hold(point.folder, point_title(point.run_id), wait=wait))
+        if is_kept(point):
+            lock.close()
+        else:
+            held.push(lock)
+            todo.add(point.run_id)
+    return [point for point in points if point.run_id in todo]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import platform
 import socket
 import subprocess
@@ -43,11 +46,35 @@ def new_manifest(point: Point) -> dict[str, Any]:
                 "baseline": policy.baseline,
                 "bound": policy.bound,
                 "knows": sorted(policy.knows),
+                "behaviour": behaviour_of(policy),
                 "options": options_of(point, name, policy),
             }
             for name, policy in point.systems.items()
         },
     }
+
+
+def behaviour_of(policy: Policy) -> str:
+    """Return a digest of what a policy does, whatever it is called: its code by name and where it stands, its options.
+
+    Two systems of the same digest are one and the same under two names.
+    """
+    options = {field.name: repr(getattr(policy, field.name)) for field in fields(policy) if field.init}
+    code = {
+        name: _code_name(inspect.getattr_static(type(policy), name))
+        for name in dir(type(policy))
+        if not name.startswith("__") and name not in ("name", "description", "_abc_impl", *options)
+    }
+    return hashlib.sha256(json.dumps([options, code], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _code_name(member: object) -> str:
+    """Name a function, a property or another member of a class by what it is."""
+    inner = (getattr(member, name, None) for name in ("fget", "func", "__func__", "__wrapped__"))
+    function = next((found for found in inner if found is not None), member)
+    if inspect.isfunction(function):
+        return f"{function.__module__}.{function.__qualname__}"
+    return repr(member)
 
 
 def environment() -> dict[str, dict[str, Any]]:

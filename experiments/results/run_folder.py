@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from experiments.point.point import Point
+from experiments.results.group import new_group
 from experiments.results.manifest import new_manifest, now
 from experiments.results.neighbours import Neighbours
 from results_schema import files
@@ -63,11 +64,16 @@ class RunFolder:
         """Systems that failed their check and have no numbers, with the reason."""
         return dict(self.manifest.get("failed_systems") or {})
 
-    def begin(self, point: Point) -> None:
-        """Remove what an unfinished run left and write down what runs now."""
+    def begin(self, point: Point, group: Mapping[str, Any] | None = None) -> None:
+        """Remove what an unfinished run left and write down what runs now.
+
+        Args:
+            point: what runs.
+            group: what is measured together with it (:func:`experiments.results.group.new_group`); None: nothing.
+        """
         self.forget()
         write_text(self.path / files.CONFIG, yaml.safe_dump(point.config, sort_keys=False))
-        self._write_manifest(new_manifest(point))
+        self._write_manifest(new_manifest(point) | {"group": dict(group or new_group([point]))})
 
     def describe(
         self,

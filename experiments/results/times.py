@@ -49,7 +49,9 @@ def read_times(results_dir: Path) -> Times:
             continue
         try:
             config = yaml.load((path.parent / CONFIG).read_text(encoding="utf-8"), yaml.CSafeLoader)
-            seconds.setdefault(_load(config), []).append(took_s / _num_passes(config))
+            until = read_manifest(path.parent).get("until") or {}
+            num_passes = _num_passes(config | {"rounds": until.get("rounds", config["rounds"])})
+            seconds.setdefault(_load(config), []).append(took_s / num_passes)
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             continue
     return Times({load: statistics.median(found) for load, found in seconds.items()})
@@ -82,15 +84,16 @@ def duration(seconds: float) -> str:
 
 
 def _took_s(folder: Path) -> float | None:
-    """Return how long a finished run took; None where there is none."""
+    """Return how long a finished run took, its share where it was measured with others; None where there is none."""
     try:
         manifest = read_manifest(folder)
         if manifest["status"] != Status.FINISHED:
             return None
         start, end = (datetime.fromisoformat(manifest[name]) for name in ("started_at", "ended_at"))
+        together = max(1, len((manifest.get("group") or {}).get("run_ids", ())))
     except (ValueError, KeyError, TypeError):
         return None
-    return max(0.5, (end - start).total_seconds())  # written in whole seconds
+    return max(0.5, (end - start).total_seconds()) / together  # written in whole seconds
 
 
 def _load(config: Mapping[str, Any]) -> str:

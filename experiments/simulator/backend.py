@@ -14,6 +14,7 @@ from experiments.console import PointProgress, say
 from experiments.measure.extra_loops import num_extra_passes
 from experiments.point.point import Point
 from experiments.point.simulator_options import SoftwareCost
+from experiments.results.begun import BegunRun
 from experiments.results.layer_rows import (
     Platform,
     RankIteration,
@@ -128,12 +129,16 @@ class Simulator:
     def check_host(self, point: Point) -> None:
         """Accept every host: nothing of it matters."""
 
-    def run(self, point: Point, tokens: TokenFile | None, folder: RunFolder) -> None:
-        """Simulate a point and write its result files; systems that do not fit in memory are in none but the manifest.
+    def run(self, runs: Sequence[BegunRun], tokens: TokenFile | None) -> None:
+        """Simulate points and write their result files; systems that do not fit in memory are in the manifest alone.
 
         Raises:
             OutOfMemoryError: not one system fits.
         """
+        for run in runs:
+            self._run_point(run.point, tokens, run.folder)
+
+    def _run_point(self, point: Point, tokens: TokenFile | None, folder: RunFolder) -> None:
         folder.describe(
             {
                 "backend": self.name,

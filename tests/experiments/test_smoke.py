@@ -61,7 +61,7 @@ def test_systems_are_interleaved_on_the_same_batches(run: SmokeRun) -> None:
         assert iterations["iteration"].tolist() == list(range(ROUNDS * len(SYSTEMS)))
         order = [rows["system"].tolist() for _, rows in iterations.groupby("round")]
         assert [sorted(systems) for systems in order] == [sorted(SYSTEMS)] * ROUNDS
-        assert len({systems[0] for systems in order}) == ROUNDS, "the turn to begin goes round"
+        assert order[0] == order[1][::-1] == order[2], "every round goes the other way than the one before"
         layers = pd.read_parquet(folder / "layers.parquet")
         shape = layers.groupby(["system", "round", "layer"])["rank"].agg(list)
         assert len(shape) == len(SYSTEMS) * ROUNDS * 3
@@ -88,6 +88,14 @@ def test_only_balancing_systems_stay_balanced_when_routing_is_skewed(run: SmokeR
     assert imbalance["static_ep"] > 1.7, "nine of ten tokens go to one expert"
     assert imbalance["harmoeny"] < 1.1
     assert imbalance["even_split"] < 1.1
+
+
+def test_both_points_are_measured_in_the_same_rounds(run: SmokeRun) -> None:
+    groups = [_manifest(folder)["group"] for folder in run.folders]
+    assert groups[0] == groups[1]
+    assert groups[0]["mirrored"]
+    assert groups[0]["run_ids"] == [folder.name for folder in run.folders]
+    assert len({_manifest(folder)["calibration"]["token_s"] for folder in run.folders}) == 1, "calibrated once"
 
 
 def test_both_ways_measure_the_same_thing(smoke: SmokeRun, joined_smoke: SmokeRun) -> None:
@@ -122,11 +130,12 @@ def test_the_output_is_calm(smoke: SmokeRun) -> None:
     lines = smoke.output.splitlines()
     assert not [line for line in lines if "warn" in line.lower() or "error" in line.lower()]
     # Other tests may measure meanwhile, and then a line says so.
-    steps = [line for line in lines if line.startswith("skew=") and "on this machine too" not in line]
-    assert len(steps) == 2 * (2 + len(SYSTEMS) + 1 + ROUNDS), "one line per step, of rank 0 alone"
+    steps = [line for line in lines if line.startswith("smoke, 2 points: ") and "on this machine too" not in line]
+    assert len(steps) == 2 + 2 * len(SYSTEMS) + 1 + ROUNDS, "one line per step, of rank 0 alone"
     assert [line for line, count in Counter(steps).items() if count > 1] == []
-    assert "skew=0.9 (2 of 2): round 3 of 3" in steps
-    assert len([line for line in lines if line.startswith("smoke: 2 points, 2 to run; results in ")]) == 1
+    assert "smoke, 2 points: checking harmoeny at skew=0.9 (2 of 2)" in steps
+    assert steps[-1] == "smoke, 2 points: round 3 of 3"
+    assert len([line for line in lines if line.startswith("smoke: 2 points, 2 to run together; results in ")]) == 1
 
 
 def test_a_finished_sweep_is_kept(smoke: SmokeRun, tmp_path: Path) -> None:

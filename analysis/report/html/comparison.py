@@ -11,10 +11,10 @@ import pandas as pd
 
 from analysis.data.metrics import QUANTITIES
 from analysis.present.style import label, look
-from analysis.present.table import bursts, significant
+from analysis.present.table import bursts, has_no_skew, significant
 from analysis.report.html.section import Section
 
-_RATIO = "throughput_ratio_to_best_baseline"
+_RATIO, _NO_SKEW = "throughput_ratio_to_best_baseline", "throughput_ratio_to_no_skew"
 #: A 99th percentile that far above the mean is worth a column.
 _TAIL = 1.05
 
@@ -88,6 +88,7 @@ def columns_of(frame: pd.DataFrame) -> list[Column]:
     has_tail = "ttft_p99_s" in frame and bool((frame["ttft_p99_s"] > _TAIL * frame["ttft_s"]).any())
     columns = [
         column(_RATIO, _ratio),
+        *([column(_NO_SKEW, _ratio)] if has_no_skew(frame) else []),
         column("throughput_tokens_per_s", _number),
         seconds("ttft_s"),
         *([seconds("ttft_p99_s")] if has_tail else []),

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.data.load import Run
-from analysis.data.stats import ENOUGH_ROUNDS, Estimate, paired_ratio
+from analysis.data.pairing import is_even, run_ratio
+from analysis.data.stats import ENOUGH_ROUNDS, Estimate
 from analysis.present.table import exchange_text, rounds_text, texts_read
 from analysis.report.html.section import Section, axis_name, joined, names_of, prose, span, value_text
 
 #: Up to so many points are all told; of more, the first, the last, and those with the best and the worst ratio.
 _ALL_POINTS = 6
 _STATIC = "static_ep"
+_NO_SKEW = "throughput_ratio_to_no_skew"
 _UNCLEAR = "no clear difference"
 _ONE_ROUND = "no verdict from one round"
 
@@ -32,6 +34,7 @@ class Result:
         idle: share of the MoE layers' time that our ranks idled.
         baseline_idle: likewise of the baseline.
         static: ratio to static EP's throughput, where that is there and not the best.
+        no_skew: ratio to the throughput of the best exact system at skew 0, where both were measured together.
     """
 
     point: str
@@ -43,6 +46,7 @@ class Result:
     idle: float
     baseline_idle: float
     static: Estimate | None = None
+    no_skew: Estimate | None = None
 
     @property
     def sentence(self) -> str:
@@ -50,10 +54,11 @@ class Result:
         ratio = self.throughput
         start = f"At {self.point}, " if self.point else ""
         static = f" ({_times(self.static)} that of {prose(_STATIC)})" if self.static else ""
+        kept = f" It has {_times(self.no_skew)} that of the best system at skew 0." if self.no_skew else ""
         idle = f"idle share {self.idle:.0%} instead of {self.baseline_idle:.0%}"
         return (
             f"{start}{prose(self.ours)} has {_times(ratio)} the throughput of {prose(self.baseline)}, the best exact "
-            f"baseline: {self.verdict}{static}. "
+            f"baseline: {self.verdict}{static}.{kept} "
             f"Time to first token {_percent(self.ttft)}, {idle}."
         )
 
@@ -102,9 +107,10 @@ def compare(section: Section, index: int) -> Result | None:
     baseline = str(best[0])
 
     def ratio(metric: str, other: str) -> Estimate:
-        return paired_ratio(_by_round(values, ours)[metric], _by_round(values, other)[metric])
+        return run_ratio(run, _by_round(values, ours)[metric], _by_round(values, other)[metric])
 
     throughput = ratio("throughput_tokens_per_s", baseline)
+    has_no_skew = _NO_SKEW in rows and not pd.isna(rows[_NO_SKEW][ours]) and not is_even(run)
     has_static = baseline != _STATIC != ours and _STATIC in rows.index
     return Result(
         point=section.labels[index],
@@ -116,7 +122,14 @@ def compare(section: Section, index: int) -> Result | None:
         idle=float(rows["idle_share"][ours]),
         baseline_idle=float(rows["idle_share"][baseline]),
         static=ratio("throughput_tokens_per_s", _STATIC) if has_static else None,
+        no_skew=_estimate(rows, ours, _NO_SKEW) if has_no_skew else None,
     )
+
+
+def _estimate(rows: pd.DataFrame, system: str, name: str) -> Estimate:
+    """Return an estimate of a summary frame."""
+    middle, low, high = (float(rows[f"{name}{end}"][system]) for end in ("", "_low", "_high"))
+    return Estimate(middle, low, high, int(rows["num_rounds"][system]))
 
 
 def measured_on(section: Section) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from plotly import graph_objects as go
 
-from analysis.present.panel import RATIO_TO_BEST_BASELINE, THROUGHPUT, Panel, panel
+from analysis.present.panel import RATIO_TO_BEST_BASELINE, RATIO_TO_NO_SKEW, THROUGHPUT, Panel, panel
 from analysis.present.style import label
+from analysis.present.table import has_no_skew
 from analysis.report.html.plotly_style import (
     INK,
     FigureJson,
@@ -64,8 +65,8 @@ class Shown:
 
     @property
     def is_ratio(self) -> bool:
-        """Whether 1 is where the best baseline is."""
-        return self.panel == RATIO_TO_BEST_BASELINE
+        """Whether 1 is where the system is that all are compared with."""
+        return self.panel in (RATIO_TO_BEST_BASELINE, RATIO_TO_NO_SKEW)
 
 
 def shown_metrics(frame: pd.DataFrame) -> list[Shown]:
@@ -79,6 +80,9 @@ def shown_metrics(frame: pd.DataFrame) -> list[Shown]:
     ratio = RATIO_TO_BEST_BASELINE
     if ratio.column in frame and frame[ratio.column].notna().any():
         shown.insert(1, Shown(ratio, "ratio", "~r", ".3f", "; paired by round, the best exact baseline is 1"))
+    if has_no_skew(frame):
+        remark = "; paired by round, the best exact system at skew 0 is 1"
+        shown.insert(1, Shown(RATIO_TO_NO_SKEW, "ratio", "~r", ".3f", remark))
     return shown
 
 
@@ -250,7 +254,7 @@ def _hover(shown: Shown, axis: str, point: str) -> str:
 
 
 def _reference_line(shown: Shown, direction: str) -> list[go.layout.Shape]:
-    """Return a line where the best baseline is, if ratios to it are drawn; it crosses the axis ``direction`` at 1."""
+    """Return a line where what ratios are to is, if they are drawn; it crosses the axis ``direction`` at 1."""
     if not shown.is_ratio:
         return []
     look = {"type": "line", "line": {"color": INK, "width": 1, "dash": "dot"}, "layer": "above"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from plotly import graph_objects as go
 
 from analysis.present.panel import THROUGHPUT
-from analysis.report.html import breakdown_plot
+from analysis.report.html import breakdown_plot, yardstick_plot
 from analysis.report.html.metric_plot import Shown, by_system, over_option, shown_metrics
 from analysis.report.html.plotly_style import (
     FigureJson,
@@ -19,6 +19,7 @@ from analysis.report.html.plotly_style import (
     plot_label,
 )
 from analysis.report.html.section import Section, point_label
+from results_schema.yardstick import MOVED
 
 #: With more bars than these the time breakdown shows means over ranks.
 _MOST_BARS = 48
@@ -53,7 +54,8 @@ def plots_of(section: Section) -> list[Plot]:
     styles = looks(section.systems)
     drawn = [_metric_plot(section, styles, shown) for shown in shown_metrics(section.frame)]
     has_rounds = any(values["round"].nunique() > 1 for values in section.values)
-    return [*drawn, *([_rounds(section, styles)] if has_rounds else []), _breakdown(section)]
+    of_rounds = [_rounds(section, styles)] if has_rounds else []
+    return [*drawn, *of_rounds, *_drift(section), _breakdown(section)]
 
 
 def _metric_plot(section: Section, styles: dict[str, PlotLook], shown: Shown) -> Plot:
@@ -103,6 +105,15 @@ def _rounds(section: Section, styles: dict[str, PlotLook]) -> Plot:
         variants[name] = figure_json(traces, layout)
     note = "In a round every system runs once, on the same batch. Rounds that are slow for all tell of the machine"
     return Plot("rounds", "Throughput round by round", "tokens/s", note, variants, dict.fromkeys(variants, _HEIGHT))
+
+
+def _drift(section: Section) -> list[Plot]:
+    """The machine's own speed over the rounds; nothing where no yardstick was measured."""
+    runs = zip(section.labels, section.runs, strict=True)
+    variants = {name: yardstick_plot.drift(run) for name, run in runs if run.yardstick is not None}
+    note = f"A fixed piece of work on the slowest rank. Marked: rounds in which it moved by over {MOVED:.0%}"
+    plot = Plot("yardstick", "Drift of the machine", "ratio", note, variants, dict.fromkeys(variants, _HEIGHT))
+    return [plot] if variants else []
 
 
 def _breakdown(section: Section) -> Plot:

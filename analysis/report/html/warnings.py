@@ -9,8 +9,12 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis.data.load import Run
+from analysis.data.pairing import moved_rounds
 from analysis.data.stats import ENOUGH_ROUNDS
+from analysis.data.twins import twins_of
+from analysis.present.table import error_bar, missed_goals
 from analysis.report.html.section import Section, names_of, prose
+from results_schema.yardstick import MOVED
 
 #: An interval of the throughput that reaches further than this share of the median from it is wide.
 WIDE_INTERVAL = 0.1
@@ -18,6 +22,8 @@ WIDE_INTERVAL = 0.1
 SLOW_START = 0.2
 #: A second half of the rounds that is slower or faster than the first by this share, in most systems, is a drift.
 DRIFT = 0.15
+#: With a larger share of rounds in which the machine moved it was no place to measure.
+MANY_MOVED = 0.25
 _LISTED = 6
 
 
@@ -197,6 +203,33 @@ def _warm_up(section: Section) -> Iterator[Alert]:
         yield Alert("warning", "Drift while measuring", f"{text}: {_some(drifting)}. Likely causes: {cause}.")
 
 
+def _moved(section: Section) -> Iterator[Alert]:
+    moved = {name: moved_rounds(run) for name, run in _named(section)}
+    shares = {name: len(moved[name]) / run.iterations["round"].nunique() for name, run in _named(section)}
+    if not any(shares.values()):
+        return
+    told = [f"{name or 'this run'} ({_some([str(i) for i in rounds])})" for name, rounds in moved.items() if rounds]
+    yield Alert(
+        "warning" if max(shares.values()) > MANY_MOVED else "note",
+        "The machine moved",
+        f"Its yardstick took over {MOVED:.0%} longer at one end of a round than at the other: rounds of "
+        f"{_some(told, '; ')}. They are kept, and the intervals of ratios are longer by them (docs/metrics.md).",
+    )
+
+
+def _goal(section: Section) -> Iterator[Alert]:
+    for text in missed_goals(section.runs):
+        yield Alert("warning", "Wider than asked for", text)
+
+
+def _error_bar(section: Section) -> Iterator[Alert]:
+    for twins in twins_of(section.runs):
+        differ = not all(ratio.low <= 1 <= ratio.high for ratio in twins.ratios)
+        text = error_bar(twins).removeprefix("Error bar: ")
+        more = " Do not believe differences as small as this one." if differ else ""
+        yield Alert("warning" if differ else "note", "The sweep's own error bar", f"{text}{more}")
+
+
 def _crowded(section: Section) -> Iterator[Alert]:
     crowded = [
         f"{name or 'this run'} ({ranks} ranks x {threads} threads on {_cores_of(host)})"
@@ -276,7 +309,7 @@ def _data(section: Section) -> Iterator[Alert]:
 
 _RULES: Sequence[Callable[[Section], Iterable[Alert]]] = (
     _failed_checks, _simulated, _emulated, _mixed, _unpaired, _missing, _out_of_memory, _few_rounds, _wide_intervals,
-    _warm_up, _crowded, _beside, _code, _comparison, _data,
+    _warm_up, _moved, _goal, _error_bar, _crowded, _beside, _code, _comparison, _data,
 )  # fmt: skip
 
 

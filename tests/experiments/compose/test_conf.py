@@ -149,7 +149,7 @@ class TestSweep:
             start(config)
         assert caught.value.code == 0
         lines = capsys.readouterr().out.splitlines()
-        assert len(lines) == (3 if multirun else 2)
+        assert len(lines) == (4 if multirun else 2)
         assert "to run, time unknown" in lines[-1]
         assert not list(results.rglob("*.*"))
         config = compose(*small, "router.skew=7", "dry_run=true", multirun=multirun)

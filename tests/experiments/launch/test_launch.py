@@ -11,9 +11,9 @@ import pytest
 from experiments.launch.environment import is_main_rank, joined_world_size
 from experiments.launch.host import host_config
 from experiments.launch.local import launch
-from experiments.results.run_folder import RunFolder
 from experiments.text.tokens import prepare_tokens
 from tests.conftest import Load
+from tests.experiments.runs import begin
 
 
 @pytest.mark.ranks
@@ -24,9 +24,7 @@ def test_any_number_of_ranks(world_size: int, load: Load) -> None:
     )
     tokens = prepare_tokens(point.dataset, point.model.vocab_size, point.model.tokenizer)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    folder = RunFolder(point.folder)
-    folder.begin(point)
-    launch(point, tokens, folder)
+    launch(begin(point), tokens)
 
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     manifest = json.loads((point.folder / "manifest.json").read_text())

@@ -12,16 +12,14 @@ import pytest
 import torch
 
 from baselines.static_ep import StaticEP
-from experiments.console import PointProgress
-from experiments.measure.bench import Bench
 from experiments.measure.check import check_systems
 from experiments.point.point import Point
 from experiments.text.prepare import prepare_point
 from experiments.text.tokens import TokenFile
 from harmoeny.policy import Policy
-from harmoeny.runtime.exchange.comm import Communicator
 from tests.conftest import Load
 from tests.experiments.measure.defects import BadPlans, Defective
+from tests.experiments.runs import set_up
 from tests.ranks import run_ranks
 
 COMMON = (
@@ -30,17 +28,13 @@ COMMON = (
 STACK = ("model=moe_stack", "model.hidden_size=16", "model.intermediate_size=32", "model.vocab_size=1024", *COMMON)
 
 
-def set_up(point: Point, tokens: TokenFile) -> Bench:
-    return Bench.set_up(point, tokens, Communicator(torch.device("cpu")), PointProgress("", 0, enabled=False))
-
-
 def _checks(rank: int, points: list[tuple[Point, TokenFile]]) -> list[dict[str, dict[str, Any]]]:
     os.environ["LOCAL_RANK"] = str(rank)
     found = []
     for point, tokens in points:
         bench = set_up(point, tokens)
         found.append(check_systems(bench))
-        bench.close()
+        bench.rig.close()
     return found
 
 
@@ -119,7 +113,7 @@ def test_every_planted_defect_is_refused_by_name_on_one_rank(load: Load, model: 
     with torch.inference_mode():
         bench = set_up(point, tokens)
         checks = check_systems(bench)
-        bench.close()
+        bench.rig.close()
     assert_refused(checks, 1)
 
 
@@ -138,7 +132,7 @@ def test_weights_of_another_type_than_was_asked_for_are_refused(load: Load) -> N
         assert check_systems(bench)["static_ep"]["passed"]
         bench.point = load(*STACK, "model.dtype=float32", "system=static_ep", "world_size=1")
         check = check_systems(bench)["static_ep"]
-        bench.close()
+        bench.rig.close()
     assert not check["passed"]
     assert check["reason"] == "the experts' weights are bfloat16, must be float32 (model.dtype)"
 
@@ -150,5 +144,5 @@ def test_a_dense_model_that_is_no_number_is_refused(load: Load) -> None:
         for weights in bench.model.experts[0].weights.values():
             weights.fill_(float("nan"))
         reason = check_systems(bench)["static_ep"]["reason"]
-        bench.close()
+        bench.rig.close()
     assert "numbers of the dense model's output are NaN or infinite" in reason

@@ -14,13 +14,14 @@ from baselines.eplb import EPLB
 from experiments.launch.rank import run_rank
 from experiments.measure.batch import make_batch, shared_text
 from experiments.point.point import Point
-from experiments.results.run_folder import RunFolder
+from experiments.results.begun import BegunRun
 from experiments.routers.base import CALIBRATION_BATCH, WARM_UP_BATCH, RoutingRequest
 from experiments.simulator.backend import Simulator
 from experiments.text.prepare import prepare_point
 from experiments.text.tokens import TokenFile
 from harmoeny.placement import IntArray
 from tests.conftest import Load
+from tests.experiments.runs import begin
 from tests.ranks import run_ranks
 
 RANKS = 2
@@ -60,27 +61,23 @@ def assert_cold(point: Point) -> None:
             )
 
 
-def _measure(rank: int, point: Point, tokens: TokenFile, folder: RunFolder) -> None:
+def _measure(rank: int, runs: list[BegunRun], tokens: TokenFile) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
-    run_rank(point, tokens, folder)
+    run_rank(runs, tokens)
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("warmup_rounds", [0, 2])
 def test_round_0_is_a_cold_start_on_ranks(load: Load, tmp_path: Path, warmup_rounds: int) -> None:
     point = load(*COMMON, f"warmup_rounds={warmup_rounds}")
-    folder = RunFolder(point.folder)
-    folder.begin(point)
-    run_ranks(RANKS, _measure, tmp_path, point, prepare_point(point), folder)
+    run_ranks(RANKS, _measure, tmp_path, begin(point), prepare_point(point))
     assert_cold(point)
 
 
 @pytest.mark.parametrize("warmup_rounds", [0, 2])
 def test_round_0_is_a_cold_start_in_the_simulator(load: Load, warmup_rounds: int) -> None:
     point = load(*COMMON, f"warmup_rounds={warmup_rounds}", "backend=simulator", "hardware=dgx1_v100")
-    folder = RunFolder(point.folder)
-    folder.begin(point)
-    Simulator().run(point, None, folder)
+    Simulator().run(begin(point), None)
     assert_cold(point)
 
 

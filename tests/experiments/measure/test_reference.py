@@ -8,15 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.console import PointProgress
 from experiments.measure import check
 from experiments.measure.batch import dense_forward
 from experiments.measure.bench import Bench
 from experiments.measure.check import check_systems
-from experiments.text.prepare import prepare_point
 from harmoeny.models.base import MoEModel
-from harmoeny.runtime.exchange.comm import Communicator
 from tests.conftest import Load
+from tests.experiments.runs import set_up
 
 SYSTEMS = ["harmoeny", "static_ep", "drop", "eplb"]
 
@@ -31,8 +29,7 @@ def bench(load: Load, monkeypatch: pytest.MonkeyPatch) -> Bench:
         f"system=[{','.join(SYSTEMS)}]", "systems.drop.capacity_factor=0.8",
     )  # fmt: skip
     with torch.inference_mode():
-        comm, progress = Communicator(torch.device("cpu")), PointProgress("", 0, enabled=False)
-        return Bench.set_up(point, prepare_point(point), comm, progress)
+        return set_up(point)
 
 
 def test_exact_systems_share_one_reference_and_a_dropping_one_has_its_own(

@@ -12,20 +12,18 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.console import PointProgress
 from experiments.launch.rank import run_rank
 from experiments.measure.batch import Batch
-from experiments.measure.bench import Bench
 from experiments.measure.decode import make_decode_batch
 from experiments.measure.serving import Pool
-from experiments.point.point import Point
 from experiments.point.request_options import RequestOptions
-from experiments.results.run_folder import RunFolder
+from experiments.results.begun import BegunRun
 from experiments.routing.trace_files import read_trace
 from experiments.text.prepare import prepare_point
 from experiments.text.tokens import TokenFile
 from harmoeny.runtime.exchange.comm import Communicator
 from tests.conftest import Load
+from tests.experiments.runs import begin, set_up
 from tests.ranks import run_ranks
 
 STEPS, ROUNDS, REQUESTS = 4, 2, 11
@@ -106,9 +104,8 @@ def test_decode_computes_what_the_model_computes_without_keys_and_values(load: L
         "model=qwen3_tiny", "world_size=1", "batch_size=3", "seq_len=9", "dataset=random", "router=model", "rounds=1",
         f"decode_tokens={STEPS}",
     )  # fmt: skip
-    silent = PointProgress("", 0, enabled=False)
     with torch.inference_mode():
-        bench = Bench.set_up(point, prepare_point(point), Communicator(torch.device("cpu")), silent)
+        bench = set_up(point)
         model, prompt = bench.model, bench.batches[0]
         batch = make_decode_batch(bench, prompt, 0)
         assert batch.tokens.shape == (STEPS, 3)
@@ -125,7 +122,7 @@ def test_decode_computes_what_the_model_computes_without_keys_and_values(load: L
             for whole, step in zip(model.context.tape.recorded, expert_ids, strict=True):
                 assert (whole.view(3, -1, whole.shape[1])[:, -1] == step).all()
         assert torch.allclose(logits, batch.logits, atol=1e-5)
-        bench.close()
+        bench.rig.close()
 
 
 def test_phases_that_a_model_or_router_has_not_are_refused(load: Load) -> None:
@@ -141,8 +138,8 @@ def test_phases_that_a_model_or_router_has_not_are_refused(load: Load) -> None:
             load(*options)
 
 
-def _measure(rank: int, point: Point, tokens: TokenFile, folder: RunFolder) -> None:
-    run_rank(point, tokens, folder)
+def _measure(rank: int, runs: list[BegunRun], tokens: TokenFile) -> None:
+    run_rank(runs, tokens)
 
 
 @pytest.mark.ranks
@@ -153,9 +150,7 @@ def test_two_ranks_serve_every_request_once_and_decode(load: Load, tmp_path: Pat
         "system=[harmoeny,drop]", f"rounds={ROUNDS}", "warmup_rounds=0", "router.skew=0.4", "requests.arrivals=poisson",
         "requests.rate_per_s=200", f"requests.per_round={REQUESTS}", f"trace.record={trace}", "trace.token_paths=true",
     )  # fmt: skip
-    folder = RunFolder(point.folder)
-    folder.begin(point)
-    run_ranks(2, _measure, tmp_path, point, prepare_point(point), folder)
+    run_ranks(2, _measure, tmp_path, begin(point), prepare_point(point))
 
     requests = pd.read_parquet(point.folder / "requests.parquet")
     served = requests[requests["loop"] == "open"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,12 @@ import torch
 from experiments.measure import clock, decode, rounds, serving
 from experiments.measure.batch import Batch
 from experiments.measure.clock import ClockError, RankClock
+from experiments.measure.goal import Goal
 from experiments.measure.turns import collector_paused, in_turn
+from experiments.measure.yardstick import Taken
+from experiments.results.layer_rows import RankIteration
 from harmoeny.runtime.exchange.comm import Communicator
+from results_schema.paired import mirrored_pairs
 from tests.ranks import run_ranks
 
 PART_S = 0.3
@@ -29,18 +34,21 @@ class FakeBench:
 
     def __init__(self, slow: str, warmup_rounds: int = 0, num_rounds: int = 1) -> None:
         self.slow, self.events = slow, []  # type: tuple[str, list[str]]
-        self.clock_offset_s = 0.0
+        self.rig, self.clock_offset_s = self, 0.0
         empty = torch.zeros((2, 4), dtype=torch.int64)
         self.batches, self.warm_up = [Batch(empty, []) for _ in range(num_rounds)], Batch(empty, [])
         self.systems: list[Any] = [SimpleNamespace(name=name) for name in ("a", "b")]
         self.comm = SimpleNamespace(barrier=self.part("barrier"), rank=0, world_size=1, device=torch.device("cpu"))
-        self.point = SimpleNamespace(options=SimpleNamespace(warmup_rounds=warmup_rounds))
+        options = SimpleNamespace(warmup_rounds=warmup_rounds, rounds=num_rounds, until=None)
+        self.point = SimpleNamespace(options=options, most_rounds=num_rounds)
+        self.batch = lambda index: self.warm_up if index < 0 else self.batches[index]
         self.progress = SimpleNamespace(say=lambda _: None, advance=lambda: None)
         recorder = SimpleNamespace(begin_iteration=lambda: None, collect=list)
         self.engine = SimpleNamespace(use=self.part("use"), finish=self.part("finish"), recorder=recorder)
         tape = SimpleNamespace(pin=lambda *_: None)
         self.model = SimpleNamespace(forward=self.part("forward"), context=SimpleNamespace(tape=tape))
         self.begin_loop, self.begin_round = self.part("reset"), self.part("clock")
+        self.yardstick = SimpleNamespace(measure=lambda: self.part("yardstick")() or Taken(0.01, 0.01))
         self.synchronize = self.part("synchronize")
 
     def part(self, name: str) -> Callable[..., None]:
@@ -63,6 +71,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return made
 
 
+def _run_rounds(fake: Any) -> list[RankIteration]:
+    """Measure a point that is alone."""
+    (records,) = rounds.run_rounds(fake, [fake], Goal(fake, [fake]))
+    return records.iterations
+
+
 @pytest.mark.parametrize(
     ("slow", "in_latency", "in_drain"),
     [
@@ -71,10 +85,11 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ("forward", True, False),
         ("synchronize", True, False),  # what the device still computes
         ("finish", False, True),  # copies that the pass left behind
+        ("yardstick", False, False),
     ],
 )
 def test_what_the_timer_includes(bench: Callable[..., Any], slow: str, in_latency: bool, in_drain: bool) -> None:
-    first, second = rounds.run_rounds(bench(slow))
+    first, second = _run_rounds(bench(slow))
     for record in (first, second):
         assert (record.end_s - record.start_s >= LATE_S) == in_latency
         assert (record.drain_s >= LATE_S) == in_drain
@@ -82,14 +97,14 @@ def test_what_the_timer_includes(bench: Callable[..., Any], slow: str, in_latenc
 
 def test_the_order_of_a_measured_pass(bench: Callable[..., Any]) -> None:
     fake = bench("")
-    rounds.run_rounds(fake)
+    _run_rounds(fake)
     one = ["use", "barrier", "forward", "synchronize", "finish"]
-    assert fake.events == ["reset", "clock", *one, *one]
+    assert fake.events == ["reset", "clock", "yardstick", *one, *one, "yardstick"]
 
 
 def test_clocks_are_compared_before_every_round_and_systems_forget_before_the_first(bench: Callable[..., Any]) -> None:
     fake = bench("", warmup_rounds=2, num_rounds=3)
-    assert len(rounds.run_rounds(fake)) == 3 * 2, "warm-up rounds are thrown away"
+    assert len(_run_rounds(fake)) == 3 * 2, "warm-up rounds are thrown away"
     found = [event for event in fake.events if event in ("reset", "clock")]
     assert found == ["clock", "clock", "reset", "clock", "clock", "clock"]
     assert fake.events.index("reset") < len(fake.events) - fake.events[::-1].index("clock")
@@ -99,14 +114,26 @@ def test_times_are_on_the_clock_of_rank_0(bench: Callable[..., Any]) -> None:
     fake = bench("forward")
     fake.clock_offset_s = 1000.0
     before = time.perf_counter()
-    record = rounds.run_rounds(fake)[0]
+    record = _run_rounds(fake)[0]
     assert before + 1000 <= record.start_s < record.end_s <= time.perf_counter() + 1000
 
 
-def test_another_system_begins_every_round() -> None:
-    systems: Any = ["a", "b", "c"]
-    orders: list[Any] = [in_turn(systems, round_index) for round_index in range(-1, 4)]
-    assert orders == [list(order) for order in ("cab", "abc", "bca", "cab", "abc")]
+def test_every_second_round_goes_the_other_way_and_everyone_takes_every_turn() -> None:
+    orders = [in_turn("abcd", round_index, 401) for round_index in range(401)]
+    assert all(sorted(order) == list("abcd") for order in orders)
+    for one, other in mirrored_pairs(401):
+        assert orders[one] == orders[other][::-1]
+    firsts = Counter(order[0] for order in orders)
+    assert min(firsts.values()) > 0.7 * len(orders) / 4, "a new order for every two rounds"
+    assert orders[7] == in_turn("abcd", 7, 9), "the same on all ranks"
+
+
+@pytest.mark.parametrize("num_rounds", [1, 2, 3])
+def test_few_rounds_take_turns_too(num_rounds: int) -> None:
+    orders = [in_turn("abcd", round_index, num_rounds) for round_index in range(-2, num_rounds)]
+    assert all(sorted(order) == list("abcd") for order in orders)
+    measured = orders[2:]
+    assert all(measured[one] == measured[other][::-1] for one, other in mirrored_pairs(num_rounds))
 
 
 def test_the_garbage_collector_runs_before_and_not_inside(monkeypatch: pytest.MonkeyPatch) -> None:

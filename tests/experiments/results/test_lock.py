@@ -113,16 +113,14 @@ class TestLock:
 
     def test_what_another_process_finished_meanwhile_is_kept(self, load: Load) -> None:
         point = load(*STORED)
-        with begun(point, wait=False) as folder:
-            assert folder is not None
+        with begun([point], wait=False) as (run,):
             with pytest.raises(RunBusyError):
-                begun(point, wait=False).__enter__()
-            folder.describe({"inputs": {}})
-            folder.finish()
-        with begun(point, wait=False) as folder:
-            assert folder is None
-        with begun(load(*STORED, "force=true"), wait=False) as folder:
-            assert folder is not None
+                begun([point], wait=False).__enter__()
+            run.folder.describe({"inputs": {}})
+            run.folder.finish()
+        with begun([point], wait=False) as runs:
+            assert runs == []
+        with begun([load(*STORED, "force=true")], wait=False) as (run,):
             assert read_manifest(point.folder)["status"] == Status.RUNNING
 
 

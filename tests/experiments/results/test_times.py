@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 SIMULATED = ("backend=simulator", "hardware=dgx_h100", "system=[harmoeny,static_ep]", "warmup_rounds=1", "rounds=8")
 
 
-def write(point: Point, seconds: int, status: str = "finished") -> None:
+def write(point: Point, seconds: int, status: str = "finished", **manifest: Any) -> None:
     """Leave what a run of so many seconds leaves."""
     point.folder.mkdir(parents=True)
     (point.folder / "config.yaml").write_text(yaml.safe_dump(point.config))
@@ -24,7 +25,7 @@ def write(point: Point, seconds: int, status: str = "finished") -> None:
         "started_at": "2026-01-01T10:00:00+00:00",
         "ended_at": f"2026-01-01T10:{seconds // 60:02}:{seconds % 60:02}+00:00",
     }
-    (point.folder / "manifest.json").write_text(json.dumps({"status": status, **times}))
+    (point.folder / "manifest.json").write_text(json.dumps({"status": status, **times, **manifest}))
 
 
 def test_a_time_is_that_of_finished_runs_of_the_same_load(load: Load) -> None:
@@ -42,6 +43,18 @@ def test_a_time_is_that_of_finished_runs_of_the_same_load(load: Load) -> None:
     for other in ("batch_size=9", "seq_len=9", "world_size=3", "model=switch_tiny", "hardware=dgx_a100"):
         assert times.estimate_s(load(*SIMULATED, other)) is None
     assert times.estimate_s(load(*SIMULATED, "backend=ranks")) is None
+
+
+def test_a_run_that_was_measured_with_others_took_its_share(load: Load) -> None:
+    write(load(*SIMULATED), 60, group={"id": "one", "run_ids": ["a", "b", "c"]})
+    times = read_times(Path(load(*SIMULATED).options.results_dir))
+    assert times.estimate_s(load(*SIMULATED, "router.skew=0.5")) == pytest.approx(20)
+
+
+def test_rounds_that_until_added_count(load: Load) -> None:
+    write(load(*SIMULATED), 80, until={"rounds": 18})
+    times = read_times(Path(load(*SIMULATED).options.results_dir))
+    assert times.estimate_s(load(*SIMULATED, "router.skew=0.5")) == pytest.approx(40)
 
 
 def test_damaged_runs_tell_nothing(load: Load) -> None:

@@ -21,6 +21,7 @@ from experiments.text.tokens import prepare_tokens
 from tests.conftest import Compose, Load
 from tests.experiments.routing.test_authors_csv import HEADER, ROWS, written
 from tests.experiments.routing.test_trace import random_trace
+from tests.experiments.runs import begin
 
 pytestmark = pytest.mark.slow
 
@@ -153,9 +154,7 @@ def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, mo
         point = load(*common, *options)
         tokens = prepare_tokens(point.dataset, point.model.vocab_size)
         assert not is_done(point)
-        folder = RunFolder(point.folder)
-        folder.begin(point)
-        run_rank(point, tokens, folder)
+        run_rank(begin(point), tokens)
         assert is_done(point)
         layers[name] = pd.read_parquet(point.folder / "layers.parquet").set_index(["system", "round", "layer"])
     torch.set_num_threads(threads)

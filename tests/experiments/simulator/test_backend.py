@@ -10,11 +10,11 @@ from analysis.data.summary import summarise
 from experiments.compose.compose import compose_point
 from experiments.launch.local import launch
 from experiments.point.point import Point
-from experiments.results.run_folder import RunFolder
 from experiments.simulator.backend import Simulator, simulate
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.text.tokens import prepare_tokens
 from harmoeny.predict import Costs
+from tests.experiments.runs import begin
 from tests.smoke import FIXED_COSTS
 
 SMALL = (
@@ -28,9 +28,7 @@ def make_point(results: Path, *overrides: str) -> Point:
 
 
 def run(point: Point) -> Run:
-    folder = RunFolder(point.folder)
-    folder.begin(point)
-    Simulator().run(point, None, folder)
+    Simulator().run(begin(point), None)
     return load_run(point.folder)
 
 
@@ -39,8 +37,7 @@ def test_real_ranks_execute_send_and_fetch_the_same(tmp_path: Path) -> None:
     overrides = (*SMALL, "system=[harmoeny,static_ep,even_split,drop]", FIXED_COSTS, "router.skew=0.6")
     real = make_point(tmp_path, *overrides)
     tokens = prepare_tokens(real.dataset, real.model.vocab_size)
-    RunFolder(real.folder).begin(real)
-    launch(real, tokens, RunFolder(real.folder))
+    launch(begin(real), tokens)
     measured = load_run(real.folder)
     simulated = run(make_point(tmp_path, *overrides, "backend=simulator"))
     assert simulated.folder != measured.folder
