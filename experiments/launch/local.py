@@ -96,7 +96,7 @@ def launch(runs: Sequence[BegunRun], tokens: TokenFile) -> None:
         raise RanksError(f"a rank failed and {tempfile.gettempdir()} has no room for its reason (TMPDIR=)") from error
     except OSError as error:
         path = Path(error.filename or logs_folder)
-        if path.is_relative_to(tempfile.gettempdir()) and not path.is_relative_to(folder.path):
+        if path.is_relative_to(tempfile.gettempdir()) and not path.is_relative_to(point.options.results_dir):
             remedy = "make room on that disk, or set TMPDIR to another folder"
             raise RanksError(f"TMPDIR: {str(path)!r} cannot be written ({error.strerror}); {remedy}") from error
         raise RanksError(str(write_error(path, error))) from error
