@@ -309,7 +309,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, costs: Costs)
     row_s = costs.exchange_token_s
     fetch_s = costs.fetch_s if costs.peer_fetch_s <= 0 else min(costs.fetch_s, costs.peer_fetch_s)
     loads = loads_of_shares(counts, shares, costs)
-    sent, received = loads.sent, loads.received
+    sent, received, work = loads.sent, loads.received, loads.work
     busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
     for rank in range(world_size):
         for expert in range(num_experts):
@@ -322,7 +322,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, costs: Costs)
         exchange_s = computed_s = fetched_s = 0.0
         for rank in range(world_size):
             there_s = row_s * max(sent[rank], received[rank])
-            rank_s = work_s(loads.work, rank, costs)
+            rank_s = work_s(work, rank, costs)
             busy_s[rank] = rank_s + 2 * there_s
             exchange_s = max(exchange_s, there_s)
             computed_s = max(computed_s, rank_s)
@@ -343,8 +343,8 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, costs: Costs)
             after = before + change
             received[rank] += max(after - own, 0) - max(before - own, 0)
             sent[rank] += max(own - after, 0) - max(own - before, 0)
-            add_slice(loads.work, rank, before, -1, costs)
-            add_slice(loads.work, rank, after, 1, costs)
+            add_slice(work, rank, before, -1, costs)
+            add_slice(work, rank, after, 1, costs)
             shares[rank, expert] = after
         moves[num_moves] = (expert, giver, receiver, amount)
         num_moves += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -50,8 +51,8 @@ class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]  # numba ships no
             if not content.startswith(version) or not _is_intact(content[len(version) :]):
                 return {}
             return cast(dict[Any, str], super()._load_index())
-        except OSError:
-            return {}
+        except (OSError, AttributeError, ImportError):
+            return {}  # of other sources, whose types may be gone
 
     def _load_data(self, name: str) -> Any:
         if not _is_intact(Path(self._data_path(name)).read_bytes()):
@@ -65,13 +66,43 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         locator, name = self._impl.locator, self._impl.filename_base
-        self._cache_file = _CheckedFiles(locator.get_cache_path(), name, locator.get_source_stamp())
+        self._cache_file = _CheckedFiles(locator.get_cache_path(), name, _source_stamp(function, locator))
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
         except OSError:
             return  # no room; it is compiled again next time
+
+
+def _source_stamp(function: Callable[..., Any], locator: Any) -> str:
+    """Return a digest of all that a function's machine code may hold.
+
+    Numba looks at the function's own file only. Compiled functions of other files that it calls are part of its machine
+    code all the same, and so are constants and types that its module imports.
+    """
+    digest = hashlib.sha256(repr(locator.get_source_stamp()).encode())
+    for path, constants in sorted(_reached(function, {}).items()):
+        digest.update(Path(path).read_bytes() if Path(path).is_file() else b"")
+        digest.update(constants.encode())
+    return digest.hexdigest()
+
+
+def _reached(function: Callable[..., Any], found: dict[str, str]) -> dict[str, str]:
+    """Add the file of a function and those of the compiled functions and types in reach, each with its constants."""
+    path = function.__code__.co_filename
+    if path in found:
+        return found
+    values = {name: value for name, value in function.__globals__.items() if not name.startswith("__")}
+    found[path] = repr(sorted((name, v) for name, v in values.items() if type(v) in (bool, int, float, str)))
+    for value in values.values():
+        called = getattr(value, "py_func", None)
+        if callable(called):
+            _reached(called, found)
+        elif isinstance(value, type) and issubclass(value, tuple):
+            file = getattr(sys.modules.get(value.__module__), "__file__", None)
+            found.setdefault(file or value.__module__, "")
+    return found
 
 
 def _is_intact(content: bytes) -> bool:

@@ -41,29 +41,20 @@ class Costs(NamedTuple):
     grouped: float
 
 
-class Work(NamedTuple):
-    """What every rank computes; all arrays are float64 ``[world_size]``.
-
-    Attributes:
-        slices: number of slices.
-        tokens_s: time of their assignments, with what fills up their tiles.
-        alone_s: time of the slices one after the other.
-    """
-
-    slices: FloatArray
-    tokens_s: FloatArray
-    alone_s: FloatArray
+#: Rows of what ranks compute, float64 ``[3, world_size]``: the number of slices, the time of their assignments with
+#: what fills up their tiles, and the time of the slices one after the other. One array: numba counts references to each.
+SLICES, TOKENS_S, ALONE_S = 0, 1, 2
 
 
 class Loads(NamedTuple):
-    """What every rank does in a layer; all arrays are int64 ``[world_size]``, in assignments.
+    """What every rank does in a layer: int64 ``[world_size]`` assignments, float64 ``[3, world_size]`` of computing.
 
     Attributes:
         routed: those of the rank's own tokens.
         sent: those of them that other ranks execute.
         received: those of other ranks that it executes.
         executed: all that it executes.
-        work: computing them, an expert's together.
+        work: computing them, an expert's together; rows as ``SLICES``, ``TOKENS_S`` and ``ALONE_S`` say.
         own: computing its own rows alone.
         others: computing the received rows alone.
     """
@@ -72,9 +63,9 @@ class Loads(NamedTuple):
     sent: IntArray
     received: IntArray
     executed: IntArray
-    work: Work
-    own: Work
-    others: Work
+    work: FloatArray
+    own: FloatArray
+    others: FloatArray
 
 
 class Sources(NamedTuple):
@@ -92,7 +83,7 @@ class Sources(NamedTuple):
 
 
 @compiled
-def add_slice(work: Work, rank: int, num_tokens: int, times: int, costs: Costs) -> None:
+def add_slice(work: FloatArray, rank: int, num_tokens: int, times: int, costs: Costs) -> None:
     """Add a slice of so many assignments to a rank's work, or take it away; none are no slice.
 
     Args:
@@ -104,36 +95,30 @@ def add_slice(work: Work, rank: int, num_tokens: int, times: int, costs: Costs) 
     """
     if num_tokens == 0:
         return
-    tokens_s = np.ceil(num_tokens / costs.tile_tokens) * costs.tile_tokens * costs.token_s
-    work.slices[rank] += times
-    work.tokens_s[rank] += times * tokens_s
-    work.alone_s[rank] += times * (costs.launch_s + max(tokens_s, costs.weights_s))
+    tokens_s = num_tokens * costs.token_s
+    if costs.tile_tokens > 1:
+        tokens_s = np.ceil(num_tokens / costs.tile_tokens) * costs.tile_tokens * costs.token_s
+    work[SLICES, rank] += times
+    work[TOKENS_S, rank] += times * tokens_s
+    work[ALONE_S, rank] += times * (costs.launch_s + max(tokens_s, costs.weights_s))
 
 
 @compiled
-def work_s(work: Work, rank: int, costs: Costs) -> float:
+def work_s(work: FloatArray, rank: int, costs: Costs) -> float:
     """Return how long a rank computes, in seconds: slice after slice, or all at once where they are grouped."""
     if costs.grouped == 0:
-        return float(work.alone_s[rank])
-    if work.slices[rank] == 0:
+        return float(work[ALONE_S, rank])
+    if work[SLICES, rank] == 0:
         return 0.0
-    return float(costs.launch_s + max(work.tokens_s[rank], work.slices[rank] * costs.weights_s))
+    return float(costs.launch_s + max(work[TOKENS_S, rank], work[SLICES, rank] * costs.weights_s))
 
 
 @compiled
 def no_loads(world_size: int) -> Loads:
     """Return the loads of ranks that do nothing."""
     counts = np.zeros((4, world_size), dtype=np.int64)
-    seconds = np.zeros((9, world_size))
-    return Loads(
-        counts[0],
-        counts[1],
-        counts[2],
-        counts[3],
-        Work(seconds[0], seconds[1], seconds[2]),
-        Work(seconds[3], seconds[4], seconds[5]),
-        Work(seconds[6], seconds[7], seconds[8]),
-    )
+    seconds = np.zeros((3, 3, world_size))
+    return Loads(counts[0], counts[1], counts[2], counts[3], seconds[0], seconds[1], seconds[2])
 
 
 @compiled
@@ -147,6 +132,7 @@ def loads_at_home(counts: IntArray, home: IntArray, costs: Costs) -> Loads:
     """
     world_size, num_experts = counts.shape
     loads = no_loads(world_size)
+    work, own_work, others_work = loads.work, loads.own, loads.others
     total = np.zeros(num_experts, dtype=np.int64)
     for rank in range(world_size):
         routed = 0
@@ -160,9 +146,9 @@ def loads_at_home(counts: IntArray, home: IntArray, costs: Costs) -> Loads:
         loads.sent[rank] -= own
         loads.received[rank] += total[expert] - own
         loads.executed[rank] += total[expert]
-        add_slice(loads.work, rank, total[expert], 1, costs)
-        add_slice(loads.own, rank, own, 1, costs)
-        add_slice(loads.others, rank, total[expert] - own, 1, costs)
+        add_slice(work, rank, total[expert], 1, costs)
+        add_slice(own_work, rank, own, 1, costs)
+        add_slice(others_work, rank, total[expert] - own, 1, costs)
     return loads
 
 
@@ -177,16 +163,25 @@ def loads_of_shares(counts: IntArray, shares: IntArray, costs: Costs) -> Loads:
     """
     world_size, num_experts = counts.shape
     loads = no_loads(world_size)
+    work, own_work, others_work = loads.work, loads.own, loads.others
     for rank in range(world_size):
+        routed = sent = received = total = 0
         for expert in range(num_experts):
             own, executed = counts[rank, expert], shares[rank, expert]
-            loads.routed[rank] += own
-            loads.sent[rank] += max(own - executed, 0)
-            loads.received[rank] += max(executed - own, 0)
-            loads.executed[rank] += executed
-            add_slice(loads.work, rank, executed, 1, costs)
-            add_slice(loads.own, rank, min(executed, own), 1, costs)
-            add_slice(loads.others, rank, max(executed - own, 0), 1, costs)
+            routed += own
+            if executed == 0:  # as most are
+                sent += own
+                continue
+            total += executed
+            add_slice(work, rank, executed, 1, costs)
+            add_slice(own_work, rank, min(executed, own), 1, costs)
+            if executed > own:
+                received += executed - own
+                add_slice(others_work, rank, executed - own, 1, costs)
+            else:
+                sent += own - executed
+        loads.routed[rank], loads.sent[rank] = routed, sent
+        loads.received[rank], loads.executed[rank] = received, total
     return loads
 
 

@@ -72,6 +72,56 @@ def test_a_damaged_file_is_made_anew(loops: Loops, kind: str) -> None:
         assert loops.call() == "42 1.0 True"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "result"),
+    [
+        ("return factor * x", "return factor * x + 1", "43 2.0 False"),  # a compiled function of another file
+        ("FACTOR = 2", "FACTOR = 3", "63 1.5 False"),  # a constant
+        ("first: int", "first: int\n    third: int = 0", "42 1.0 False"),  # a type
+        ("class Pair", "class Couple", "42 1.0 False"),  # a type that is gone
+    ],
+)
+def test_what_a_function_takes_from_other_files_counts(loops: Loops, before: str, after: str, result: str) -> None:
+    """Numba alone would go on with machine code that holds what the other file said before."""
+    (loops.folder / "constants.py").write_text("FACTOR = 2\n")
+    other = """
+from typing import NamedTuple
+
+from harmoeny.compiled import compiled
+
+
+class Pair(NamedTuple):
+    first: int
+    second: int = 0
+
+
+@compiled
+def product(factor, x):
+    return factor * x
+"""
+    (loops.folder / "other.py").write_text(other)
+    whole = """
+import other
+from constants import FACTOR
+from harmoeny.compiled import compiled
+from other import product
+
+Pair = other.Pair if hasattr(other, "Pair") else other.Couple
+
+
+@compiled
+def twice(x):
+    return product(Pair(FACTOR, 0).first, x)
+"""
+    (loops.folder / "loops.py").write_text(whole)
+    assert loops.call() == "42 1.0 False"
+    assert loops.call() == "42 1.0 True"
+    for name in ("constants.py", "other.py"):
+        path = loops.folder / name
+        path.write_text(path.read_text().replace(before, after))
+    assert loops.call() == result
+
+
 def test_without_a_folder_to_write_every_process_compiles(loops: Loops) -> None:
     # Root may write anywhere, so numba's own test of a folder is what fails here.
     refuse = "import tempfile; tempfile.TemporaryFile = lambda **_: open('/nowhere/file'); "

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.predict import (
+    ALONE_S,
     Costs,
     Loads,
     add_slice,
@@ -69,9 +70,9 @@ def test_loads_of_a_batch_that_is_split() -> None:
     assert loads.sent.tolist() == [4, 4]
     assert loads.received.tolist() == [4, 4]
     assert loads.executed.tolist() == [10, 8]
-    assert loads.work.alone_s.tolist() == [13.0, 7.0 + 7.0]
-    assert loads.own.alone_s.tolist() == [9.0, 7.0]
-    assert loads.others.alone_s.tolist() == [7.0, 7.0]
+    assert loads.work[ALONE_S].tolist() == [13.0, 7.0 + 7.0]
+    assert loads.own[ALONE_S].tolist() == [9.0, 7.0]
+    assert loads.others[ALONE_S].tolist() == [7.0, 7.0]
 
 
 def layer_by_hand(loads: Loads, ready_s: list[float], link_s: list[float], *, overlap: bool) -> float:
@@ -83,10 +84,10 @@ def layer_by_hand(loads: Loads, ready_s: list[float], link_s: list[float], *, ov
         group_s = 0.5 * loads.executed[rank]
         arrived_s = gather_s + exchange_s + group_s
         if overlap:
-            own_end_s = gather_s + loads.own.alone_s[rank]
-            end_s = max(own_end_s, arrived_s) + loads.others.alone_s[rank]
+            own_end_s = gather_s + loads.own[ALONE_S, rank]
+            end_s = max(own_end_s, arrived_s) + loads.others[ALONE_S, rank]
         else:
-            end_s = arrived_s + loads.work.alone_s[rank]
+            end_s = arrived_s + loads.work[ALONE_S, rank]
         ends.append(max(end_s, ready_s[rank]) + group_s)
     return float(max(max(ends) + exchange_s + 2 * gather_s, *link_s))
 
