@@ -42,7 +42,7 @@ class Costs(NamedTuple):
 
 
 #: Rows of what ranks compute, float64 ``[3, world_size]``: the number of slices, the time of their assignments with
-#: what fills up their tiles, and the time of the slices one after the other. One array: numba counts references to each.
+#: what fills up their tiles, and the time of the slices one after the other. One array, since numba counts references.
 SLICES, TOKENS_S, ALONE_S = 0, 1, 2
 
 
