@@ -74,7 +74,7 @@ def _code_name(member: object) -> str:
     function = next((found for found in inner if found is not None), member)
     if inspect.isfunction(function):
         return f"{function.__module__}.{function.__qualname__}"
-    return repr(member)
+    return repr(sorted(member) if isinstance(member, frozenset) else member)
 
 
 def environment() -> dict[str, dict[str, Any]]:

@@ -150,7 +150,7 @@ class TestSweep:
         assert caught.value.code == 0
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == (4 if multirun else 2)
-        assert "to run, time unknown" in lines[-1]
+        assert ("2 to run together, time unknown" if multirun else "1 to run, time unknown") in lines[-1]
         assert not list(results.rglob("*.*"))
         config = compose(*small, "router.skew=7", "dry_run=true", multirun=multirun)
         with pytest.raises(SystemExit) as caught:

@@ -23,6 +23,7 @@ from experiments.results.begun import BegunRun, begun
 from experiments.results.run_folder import RunFolder
 from experiments.text.prepare import prepare_point
 from experiments.text.tokens import TokenFile
+from harmoeny.choices import Knowledge
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
 from tests.conftest import Load
@@ -82,6 +83,7 @@ class WrongWhenSkewed(StaticEP):
 
     name: ClassVar[str] = "wrong_when_skewed"
     description: ClassVar[str] = "wrong on purpose"
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT})
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         plan = super().plan(counts, placement)
