@@ -60,6 +60,8 @@ _ROWS = "tests/experiments/results/test_rows.py"
 _METRICS = "tests/analysis/data/test_metrics.py"
 _SUMMARY = "tests/analysis/data/test_summary.py"
 _STATS = "tests/analysis/data/test_stats.py"
+_PAIRING = "tests/analysis/data/test_pairing.py"
+_PAIRED = "tests/results_schema/test_paired.py"
 _ADVANCE = "tests/experiments/simulator/test_advance.py"
 _VIRTUAL = "tests/experiments/simulator/test_virtual.py"
 _ENGINE = "tests/harmoeny/runtime/layer/test_engine.py"
@@ -86,7 +88,7 @@ DEFECTS = (
     Defect("the clock's offset has the wrong sign", "experiments/measure/clock.py",
         "stamp.item() - (sent + received) / 2", "(sent + received) / 2 - stamp.item()", _ROUNDS),
     Defect("clocks are compared once only", "experiments/measure/rounds.py",
-        "        rig.begin_round()\n", "", _ROUNDS),
+        "    rig.begin_round()\n", "", _ROUNDS),
     Defect("the same system always begins", "experiments/measure/turns.py",
         "random.Random(pair)", "random.Random(0)", _ROUNDS),
     Defect("no round goes the other way", "experiments/measure/turns.py",
@@ -94,11 +96,11 @@ DEFECTS = (
     Defect("the garbage collector runs inside a pass", "experiments/measure/turns.py",
         "    gc.disable()\n", "", _ROUNDS),
     Defect("systems keep what they learned in checks and warm-up", "experiments/measure/rounds.py",
-        "                bench.begin_loop()\n", "                pass\n", _COLD),
+        "        bench.begin_loop()\n", "        pass\n", _COLD),
     Defect("a reset forgets the history and keeps the placement", "harmoeny/runtime/layer/residency.py",
         "        self.placements[:] = self._first_placements\n", "", _COLD),
     Defect("the warm-up reads the first measured batch", "experiments/measure/batch.py",
-        "    return point.options.rounds + point.calibration_batches\n", "    return 0\n", _COLD),
+        "    return point.most_rounds + point.calibration_batches\n", "    return 0\n", _COLD),
     Defect("every check passes", "experiments/measure/check.py", "passed=reason is None,", "passed=True,", _CHECK),
     Defect("layers are not compared", "experiments/measure/check.py",
         "if not rank.layer_error <= tolerance:", "if False:", _CHECK),
@@ -136,6 +138,12 @@ DEFECTS = (
         '.set_index("round").sort_index()', '.sort_values("throughput_tokens_per_s")', _SUMMARY),
     Defect("the ratio is one of medians", "analysis/data/stats.py",
         "        ratios = a / b\n", "        ratios = np.array([np.median(a) / np.median(b)])\n", _STATS),
+    Defect("rounds of different measurements are paired", "analysis/data/pairing.py",
+        'references.get(group_of(run).get("id", ""))', "next(iter(references.values()), None)", _PAIRING),
+    Defect("mirrored rounds are not averaged", "results_schema/paired.py",
+        "if len(ratios) >= ENOUGH_TO_AVERAGE:", "if not ratios:", _PAIRED),
+    Defect("rounds in which the machine moved count like others", "results_schema/paired.py",
+        "max(1, sum(of_calm))", "len(of_calm)", _PAIRED),
     Defect("a bound or a dropping system may be the baseline", "analysis/data/summary.py",
         'if kind["exact"] and kind["baseline"] and not kind["bound"]', "if kind", _SUMMARY),
     Defect("a verdict from one round", "analysis/report/html/headline.py",
