@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from experiments.simulator.model_work import LayerShape
@@ -10,7 +11,6 @@ from experiments.simulator.model_work import LayerShape
 #: ``grouped_mm`` and puts through symmetric memory, under MPS where ranks share the chip.
 OWN = "measured by this project on one H200, 2026-11-26"
 LLEP = "github.com/SalesforceAIResearch/LeastLoadedEP, revision 0349746, assets/speedup.png (arXiv 2601.17111)"
-ULTRAEP = "arXiv 2606.04101: EP64, 256 experts, top-8, 8k tokens per rank, 2 to 4 redundant slots"
 
 QWEN3 = LayerShape(128, 2048, 768, 8)
 
@@ -88,33 +88,30 @@ class SpeedUps:
         shape: of the layer.
         num_tokens: per GPU.
         num_hot: experts that share the hot tokens, all at home on the first GPU.
-        values: by the share of the tokens that go to them, ``HOT_SHARES``.
+        values: by the share of the tokens that go to them; 0 is of balanced routing, which has no hot
+            experts and is among the values of one number of them.
     """
 
     model: str
     shape: LayerShape
     num_tokens: int
     num_hot: int
-    values: tuple[float, ...]
+    values: Mapping[float, float]
 
 
-HOT_SHARES = (0.0, 0.3, 0.5, 0.8, 0.95)
 #: LLEP's planning was fitted to this model's layers; the others are predicted.
 FITTED_MODEL = "gpt-oss-120b"
 _GPT_OSS = (FITTED_MODEL, LayerShape(128, 2880, 2880, 4), 32768)
 _DEEPSEEK = ("DeepSeek-R1", LayerShape(256, 7168, 2048, 8), 16384)
 _KIMI = ("Kimi-K2", LayerShape(384, 7168, 2048, 8), 16384)
 SPEED_UPS = (
-    SpeedUps(*_GPT_OSS, 16, (1.07, 1.73, 2.85, 4.37, 5.19)),
-    SpeedUps(*_GPT_OSS, 4, (1.07, 2.09, 3.05, 4.47, 5.22)),
-    SpeedUps(*_GPT_OSS, 1, (1.07, 2.41, 3.48, 5.26, 6.11)),
-    SpeedUps(*_DEEPSEEK, 16, (0.92, 1.69, 2.65, 3.83, 4.59)),
-    SpeedUps(*_DEEPSEEK, 4, (0.92, 1.76, 2.83, 3.64, 4.64)),
-    SpeedUps(*_DEEPSEEK, 1, (0.92, 1.96, 2.77, 4.23, 5.13)),
-    SpeedUps(*_KIMI, 16, (1.03, 1.80, 2.73, 4.01, 4.83)),
-    SpeedUps(*_KIMI, 4, (1.03, 1.94, 2.85, 3.96, 4.67)),
-    SpeedUps(*_KIMI, 1, (1.03, 1.48, 2.74, 4.09, 5.03)),
+    SpeedUps(*_GPT_OSS, 16, {0: 1.07, 0.3: 1.73, 0.5: 2.85, 0.8: 4.37, 0.95: 5.19}),
+    SpeedUps(*_GPT_OSS, 4, {0.3: 2.09, 0.5: 3.05, 0.8: 4.47, 0.95: 5.22}),
+    SpeedUps(*_GPT_OSS, 1, {0.3: 2.41, 0.5: 3.48, 0.8: 5.26, 0.95: 6.11}),
+    SpeedUps(*_DEEPSEEK, 16, {0: 0.92, 0.3: 1.69, 0.5: 2.65, 0.8: 3.83, 0.95: 4.59}),
+    SpeedUps(*_DEEPSEEK, 4, {0.3: 1.76, 0.5: 2.83, 0.8: 3.64, 0.95: 4.64}),
+    SpeedUps(*_DEEPSEEK, 1, {0.3: 1.96, 0.5: 2.77, 0.8: 4.23, 0.95: 5.13}),
+    SpeedUps(*_KIMI, 16, {0: 1.03, 0.3: 1.8, 0.5: 2.73, 0.8: 4.01, 0.95: 4.83}),
+    SpeedUps(*_KIMI, 4, {0.3: 1.94, 0.5: 2.85, 0.8: 3.96, 0.95: 4.67}),
+    SpeedUps(*_KIMI, 1, {0.3: 1.48, 0.5: 2.74, 0.8: 4.09, 0.95: 5.03}),
 )
-
-#: UltraEP: imbalance without it, and with it.
-IMBALANCES = ((1.51, 1.01), (2.01, 1.01), (3.03, 1.01))

@@ -11,12 +11,11 @@ import pandas as pd
 
 from baselines.llep import LLEP
 from baselines.static_ep import StaticEP
-from baselines.ultraep import UltraEP
 from experiments.point.simulator_options import SoftwareCost
 from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.gpus import published
-from experiments.simulator.gpus.published import HOT_SHARES, Layer, SpeedUps
+from experiments.simulator.gpus.published import Layer, SpeedUps
 from experiments.simulator.model_work import ModelWork
 from experiments.simulator.topology import Topology
 from harmoeny.choices import KernelName
@@ -32,7 +31,6 @@ _LLEP_PLAN_S_PER_EXPERT = 40e-6
 #: LLEP lets its plan be where the largest load is less than so many times the mean (its README's settings).
 _LLEP_CAPACITY, _LLEP_LEAST_IMBALANCE = 1.0, 1.3
 _WORLD_SIZE = 8
-_ULTRAEP_RANKS, _ULTRAEP_EXPERTS, _ULTRAEP_ASSIGNMENTS = 64, 256, 8192 * 8
 
 
 @dataclass(kw_only=True)
@@ -65,7 +63,7 @@ def compare_gpus(hardware: Mapping[str, Hardware]) -> pd.DataFrame:
     Returns:
         One row per figure: system, case, unit, source, calibration, published, predicted, error.
     """
-    rows = [*_products(hardware["h200"]), *_layers(hardware), *_speed_ups(hardware["h200"]), *_imbalances()]
+    rows = [*_products(hardware["h200"]), *_layers(hardware), *_speed_ups(hardware["h200"])]
     frame = pd.DataFrame(rows)
     return frame.assign(error=frame["predicted"] / frame["published"] - 1)
 
@@ -114,7 +112,7 @@ def _speed_ups(h200: Hardware) -> Iterator[dict[str, Any]]:
     machine = replace(h200, kernel=KernelName.LOOP.value)  # both computed one expert after the other
     for seen in published.SPEED_UPS:
         work = seen.shape.work(seen.num_tokens)
-        for share, value in zip(HOT_SHARES, seen.values, strict=True):
+        for share, value in seen.values.items():
             counts = _hot_counts(seen, share)
             plan_s = _LLEP_PLAN_S_PER_EXPERT * seen.shape.num_experts if share else 0.0
             static_s, llep_s = (_layer_s(p, machine, work, counts, s) for p, s in ((StaticEP(), 0.0), (llep, plan_s)))
@@ -138,31 +136,3 @@ def _layer_s(policy: Policy, hardware: Hardware, work: ModelWork, counts: IntArr
     """Return the time of one layer of so many experts and tokens."""
     cost = CostModel(hardware, Topology(hardware, len(counts)), work, SoftwareCost(plan_s=plan_s))
     return float(SimulatedSystem(policy.calibrated(cost.expert), cost).run([counts]).end_s.max())
-
-
-def _imbalances() -> Iterator[dict[str, Any]]:
-    """Plan loads of the published imbalance; nothing here depends on the hardware."""
-    policy = UltraEP(redundant_slots=4)
-    placement = policy.place(0, _ULTRAEP_EXPERTS, _ULTRAEP_RANKS)
-    for without, value in published.IMBALANCES:
-        counts = _counts_of_imbalance(without, placement)
-        load = policy.plan(counts, placement).load()
-        predicted = float(load.max() / load.mean())
-        yield _row("ultraep", "UltraEP", "imbalance", published.ULTRAEP, False, value, predicted)
-
-
-def _counts_of_imbalance(imbalance: float, placement: Placement) -> IntArray:
-    """Draw int64 ``[world_size, num_experts]`` whose ranks' loads have this maximum over the mean.
-
-    Popularities are logarithmically normal; their spread is searched for.
-    """
-    normal = np.random.default_rng(0).standard_normal(_ULTRAEP_EXPERTS)
-    low, high = 0.0, 5.0
-    for _ in range(60):
-        spread = (low + high) / 2
-        shares = np.exp(spread * normal)
-        loads = np.bincount(placement.home, weights=shares)
-        low, high = (spread, high) if loads.max() / loads.mean() < imbalance else (low, spread)
-    wanted = np.tile(shares / shares.sum() * _ULTRAEP_ASSIGNMENTS, (_ULTRAEP_RANKS, 1))
-    counts: IntArray = np.floor(wanted).astype(np.int64)
-    return counts
