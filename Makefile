@@ -46,8 +46,8 @@ check: $(INSTALLED) ## what you run while you work: linters, type checker and th
 bench: $(INSTALLED) ## measure the parts that have a time budget (scripts/bench)
 	set -e; for name in $(BENCHES); do $(BIN)/python -m scripts.bench.$$name; done
 
-validate: $(INSTALLED) ## compare the simulator with the paper's published figures
-	$(BIN)/python -m scripts.validate paper
+validate: $(INSTALLED) ## compare the simulator with what was measured on a DGX-1, on this machine and on today's GPUs
+	$(BIN)/python -m scripts.validate all
 
 claims: $(INSTALLED) ## simulate the paper's main figure and set its claims beside what was simulated and measured here
 	$(BIN)/python run.py experiment=paper_skew

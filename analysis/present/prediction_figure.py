@@ -1,13 +1,15 @@
-"""The validation figure: predicted against measured throughput or latency, point by point."""
+"""The validation figures: predicted against measured values, point by point, of one machine and of several."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -32,6 +34,58 @@ def draw_validation(frame: pd.DataFrame, folder: Path, name: str, quantity: str,
         return save_figure(plot(frame, quantity, caption), folder, f"{name}_validation")
 
 
+def draw_machines(machines: Mapping[str, pd.DataFrame], folder: Path, name: str) -> Path:
+    """Draw predicted against measured values of several machines as PNG and PDF; return the PNG file.
+
+    Args:
+        machines: by machine, rows as for :func:`draw_validation`.
+        folder: where to put them.
+        name: start of the files' names.
+    """
+    with mpl.rc_context(cast(Any, RC)):
+        return save_figure(plot_machines(machines), folder, name)
+
+
+def plot_machines(machines: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw a panel per machine, in whatever units its values have."""
+    figure = new_figure(PAGE_IN, 3.2)
+    panels = figure.subplots(1, len(machines), squeeze=False)[0]
+    for axes, (machine, frame) in zip(panels, machines.items(), strict=True):
+        for system, rows in frame.groupby("system", sort=False):
+            for fitted, part in rows.groupby("calibration"):
+                style, face = look(str(system)), "white" if fitted else look(str(system)).colour
+                axes.plot(
+                    part["published"], part["predicted"], marker=style.marker, linestyle="", color=style.colour,
+                    markerfacecolor=face, markersize=4, label=None if fitted else label(str(system)),
+                )  # fmt: skip
+        _set_diagonal(axes, frame)
+        held_out = frame.loc[~frame["calibration"], "error"].abs()
+        title = f"{machine}\n{len(held_out)} points, median error {held_out.median():.1%}"
+        axes.set_title(title, loc="left")
+    set_legend(figure, entries_of(*panels))
+    set_caption(
+        figure,
+        "Sequences/s (DGX-1, arXiv 2506.12417), ms of a MoE layer (two CPU cores, here), ms and speed-ups (H200, seen "
+        "here and published; results/validation/gpus.csv names each source). All predictions are the simulator's. "
+        "Open markers: points that constants were fitted on; the errors are of the others. Band: 10 %.",
+    )
+    return figure
+
+
+def _set_diagonal(axes: Axes, frame: pd.DataFrame) -> None:
+    """Draw where predictions are right, with a band of 10 %, on logarithmic axes."""
+    values = frame[["published", "predicted"]]
+    ends = np.array([values.min().min(), values.max().max()])
+    axes.plot(ends, ends, color="#555555", linewidth=0.8)
+    axes.fill_between(ends, ends * 0.9, ends * 1.1, color="#555555", alpha=0.12, linewidth=0)
+    axes.set(xscale="log", yscale="log", xlabel="Measured", ylabel="Predicted")
+    subs = (1.0, 2.0, 5.0) if ends[1] < 100 * ends[0] else (1.0,)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def plot(frame: pd.DataFrame, quantity: str, caption: str) -> Figure:
     """Draw the values on both axes to the left, and the errors by case to the right."""
     figure = new_figure(PAGE_IN, 3.9)
@@ -47,14 +101,7 @@ def plot(frame: pd.DataFrame, quantity: str, caption: str) -> Figure:
             offset = (i - (num_systems - 1) / 2) * 0.8 / num_systems
             positions = [cases.index(case) + offset for case in part["case"]]
             right.plot(positions, part["error"] * 100, markersize=5, **shared)
-    ends = np.array([frame[["published", "predicted"]].min().min(), frame[["published", "predicted"]].max().max()])
-    left.plot(ends, ends, color="#555555", linewidth=0.8)
-    left.fill_between(ends, ends * 0.9, ends * 1.1, color="#555555", alpha=0.12, linewidth=0)
-    left.set(xscale="log", yscale="log", xlabel="Measured", ylabel="Predicted")
-    for axis in (left.xaxis, left.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    _set_diagonal(left, frame)
     left.set_title(quantity, loc="left")
     right.axhspan(-10, 10, color="#555555", alpha=0.12, linewidth=0)
     for boundary in range(1, len(cases)):

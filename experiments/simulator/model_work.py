@@ -62,6 +62,46 @@ class ModelWork:
         return self.hidden_size * self.element_bytes
 
 
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of a MoE layer in BF16.
+
+    Attributes:
+        num_experts: its experts.
+        hidden_size: width of a token.
+        intermediate_size: width of an expert.
+        top_k: experts per token.
+        gated: whether the experts have a third matrix.
+    """
+
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+    top_k: int = 1
+    gated: bool = True
+
+    def work(self, num_tokens: int, num_layers: int = 1) -> ModelWork:
+        """Return what a rank with so many tokens computes in layers of this shape and nothing beside them."""
+        nothing = np.zeros((0, 2))
+        values = (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
+        return ModelWork(
+            dense=[nothing] * (num_layers + 1),
+            route=[nothing] * num_layers,
+            layer_tokens=[num_tokens] * num_layers,
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+            hidden_size=self.hidden_size,
+            inner_width=(2 if self.gated else 1) * self.intermediate_size,
+            element_bytes=2,
+            expert_bytes=2 * values,
+            flops_per_token=2 * values,
+            dense_bytes=0,
+            peak_bytes=0.0,
+            stacks=[0] * num_layers,
+            scope="layer",
+        )
+
+
 class TracedModel:
     """A model's work by batch size: it is built once, and traced once for every size.
 

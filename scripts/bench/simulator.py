@@ -20,7 +20,7 @@ from experiments.compose.compose import compose_point
 from experiments.point.simulator_options import SoftwareCost
 from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
-from experiments.simulator.model_work import ModelWork
+from experiments.simulator.model_work import LayerShape
 from experiments.simulator.topology import Topology
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
@@ -35,25 +35,8 @@ WORLD_SIZES = (64, 256, 1024)
 LIMIT_S, LIMIT_PLACING_S, LIMIT_GIB = 10.0, 1.0, 4.0
 
 
-def deepseek_work() -> ModelWork:
-    """Return the MoE layers of DeepSeek-V3 (arXiv 2412.19437): 58 of 256 experts 7168/2048, top-8, here in bfloat16."""
-    nothing = np.zeros((0, 2))
-    return ModelWork(
-        dense=[nothing] * (NUM_LAYERS + 1),
-        route=[nothing] * NUM_LAYERS,
-        layer_tokens=[TOKENS_PER_RANK] * NUM_LAYERS,
-        num_experts=NUM_EXPERTS,
-        top_k=TOP_K,
-        hidden_size=7168,
-        inner_width=2 * 2048,
-        element_bytes=2,
-        expert_bytes=2 * 3 * 7168 * 2048,
-        flops_per_token=2 * 3 * 7168 * 2048,
-        dense_bytes=0,
-        peak_bytes=0.0,
-        stacks=[0] * NUM_LAYERS,
-        scope="layer",
-    )
+#: The MoE layers of DeepSeek-V3 (arXiv 2412.19437), here in BF16.
+DEEPSEEK = LayerShape(NUM_EXPERTS, 7168, 2048, TOP_K)
 
 
 def draw_counts(world_size: int) -> list[IntArray]:
@@ -70,7 +53,9 @@ def draw_counts(world_size: int) -> list[IntArray]:
 def measure(policy: Policy, world_size: int, counts: list[IntArray]) -> list[float]:
     """Return how long the first three batches take to simulate; before the second one EPLB places its replicas."""
     hardware = compose_point("experiment=smoke", "hardware=hgx_h200_x8_nodes").hardware
-    cost = CostModel(hardware, Topology(hardware, world_size), deepseek_work(), SoftwareCost(plan_s=0.0))
+    cost = CostModel(
+        hardware, Topology(hardware, world_size), DEEPSEEK.work(TOKENS_PER_RANK, NUM_LAYERS), SoftwareCost(plan_s=0.0)
+    )
     system = SimulatedSystem(policy.calibrated(cost.expert), cost)
     times = [time.process_time()]
     for _ in range(3):

@@ -1,8 +1,8 @@
-"""Compares the simulator with what was measured: the paper's published figures, and real ranks on this machine."""
+"""Compares the simulator with the paper's published figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import pandas as pd
 from experiments.point.point import Point
 from experiments.point.simulator_options import SoftwareCost
 from experiments.simulator.advance import SimulatedBatch, SimulatedSystem
-from experiments.simulator.backend import simulate
 from experiments.simulator.cost import CostModel
 from experiments.simulator.model_work import ModelWork, TracedModel
 from experiments.simulator.paper.figures import (
@@ -30,7 +29,6 @@ from experiments.simulator.paper.figures import (
 from experiments.simulator.topology import Topology
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
-from results_schema.tables import LAYERS
 
 #: Published figures closer than this are no ranking.
 _TIE = 0.05
@@ -132,45 +130,6 @@ def compare_breakdowns(machine: PaperMachine, reference: Path) -> pd.DataFrame:
                 for phase in predicted
             ]
     return pd.DataFrame(rows)
-
-
-def compare_ranks(runs: Iterable[tuple[Path, Point]]) -> pd.DataFrame:
-    """Predict the layer latency of real runs: median over rounds of the mean over layers of the slowest rank's.
-
-    Args:
-        runs: folders of finished runs on real ranks, with any router but the model's own, and for each the same point
-            with the simulator as its backend and this machine as its hardware.
-
-    Returns:
-        One row per run and system: system, case, calibration, published (measured here) and predicted in ms, error,
-        device that measured.
-    """
-    rows = []
-    for folder, point in runs:
-        layers = pd.read_parquet(folder / LAYERS.file)
-        measured = _layer_ms(layers)
-        predicted = _layer_ms(simulate(point).tables(point)[LAYERS])
-        skew = getattr(point.router, "skew", None)
-        rows += [
-            {
-                "system": system,
-                "case": point.router.name if skew is None else f"skew {skew:g}",
-                "calibration": False,
-                "published": measured[system],
-                "predicted": predicted[system],
-                "error": predicted[system] / measured[system] - 1,
-                "device": layers["device"].iloc[0],
-            }
-            for system in predicted.index
-            if system in measured.index
-        ]
-    return pd.DataFrame(rows)
-
-
-def _layer_ms(layers: pd.DataFrame) -> pd.Series:
-    """Return the latency of a layer in ms by system."""
-    slowest = layers.groupby(["system", "round", "layer"])["layer_s"].max()
-    return slowest.groupby(["system", "round"]).mean().groupby("system").median() * 1e3
 
 
 def summarise_errors(frame: pd.DataFrame) -> dict[str, float]:

@@ -1,0 +1,62 @@
+"""Today's GPUs: the profiles predict what they were not fitted to, and follow from one another where they say so."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.compose.compose import compose_point
+from experiments.simulator.gpus import published
+from experiments.simulator.gpus.validation import PROFILES, compare_gpus
+from harmoeny.hardware import Hardware
+from scripts.validate import EXPLAINED, LIMIT_MEDIAN, LIMIT_POINT
+
+
+def profile(name: str) -> Hardware:
+    return compose_point("experiment=smoke", f"hardware={name}").hardware
+
+
+@pytest.fixture(scope="module")
+def compared() -> pd.DataFrame:
+    return compare_gpus({name: profile(name) for name in PROFILES.values()})
+
+
+@pytest.mark.slow
+def test_what_nothing_was_fitted_to_is_predicted(compared: pd.DataFrame) -> None:
+    held_out = compared[~compared["calibration"]]
+    assert len(held_out) == 9 + 2 * 13
+    assert held_out["error"].abs().median() <= LIMIT_MEDIAN
+    far = held_out[held_out["error"].abs() > LIMIT_POINT]
+    assert {(row.system, row.case): 1 for row in far.itertuples()} == EXPLAINED
+
+
+@pytest.mark.slow
+def test_layers_of_ranks_that_share_a_gpu_are_predicted_within_five_percent(compared: pd.DataFrame) -> None:
+    shared = compared[compared["case"].isin(["2 on one H200", "4 on one H200"]) & ~compared["calibration"]]
+    assert len(shared) == 8
+    assert (shared["error"].abs() < 0.05).all()
+
+
+@pytest.mark.slow
+def test_balancing_pays_more_the_more_is_skewed(compared: pd.DataFrame) -> None:
+    for seen in published.SPEED_UPS:
+        assert list(seen.values) == sorted(seen.values)
+    for _, rows in compared[compared["unit"] == "speed-up"].groupby("case"):
+        assert np.corrcoef(rows["published"], rows["predicted"])[0, 1] > 0.97
+        assert rows["predicted"].max() < 8, "eight GPUs"
+
+
+def test_derived_profiles_differ_only_where_they_say_so() -> None:
+    h200, h100 = profile("h200"), profile("dgx_h100")
+    differ = {f.name for f in fields(Hardware) if getattr(h200, f.name) != getattr(h100, f.name)}
+    memory = {"device_memory_bytes", "device_memory_bytes_per_s"}
+    assert differ == memory | {"name", "source", "network_bytes_per_s", "network_latency_s"}
+    ratio = h100.device_memory_bytes_per_s / h200.device_memory_bytes_per_s  # type: ignore[operator]
+    assert ratio == pytest.approx(3350 / 4800, rel=0.005)
+    for name, ranks in (("h200_half", 2), ("h200_quarter", 4)):
+        part = profile(name)
+        assert part.expert_rate() == pytest.approx(h200.expert_rate() / 1.7 ** np.log2(ranks), rel=0.001)
+        assert part.device_memory_bytes == pytest.approx(141e9 / ranks, rel=0.01)
