@@ -18,6 +18,7 @@ import yaml
 
 from analysis.present.prediction_figure import draw_machines, draw_validation
 from experiments.compose.compose import compose_point
+from experiments.compose.load import load_point
 from experiments.launch.ranks import Ranks
 from experiments.point.point import Point
 from experiments.simulator.gpus.validation import PROFILES, compare_gpus
@@ -29,7 +30,7 @@ from experiments.simulator.paper.validation import (
     summarise_errors,
     wrong_rankings,
 )
-from experiments.simulator.ranks_validation import measure_runs, predict_runs, simulated_point
+from experiments.simulator.ranks_validation import measure_runs, predict_runs, simulated_config
 from results_schema.atomic import write_text
 from results_schema.files import CONFIG
 from results_schema.printing import print_anything
@@ -87,7 +88,9 @@ def record_ranks(folder: Path, hardware: str, out: Path) -> None:
             found.append((path.parent, config))
     if not found:
         raise ValueError(f"{folder}: no run on real ranks; python run.py experiment=skew_sweep hardware={hardware}")
-    measured = measure_runs((path, simulated_point(config, composed)) for path, config in found)
+    measured = measure_runs(
+        (path, load_point(simulated_config(config, composed), here=False)) for path, config in found
+    )
     write_text(out / RANKS, measured.to_csv(index=False, float_format="%.4g"))
     write_text(out / RANKS_POINTS, yaml.safe_dump([config for _, config in found], sort_keys=False))
     write_text(out / RANKS_PROFILE, Path("conf", "hardware", f"{hardware}.yaml").read_text(encoding="utf-8"))
@@ -111,7 +114,7 @@ def _recorded_points(out: Path) -> list[Point]:
     profile.pop("defaults")
     composed = compose_point(*(f"hardware.{name}={value}" for name, value in profile.items())).config
     configs = yaml.safe_load((out / RANKS_POINTS).read_text(encoding="utf-8"))
-    return [simulated_point(config, composed) for config in configs]
+    return [load_point(simulated_config(config, composed), here=False) for config in configs]
 
 
 def validate_all(reference: Path, out: Path, num_batches: int) -> list[str]:

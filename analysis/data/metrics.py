@@ -84,6 +84,25 @@ def _imbalance(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
     return (sums["max"] / sums["mean"]).fillna(1.0)
 
 
+def _by_layer(column: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
+    """Largest over mean of the ranks in every layer, then the mean over layers; 1 where there is nothing."""
+
+    def compute(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+        of_ranks = layers.groupby(["iteration", "layer"])[column]
+        return (of_ranks.max() / of_ranks.mean()).fillna(1.0).groupby("iteration").mean()
+
+    return compute
+
+
+def _exposed_plan(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+    return layers.groupby(["iteration", "layer"])["plan_s"].max().groupby("iteration").sum()
+
+
+def _exposed_bytes(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+    waiting = (layers["fetch_wait_s"] / layers["fetch_s"]).fillna(0.0).clip(upper=1.0)
+    return (layers["fetch_bytes"] * waiting).groupby(layers["iteration"]).sum()
+
+
 METRICS = (
     Metric(
         "throughput_tokens_per_s", "Throughput", "tokens/s", "higher",
@@ -101,6 +120,32 @@ METRICS = (
         "imbalance", "Imbalance", "", "lower",
         "sum over layers of max over ranks(executed_tokens) / sum over layers of mean over ranks(executed_tokens)",
         _imbalance,
+    ),
+    Metric(
+        "layer_imbalance", "Imbalance by layer", "", "lower",
+        "mean over layers of max over ranks(executed_tokens) / mean over ranks(executed_tokens); 1 where nothing is "
+        "executed",
+        _by_layer("executed_tokens"),
+    ),
+    Metric(
+        "active_expert_imbalance", "Imbalance of activated experts", "", "lower",
+        "mean over layers of max over ranks(num_active_experts) / mean over ranks(num_active_experts); 1 where none is "
+        "active",
+        _by_layer("num_active_experts"),
+    ),
+    Metric(
+        "exposed_plan_s", "Planning on the critical path", "s", "lower",
+        "sum over layers of max over ranks(plan_s)", _exposed_plan,
+    ),
+    Metric(
+        "exposed_fetch_bytes", "Weights on the critical path", "bytes", "lower",
+        "sum of fetch_bytes * fetch_wait_s / fetch_s over layers and ranks, the share at most 1: what was moved while "
+        "computation stood still for it",
+        _exposed_bytes,
+    ),
+    Metric(
+        "exchanged_tokens", "Tokens between ranks", "tokens", "lower",
+        "sum of sent_tokens over layers and ranks", _total("sent_tokens"),
     ),
     Metric(
         "num_fetches", "Fetches per batch", "", "lower",

@@ -25,7 +25,7 @@ def summarise(run: Run) -> dict[str, Any]:
     dropping system computes something else, and a bound is no system, so they are shown and never compared with.
     """
     values = per_iteration(run.layers, run.iterations)
-    systems = {
+    systems: dict[str, dict[str, Any]] = {
         name: {metric.name: asdict(median_interval(of := rows[metric.name])) | spread(of) for metric in METRICS}
         for name in run.systems
         if not (rows := values[values["system"] == name]).empty
@@ -35,6 +35,7 @@ def summarise(run: Run) -> dict[str, Any]:
     best = best_baseline(run, systems)
     for name, entry in systems.items():
         entry |= {key: run.systems[name][key] for key in ("exact", "baseline", "bound")}
+        entry["knows"] = known(run, name)
         if best is not None:
             throughput = "throughput_tokens_per_s"
             entry["throughput_ratio_to_best_baseline"] = asdict(
@@ -48,6 +49,12 @@ def summarise(run: Run) -> dict[str, Any]:
         "best_baseline": best,
         "systems": systems,
     }
+
+
+def known(run: Run, system: str) -> str | None:
+    """Return what a system may see of the routing, separated by commas; None for runs of earlier versions."""
+    knows = run.systems[system].get("knows")
+    return None if knows is None else ", ".join(knows)
 
 
 def serving(run: Run, system: str) -> dict[str, Any]:

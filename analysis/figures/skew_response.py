@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.data.paper_values import CITATION, load_published, on_papers_machine
 from analysis.data.stats import paired_ratio
+from analysis.data.summary import known
 from analysis.figures.kit import iterations
 from analysis.figures.kit.base import FigureData
 from analysis.figures.kit.lines import published_points, system_line
@@ -68,7 +69,10 @@ def plot(data: FigureData) -> Figure:
         rows = frame[frame["system"] == system]
         ends = (rows[f"{_RATIO}_low"], rows[f"{_RATIO}_high"])
         kind = run.systems[system]
-        system_line(axes, system, rows["gini"], rows[_RATIO], exact=kind["exact"], bound=kind["bound"], ends=ends)
+        system_line(
+            axes, system, rows["gini"], rows[_RATIO], exact=kind["exact"], bound=kind["bound"],
+            knows=known(run, system), ends=ends,
+        )  # fmt: skip
     axes.axhline(1, color="#555555", linewidth=0.8, linestyle=":")
     caption = f"{data.caption} By ranges of the Gini index, each a quarter wide."
     column = f"published_{_RATIO}"

@@ -133,6 +133,26 @@ def _shade(colour: str, share: float) -> str:
     return "#" + "".join(f"{round(part):02X}" for part in parts)
 
 
+#: Letters for what a system may see of the routing, and what they mean.
+KNOWLEDGE = {
+    "history": ("H", "H: places experts by earlier batches"),
+    "lookahead": ("L", "L: by a prediction made before the gate"),
+    "exact": ("X", "X: plans by the batch's own counts"),
+}
+
+
+def marked(system: str, knows: object) -> str:
+    """Return a system's name with the letters for what it may see of the routing, if that is anything.
+
+    Args:
+        system: the system.
+        knows: as in ``summary.json``; anything but a text: not known.
+    """
+    known = knows.split(", ") if isinstance(knows, str) else []
+    letters = [letter for name, (letter, _) in KNOWLEDGE.items() if name in known]
+    return f"{label(system)} ({', '.join(letters)})" if letters else label(system)
+
+
 def label(system: str) -> str:
     """Return a system's name for people; a variant, such as ``harmoeny_threshold_8``, is named after what it varies."""
     known = max((name for name in _LABELS if f"{system}_".startswith(f"{name}_")), key=len, default=None)

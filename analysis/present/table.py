@@ -16,7 +16,7 @@ from rich.table import Table
 from analysis.data.load import Run
 from analysis.data.pairing import moved_rounds, ratios_to_no_skew
 from analysis.data.twins import Twins, twins_of
-from analysis.present.style import label
+from analysis.present.style import KNOWLEDGE, label, marked
 from results_schema.manifest import SIMULATOR
 from results_schema.yardstick import MOVED
 
@@ -162,7 +162,14 @@ def figure_caption(frame: pd.DataFrame) -> str:
     texts = texts_read(frame)
     read = f"; data set {' + '.join(texts)}" if texts else ""
     simulated = "Simulated, not measured: " if set(frame["backend"]) == {SIMULATOR} else ""
-    return f"{simulated}{caption(frame)}{_intervals(frame)}. Model {' + '.join(sorted(models))}{read}."
+    letters = f" {legend}." if (legend := knowledge_legend(frame)) else ""
+    return f"{simulated}{caption(frame)}{_intervals(frame)}. Model {' + '.join(sorted(models))}{read}.{letters}"
+
+
+def knowledge_legend(frame: pd.DataFrame) -> str:
+    """Say what the letters behind systems' names mean; empty where there are none."""
+    known = {name for knows in frame.get("knows", pd.Series(dtype=object)).dropna() for name in knows.split(", ")}
+    return "; ".join(text for name, (_, text) in KNOWLEDGE.items() if name in known)
 
 
 def without_medians(text: str, frame: pd.DataFrame) -> str:
@@ -243,6 +250,7 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str, notes: Seq
         caption=caption(frame)
         + ("\nIn parentheses: the worst batch." if bursts(frame).any() else "")
         + "\n* drops tokens: not the model's output, never the baseline. A reference is no system.\n"
+        + (f"{legend}.\n" if (legend := knowledge_legend(frame)) else "")
         + (unpaired_remark(frame) or _RATIO)
         + (f"\n{_TO_NO_SKEW}" if (across := has_no_skew(frame)) else "")
         + "".join(f"\n{escape(note)}" for note in notes),
@@ -269,7 +277,7 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str, notes: Seq
         previous = point
         table.add_row(
             *(str(value) if first else "" for value in point),
-            label(str(row["system"])) + ("" if row["exact"] else " *"),
+            marked(str(row["system"]), row.get("knows")) + ("" if row["exact"] else " *"),
             f"{row['throughput_tokens_per_s']:,.0f}",
             significant(row["ttft_s"] * 1e3) if ms else f"{row['ttft_s']:.3f}",
             f"{row['idle_share']:.1%}",

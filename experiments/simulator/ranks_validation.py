@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.compose.load import load_point
 from experiments.point.options import Options
 from experiments.point.point import Point
 from experiments.simulator.backend import Simulator, simulate
@@ -59,8 +58,8 @@ def case_of(point: Point) -> str:
     return point.router.name if skew is None else f"skew {skew:g}"
 
 
-def simulated_point(config: Mapping[str, Any], hardware: Mapping[str, Any]) -> Point:
-    """Return the point of a configuration as the simulator runs it on a description of this machine.
+def simulated_config(config: Mapping[str, Any], hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration as the simulator runs it on a description of this machine.
 
     Options that have been added since are as conf/config.yaml has them in ``hardware``'s own composition; those that
     are gone are left out.
@@ -72,7 +71,7 @@ def simulated_point(config: Mapping[str, Any], hardware: Mapping[str, Any]) -> P
     known = {option.name for option in fields(Options)}
     kept = {name: value for name, value in config.items() if name in known}
     changed = {"backend": Simulator.name, "hardware": hardware["hardware"]}
-    return load_point(dict(hardware) | kept | changed, here=False)
+    return dict(hardware) | kept | changed
 
 
 def _layer_ms(layers: pd.DataFrame) -> pd.Series:

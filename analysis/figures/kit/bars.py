@@ -15,7 +15,7 @@ from analysis.data.load import Run
 from analysis.data.paper_values import CITATION, beside, load_published, on_papers_machine, with_batches
 from analysis.figures.kit.base import FigureData
 from analysis.present.panel import THROUGHPUT, TTFT, TTFT_PER_SEQUENCE, Panel, panel
-from analysis.present.style import label, look
+from analysis.present.style import label, look, marked
 
 _ENDS = ("", "_low", "_high")
 #: What relative values are relative to: the same everywhere, exact, and without a mechanism of its own.
@@ -141,7 +141,7 @@ def grouped_bars(
             middle,
             width * 0.92,
             yerr=np.maximum([middle - low, high - middle], 0),
-            label=label(system) + ("" if exact else " (drops tokens)"),
+            label=marked(system, _known(rows)) + ("" if exact else " (drops tokens)"),
             color=look(system).colour if exact else "white",
             edgecolor=look(system).colour,
             hatch="" if exact else "////",
@@ -155,6 +155,10 @@ def grouped_bars(
         values = rows[column].to_numpy(dtype=float) * scale
         left = np.arange(len(groups)) - 0.42
         axes.hlines(values, left, left + 0.84, colors=look(bound).colour, linestyles="dashed", label=label(bound))
+
+
+def _known(rows: pd.DataFrame) -> object:
+    return next(iter(rows["knows"].dropna()), None) if "knows" in rows else None
 
 
 def limit_height(axes: Axes) -> None:

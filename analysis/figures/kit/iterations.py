@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.data.metrics import per_iteration
 from analysis.data.routing import gini_by_round
+from analysis.data.summary import known
 from analysis.figures.kit.base import FigureData, Source
 from analysis.figures.kit.lines import system_line
 from analysis.present.layout import COLUMN_IN, axis_label, entries_of, new_figure, set_caption, set_legend
@@ -62,6 +63,7 @@ def plot_rounds(data: FigureData, frame: pd.DataFrame, panel: Panel) -> Figure:
             mark_every=(k % step, step),
             exact=run.systems[system]["exact"],
             bound=run.systems[system]["bound"],
+            knows=known(run, system),
         )
     below.set_ylabel(axis_label(panel.label))
     below.set_xlabel("Batch")

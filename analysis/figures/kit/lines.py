@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.figures.kit.bars import PUBLISHED
-from analysis.present.style import label, look
+from analysis.present.style import look, marked
 
 
 def system_line(
@@ -20,6 +20,7 @@ def system_line(
     *,
     exact: bool,
     bound: bool,
+    knows: object = None,
     ends: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     mark_every: int | tuple[int, int] = 1,
 ) -> None:
@@ -34,6 +35,7 @@ def system_line(
         y: float ``[n]``.
         exact: whether it computes the model's output.
         bound: whether it is a reference, and no system.
+        knows: what it may see of the routing, as in ``summary.json``; anything but a text: not known.
         ends: of the 95 % intervals, float ``[n]`` each; None: none are drawn.
         mark_every: distance between markers, in points; or the first point with one and the distance.
     """
@@ -49,7 +51,7 @@ def system_line(
         markevery=mark_every,
         linewidth=1.6 if ours else 1.1,
         linestyle="-" if exact and not bound else "--",
-        label=label(system) + ("" if exact else " (drops tokens)"),
+        label=marked(system, knows) + ("" if exact else " (drops tokens)"),
         zorder=3 if ours else 2,
     )
     if ends is not None and not bound:
@@ -82,8 +84,9 @@ def summary_lines(
         kind = rows.iloc[0]
         shift = step * (i - (len(systems) - 1) / 2)
         system_line(
-            axes, system, rows[axis] + shift, middle, exact=kind["exact"], bound=kind["bound"], ends=(low, high)
-        )
+            axes, system, rows[axis] + shift, middle, exact=kind["exact"], bound=kind["bound"],
+            knows=kind.get("knows"), ends=(low, high),
+        )  # fmt: skip
 
 
 def published_points(axes: Axes, published: pd.DataFrame, axis: str, column: str, scale: float) -> None:

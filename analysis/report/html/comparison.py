@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.data.metrics import QUANTITIES
-from analysis.present.style import label, look
+from analysis.present.style import look, marked
 from analysis.present.table import bursts, has_no_skew, significant
 from analysis.report.html.section import Section
 
@@ -116,7 +116,7 @@ def groups_of(section: Section, columns: list[Column]) -> list[Group]:
             rows.append(
                 Row(
                     system=system,
-                    name=label(system),
+                    name=marked(system, row.get("knows")),
                     colour=look(system).colour,
                     exact=bool(row["exact"]),
                     bound=bool(row["bound"]),

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.data.load import Run
 from analysis.data.metrics import per_iteration
 from analysis.present.style import label
-from analysis.present.table import caption, unpaired_remark
+from analysis.present.table import caption, knowledge_legend, unpaired_remark
 
 _AXIS_NAMES = {
     "router.skew": "router skew",
@@ -53,6 +53,11 @@ class Section:
     def unpaired(self) -> str:
         """What to say where systems were not measured in the same runs; empty: they were."""
         return unpaired_remark(self.frame)
+
+    @cached_property
+    def letters(self) -> str:
+        """What the letters behind systems' names mean; empty where there are none."""
+        return knowledge_legend(self.frame)
 
     @cached_property
     def values(self) -> list[pd.DataFrame]:

@@ -52,6 +52,28 @@ def hidden(layers: list[Row], _: Row) -> float:
     return 1 - waited / fetched if fetched else 1.0
 
 
+def by_layer(name: str) -> Callable[[list[Row], Row], float]:
+    def value(layers: list[Row], _: Row) -> float:
+        ratios = []
+        for layer in range(NUM_LAYERS):
+            of_ranks = [row[name] for row in layers if row["layer"] == layer]
+            ratios.append(max(of_ranks) * WORLD_SIZE / sum(of_ranks))
+        return float(sum(ratios) / NUM_LAYERS)
+
+    return value
+
+
+def exposed_plan(layers: list[Row], _: Row) -> float:
+    return float(sum(max(row["plan_s"] for row in layers if row["layer"] == layer) for layer in range(NUM_LAYERS)))
+
+
+def exposed_bytes(layers: list[Row], _: Row) -> float:
+    exposed = [min(1, row["fetch_wait_s"] / row["fetch_s"]) for row in layers if row["fetch_s"]]
+    return float(
+        sum(row["fetch_bytes"] * share for row, share in zip([r for r in layers if r["fetch_s"]], exposed, strict=True))
+    )
+
+
 BY_HAND: dict[str, Callable[[list[Row], Row], float]] = {
     "throughput_tokens_per_s": lambda _, iteration: iteration["input_tokens"] / iteration["latency_s"],
     "ttft_s": column("ttft_s"),
@@ -59,6 +81,11 @@ BY_HAND: dict[str, Callable[[list[Row], Row], float]] = {
     "drain_s": column("drain_s"),
     "idle_share": share("idle_s", "layer_s"),
     "imbalance": imbalance,
+    "layer_imbalance": by_layer("executed_tokens"),
+    "active_expert_imbalance": by_layer("num_active_experts"),
+    "exposed_plan_s": exposed_plan,
+    "exposed_fetch_bytes": exposed_bytes,
+    "exchanged_tokens": lambda layers, _: sum(row["sent_tokens"] for row in layers),
     "num_fetches": lambda layers, _: sum(row["num_host_fetches"] + row["num_peer_fetches"] for row in layers),
     "num_restores": lambda layers, _: sum(row["num_restores"] for row in layers),
     "fetch_hidden_share": hidden,
@@ -86,11 +113,12 @@ def test_where_nothing_happens_shares_are_those_of_a_perfect_run(written: Synthe
     """Without fetches nothing was left unhidden, and without tokens no rank had more than another."""
     run = load_run(written.folder)
     zero = run.layers.assign(
-        **dict.fromkeys(("executed_tokens", "num_assignments", "dropped_tokens"), 0),
+        **dict.fromkeys(("executed_tokens", "num_assignments", "dropped_tokens", "num_active_experts"), 0),
         **dict.fromkeys(("fetch_s", "fetch_wait_s", "idle_s", "layer_s"), 0.0),
     )
     values = per_iteration(zero, run.iterations)
     expected = {"imbalance": 1.0, "fetch_hidden_share": 1.0, "dropped_share": 0.0, "idle_share": 0.0}
+    expected |= {"layer_imbalance": 1.0, "active_expert_imbalance": 1.0, "exposed_fetch_bytes": 0.0}
     for name, value in expected.items():
         assert (values[name] == value).all(), name
 

@@ -12,6 +12,7 @@ from analysis.present.table import (
     build_table,
     caption,
     figure_caption,
+    knowledge_legend,
     skew_points,
     summary_frame,
     unpaired_remark,
@@ -51,6 +52,22 @@ def test_frame_has_a_row_per_run_and_system_with_the_numbers_of_its_summary(swee
                     )
                 else:
                     assert row[name] == value
+
+
+def test_letters_say_what_systems_may_see(frame: pd.DataFrame) -> None:
+    knows = {"harmoeny": "exact, history", "static_ep": "", "even_split": "exact", "drop": None, "ideal": "lookahead"}
+    known = frame.assign(knows=frame["system"].map(knows))
+    text = as_text(build_table(known, ["router.skew"], "title"))
+    assert "HarMoEny (H, X)" in text
+    assert "Even split (X)" in text
+    assert "(L)" in text
+    for unmarked in ("Static EP (", "Drop ("):
+        assert unmarked not in text
+    legend = knowledge_legend(known)
+    assert legend.startswith("H: places experts by earlier batches; L:")
+    assert "X: plans by the batch's own counts" in figure_caption(known)
+    assert knowledge_legend(frame) == "", "runs of earlier versions do not say it"
+    assert "X:" not in figure_caption(frame)
 
 
 def test_table_shows_the_numbers_and_marks_what_is_no_baseline(frame: pd.DataFrame) -> None:

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from experiments.compose.compose import compose_point
+from experiments.compose.load import load_point
 from experiments.simulator.backend import simulate
-from experiments.simulator.ranks_validation import case_of, measure_runs, predict_runs, simulated_point
+from experiments.simulator.ranks_validation import case_of, measure_runs, predict_runs, simulated_config
 from results_schema.tables import LAYERS
 
 HERE = (
@@ -36,7 +37,7 @@ def test_old_configurations_are_simulated_on_the_profile_that_measured() -> None
     point = compose_point(*HERE)
     config = {name: value for name, value in point.config.items() if name not in ("hardware", "wandb")}
     composed = compose_point(*HERE, "hardware.expert_flops_per_s=2e10").config
-    again = simulated_point(config | {"an_option_of_old": 1}, composed)
+    again = load_point(simulated_config(config | {"an_option_of_old": 1}, composed), here=False)
     assert again.simulated
     assert again.hardware.expert_flops_per_s == 2e10
     assert case_of(again) == "skew 0.5"
