@@ -9,8 +9,6 @@ from hydra.core.global_hydra import GlobalHydra
 
 from scripts.fuzz import Composer, Configuration, Generator, fuzz
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,6 @@ from tests.experiments.routing.test_authors_csv import HEADER, ROWS, written
 from tests.experiments.routing.test_trace import random_trace
 from tests.experiments.runs import begin
 
-pytestmark = pytest.mark.slow
-
 
 def request(num_tokens: int, *, batch: int = 0, layer: int = 0, rank: int = 0, world_size: int = 2) -> RoutingRequest:
     return RoutingRequest(
