@@ -134,7 +134,6 @@ def load(compose: Compose, tmp_path: Path) -> Load:
     """Load a point from overrides; its results would go to the test's own folder."""
     from experiments.compose.load import load_point
 
-
     def loaded(*overrides: str) -> Point:
         return load_point(compose(f"results_dir={tmp_path / 'results'}", *overrides))
 

@@ -119,7 +119,10 @@ class Programs:
         Raises:
             AssertionError: it takes longer.
         """
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+            tempfile.TemporaryFile("w+", encoding="utf-8") as err,
+        ):
             request = _Request(words, cwd, _environment(variables), inside)
             with self._start(request, out.fileno(), err.fileno()) as status:
                 code = Program(out, status).wait(timeout_s)

@@ -30,6 +30,7 @@ from experiments.compose.job import fail
 from experiments.compose.load import load_point
 from experiments.compose.messages import explain
 from experiments.compose.submitted import is_submitted, load_swept_point
+from experiments.compose.sweep_jobs import SweepJobs
 from experiments.console import say
 from experiments.launch.environment import is_main_rank
 from experiments.point.point import Point
@@ -173,8 +174,9 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
     # Every row of a result names its system anyway, so a sweep over lists of systems adds nothing to tell apart.
     axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
     points: dict[str, tuple[Point, dict[str, Any]]] = {}
+    jobs = SweepJobs(_loader(), config)
     for job in chain.from_iterable(_split(parsed)):
-        point = load_swept_point(_compose(config, list(job)))
+        point = load_swept_point(jobs.compose(job))
         swept = {o.get_key_element(): o.value() for o in _parse(list(job))}
         values = {axis: v if isinstance(v := swept[axis], int | float | str | None) else str(v) for axis in axes}
         points.setdefault(point.run_id, (point, values))

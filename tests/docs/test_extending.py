@@ -158,7 +158,9 @@ def test_the_commands_are_found() -> None:
 
 
 def test_the_written_down_cluster_is_simulated(programs: Programs, extended: Path) -> None:
-    run = run_extended(programs, extended, "backend=simulator", "hardware=my_cluster", "world_size=16", "model.num_experts=32")
+    run = run_extended(
+        programs, extended, "backend=simulator", "hardware=my_cluster", "world_size=16", "model.num_experts=32"
+    )
     assert set(run.layers["device"]) == {"my_cluster"}
     assert set(run.layers["rank"]) == set(range(16))
 

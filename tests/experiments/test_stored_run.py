@@ -64,9 +64,7 @@ def assert_kept(folder: Path, stored: dict[Path, bytes]) -> None:
 
 
 @pytest.mark.parametrize("backend", COMMANDS)
-def test_the_same_command_keeps_all_points_and_reports_them(
-    results: Path, backend: str, programs: Programs
-) -> None:
+def test_the_same_command_keeps_all_points_and_reports_them(results: Path, backend: str, programs: Programs) -> None:
     before = {folder: files(folder) for folder in folders(results, backend)}
     output = run(programs, results, backend)
     assert "skew_sweep: 2 points, 0 to run" in output

@@ -226,9 +226,7 @@ def answers(
 ) -> dict[str, subprocess.CompletedProcess[str]]:
     """What run.py answers to every command."""
     results = tmp_path_factory.mktemp("results")
-    done = {
-        name: programs.run("run.py", *arguments, f"results_dir={results}") for name, arguments in COMMANDS.items()
-    }
+    done = {name: programs.run("run.py", *arguments, f"results_dir={results}") for name, arguments in COMMANDS.items()}
     assert not list(results.rglob("*.json")), "something ran"
     return done
 

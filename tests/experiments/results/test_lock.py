@@ -144,9 +144,7 @@ class TestNeighbours:
                 assert one is not None
                 assert [other["run"] for other in one.met()] == ["first"]
 
-    def test_one_that_crashed_before_is_not_and_while_measuring_is(
-        self, own_machine: Path, programs: Programs
-    ) -> None:
+    def test_one_that_crashed_before_is_not_and_while_measuring_is(self, own_machine: Path, programs: Programs) -> None:
         def crash() -> None:
             with programs.started("-c", _MEASURES, "crashed") as other:
                 other.signal(signal.SIGKILL)

@@ -1,0 +1,55 @@
+"""A sweep's jobs are composed as Hydra composes each of them by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.compose.sweep_jobs import SweepJobs
+from tests.conftest import Compose
+
+
+def content(config: DictConfig) -> dict[str, Any]:
+    """Return what a point is made of: all but Hydra's own node."""
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    del values["hydra"]
+    return dict(values)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["router=skew,uniform", "system=[harmoeny]", "seed=1,2"],
+        ["systems.harmoeny.threshold=null,8", "tag='${router.skew}-x'"],
+        ["router.skew=0,0.5", "+systems.other=${systems.harmoeny}", "~tag"],
+        ["systems.harmoeny.threshold=4,8", "systems.harmoeny={threshold:16}"],
+        ["systems.harmoeny={threshold:16,num_slots:3}", "systems.harmoeny.threshold=4,8"],
+    ],
+)
+def test_every_job_is_what_hydra_makes_of_it(overrides: list[str], compose: Compose) -> None:
+    config = compose("experiment=smoke", multirun=True)
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    (jobs,) = BasicSweeper.split_arguments(
+        OverridesParser.create(hydra.config_loader).parse_overrides(["experiment=smoke", *overrides]), None
+    )
+    assert len(jobs) > 1
+    composed = SweepJobs(hydra.config_loader, config)
+    for job in jobs:
+        assert content(composed.compose(job)) == content(hydra.config_loader.load_sweep_config(config, job))
+
+
+def test_a_value_of_another_type_is_refused_as_hydra_refuses_it(compose: Compose) -> None:
+    config = compose("experiment=smoke", multirun=True)
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    jobs = SweepJobs(hydra.config_loader, config)
+    jobs.compose(["experiment=smoke", "rounds=1"])
+    with pytest.raises(HydraException, match="^Error merging override rounds=many$"):
+        jobs.compose(["experiment=smoke", "rounds=many"])
