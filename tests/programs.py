@@ -119,10 +119,7 @@ class Programs:
         Raises:
             AssertionError: it takes longer.
         """
-        with (
-            tempfile.TemporaryFile("w+", encoding="utf-8") as out,
-            tempfile.TemporaryFile("w+", encoding="utf-8") as err,
-        ):
+        with _text_file() as out, _text_file() as err:
             request = _Request(words, cwd, _environment(variables), inside)
             with self._start(request, out.fileno(), err.fileno()) as status:
                 code = Program(out, status).wait(timeout_s)
@@ -133,16 +130,16 @@ class Programs:
     @contextlib.contextmanager
     def started(self, *words: str) -> Iterator[Program]:
         """Start a program, wait for its first line, and kill it at the end of the block."""
+        request = _Request(words, ROOT, _environment(None), nullcontext)
         read, write = os.pipe()
-        with open(read, encoding="utf-8") as out:  # noqa: PTH123  (a pipe)
-            with self._start(_Request(words, ROOT, _environment(None), nullcontext), write, 2) as status:
-                os.close(write)
-                program = Program(out, status)
-                try:
-                    assert out.readline()
-                    yield program
-                finally:
-                    program.signal(signal.SIGKILL)
+        with open(read, encoding="utf-8") as out, self._start(request, write, 2) as status:  # noqa: PTH123  (a pipe)
+            os.close(write)
+            program = Program(out, status)
+            try:
+                assert out.readline()
+                yield program
+            finally:
+                program.signal(signal.SIGKILL)
 
     @contextlib.contextmanager
     def _start(self, request: _Request, out: int, err: int) -> Iterator[IO[str]]:
@@ -152,6 +149,10 @@ class Programs:
             socket.send_fds(self._server, [pickle.dumps(request)], [nothing.fileno(), out, err, write])
             os.close(write)
             yield status
+
+
+def _text_file() -> IO[str]:
+    return tempfile.TemporaryFile("w+", encoding="utf-8")
 
 
 def _environment(variables: Mapping[str, str] | None) -> dict[str, str]:

@@ -89,7 +89,8 @@ def test_a_damaged_file_is_made_anew(loops: Loops, kind: str) -> None:
 
 def test_without_a_folder_to_write_every_process_compiles(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write anywhere, so numba's own test of a folder is what fails here.
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/nowhere/file").open())
+    nowhere = Path("/nowhere/file")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: nowhere.write_text(""))
     assert loops.call() == COMPILED
     assert not loops.files("*")
 

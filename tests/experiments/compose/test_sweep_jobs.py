@@ -51,5 +51,5 @@ def test_a_value_of_another_type_is_refused_as_hydra_refuses_it(compose: Compose
     assert hydra is not None
     jobs = SweepJobs(hydra.config_loader, config)
     jobs.compose(["experiment=smoke", "rounds=1"])
-    with pytest.raises(HydraException, match="^Error merging override rounds=many$"):
+    with pytest.raises(HydraException, match=r"^Error merging override rounds=many$"):
         jobs.compose(["experiment=smoke", "rounds=many"])
