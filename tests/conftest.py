@@ -21,6 +21,7 @@ from tests.programs import Programs
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from experiments.compose.compositions import Compositions
     from experiments.point.point import Point
     from tests.smoke import SmokeRun
 
@@ -111,30 +112,45 @@ def registered_options() -> Iterator[None]:
         yield
 
 
+def _composed(*overrides: str, multirun: bool = False) -> DictConfig:
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    return hydra.compose_config("config", list(overrides), mode, with_log_configuration=False)
+
+
 @pytest.fixture
 def compose(registered_options: None) -> Iterator[Compose]:
     """Compose the configuration of a run or of a multirun as run.py does, with its ``hydra`` node."""
     from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.types import RunMode
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield _composed
 
-        def composed(*overrides: str, multirun: bool = False) -> DictConfig:
-            loader = GlobalHydra.instance().hydra
-            assert loader is not None
-            mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-            return loader.compose_config("config", list(overrides), mode, with_log_configuration=False)
 
-        yield composed
+@pytest.fixture(scope="session")
+def compositions(registered_options: None) -> Compositions:
+    """What `load` has composed for all tests."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from experiments.compose.compositions import Compositions
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        return Compositions(hydra.config_loader, lambda overrides: _composed(*overrides))
 
 
 @pytest.fixture
-def load(compose: Compose, tmp_path: Path) -> Load:
+def load(compose: Compose, compositions: Compositions, tmp_path: Path) -> Load:
     """Load a point from overrides; its results would go to the test's own folder."""
     from experiments.compose.load import load_point
 
     def loaded(*overrides: str) -> Point:
-        return load_point(compose(f"results_dir={tmp_path / 'results'}", *overrides))
+        return load_point(compositions.compose([f"results_dir={tmp_path / 'results'}", *overrides]))
 
     return loaded

@@ -142,7 +142,7 @@ def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, mo
     path = tmp_path / "trace.parquet"
     common = (
         "model=switch_tiny", "world_size=1", "batch_size=2", "seq_len=32", "rounds=2", "warmup_rounds=0",
-        "system=[harmoeny,drop]",
+        "system=[harmoeny,drop]", "dataset=random",
     )  # fmt: skip
     layers = {}
     for name, options in {
@@ -159,9 +159,9 @@ def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, mo
     for column in ("num_assignments", "executed_tokens", "dropped_tokens", "num_active_experts"):
         pd.testing.assert_series_equal(layers["replayed"][column], layers["recorded"][column])
     trace = read_trace(path)
-    assert (trace.model, trace.dataset, trace.num_experts) == ("switch", "pydoc", 4)
+    assert (trace.model, trace.dataset, trace.num_experts) == ("switch", "random", 4)
     manifest = RunFolder(point.folder).manifest
-    assert manifest["dataset"]["name"] == "pydoc"
+    assert manifest["dataset"]["name"] == "random"
     recorded = load(*common, "router=model", f"trace.record={path}")
     path.unlink()
     assert not is_done(recorded)  # the run is there, but not what it was to write

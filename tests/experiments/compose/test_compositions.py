@@ -1,7 +1,8 @@
-"""A sweep's jobs are composed as Hydra composes each of them by itself."""
+"""Configurations that share what is composed are what Hydra makes of each by itself."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.compose.sweep_jobs import SweepJobs
+from experiments.compose.compositions import Compositions
 from tests.conftest import Compose
 
 
@@ -40,16 +41,15 @@ def test_every_job_is_what_hydra_makes_of_it(overrides: list[str], compose: Comp
         OverridesParser.create(hydra.config_loader).parse_overrides(["experiment=smoke", *overrides]), None
     )
     assert len(jobs) > 1
-    composed = SweepJobs(hydra.config_loader, config)
+    composed = Compositions(hydra.config_loader, partial(hydra.config_loader.load_sweep_config, config))
     for job in jobs:
         assert content(composed.compose(job)) == content(hydra.config_loader.load_sweep_config(config, job))
 
 
 def test_a_value_of_another_type_is_refused_as_hydra_refuses_it(compose: Compose) -> None:
-    config = compose("experiment=smoke", multirun=True)
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
-    jobs = SweepJobs(hydra.config_loader, config)
-    jobs.compose(["experiment=smoke", "rounds=1"])
+    composed = Compositions(hydra.config_loader, lambda overrides: compose(*overrides))
+    composed.compose(["experiment=smoke", "rounds=1"])
     with pytest.raises(HydraException, match=r"^Error merging override rounds=many$"):
-        jobs.compose(["experiment=smoke", "rounds=many"])
+        composed.compose(["experiment=smoke", "rounds=many"])

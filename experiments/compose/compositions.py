@@ -1,9 +1,9 @@
-"""The configurations of a sweep's jobs: composed once, with the values that differ set in a copy."""
+"""Configurations that differ in values only: composed once, with their values set in a copy."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,38 +14,37 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.compose.help import groups
 
 
-class SweepJobs:
-    """Composes jobs as Hydra does, which sets values last: jobs that differ in nothing else share all the rest.
+class Compositions:
+    """Composes as Hydra does, which sets values last: overrides that differ in nothing else share all the rest.
 
     Args:
         loader: Hydra's.
-        config: the multirun's configuration, with its ``hydra`` node.
+        compose: composes a configuration of overrides from scratch.
     """
 
-    def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
-        self._loader, self._config = loader, config
-        self._parser, self._groups = OverridesParser.create(loader), groups()
+    def __init__(self, loader: ConfigLoader, compose: Callable[[list[str]], DictConfig]) -> None:
+        self._compose, self._parser, self._groups = compose, OverridesParser.create(loader), groups()
         self._composed: dict[tuple[str | None, ...], DictConfig] = {}
 
-    def compose(self, job: Sequence[str]) -> DictConfig:
-        """Return the configuration of a job; what its ``hydra`` node says of the job itself may be another job's.
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Return a configuration; what its ``hydra`` node says of the overrides may be another's.
 
         Raises:
             HydraException: it cannot be composed.
         """
-        parsed = self._parser.parse_overrides(list(job))
+        parsed = self._parser.parse_overrides(list(overrides))
         values = [override for override in parsed if self._sets_value(override)]
         if any(_meet(value, other) for value in values for other in parsed if other is not value):
-            return self._loader.load_sweep_config(self._config, list(job))  # their order matters
+            return self._compose(list(overrides))  # their order matters
         rest = tuple(override.input_line for override in parsed if override not in values)
         key = (*rest, *(value.key_or_group for value in values))
         if key in self._composed:
             try:
                 return _with_values(self._composed[key], values)
             except OmegaConfBaseException:
-                pass  # Hydra's own error says more
-        self._composed[key] = self._loader.load_sweep_config(self._config, list(job))
-        return self._composed[key]
+                return self._compose(list(overrides))  # Hydra's own error says more
+        self._composed[key] = self._compose(list(overrides))
+        return copy.deepcopy(self._composed[key])
 
     def _sets_value(self, override: Override) -> bool:
         """Tell whether an override does no more than to set a number, a text or nothing, and chooses no group."""
