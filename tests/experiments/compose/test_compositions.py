@@ -27,10 +27,10 @@ def content(config: DictConfig) -> dict[str, Any]:
     "overrides",
     [
         ["router=skew,uniform", "system=[harmoeny]", "seed=1,2"],
-        ["systems.harmoeny.threshold=null,8", "tag='${router.skew}-x'"],
+        ["systems.harmoeny.num_slots=null,8", "tag='${router.skew}-x'"],
         ["router.skew=0,0.5", "+systems.other=${systems.harmoeny}", "~tag"],
-        ["systems.harmoeny.threshold=4,8", "systems.harmoeny={threshold:16}"],
-        ["systems.harmoeny={threshold:16,num_slots:3}", "systems.harmoeny.threshold=4,8"],
+        ["systems.harmoeny.num_slots=4,8", "systems.harmoeny={num_slots:16}"],
+        ["systems.harmoeny={num_slots:16,fetch:sync}", "systems.harmoeny.num_slots=4,8"],
     ],
 )
 def test_every_job_is_what_hydra_makes_of_it(overrides: list[str], compose: Compose) -> None:
