@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
 from hypothesis import settings
-from omegaconf import DictConfig
 
-from experiments.compose.load import load_point
-from experiments.compose.schema import register_options
-from experiments.point.point import Point
-from tests.smoke import SmokeRun, run_smoke
+from tests.programs import Programs
+
+# What takes seconds to import is imported by the fixtures: pytest-xdist's own process, which only hands tests out,
+# reads this file, too.
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from experiments.compose.compositions import Compositions
+    from experiments.point.point import Point
+    from tests.smoke import SmokeRun
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What mostly waits, and therefore goes beside what computes.
 WAITING = ROOT / "tests" / "cluster"
 #: Fixtures that start ranks.
 RANK_FIXTURES = {"smoke", "joined_smoke"}
-Compose = Callable[..., DictConfig]
-Load = Callable[..., Point]
+_PROGRAMS = pytest.StashKey[Programs]()
+Compose: TypeAlias = "Callable[..., DictConfig]"
+Load: TypeAlias = "Callable[..., Point]"
 #: A fifth of the examples, for `make check`; tests.strategies.examples applies it.
 settings.register_profile("quick", max_examples=20)
 
@@ -38,6 +43,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and RANK_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.ranks)
     items.sort(key=lambda item: not item.path.is_relative_to(WAITING))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fork the process that starts programs; let the collected modules cost no time later."""
+    if any("programs" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.config.stash[_PROGRAMS] = Programs()
+    gc.collect()
+    gc.freeze()  # else every full collection walks through a million objects of imported modules
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # there is a worker per core; threads of several wait for one another
+
+
+@pytest.fixture(scope="session")
+def programs(pytestconfig: pytest.Config) -> Iterator[Programs]:
+    """Starts programs without the seconds that their imports take."""
+    with pytestconfig.stash[_PROGRAMS] as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +85,8 @@ def session_cache(shared_folder: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def smoke(shared_folder: Path) -> SmokeRun:
     """The smoke experiment on two ranks that it started itself; made once for all that look at results."""
+    from tests.smoke import run_smoke
+
     made = shared_folder / "smoke.pickle"
     with (shared_folder / "smoke.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -76,6 +101,10 @@ def smoke(shared_folder: Path) -> SmokeRun:
 @pytest.fixture(scope="session")
 def registered_options() -> Iterator[None]:
     """Everything that conf/config.yaml refers to is known to Hydra, and not copied anew by every composition."""
+    from hydra.core.config_store import ConfigStore
+
+    from experiments.compose.schema import register_options
+
     register_options()
     with pytest.MonkeyPatch.context() as patch:
         # Hydra copies its store, which it only reads, at every composition; that takes a third of its time.
@@ -83,25 +112,45 @@ def registered_options() -> Iterator[None]:
         yield
 
 
+def _composed(*overrides: str, multirun: bool = False) -> DictConfig:
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    return hydra.compose_config("config", list(overrides), mode, with_log_configuration=False)
+
+
 @pytest.fixture
 def compose(registered_options: None) -> Iterator[Compose]:
     """Compose the configuration of a run or of a multirun as run.py does, with its ``hydra`` node."""
+    from hydra import initialize_config_dir
+
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield _composed
 
-        def composed(*overrides: str, multirun: bool = False) -> DictConfig:
-            loader = GlobalHydra.instance().hydra
-            assert loader is not None
-            mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-            return loader.compose_config("config", list(overrides), mode, with_log_configuration=False)
 
-        yield composed
+@pytest.fixture(scope="session")
+def compositions(registered_options: None) -> Compositions:
+    """What `load` has composed for all tests."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from experiments.compose.compositions import Compositions
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        return Compositions(hydra.config_loader, lambda overrides: _composed(*overrides))
 
 
 @pytest.fixture
-def load(compose: Compose, tmp_path: Path) -> Load:
+def load(compose: Compose, compositions: Compositions, tmp_path: Path) -> Load:
     """Load a point from overrides; its results would go to the test's own folder."""
+    from experiments.compose.load import load_point
 
     def loaded(*overrides: str) -> Point:
-        return load_point(compose(f"results_dir={tmp_path / 'results'}", *overrides))
+        return load_point(compositions.compose([f"results_dir={tmp_path / 'results'}", *overrides]))
 
     return loaded

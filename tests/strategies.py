@@ -18,8 +18,12 @@ def examples(number: int = 100, **others: Any) -> settings:
         number: of examples; without a profile, all are tried.
         others: of hypothesis' settings.
     """
-    share = settings().max_examples / 100
-    return settings(deadline=None, max_examples=min(number, max(10, round(number * share))), **others)
+    return settings(deadline=None, max_examples=min(number, max(10, share_of(number))), **others)
+
+
+def share_of(number: int) -> int:
+    """Return how many of so many examples the profile tries: `quick` a fifth of them, all others each."""
+    return round(number * settings().max_examples / 100)
 
 
 COUNT_KINDS = ("spread", "sparse", "zipf", "one_expert", "one_sender", "zero_rows", "ones", "none")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from analysis.data.metrics import per_iteration
 from results_schema import tables
 from results_schema.checksums import damaged
 from results_schema.files import CONFIG, MANIFEST, SWEEP
@@ -49,6 +51,11 @@ class Run:
         """Systems by name, in the order of the configuration."""
         systems: dict[str, dict[str, Any]] = self.manifest["systems"]
         return systems
+
+    @cached_property
+    def values(self) -> pd.DataFrame:
+        """All metrics of every iteration, as `per_iteration` computes them; not to be changed."""
+        return per_iteration(self.layers, self.iterations)
 
     @property
     def simulated(self) -> bool:
@@ -116,10 +123,10 @@ def _check_complete(run: Run, frames: Mapping[str, pd.DataFrame]) -> None:
         where, name = missing[0]
         raise ValueError(f"{run.folder}/{where} {name!r} is missing")
     num_rounds = run.iterations["round"].nunique()
-    per_iteration = run.manifest["model"]["num_moe_layers"] * run.manifest["world_size"]
+    rows_per_iteration = run.manifest["model"]["num_moe_layers"] * run.manifest["world_size"]
     for table, found, expected in (
         (tables.ITERATIONS, len(run.iterations), len(run.systems) * num_rounds),
-        (tables.LAYERS, len(run.layers), len(run.iterations) * per_iteration),
+        (tables.LAYERS, len(run.layers), len(run.iterations) * rows_per_iteration),
     ):
         if found != expected or not expected:
             raise ValueError(f"{run.folder}/{table.file}: {found} rows, must be {expected or 'at least 1'}")

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.data.load import Run
-from analysis.data.metrics import METRICS, per_iteration
+from analysis.data.metrics import METRICS
 from analysis.data.pairing import run_ratio
 from analysis.data.stats import median_interval, spread
 from results_schema.atomic import write_text
@@ -24,7 +24,7 @@ def summarise(run: Run) -> dict[str, Any]:
     The best baseline is the one with the highest median throughput among systems that are exact and not our own: a
     dropping system computes something else, and a bound is no system, so they are shown and never compared with.
     """
-    values = per_iteration(run.layers, run.iterations)
+    values = run.values
     systems: dict[str, dict[str, Any]] = {
         name: {metric.name: asdict(median_interval(of := rows[metric.name])) | spread(of) for metric in METRICS}
         for name in run.systems

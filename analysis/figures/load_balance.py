@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.data.load import Run
-from analysis.data.metrics import per_iteration
 from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import COLUMN_IN, PAGE_IN, new_figure, set_caption
 from analysis.present.style import label, look
@@ -34,7 +33,7 @@ def table(data: FigureData) -> pd.DataFrame:
     all rounds.
     """
     run = data.runs[0]
-    values = per_iteration(run.layers, run.iterations)
+    values = run.values
     medians = values.groupby("system")["imbalance"].median()
     summed = values.groupby("round")["imbalance"].sum()
     layers = run.layers[run.layers["round"] == summed.index[int(summed.to_numpy().argmax())]]

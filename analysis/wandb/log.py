@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.data.load import Run, Sweep
-from analysis.data.metrics import METRICS, per_iteration
+from analysis.data.metrics import METRICS
 from analysis.present.table import summary_frame
 
 _MARKER = "logged"
@@ -43,7 +43,7 @@ def log_run(run: Run, summary: dict[str, Any], files: Sequence[Path], *, group: 
     def fill(logged: Any) -> None:
         _log_tables(logged, comparison=summary_frame([run], [summary], [{}]), iterations=run.iterations)
         logged.define_metric("*", step_metric="round")
-        for round_index, rows in per_iteration(run.layers, run.iterations).groupby("round"):
+        for round_index, rows in run.values.groupby("round"):
             values = {f"{row['system']}/{m.name}": row[m.name] for row in rows.to_dict("records") for m in METRICS}
             logged.log(values | {"round": round_index})
         logged.summary.update(_flat(summary["systems"]) | {"best_baseline": summary["best_baseline"]})

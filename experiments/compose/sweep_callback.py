@@ -8,7 +8,7 @@ import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +24,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.compose.compositions import Compositions
 from experiments.compose.dry_run import describe_runs, num_to_run, total_time
 from experiments.compose.groups import announce
 from experiments.compose.job import fail
@@ -173,8 +174,9 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
     # Every row of a result names its system anyway, so a sweep over lists of systems adds nothing to tell apart.
     axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
     points: dict[str, tuple[Point, dict[str, Any]]] = {}
+    jobs = Compositions(_loader(), partial(_compose, config))
     for job in chain.from_iterable(_split(parsed)):
-        point = load_swept_point(_compose(config, list(job)))
+        point = load_swept_point(jobs.compose(job))
         swept = {o.get_key_element(): o.value() for o in _parse(list(job))}
         values = {axis: v if isinstance(v := swept[axis], int | float | str | None) else str(v) for axis in axes}
         points.setdefault(point.run_id, (point, values))

@@ -9,7 +9,8 @@ import json
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from experiments.files import kept_content, kept_file
 #: A distribution that ships less than this has stripped its docstrings.
 MIN_CHARACTERS = 500_000
 
+#: Fields that hold statements, or handlers and cases that hold some, in the order in which nodes have them.
+_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -64,7 +67,8 @@ def _fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def _sources() -> list[Path]:
+@cache
+def _sources() -> Sequence[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     return sorted(
         path for path in root.rglob("*.py") if not {"site-packages", "dist-packages", "test"} & set(path.parts)
@@ -78,7 +82,7 @@ def _texts(path: Path) -> Iterator[str]:
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         return  # kept broken on purpose, as samples
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, _DOCUMENTED):
             text = ast.get_docstring(node)
             if text and text.strip():
@@ -87,3 +91,13 @@ def _texts(path: Path) -> Iterator[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Dict):
                 yield from (inspect.cleandoc(topic) for topic in ast.literal_eval(node).values())
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield a module and its statements in the order of `ast.walk`, which goes through all expressions, too."""
+    todo: deque[ast.AST] = deque([tree])
+    while todo:
+        node = todo.popleft()
+        yield node
+        for block in _BLOCKS:
+            todo.extend(getattr(node, block, ()))

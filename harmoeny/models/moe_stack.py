@@ -125,8 +125,9 @@ class MoEStack(ModelConfig):
             router = nn.Linear(self.hidden_size, self.num_experts, bias=False, dtype=dtype, device="meta")
             router.weight = nn.Parameter(normal(self.num_experts, self.hidden_size, fan_in=self.hidden_size))
             blocks.append(StackBlock(router, experts[-1], self.top_k, layer, context))
-        embedding = nn.Embedding(self.vocab_size, self.hidden_size, dtype=dtype, device="meta")
-        embedding.weight = nn.Parameter(normal(self.vocab_size, self.hidden_size, fan_in=1))
+        # Drawn on "meta" as the routers are, an embedding would import torch's compiler: a second on every rank.
+        weights = normal(self.vocab_size, self.hidden_size, fan_in=1)
+        embedding = nn.Embedding(self.vocab_size, self.hidden_size, _weight=weights)
         stack = _Stack(embedding, blocks).eval()
         return MoEStackModel(AdaptedModule(stack, experts, context, torch.device(device)), self.top_k)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from analysis.data.load import find_runs
-from analysis.data.metrics import per_iteration
 from analysis.data.stats import Estimate, median_interval
 from analysis.data.summary import summarise
 
@@ -188,7 +187,7 @@ def _sweep_rows(num_ranks: int) -> Callable[[Path], list[Row]]:
             key=lambda name: even[name][THROUGHPUT]["median"],
         )
         top = even[best][THROUGHPUT]["median"]
-        values = per_iteration(runs[0.9].layers, runs[0.9].iterations)
+        values = runs[0.9].values
 
         def kept(system: str) -> Estimate:
             return median_interval(values.loc[values["system"] == system, THROUGHPUT] / top)

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,18 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
 
 
-@pytest.fixture
-def drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are coarse, and their PDFs embed no fonts: for tests that do not look at pictures."""
-    monkeypatch.setitem(RC, "savefig.dpi", 40)
-    monkeypatch.setitem(RC, "pdf.use14corefonts", True)
+@pytest.fixture(autouse=True, scope="module")
+def drafts() -> Iterator[None]:
+    """Figures are coarse, and their PDFs embed no fonts, which takes most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RC, "savefig.dpi", 40)
+        patch.setitem(RC, "pdf.use14corefonts", True)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_resamples() -> Iterator[None]:
+    """Fewer resamples make the same intervals coarser; here it matters only that they are shown as computed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.data.stats._RESAMPLES", 100)
+        yield

@@ -214,7 +214,6 @@ def test_an_interface_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatc
         check_gloo_interface()
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize(
     ("variables", "name"),
     [

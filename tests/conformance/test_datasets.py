@@ -16,8 +16,6 @@ from experiments.datasets.synthetic import FIRST_ID, Synthetic
 from experiments.registry import discover
 from tests.conformance.refusals import refusal_of
 
-pytestmark = pytest.mark.slow
-
 DATASETS: dict[str, type[Dataset]] = discover("dataset")[0]
 #: What a data set cannot do without, by its name.
 OPTIONS: dict[str, dict[str, Any]] = {"local": {"path": "FOLDER"}}

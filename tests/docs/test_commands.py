@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -18,8 +17,7 @@ from experiments.routers.base import SkippedPoint
 from tests.conftest import Compose
 from tests.docs.commands import PAGES, ROOT, commands, overrides, program
 from tests.harmoeny.models.saved import save
-
-pytestmark = pytest.mark.slow
+from tests.programs import Programs
 
 #: Pages whose commands use what the reader saved before; tests/docs/test_extending.py runs those in a copy that has it.
 _EXAMPLES = ("scatter", "camps", "mail", "sigmoid_stack", "my_cluster")
@@ -103,12 +101,9 @@ def test_every_module_has_the_options_that_are_shown(
         assert re.search(rf"{option}\b", said), f"{option} is not in --help"
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("module", sorted({program(command) for command in MODULES}))
-def test_every_module_starts_by_itself(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
+def test_every_module_starts_by_itself(module: str, programs: Programs) -> None:
+    done = programs.run("-m", module, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
 

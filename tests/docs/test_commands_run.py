@@ -6,32 +6,25 @@ Real ranks are started by the smoke test, torchrun and SLURM by tests/experiment
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.docs.commands import ROOT
-
-pytestmark = pytest.mark.slow
+from tests.programs import Programs
 
 _RUN = ("experiment=smoke", "backend=simulator", "hardware=dgx_h100", "router.skew=0,0.9", "wandb.mode=disabled")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated sweep, run where the terminal takes ASCII only."""
     folder = tmp_path_factory.mktemp("results")
-    done = subprocess.run(
-        [sys.executable, "run.py", *_RUN, f"results_dir={folder}"],
-        cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = programs.run("run.py", *_RUN, f"results_dir={folder}", variables={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stdout + done.stderr
-    printed = done.stdout.decode("ascii")
-    assert "\\u" not in printed
-    assert "report: " in printed
+    assert done.stdout.isascii()
+    assert "\\u" not in done.stdout
+    assert "report: " in done.stdout
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from harmoeny.placement import place
 from tests.docs.commands import commands, overrides, program
 from tests.harmoeny.runtime.cases import random_tokens
 from tests.harmoeny.runtime.layer.test_engine import run_layers
+from tests.programs import Programs
 from tests.synthetic import write_run
 
 PAGE = CONF.parent / "docs" / "extending.md"
@@ -101,14 +101,13 @@ def write_mail(root: Path) -> Path:
     return mail
 
 
-def run_extended(root: Path, *arguments: str) -> Run:
+def run_extended(programs: Programs, root: Path, *arguments: str) -> Run:
     mail = write_mail(root)
-    done = subprocess.run(
-        [sys.executable, "run.py", "router=camps", "router.loyalty=0.8", "dataset=mail", f"dataset.path={mail}",
-         "model=sigmoid_stack", "model.top_k=2", "system=[static_ep,scatter,drop]", "systems.scatter.stride=3",
-         "batch_size=2", "seq_len=32", "rounds=2", "wandb.mode=disabled", f"results_dir={root / 'out'}",
-         *arguments],
-        cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=110, check=False,
+    done = programs.run(
+        "run.py", "router=camps", "router.loyalty=0.8", "dataset=mail", f"dataset.path={mail}",
+        "model=sigmoid_stack", "model.top_k=2", "system=[static_ep,scatter,drop]", "systems.scatter.stride=3",
+        "batch_size=2", "seq_len=32", "rounds=2", "wandb.mode=disabled", f"results_dir={root / 'out'}", *arguments,
+        cwd=root, variables={"PYTHONPATH": str(root)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (manifest,) = (root / "out").rglob("manifest.json")
@@ -118,8 +117,8 @@ def run_extended(root: Path, *arguments: str) -> Run:
 
 
 @pytest.mark.ranks
-def test_saved_as_the_page_says_all_examples_run_together_on_real_ranks(extended: Path) -> None:
-    run = run_extended(extended)
+def test_saved_as_the_page_says_all_examples_run_together_on_real_ranks(programs: Programs, extended: Path) -> None:
+    run = run_extended(programs, extended)
     assert run.manifest["model"]["name"] == "sigmoid_stack"
     assert {name: check["passed"] for name, check in run.manifest["checks"].items()} == {
         "static_ep": True, "scatter": True, "drop": True,
@@ -140,16 +139,14 @@ def own_commands() -> list[str]:
     return [c for c in commands(PAGE) if program(c) == "run.py" and names & set(re.findall(r"\w+", c))]
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("command", own_commands())
-def test_every_command_of_the_page_runs_as_it_stands(command: str, extended: Path) -> None:
+def test_every_command_of_the_page_runs_as_it_stands(command: str, programs: Programs, extended: Path) -> None:
     """It is checked at all points, without running them: that test is above."""
     write_mail(extended)
     words = [word.replace("=FOLDER", "=mail") for word in overrides(command)]
-    done = subprocess.run(
-        [sys.executable, "run.py", *words, "dry_run=true", f"results_dir={extended / 'out'}"],
-        cwd=extended, env=os.environ | {"PYTHONPATH": str(extended)}, capture_output=True, text=True, timeout=110,
-        check=False,
+    done = programs.run(
+        "run.py", *words, "dry_run=true", f"results_dir={extended / 'out'}",
+        cwd=extended, variables={"PYTHONPATH": str(extended)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert " to run" in done.stdout
@@ -160,9 +157,10 @@ def test_the_commands_are_found() -> None:
     assert len(own_commands()) == 5
 
 
-@pytest.mark.processes
-def test_the_written_down_cluster_is_simulated(extended: Path) -> None:
-    run = run_extended(extended, "backend=simulator", "hardware=my_cluster", "world_size=16", "model.num_experts=32")
+def test_the_written_down_cluster_is_simulated(programs: Programs, extended: Path) -> None:
+    run = run_extended(
+        programs, extended, "backend=simulator", "hardware=my_cluster", "world_size=16", "model.num_experts=32"
+    )
     assert set(run.layers["device"]) == {"my_cluster"}
     assert set(run.layers["rank"]) == set(range(16))
 

@@ -18,7 +18,7 @@ from analysis.data.load import load_run, run_folders
 from analysis.data.summary import summarise
 from results_schema.files import SUMMARY
 from results_schema.tables import TABLES
-from tests.experiments.command import ROOT, Command
+from tests.programs import ROOT, Programs
 
 STORED = ROOT / "tests" / "data" / "stored_run"
 SMALL = (
@@ -32,20 +32,17 @@ COMMANDS = {
 }
 NUM_SYSTEMS = {"ranks": 3, "simulator": 2}
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     return Path(shutil.copytree(STORED, tmp_path / "results"))
 
 
-def run(results: Path, backend: str) -> str:
+def run(programs: Programs, results: Path, backend: str) -> str:
     """Run the command that made the stored points again, to its end."""
-    arguments = ("run.py", "experiment=skew_sweep", *SMALL, *COMMANDS[backend], f"results_dir={results}")
-    with Command(results.parent, *arguments) as command:
-        assert command.wait(150) == 0, command.output()
-        return command.output()
+    done = programs.run("run.py", "experiment=skew_sweep", *SMALL, *COMMANDS[backend], f"results_dir={results}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def folders(results: Path, backend: str) -> list[Path]:
@@ -66,11 +63,10 @@ def assert_kept(folder: Path, stored: dict[Path, bytes]) -> None:
     assert_contains(json.loads(now[summary]), json.loads(stored[summary]))
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("backend", COMMANDS)
-def test_the_same_command_keeps_all_points_and_reports_them(results: Path, backend: str) -> None:
+def test_the_same_command_keeps_all_points_and_reports_them(results: Path, backend: str, programs: Programs) -> None:
     before = {folder: files(folder) for folder in folders(results, backend)}
-    output = run(results, backend)
+    output = run(programs, results, backend)
     assert "skew_sweep: 2 points, 0 to run" in output
     assert output.count("finished before, kept") == 2
     for folder, stored in before.items():
@@ -115,13 +111,12 @@ def assert_contains(now: Any, stored: Any) -> None:
         assert_contains(now[name], value)
 
 
-@pytest.mark.processes
-def test_a_point_that_an_earlier_revision_left_unfinished_is_run_again(results: Path) -> None:
+def test_a_point_that_an_earlier_revision_left_unfinished_is_run_again(results: Path, programs: Programs) -> None:
     kept, unfinished = folders(results, "simulator")
     before, stored = files(kept), pd.read_parquet(unfinished / "layers.parquet")
     manifest = json.loads((unfinished / "manifest.json").read_text())
     (unfinished / "manifest.json").write_text(json.dumps(manifest | {"status": "running", "ended_at": None}))
-    assert "skew_sweep: 2 points, 1 to run" in run(results, "simulator")
+    assert "skew_sweep: 2 points, 1 to run" in run(programs, results, "simulator")
     assert_kept(kept, before)
     layers = load_run(unfinished).layers
     # All but what this machine's own time to plan is part of.

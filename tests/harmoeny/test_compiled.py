@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from numba.core.caching import IndexDataCacheFile
 
-pytestmark = pytest.mark.processes
+from tests.programs import ROOT, Programs
 
-ROOT = Path(__file__).resolve().parents[2]
 MODULE = """
 from harmoeny.compiled import compiled
 
@@ -19,25 +21,36 @@ from harmoeny.compiled import compiled
 def twice(x):
     return 2 * x
 """
-CALL = "import loops; print(loops.twice(21), loops.twice(0.5), dict(loops.twice.stats.cache_hits) != {})"
+#: Numba was imported before the folder for its cache was known.
+CALL = """
+import numba
+numba.core.config.reload_config()
+import loops
+print(loops.twice(21), loops.twice(0.5), dict(loops.twice.stats.cache_hits) != {})
+"""
+COMPILED, KEPT = (42, 1.0, False), (42, 1.0, True)
 
 
 class Loops:
-    """A module with a compiled function; every call is another process."""
+    """A module with a compiled function, which every call imports anew."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.cache = folder / "cache"
         (folder / "loops.py").write_text(MODULE)
 
-    def call(self, code: str = CALL, **variables: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"PYTHONPATH": f"{ROOT}:{self.folder}", "NUMBA_CACHE_DIR": str(self.cache)} | variables,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def call(self) -> tuple[int, float, bool]:
+        """Return two results, and whether any code came from the disk."""
+        spec = importlib.util.spec_from_file_location("loops", self.folder / "loops.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.twice(21), module.twice(0.5), dict(module.twice.stats.cache_hits) != {}
+
+    def call_in_a_program(self, programs: Programs) -> str:
+        code = f"import sys; sys.path.append('{ROOT}'); {CALL}"
+        done = programs.run("-c", code, cwd=self.folder, variables={"NUMBA_CACHE_DIR": str(self.cache)})
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -46,15 +59,17 @@ class Loops:
 
 
 @pytest.fixture
-def loops(tmp_path: Path) -> Loops:
-    return Loops(tmp_path)
+def loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loops:
+    loops = Loops(tmp_path)
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(loops.cache))
+    return loops
 
 
-def test_code_is_kept_and_used_again(loops: Loops) -> None:
-    assert loops.call() == "42 1.0 False"
+def test_code_is_kept_and_used_again(loops: Loops, programs: Programs) -> None:
+    assert loops.call_in_a_program(programs) == "42 1.0 False"
     assert len(loops.files("nbi")) == 1
     assert len(loops.files("nbc")) == 2, "one per signature"
-    assert loops.call() == "42 1.0 True"
+    assert loops.call_in_a_program(programs) == "42 1.0 True"
 
 
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
@@ -68,8 +83,8 @@ def test_a_damaged_file_is_made_anew(loops: Loops, kind: str) -> None:
     ):
         for path, content in whole.items():
             path.write_bytes(damage(content))
-        assert loops.call() == "42 1.0 False"
-        assert loops.call() == "42 1.0 True"
+        assert loops.call() == COMPILED
+        assert loops.call() == KEPT
 
 
 @pytest.mark.parametrize(
@@ -81,7 +96,9 @@ def test_a_damaged_file_is_made_anew(loops: Loops, kind: str) -> None:
         ("class Pair", "class Couple", "42 1.0 False"),  # a type that is gone
     ],
 )
-def test_what_a_function_takes_from_other_files_counts(loops: Loops, before: str, after: str, result: str) -> None:
+def test_what_a_function_takes_from_other_files_counts(
+    loops: Loops, programs: Programs, before: str, after: str, result: str
+) -> None:
     """Numba alone would go on with machine code that holds what the other file said before."""
     (loops.folder / "constants.py").write_text("FACTOR = 2\n")
     other = """
@@ -114,27 +131,26 @@ def twice(x):
     return product(Pair(FACTOR, 0).first, x)
 """
     (loops.folder / "loops.py").write_text(whole)
-    assert loops.call() == "42 1.0 False"
-    assert loops.call() == "42 1.0 True"
+    assert loops.call_in_a_program(programs) == "42 1.0 False"
+    assert loops.call_in_a_program(programs) == "42 1.0 True"
     for name in ("constants.py", "other.py"):
         path = loops.folder / name
         path.write_text(path.read_text().replace(before, after))
-    assert loops.call() == result
+    assert loops.call_in_a_program(programs) == result
 
 
-def test_without_a_folder_to_write_every_process_compiles(loops: Loops) -> None:
+def test_without_a_folder_to_write_every_process_compiles(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write anywhere, so numba's own test of a folder is what fails here.
-    refuse = "import tempfile; tempfile.TemporaryFile = lambda **_: open('/nowhere/file'); "
-    assert loops.call(refuse + CALL) == "42 1.0 False"
+    nowhere = Path("/nowhere/file")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: nowhere.write_text(""))
+    assert loops.call() == COMPILED
     assert not loops.files("*")
 
 
-def test_a_full_disk_is_no_reason_to_fail(loops: Loops) -> None:
-    full = (
-        "import os, numba.core.caching as c; "
-        "c.IndexDataCacheFile._open_for_write = lambda *_: open('/dev/full', 'wb', buffering=0); "
-    )
-    assert loops.call(full + CALL) == "42 1.0 False"
+def test_a_full_disk_is_no_reason_to_fail(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full")
+    monkeypatch.setattr(IndexDataCacheFile, "_open_for_write", lambda *_: full.open("wb", buffering=0))
+    assert loops.call() == COMPILED
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a folder read-only")

@@ -27,8 +27,6 @@ from scripts.gpu_check.shapes import SHAPES, Measurement
 from tests.harmoeny.runtime.cases import apply_expert, random_experts
 from tests.synthetic import write_run
 
-pytestmark = pytest.mark.slow
-
 TINY = Measurement(SHAPES["tiny"], torch.device("cpu"), 2, Path("unused"))
 PARTS = {part.name: part for part in all_parts("cuda", rehearsal=False)}
 

@@ -6,7 +6,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.data.metrics import per_iteration
 from analysis.data.routing import gini_by_round
 from analysis.data.summary import known
 from analysis.figures.kit.base import FigureData, Source
@@ -38,7 +37,7 @@ def round_table(data: FigureData, metric: str) -> pd.DataFrame:
     """Return a metric by round and system, with the round's Gini index."""
     run = data.runs[0]
     assert run.routing is not None, "missing_change() asks for it"
-    values = per_iteration(run.layers, run.iterations)[["round", "system", metric]]
+    values = run.values[["round", "system", metric]]
     order = {name: i for i, name in enumerate(run.systems)}
     values = values.sort_values(["round", "system"], key=lambda column: column.replace(order), ignore_index=True)
     return values.assign(gini=values["round"].map(gini_by_round(run.routing)))

@@ -7,10 +7,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from analysis.report.html.comparison import Column, Group, columns_of, csv_link, groups_of
@@ -64,14 +65,7 @@ def render_page(sections: Sequence[Section], title: str, created: str, notes: Se
     """
     contents = [_content(f"s{i}", section) for i, section in enumerate(sections)]
     scripts = [_plotly(), (_FOLDER / "report.js").read_text(encoding="utf-8")]
-    template = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.j2")
-    return template.render(
+    return _template().render(
         title=title,
         figures=[(path.stem, _image(path)) for path in sections[0].figures] if len(sections) == 1 else [],
         created=created,
@@ -82,6 +76,18 @@ def render_page(sections: Sequence[Section], title: str, created: str, notes: Se
         script_hashes=[_hash(script) for script in scripts],
         plots=Markup(_json({c.key: [_for_browser(plot) for plot in c.plots] for c in contents})),  # noqa: S704
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
 
 
 def _content(key: str, section: Section) -> Content:
@@ -117,6 +123,7 @@ def _for_browser(plot: Plot) -> dict[str, Any]:
     return {"key": plot.key, "variants": variants}
 
 
+@cache
 def _plotly() -> str:
     """Return Plotly's script, which the page carries."""
     from plotly.offline import get_plotlyjs  # 0.3 s, for reports only

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from analysis.data.load import Run
-from analysis.data.metrics import per_iteration
 from analysis.present.style import label
 from analysis.present.table import caption, knowledge_legend, unpaired_remark
 
@@ -62,7 +61,7 @@ class Section:
     @cached_property
     def values(self) -> list[pd.DataFrame]:
         """Metrics per iteration of every run."""
-        return [per_iteration(run.layers, run.iterations) for run in self.runs]
+        return [run.values for run in self.runs]
 
     @cached_property
     def axes(self) -> list[str]:

@@ -12,6 +12,11 @@ FLOATS = st.floats(0.01, 1000, allow_nan=False)
 SAMPLES = st.lists(FLOATS, min_size=1, max_size=12)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_resamples() -> None:
+    """As many as ever."""
+
+
 def exact_ends(n: int) -> tuple[int, int]:
     """Places in sorted order (from 0) of the ends of the percentile bootstrap interval of the median, for odd ``n``.
 

@@ -15,8 +15,6 @@ from analysis.report.html.page import render_page
 from analysis.report.html.section import split_sections
 from tests.synthetic import LATENCY_S, NUM_LAYERS, write_routing, write_run
 
-pytestmark = pytest.mark.slow
-
 SYSTEMS = {
     "ours alone": ["harmoeny"],
     "static placement alone": ["static_ep"],

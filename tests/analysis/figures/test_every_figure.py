@@ -27,8 +27,6 @@ from experiments.compose.help import CONF
 from experiments.compose.sweep_callback import sweep_points
 from tests.conftest import Compose
 
-pytestmark = pytest.mark.slow
-
 MADE_FROM = {
     policy_sweep: "skews", gpu_scaling: "ranks_by_skew",
     dataset_policies: "routed_texts", expert_popularity: "routed_texts",

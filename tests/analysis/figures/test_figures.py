@@ -25,8 +25,6 @@ from analysis.present.style import label, look
 from analysis.report.reports import report_runs
 from tests.synthetic import LATENCY_S, NUM_LAYERS, WORLD_SIZE, Synthetic, change_manifest, write_run, write_sweep
 
-pytestmark = pytest.mark.slow
-
 SKEWS = [0.0, 0.5, 0.9]
 BARS = {
     "harmoeny": "HarMoEny",
@@ -356,7 +354,6 @@ def test_one_run_with_several_values_is_needed(
         assert str(module.missing(lacking)).endswith(f"python run.py experiment={module.NAME}")
 
 
-@pytest.mark.usefixtures("drafts")
 class TestCommand:
     def call(self, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
         monkeypatch.setattr(sys, "argv", ["figures", *map(str, arguments)])

@@ -15,8 +15,6 @@ from analysis.report.reports import report_sweep
 from analysis.report_callback import Report
 from tests.synthetic import change_manifest, write_run, write_sweep
 
-pytestmark = pytest.mark.usefixtures("drafts")
-
 CONFIG = OmegaConf.create({"experiment": "skew_sweep", "wandb": {"mode": "disabled"}})
 
 

@@ -12,7 +12,7 @@ from analysis.report_callback import Report
 from tests.analysis.wandb.records import read_back
 from tests.synthetic import change_manifest, write_run, write_sweep
 
-pytestmark = pytest.mark.usefixtures("no_account", "drafts")
+pytestmark = pytest.mark.usefixtures("no_account")
 
 
 def job(folder: Path, mode: RunMode) -> JobReturn:
@@ -53,7 +53,6 @@ def run_sweep(folder: Path, mode: str) -> list[Path]:
     return points
 
 
-@pytest.mark.processes
 def test_sweep_is_one_group_of_its_points_and_itself(sweep_dir: Path, uploaded: list[Path]) -> None:
     points = run_sweep(sweep_dir, "offline")
     logged = [read_back(folder) for folder in (*points, sweep_dir)]
@@ -72,7 +71,6 @@ def test_sweep_is_one_group_of_its_points_and_itself(sweep_dir: Path, uploaded: 
     assert {path: path.stat().st_mtime_ns for path in times} == times, "nor drawn"
 
 
-@pytest.mark.processes
 def test_online_uploads_points_and_sweep_at_the_end(sweep_dir: Path, uploaded: list[Path]) -> None:
     points = run_sweep(sweep_dir, "online")
     assert set(uploaded) == {*points, sweep_dir}
@@ -87,7 +85,6 @@ def test_unfinished_sweep_is_not_logged_but_its_points_are_uploaded(sweep_dir: P
     assert point not in uploaded
 
 
-@pytest.mark.processes
 def test_single_run_is_uploaded_at_its_end(
     tmp_path: Path, uploaded: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

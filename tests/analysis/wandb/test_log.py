@@ -16,7 +16,7 @@ from analysis.wandb.log import is_logged, log_run, log_sweep, sweep_group
 from tests.analysis.wandb.records import read_back
 from tests.synthetic import change_manifest, write_run, write_sweep
 
-pytestmark = pytest.mark.usefixtures("no_account", "drafts")
+pytestmark = pytest.mark.usefixtures("no_account")
 
 
 @pytest.fixture
@@ -28,7 +28,6 @@ def log(run: Run) -> bool:
     return log_run(run, write_summary(run), [], group="g")
 
 
-@pytest.mark.processes
 def test_run_holds_what_the_results_hold(run: Run) -> None:
     summary = write_summary(run)
     report = save_tables([run], skew_points([run]), run.folder.name, run.folder)
@@ -73,7 +72,6 @@ def test_run_holds_what_the_results_hold(run: Run) -> None:
     assert set(files) >= {"table.txt", "table.csv", "figures/time_breakdown.png", "figures/time_breakdown.csv"}
 
 
-@pytest.mark.processes
 def test_files_are_kept_as_they_were_beside_the_run(run: Run) -> None:
     path = run.folder / "table.csv"
     path.write_text("before")
@@ -86,7 +84,6 @@ def test_files_are_kept_as_they_were_beside_the_run(run: Run) -> None:
     assert "WANDB_DATA_DIR" not in os.environ
 
 
-@pytest.mark.processes
 def test_sweep_has_a_run_of_its_own_beside_its_points(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "skew_sweep", [0.0, 0.9])
     sweep = load_sweep(folder)
@@ -105,7 +102,6 @@ def test_sweep_has_a_run_of_its_own_beside_its_points(tmp_path: Path) -> None:
     assert len(comparison["data"]) == 2 * 5
 
 
-@pytest.mark.processes
 def test_sweep_is_logged_again_only_if_its_table_is_another(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "skew_sweep", [0.0, 0.9])
 
@@ -121,7 +117,6 @@ def test_sweep_is_logged_again_only_if_its_table_is_another(tmp_path: Path) -> N
     assert report() == 2
 
 
-@pytest.mark.processes
 def test_a_run_is_logged_once(run: Run) -> None:
     assert not is_logged(run)
     assert log(run)

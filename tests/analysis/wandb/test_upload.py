@@ -14,8 +14,6 @@ from analysis.wandb.upload import upload
 from tests.analysis.wandb.server import serving
 from tests.synthetic import write_run
 
-pytestmark = pytest.mark.processes
-
 
 @pytest.fixture
 def runs(no_account: None, tmp_path: Path) -> list[Run]:

@@ -15,6 +15,7 @@ from experiments.compose.sweep_callback import ValidateSweep, sweep_points
 from experiments.registry import GROUPS, discover
 from experiments.routers.base import SkippedPoint
 from tests.conftest import ROOT, Compose, Load
+from tests.programs import Programs
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
@@ -220,23 +221,12 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
-    """What run.py answers to every command; all at once, for most of the time goes into imports."""
+def answers(
+    programs: Programs, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What run.py answers to every command."""
     results = tmp_path_factory.mktemp("results")
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, "run.py", *arguments, f"results_dir={results}"],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for name, arguments in COMMANDS.items()
-    }  # fmt: skip
-    done = {}
-    for name, process in running.items():
-        try:
-            output, errors = process.communicate(timeout=250)
-        finally:
-            process.kill()
-        done[name] = subprocess.CompletedProcess(COMMANDS[name], process.returncode, output, errors)
+    done = {name: programs.run("run.py", *arguments, f"results_dir={results}") for name, arguments in COMMANDS.items()}
     assert not list(results.rglob("*.json")), "something ran"
     return done
 
@@ -244,8 +234,6 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.Co
 Answers = dict[str, "subprocess.CompletedProcess[str]"]
 
 
-@pytest.mark.processes
-@pytest.mark.timeout(300)
 class TestCommandLine:
     @pytest.mark.parametrize(
         ("name", "message"),

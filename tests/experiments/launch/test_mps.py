@@ -103,7 +103,6 @@ def test_it_ends_with_an_error(daemon: Callable[[], bool], tmp_path: Path) -> No
     await_end(daemon, tmp_path)
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_it_ends_with_its_launcher(number: signal.Signals, daemon: Callable[[], bool], tmp_path: Path) -> None:
     launcher = subprocess.Popen(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import subprocess
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import pytest
 from experiments.results.run_folder import RunFolder
 from results_schema.atomic import WriteError, atomic_path, write_text
 from results_schema.manifest import read_manifest
-from tests.experiments.command import Command
 from tests.experiments.results.test_kept import STORED
+from tests.programs import Programs
+from tests.small_disk import can_mount, small_disk
+
+Run = Callable[..., tuple[int, str]]
 
 FULL = OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28]")
 
@@ -73,39 +77,33 @@ class TestManifest:
         assert [path.name for path in folder.path.iterdir()] == ["manifest.json"]
 
 
-def can_mount() -> bool:
-    try:
-        return subprocess.run(["unshare", "-m", "true"], capture_output=True, timeout=10, check=False).returncode == 0
-    except OSError:
-        return False
-
-
-@pytest.mark.processes
 @pytest.mark.skipif(not can_mount(), reason="mounts a small file system")
 class TestSmallDisk:
     """Commands whose results, or cache, lie on a file system of a few pages; they copy what is left of it."""
 
-    def run(self, tmp_path: Path, mounted: Path, size: str, *arguments: str, options: str = "") -> tuple[int, str]:
-        mounted.mkdir()
-        script = (
-            f"mount -t tmpfs -o size={size}{options} tmpfs {mounted}; "
-            f'"$@"; status=$?; cp -r {mounted} {tmp_path / "left"}; exit $status'
-        )
-        prefix = ("unshare", "-m", "bash", "-c", script, "bash")
-        variables = {"HARMOENY_CACHE": str(mounted)} if mounted.name == "cache" else {}
-        with Command(
-            tmp_path, "run.py", *STORED, "rounds=1", *arguments, prefix=prefix, variables=variables
-        ) as command:
-            status = command.wait(110)
-            errors = command.errors()
-        assert len(errors) == 1, command.output()
-        return status, errors[0]
+    @pytest.fixture
+    def run(self, programs: Programs, tmp_path: Path) -> Run:
+        """Runs the command on a disk at a path; what is returned is its status and its one error line."""
+
+        def on_disk(mounted: Path, size: str, *arguments: str) -> tuple[int, str]:
+            mounted.mkdir()
+            variables = {"HARMOENY_CACHE": str(mounted)} if mounted.name == "cache" else {}
+            disk = partial(small_disk, mounted, f"size={size}", tmp_path / "left")
+            words = ("run.py", *STORED, "rounds=1", *arguments)
+            done = programs.run(*words, variables=variables, inside=disk)
+            output = done.stdout + done.stderr
+            assert "Traceback" not in output, output
+            errors = [line for line in output.splitlines() if line.startswith("error:")]
+            assert len(errors) == 1, output
+            return done.returncode, errors[0]
+
+        return on_disk
 
     @pytest.mark.parametrize("size", ["4k", "16k", "32k"])
     @pytest.mark.ranks
-    def test_results(self, size: str, tmp_path: Path) -> None:
+    def test_results(self, size: str, run: Run, tmp_path: Path) -> None:
         results = tmp_path / "results"
-        status, error = self.run(tmp_path, results, size, f"results_dir={results}")
+        status, error = run(results, size, f"results_dir={results}")
         assert status == 1
         assert f"{results}/single/" in error
         assert "cannot be written (No space left on device); make room on that disk, or choose another folder" in error
@@ -115,28 +113,28 @@ class TestSmallDisk:
             assert read_manifest(path.parent)["status"] == "failed"
             assert not list(path.parent.glob("*.parquet"))
 
-    def test_a_simulation(self, tmp_path: Path) -> None:
+    def test_a_simulation(self, run: Run, tmp_path: Path) -> None:
         results = tmp_path / "results"
         simulator = ("backend=simulator", "hardware=dgx1_v100", f"results_dir={results}")
-        status, error = self.run(tmp_path, results, "16k", *simulator)
+        status, error = run(results, "16k", *simulator)
         assert status == 1
         assert error.startswith(f"error: {results}/single/")
         assert error.endswith("(results_dir=)")
         (path,) = (tmp_path / "left").rglob("manifest.json")
         assert read_manifest(path.parent)["status"] == "failed"
 
-    def test_a_sweep(self, tmp_path: Path) -> None:
+    def test_a_sweep(self, run: Run, tmp_path: Path) -> None:
         results = tmp_path / "results"
-        status, error = self.run(tmp_path, results, "0", f"results_dir={results}", "--multirun", options=",nr_inodes=5")
+        status, error = run(results, "0,nr_inodes=5", f"results_dir={results}", "--multirun")
         assert status in (1, 2)
         assert error.startswith(f"error: {results}/")
         assert "cannot be written (No space left on device)" in error
 
-    @pytest.mark.parametrize(("size", "options"), [("4k", ""), ("1m", ",ro")])
-    def test_the_cache(self, size: str, options: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("size", ["4k", "1m,ro"])
+    def test_the_cache(self, size: str, run: Run, tmp_path: Path) -> None:
         cache = tmp_path / "cache"
         text = ("dataset=local", f"dataset.path={__file__}", f"results_dir={tmp_path / 'results'}")
-        status, error = self.run(tmp_path, cache, size, *text, options=options)
+        status, error = run(cache, size, *text)
         assert status == 2
         assert error.startswith(f"error: HARMOENY_CACHE: '{cache}/")
         assert "set HARMOENY_CACHE to a folder with room that can be written" in error

@@ -7,8 +7,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,9 +20,10 @@ from experiments.results.lock import RunBusyError, hold
 from experiments.results.neighbours import Neighbours, registered
 from experiments.results.run_folder import LOCK, RunFolder
 from results_schema.manifest import Status, read_manifest
-from tests.conftest import ROOT, Load
+from tests.conftest import Load
 from tests.experiments.command import Command
 from tests.experiments.results.test_kept import STORED
+from tests.programs import Programs
 
 _HOLDS = """
 import sys, time
@@ -35,41 +34,27 @@ with hold(Path(sys.argv[1]), "run", wait=True):
     time.sleep(600)
 """
 _MEASURES = """
-import sys
+import sys, time
 from experiments.results.neighbours import registered
 with registered(sys.argv[1]) as neighbours:
     print("measuring", flush=True)
-    sys.stdin.readline()
+    time.sleep(600)
 """
 
 
-def start(code: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start Python code and wait for its first line."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline()
-    return process
-
-
 class TestLock:
-    @pytest.mark.processes
-    def test_nobody_else_gets_it_and_the_holder_is_named(self, tmp_path: Path) -> None:
-        holder = start(_HOLDS, str(tmp_path))
-        try:
-            with pytest.raises(RunBusyError, match=f"run is being measured by process {holder.pid} on .* since 20"):
-                hold(tmp_path, "run", wait=False).__enter__()
-        finally:
-            holder.kill()
-            holder.wait()
+    def test_nobody_else_gets_it_and_the_holder_is_named(self, tmp_path: Path, programs: Programs) -> None:
+        with (
+            programs.started("-c", _HOLDS, str(tmp_path)) as holder,
+            pytest.raises(RunBusyError, match=f"run is being measured by process {holder.pid} on .* since 20"),
+        ):
+            hold(tmp_path, "run", wait=False).__enter__()
 
-    @pytest.mark.processes
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-    def test_a_crash_leaves_no_lock(self, tmp_path: Path, number: signal.Signals) -> None:
-        holder = start(_HOLDS, str(tmp_path))
-        holder.send_signal(number)
-        holder.wait()
+    def test_a_crash_leaves_no_lock(self, tmp_path: Path, number: signal.Signals, programs: Programs) -> None:
+        with programs.started("-c", _HOLDS, str(tmp_path)) as holder:
+            holder.signal(number)
+            assert holder.wait(60) == -number
         with hold(tmp_path, "run", wait=False):
             assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
         assert not (tmp_path / LOCK).exists()
@@ -159,12 +144,11 @@ class TestNeighbours:
                 assert one is not None
                 assert [other["run"] for other in one.met()] == ["first"]
 
-    @pytest.mark.processes
-    def test_one_that_crashed_before_is_not_and_while_measuring_is(self, own_machine: Path) -> None:
+    def test_one_that_crashed_before_is_not_and_while_measuring_is(self, own_machine: Path, programs: Programs) -> None:
         def crash() -> None:
-            other = start(_MEASURES, "crashed")
-            other.kill()
-            other.wait()
+            with programs.started("-c", _MEASURES, "crashed") as other:
+                other.signal(signal.SIGKILL)
+                assert other.wait(60) == -signal.SIGKILL
 
         crash()
         with registered("one") as one:

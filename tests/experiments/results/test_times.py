@@ -12,8 +12,6 @@ from experiments.point.point import Point
 from experiments.results.times import duration, read_times, sweep_left
 from tests.conftest import Load
 
-pytestmark = pytest.mark.slow
-
 SIMULATED = ("backend=simulator", "hardware=dgx_h100", "system=[harmoeny,static_ep]", "warmup_rounds=1", "rounds=8")
 
 

@@ -23,8 +23,6 @@ from tests.experiments.routing.test_authors_csv import HEADER, ROWS, written
 from tests.experiments.routing.test_trace import random_trace
 from tests.experiments.runs import begin
 
-pytestmark = pytest.mark.slow
-
 
 def request(num_tokens: int, *, batch: int = 0, layer: int = 0, rank: int = 0, world_size: int = 2) -> RoutingRequest:
     return RoutingRequest(
@@ -141,10 +139,11 @@ def test_the_runs_name_follows_the_file(path: Path, load: Load) -> None:
 def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     threads = torch.get_num_threads()
-    path = tmp_path / "trace.parquet"
+    path, text = tmp_path / "trace.parquet", tmp_path / "text"
+    text.write_text("A text whose vocabulary is soon found. " * 200, encoding="utf-8")
     common = (
         "model=switch_tiny", "world_size=1", "batch_size=2", "seq_len=32", "rounds=2", "warmup_rounds=0",
-        "system=[harmoeny,drop]",
+        "system=[harmoeny,drop]", "dataset=local", f"dataset.path={text}",
     )  # fmt: skip
     layers = {}
     for name, options in {
@@ -161,9 +160,9 @@ def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, mo
     for column in ("num_assignments", "executed_tokens", "dropped_tokens", "num_active_experts"):
         pd.testing.assert_series_equal(layers["replayed"][column], layers["recorded"][column])
     trace = read_trace(path)
-    assert (trace.model, trace.dataset, trace.num_experts) == ("switch", "pydoc", 4)
+    assert (trace.model, trace.dataset, trace.num_experts) == ("switch", "text", 4)
     manifest = RunFolder(point.folder).manifest
-    assert manifest["dataset"]["name"] == "pydoc"
+    assert manifest["dataset"]["name"] == "text"
     recorded = load(*common, "router=model", f"trace.record={path}")
     path.unlink()
     assert not is_done(recorded)  # the run is there, but not what it was to write

@@ -7,8 +7,6 @@ import transformers
 
 from tests.harmoeny.models.families import MIN_EFFECT, TOLERANCE, Family, committed, families, outcome, section
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize("family", families(), ids=str)
 def test_family_is_exact(family: Family) -> None:

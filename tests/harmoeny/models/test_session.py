@@ -19,7 +19,7 @@ from baselines.even_split import EvenSplit
 from tests.harmoeny.models.families import DOCUMENT, relative
 from tests.harmoeny.models.saved import DECODERS, PROMISED, logits, save, unmodified
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", PROMISED)
@@ -139,14 +139,12 @@ def test_quantised_experts_are_refused(tmp_path: Path) -> None:
     assert set(model.state_dict()) == before
 
 
-@pytest.mark.processes
 def test_import_is_cheap() -> None:
     code = "import sys, harmoeny; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.strip() == "[]"
 
 
-@pytest.mark.processes
 def test_modules_of_models_import_transformers_only_when_a_model_is_used() -> None:
     code = (
         "import importlib, pkgutil, sys, harmoeny.models, harmoeny.session; "

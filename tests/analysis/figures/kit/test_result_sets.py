@@ -19,8 +19,6 @@ from analysis.figures.kit.base import discover
 from analysis.figures.kit.result_sets import find_result_sets
 from tests.synthetic import change_manifest, change_platform, write_run, write_sweep
 
-pytestmark = [pytest.mark.usefixtures("drafts"), pytest.mark.slow]
-
 SKEWS = [0.0, 0.9]
 #: Two figures stand for all, so that a test draws in moments: one of a sweep, one of a run.
 FEW: list[Any] = [skew_sweep, time_breakdown]

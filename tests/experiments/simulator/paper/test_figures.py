@@ -13,8 +13,6 @@ from experiments.routers.paper_skew import PaperSkewRouter
 from experiments.simulator.paper.figures import spread, throughputs
 from experiments.simulator.paper.validation import PaperMachine, compare_throughputs, summarise_errors, wrong_rankings
 
-pytestmark = pytest.mark.slow
-
 REFERENCE = Path(__file__).resolve().parents[5] / "shared" / "reference" / "harmoeny-paper"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"the authors' data are not in {REFERENCE}")
 SYSTEMS = ("harmoeny", "fastmoe", "fastermoe", "exflow", "deepspeed_moe")

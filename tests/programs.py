@@ -1,0 +1,256 @@
+"""Programs under test, forked from a process that has imported their libraries: a start takes moments, not seconds.
+
+That process is forked off before the first test, so that no test leaves anything in it, and every program imports the
+project's own modules anew, as under a new interpreter. Where the interpreter's start is tested, or the processes that
+a program starts are looked for, tests start a real one (tests/experiments/command.py, subprocess).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import logging
+import os
+import pickle
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+_OWN = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"hydra_plugins"}
+#: Of a launcher around the tests; a program under test is started without one.
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_MOST_FILES = 4096
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What to start; its standard input and outputs and a pipe for its status come beside it."""
+
+    words: tuple[str, ...]
+    cwd: Path
+    environment: dict[str, str]
+    inside: Callable[[], AbstractContextManager[Any]]
+
+
+class Program:
+    """A program that runs.
+
+    Attributes:
+        pid: its process id; it is no child of this process, and leads a process group of its own.
+        stdout: its standard output, where that is a pipe.
+    """
+
+    def __init__(self, stdout: IO[str], status: IO[str]) -> None:
+        self.stdout, self._status, self._ended = stdout, status, False
+        self.pid = int(status.readline())
+
+    def wait(self, timeout_s: float) -> int:
+        """Return the exit status, negative for a signal's number.
+
+        Raises:
+            AssertionError: it runs for longer, and was killed.
+        """
+        if not select.select([self._status], [], [], timeout_s)[0]:
+            self.signal(signal.SIGKILL)
+            raise AssertionError(f"still running after {timeout_s} s")
+        self._ended = True
+        return int(self._status.readline())
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it is known to have ended."""
+        if not self._ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+class Programs:
+    """Starts programs, from what this process has imported by now; as a context manager it ends what that takes."""
+
+    def __init__(self) -> None:
+        self._server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                _serve(theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def __enter__(self) -> Programs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+        os.waitpid(self._pid, 0)
+
+    def run(
+        self,
+        *words: str,
+        cwd: Path = ROOT,
+        variables: Mapping[str, str] | None = None,
+        inside: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        timeout_s: float = 100,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end.
+
+        Args:
+            words: what follows ``python`` on a command line: a script, ``-m`` and a module, or ``-c`` and code, and
+                the arguments.
+            cwd: where it runs.
+            variables: of its environment, beside those of this process.
+            inside: makes a context manager that it runs in, such as one of ``tests.small_disk``; it is pickled.
+            timeout_s: how long it may take.
+
+        Raises:
+            AssertionError: it takes longer.
+        """
+        with _text_file() as out, _text_file() as err:
+            request = _Request(words, cwd, _environment(variables), inside)
+            with self._start(request, out.fileno(), err.fileno()) as status:
+                code = Program(out, status).wait(timeout_s)
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(words, code, out.read(), err.read())
+
+    @contextlib.contextmanager
+    def started(self, *words: str) -> Iterator[Program]:
+        """Start a program, wait for its first line, and kill it at the end of the block."""
+        request = _Request(words, ROOT, _environment(None), nullcontext)
+        read, write = os.pipe()
+        with open(read, encoding="utf-8") as out, self._start(request, write, 2) as status:  # noqa: PTH123  (a pipe)
+            os.close(write)
+            program = Program(out, status)
+            try:
+                assert out.readline()
+                yield program
+            finally:
+                program.signal(signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def _start(self, request: _Request, out: int, err: int) -> Iterator[IO[str]]:
+        """Start a program; yield what gives its process id and then its status, a line each."""
+        read, write = os.pipe()
+        with open(os.devnull) as nothing, open(read, encoding="utf-8") as status:  # noqa: PTH123
+            socket.send_fds(self._server, [pickle.dumps(request)], [nothing.fileno(), out, err, write])
+            os.close(write)
+            yield status
+
+
+def _text_file() -> IO[str]:
+    return tempfile.TemporaryFile("w+", encoding="utf-8")
+
+
+def _environment(variables: Mapping[str, str] | None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+    return kept | {"COLUMNS": "200"} | dict(variables or {})
+
+
+def _serve(requests: socket.socket) -> None:
+    """Start what is asked for, until nobody is left who could ask."""
+    os.closerange(3, requests.fileno())
+    os.closerange(requests.fileno() + 1, _MOST_FILES)
+    atexit._clear()
+    faulthandler.disable()
+    logging.root.handlers.clear()
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)  # as Python does
+    for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
+        del sys.modules[name]
+    while True:
+        content, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 4)
+        if not content:
+            break
+        if os.fork() == 0:
+            requests.close()
+            _keep(pickle.loads(content), *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass  # an earlier program is done
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+
+
+def _keep(request: _Request, stdin: int, out: int, err: int, status: int) -> NoReturn:
+    """Be a program's parent, and write its process id and its exit status to ``status``."""
+    pid = os.fork()
+    if pid == 0:
+        for target, descriptor in enumerate((stdin, out, err)):
+            os.dup2(descriptor, target)
+        os.closerange(3, _MOST_FILES)
+        _become(request)
+    for descriptor in (stdin, out, err):
+        os.close(descriptor)
+    os.write(status, f"{pid}\n".encode())
+    os.write(status, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+    os._exit(0)
+
+
+def _become(request: _Request) -> NoReturn:
+    """Do what an interpreter does for a command line, and end as it does."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(request.cwd)
+        os.environ.clear()
+        os.environ.update(request.environment)
+        for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+            stream = open(descriptor, mode, encoding=request.environment.get("PYTHONIOENCODING", "utf-8"))  # noqa: PTH123, SIM115
+            setattr(sys, name, stream)
+        tempfile.tempdir = None  # it may be another one than before the fork
+        sys.path[:] = [str(request.cwd), *(path for path in sys.path if path and Path(path) != ROOT)]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with request.inside():
+            code = _exit_status(request.words)
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # noqa: BLE001  (there is nobody to raise it to)
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _exit_status(words: tuple[str, ...]) -> int:
+    """Execute what the words name as ``__main__``, and return its exit status."""
+    try:
+        if words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            main = sys.modules["__main__"] = ModuleType("__main__")
+            exec(compile(words[1], "<string>", "exec"), main.__dict__)
+        elif words[0] == "-m":
+            sys.argv = [words[1], *words[2:]]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = list(words)
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001  (as the interpreter does)
+        traceback.print_exc()
+        return 1
+    return 0
