@@ -18,6 +18,7 @@ from harmoeny.predict import (
     layer_s,
     loads_at_home,
     loads_of_shares,
+    no_sources,
     work_s,
 )
 
@@ -66,9 +67,8 @@ def plan_by_time(
     world_size, num_experts = counts.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
     if resident.sum() == num_experts:
-        idle_s = np.zeros(world_size)
         loads = loads_at_home(counts, home, costs)
-        overlapped, predicted_s = _overlapped(layer_s(loads, idle_s, idle_s, costs), overlap)
+        overlapped, predicted_s = _overlapped(layer_s(loads, no_sources(world_size, 0), costs), overlap)
         most_spread = _most_spread(free_slots, predicted_s, costs)
         if _uneven_s(loads, costs) + _spread_s(counts, home, most_spread, costs) <= LEAST_GAIN * predicted_s:
             return home_tokens(counts, home), fetch, fetch, overlapped, predicted_s
@@ -102,10 +102,9 @@ def choose_shares(
         overlap: exchange and computation may overlap.
     """
     held = shares_where_held(counts, home, resident, costs)
-    idle_s = np.zeros(len(counts))
-    loads = loads_of_shares(counts, held, costs)
-    overlapped, predicted_s = _overlapped(layer_s(loads, idle_s, idle_s, costs), overlap)
-    best = Chosen(held, np.zeros(resident.shape, dtype=np.bool_), overlapped, predicted_s)
+    loads, nothing = loads_of_shares(counts, held, costs), no_sources(len(counts), len(home))
+    overlapped, predicted_s = _overlapped(layer_s(loads, nothing, costs), overlap)
+    best = Chosen(held, nothing.from_peer, overlapped, predicted_s)
     least_s = (1 - LEAST_GAIN) * predicted_s
     uneven_s, most_spread = _uneven_s(loads, costs), _most_spread(free_slots, predicted_s, costs)
     num_spread, hottest = 0, np.zeros(0, dtype=np.int64)
@@ -140,7 +139,7 @@ def _weighed(
     """Return shares with the sources of their fetches and their time."""
     sources = choose_sources(shares, home, resident, free_slots, costs)
     loads = loads_of_shares(counts, shares, costs)
-    overlapped, predicted_s = _overlapped(layer_s(loads, sources.ready_s, sources.host_link_s, costs), overlap)
+    overlapped, predicted_s = _overlapped(layer_s(loads, sources, costs), overlap)
     return Chosen(shares, sources.from_peer, overlapped, predicted_s)
 
 
@@ -211,8 +210,7 @@ def _num_spread(
             if own > 0 and not resident[expert, rank]:
                 fetches[rank] += 1
                 launches += 1
-        slice_s = costs.weights_s if costs.grouped else costs.launch_s + costs.weights_s
-        saved_s += (rows * row_s - launches * slice_s) / world_size
+        saved_s += (rows * row_s - launches * (costs.launch_s + costs.weights_s)) / world_size
         link_s = 0.0
         for rank in range(world_size):
             restores = max(fetches[rank] - free_slots[rank], 0)
@@ -375,7 +373,8 @@ def _receiver(
     best, best_amount, best_s = -1, 0, busy_s[giver] * (1 - _LEAST_MOVE)
     for rank in range(len(busy_s)):
         new = shares[rank, expert] == 0
-        begin_s = busy_s[rank] + (costs.launch_s if new and costs.grouped == 0 else 0.0)
+        fetched = new and not resident[expert, rank]
+        begin_s = busy_s[rank] + (costs.launch_s if fetched or (new and costs.grouped == 0) else 0.0)
         gap_s = busy_s[giver] - begin_s
         if gap_s <= 0 or rank == giver:
             continue
@@ -389,7 +388,7 @@ def _receiver(
             continue
         giver_s = busy_s[giver] - amount * (token_s + 2 * row_s)
         receiver_s = begin_s + amount * token_s + 2 * row_s * max(amount - own, 0)
-        if new and not resident[expert, rank]:
+        if fetched:
             receiver_s = max(receiver_s, (fetches[rank] + 1) * fetch_s + amount * token_s)
         end_s = max(giver_s, receiver_s)
         if end_s < best_s:

@@ -75,11 +75,13 @@ class Sources(NamedTuple):
         from_peer: bool ``[num_experts, world_size]``, the fetches that the expert's home rank sends.
         ready_s: float64 ``[world_size]``, when a rank's last fetch is there, counted from the plan.
         host_link_s: float64 ``[world_size]``, how long its host link is busy, restores included.
+        fetched: float64 ``[3, world_size]``, computing the fetched experts; rows as of :class:`Loads`.
     """
 
     from_peer: BoolArray
     ready_s: FloatArray
     host_link_s: FloatArray
+    fetched: FloatArray
 
 
 @compiled
@@ -111,6 +113,17 @@ def work_s(work: FloatArray, rank: int, costs: Costs) -> float:
     if work[SLICES, rank] == 0:
         return 0.0
     return float(costs.launch_s + max(work[TOKENS_S, rank], work[SLICES, rank] * costs.weights_s))
+
+
+@compiled
+def _rest_s(work: FloatArray, part: FloatArray, rank: int, costs: Costs) -> float:
+    """Return how long a rank computes what is left of its work without a part of it."""
+    if costs.grouped == 0:
+        return float(work[ALONE_S, rank] - part[ALONE_S, rank])
+    slices = work[SLICES, rank] - part[SLICES, rank]
+    if slices == 0:
+        return 0.0
+    return float(costs.launch_s + max(work[TOKENS_S, rank] - part[TOKENS_S, rank], slices * costs.weights_s))
 
 
 @compiled
@@ -202,6 +215,7 @@ def choose_sources(
     from_peer = np.zeros((num_experts, world_size), dtype=np.bool_)
     # The latency is that of all that a rank sends together.
     expert_s = costs.peer_fetch_s - costs.exchange_latency_s
+    fetched = np.zeros((3, world_size))
     sent = np.zeros(world_size, dtype=np.int64)
     received = np.zeros(world_size, dtype=np.int64)
     from_host = np.zeros(world_size, dtype=np.int64)
@@ -210,6 +224,7 @@ def choose_sources(
         for rank in range(world_size):
             if shares[rank, expert] == 0 or resident[expert, rank]:
                 continue
+            add_slice(fetched, rank, shares[rank, expert], 1, costs)
             peer_s = max(sent[source], received[rank]) * expert_s + costs.peer_fetch_s
             copies = from_host[rank] + 1 + max(from_host[rank] + received[rank] + 1 - free_slots[rank], 0)
             if costs.peer_fetch_s > 0 and source != rank and peer_s < copies * costs.fetch_s:
@@ -231,23 +246,29 @@ def choose_sources(
             ready_s[rank] = max(ready_s[rank], slowest[rank] * expert_s + costs.exchange_latency_s)
         restores = max(from_host[rank] + received[rank] - free_slots[rank], 0)
         host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
-    return Sources(from_peer, ready_s, host_link_s)
+    return Sources(from_peer, ready_s, host_link_s, fetched)
 
 
 @compiled
-def layer_s(loads: Loads, ready_s: FloatArray, host_link_s: FloatArray, costs: Costs) -> tuple[float, float]:
+def no_sources(world_size: int, num_experts: int) -> Sources:
+    """Return the sources of a plan that fetches nothing."""
+    idle_s = np.zeros(world_size)
+    return Sources(np.zeros((num_experts, world_size), dtype=np.bool_), idle_s, idle_s, np.zeros((3, world_size)))
+
+
+@compiled
+def layer_s(loads: Loads, sources: Sources, costs: Costs) -> tuple[float, float]:
     """Return how long a layer takes from the plan to the end of the combine, in seconds.
 
-    ``exchange there + max over ranks of (computation, or the last fetch if that is later) + exchange back``, where an
-    exchange takes as long as the rank that sends or receives most. Rows are copied when they are sent and, there and
-    back, where they are executed; results are copied and added. With overlap, a rank's own rows are computed while the
-    others are on their way, and an expert with both is launched twice. A host link that is busy for longer than all of
-    that, as restores may keep it, is what the layer takes in the long run.
+    ``exchange there + max over ranks of computation + exchange back``, where an exchange takes as long as the rank that
+    sends or receives most. Fetched experts are computed when the last of them is there, and after the others. Rows are
+    copied when they are sent and, there and back, where they are executed; results are copied and added. With overlap,
+    a rank's own rows are computed while the others are on their way, and an expert with both is launched twice. A host
+    link that is busy for longer than all of that, as restores may keep it, is what the layer takes in the long run.
 
     Args:
         loads: what the ranks do.
-        ready_s: float64 ``[world_size]``, when their last fetches are there.
-        host_link_s: float64 ``[world_size]``, how long their host links are busy.
+        sources: what they fetch.
         costs: the machine's.
 
     Returns:
@@ -257,13 +278,16 @@ def layer_s(loads: Loads, ready_s: FloatArray, host_link_s: FloatArray, costs: C
     exchange_s = costs.exchange_latency_s + rows * costs.exchange_token_s
     gather_s = loads.routed.max() * costs.copy_token_s
     plain_s = overlapped_s = 0.0
-    for rank in range(len(ready_s)):
+    for rank in range(len(loads.sent)):
         copied_s = loads.executed[rank] * costs.copy_token_s
         arrived_s = gather_s + exchange_s + copied_s
-        computed_s = max(arrived_s + work_s(loads.work, rank, costs), ready_s[rank])
-        plain_s = max(plain_s, computed_s + copied_s)
-        own_end_s = gather_s + work_s(loads.own, rank, costs)
-        computed_s = max(max(arrived_s, own_end_s) + work_s(loads.others, rank, costs), ready_s[rank])
-        overlapped_s = max(overlapped_s, computed_s + copied_s)
-    back_s, link_s = exchange_s + 2 * gather_s, host_link_s.max()
+        # Every fetch ends at another time, so that fetched experts are launched one by one.
+        fetched_s, ready_s = sources.fetched[ALONE_S, rank], sources.ready_s[rank]
+        held_s = _rest_s(loads.work, sources.fetched, rank, costs)
+        plain_s = max(plain_s, max(arrived_s + held_s, ready_s) + fetched_s + copied_s)
+        begun_s = max(arrived_s, gather_s + work_s(loads.own, rank, costs))
+        others_s = max(work_s(loads.others, rank, costs) - fetched_s, 0.0)
+        again_s = sources.fetched[SLICES, rank] * costs.launch_s
+        overlapped_s = max(overlapped_s, max(begun_s + others_s, ready_s) + fetched_s + again_s + copied_s)
+    back_s, link_s = exchange_s + 2 * gather_s, sources.host_link_s.max()
     return max(plain_s + back_s, link_s), max(overlapped_s + back_s, link_s)

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.predict import (
     ALONE_S,
+    SLICES,
     Costs,
     Loads,
+    Sources,
     add_slice,
     choose_sources,
     layer_s,
@@ -75,21 +77,22 @@ def test_loads_of_a_batch_that_is_split() -> None:
     assert loads.others[ALONE_S].tolist() == [7.0, 7.0]
 
 
-def layer_by_hand(loads: Loads, ready_s: list[float], link_s: list[float], *, overlap: bool) -> float:
-    """Walk every rank through its phases."""
+def layer_by_hand(loads: Loads, sources: Sources, *, overlap: bool) -> float:
+    """Walk every rank through its phases, slice after slice."""
     exchange_s = 1.0 + 10.0 * max(*loads.sent, *loads.received)
     gather_s = 0.5 * max(loads.routed)
     ends = []
-    for rank in range(len(ready_s)):
+    for rank in range(len(loads.sent)):
         group_s = 0.5 * loads.executed[rank]
-        arrived_s = gather_s + exchange_s + group_s
+        arrived_s, fetched_s = gather_s + exchange_s + group_s, sources.fetched[ALONE_S, rank]
         if overlap:
             own_end_s = gather_s + loads.own[ALONE_S, rank]
-            end_s = max(own_end_s, arrived_s) + loads.others[ALONE_S, rank]
+            held_end_s = max(own_end_s, arrived_s) + max(0.0, loads.others[ALONE_S, rank] - fetched_s)
+            fetched_s += 3.0 * sources.fetched[SLICES, rank]  # own rows and others apart
         else:
-            end_s = arrived_s + loads.work[ALONE_S, rank]
-        ends.append(max(end_s, ready_s[rank]) + group_s)
-    return float(max(max(ends) + exchange_s + 2 * gather_s, *link_s))
+            held_end_s = arrived_s + loads.work[ALONE_S, rank] - fetched_s
+        ends.append(max(held_end_s, sources.ready_s[rank]) + fetched_s + group_s)
+    return float(max(max(ends) + exchange_s + 2 * gather_s, *sources.host_link_s))
 
 
 @pytest.mark.parametrize(
@@ -97,9 +100,23 @@ def layer_by_hand(loads: Loads, ready_s: list[float], link_s: list[float], *, ov
 )
 def test_a_layer_is_its_slowest_rank_through_all_phases(ready_s: list[float], link_s: list[float]) -> None:
     loads = loads_of_shares(np.array([[6, 4], [8, 0]]), np.array([[10, 0], [4, 4]]), COSTS)
-    plain_s, overlapped_s = layer_s(loads, np.array(ready_s), np.array(link_s), COSTS)
-    assert plain_s == layer_by_hand(loads, ready_s, link_s, overlap=False)
-    assert overlapped_s == layer_by_hand(loads, ready_s, link_s, overlap=True)
+    fetched = np.zeros((3, 2))
+    add_slice(fetched, 1, 4, 1, COSTS)
+    sources = Sources(np.zeros((2, 2), dtype=np.bool_), np.array(ready_s), np.array(link_s), fetched)
+    plain_s, overlapped_s = layer_s(loads, sources, COSTS)
+    assert plain_s == layer_by_hand(loads, sources, overlap=False)
+    assert overlapped_s == layer_by_hand(loads, sources, overlap=True)
+
+
+def test_grouped_a_fetched_expert_is_launched_apart() -> None:
+    costs = COSTS._replace(grouped=1.0)
+    loads = loads_of_shares(np.array([[6, 4]]), np.array([[6, 4]]), costs)
+    fetched = np.zeros((3, 1))
+    add_slice(fetched, 0, 4, 1, costs)
+    idle_s = np.zeros(1)
+    together_s, _ = layer_s(loads, Sources(np.zeros((2, 1), np.bool_), idle_s, idle_s, np.zeros((3, 1))), costs)
+    apart_s, _ = layer_s(loads, Sources(np.zeros((2, 1), np.bool_), idle_s, idle_s, fetched), costs)
+    assert apart_s == together_s + costs.launch_s
 
 
 def test_fetches_come_from_whoever_has_time() -> None:
