@@ -93,6 +93,16 @@ def ratios_to_no_skew(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Estimate,
                 yield run, system, run_ratio(run, own, base, reference), run is reference and system == best
 
 
+def measured_apart(runs: Sequence[Run]) -> list[int]:
+    """Return the positions of skewed runs that are in no group with the run of the same kind that is not skewed."""
+    ids = {group_of(run).get("id") for run in runs if is_even(run)}
+    return [
+        index
+        for index, run in enumerate(runs)
+        if ids and run.manifest["point"].get("router.skew") and group_of(run) and group_of(run)["id"] not in ids
+    ]
+
+
 def is_even(run: Run) -> bool:
     """Tell whether the router of a run was asked for no skew."""
     return bool(run.manifest["point"].get("router.skew") == 0)

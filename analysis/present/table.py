@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.data.load import Run
-from analysis.data.pairing import moved_rounds, ratios_to_no_skew
+from analysis.data.pairing import measured_apart, moved_rounds, ratios_to_no_skew
 from analysis.data.twins import Twins, twins_of
 from analysis.present.style import KNOWLEDGE, label, marked
 from results_schema.manifest import SIMULATOR
@@ -196,13 +196,17 @@ def failed_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> li
 
 
 def noise_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say how far apart equal systems came out, in which rounds the machine moved, and where ``until`` was missed."""
+    """Say how far apart equal systems came out, in which rounds the machine moved, and what is no pair or too wide."""
     notes = [*(error_bar(twins) for twins in twins_of(runs)), *missed_goals(runs)]
     moved = [
         f"{len(found)} of {run.iterations['round'].nunique()}{_at(point)}"
         for run, point in zip(runs, points, strict=True)
         if (found := moved_rounds(run))
     ]
+    if apart := [_at(points[index]).removeprefix(" at ") for index in measured_apart(runs)]:
+        notes.append(
+            f"Measured apart from skew 0, so not compared with it: {', '.join(apart)} (force=true measures all)."
+        )
     if moved:
         rounds = ", ".join(moved)
         notes.append(f"The machine moved by over {MOVED:.0%} in rounds: {rounds}; intervals of ratios count that.")

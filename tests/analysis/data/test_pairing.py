@@ -14,7 +14,7 @@ from analysis.data.stats import Estimate, paired_ratio
 from analysis.data.summary import summarise
 from analysis.figures import skew_sweep
 from analysis.figures.kit.base import figure_data
-from analysis.present.table import as_text, build_table
+from analysis.present.table import as_text, build_table, noise_notes
 from analysis.report.html.headline import headline
 from analysis.report.html.section import split_sections
 from results_schema.paired import mirrored_ratio
@@ -67,6 +67,16 @@ def test_rounds_of_another_measurement_are_no_pairs(results: Path) -> None:
         manifest = json.loads(path.read_text())
         path.write_text(json.dumps({name: value for name, value in manifest.items() if name != "group"}))
     assert list(ratios_to_no_skew(sweep_of(results).runs)) == [], "nobody knows of earlier versions' runs"
+
+
+def test_points_that_were_measured_apart_are_named(results: Path) -> None:
+    sweep = sweep_of(results)
+    assert noise_notes(sweep.runs, sweep.points) == []
+    group(results, ["skew=0.9"], "resumed")
+    sweep = sweep_of(results)
+    (note,) = noise_notes(sweep.runs, sweep.points)
+    assert note.startswith("Measured apart from skew 0, so not compared with it: skew=0.9 (")
+    assert noise_notes(sweep.runs[1:], sweep.points[1:]) == [], "there is no point without skew"
 
 
 def test_table_figure_and_headline_show_the_ratio(results: Path) -> None:
