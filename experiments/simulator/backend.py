@@ -176,61 +176,88 @@ def simulate(point: Point, tokens: TokenFile | None = None, progress: PointProgr
         tokens: its text; only the model's own routing needs it.
         progress: told of every system and round.
     """
-    progress = progress or PointProgress("", 0, enabled=False)
-    options, routing = point.simulator, Routing(point, tokens)
-    topology = Topology(point.hardware, point.options.world_size)
-    traced_in: dict[str | None, TracedModel] = {}
-    iterations: list[RankIteration] = []
-    served: list[Served] = []
-    decoded: list[Decoded] = []
-    notes: dict[str, dict[str, Any]] = {}
-    out_of_memory: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    for number, (name, policy) in enumerate(point.systems.items(), 1):
-        progress.say(f"simulating {name} ({number} of {len(point.systems)})")
+    systems = _Systems(point, tokens, progress or PointProgress("", 0, enabled=False))
+    for name in point.systems:
+        systems.simulate(name)
+    return systems.simulation()
+
+
+class _Systems:
+    """Simulates a point's systems one after another and collects what they gave."""
+
+    def __init__(self, point: Point, tokens: TokenFile | None, progress: PointProgress) -> None:
+        self._point, self._progress = point, progress
+        self._routing = Routing(point, tokens)
+        self._topology = Topology(point.hardware, point.options.world_size)
+        self._traced: dict[str | None, TracedModel] = {}
+        self._work: ModelWork | None = None
+        self._iterations: list[RankIteration] = []
+        self._served: list[Served] = []
+        self._decoded: list[Decoded] = []
+        self._notes: dict[str, dict[str, Any]] = {}
+        self._out_of_memory: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
+
+    def simulate(self, name: str) -> None:
+        """Simulate one system, or note why it has no numbers."""
+        point, policy = self._point, self._point.systems[name]
+        self._progress.say(f"simulating {name} ({list(point.systems).index(name) + 1} of {len(point.systems)})")
         batch_size = _batch_size(point, name)
-        software = options.software.get(name, SoftwareCost())
-        traced = _traced(point, software.dtype, traced_in)
-        work = traced.work(batch_size)
-        cost = CostModel(point.hardware, topology, work, software)
-        fitted = _fit(policy.calibrated(cost.expert), routing, work, point.options.world_size)
-        if problem := _plan_problem(fitted, routing.counts(work, 0, batch_size)):
-            failed[name] = problem
-            continue
+        software = point.simulator.software.get(name, SoftwareCost())
+        traced = self._model(software.dtype)
+        self._work = work = traced.work(batch_size)
+        cost = CostModel(point.hardware, self._topology, work, software)
+        fitted = _fit(policy.calibrated(cost.expert), self._routing, work, point.options.world_size)
+        if problem := _plan_problem(fitted, self._routing.counts(work, 0, batch_size)):
+            self._failed[name] = problem
+            return
         plan_times = PlanTimes.of(fitted) if software.plan_s is None else PlanTimes()
         jitter = Jitter(point.hardware, point.options.world_size, point.options.seed, name)
         make_system = partial(SimulatedSystem, fitted, cost, point.hardware.device_memory_bytes, plan_times, jitter)
-        loops = SystemLoops(point, name, batch_size, make_system, traced, routing, progress)
         try:
-            closed = loops.closed(len(iterations) // point.options.world_size)
-            requests = loops.served() if point.options.requests.open_loop else []
-            steps = loops.decoded() if point.options.decode_tokens else []
-            iterations, served, decoded = iterations + closed, served + requests, decoded + steps
-            notes[name] = {
+            self._run_loops(SystemLoops(point, name, batch_size, make_system, traced, self._routing, self._progress))
+            self._notes[name] = {
                 "exact": policy.exact and software.capacity_limit is None,
                 "device_expert_bytes": int(make_system().held_bytes[0]) - work.dense_bytes,
                 "threshold": getattr(fitted, "threshold", None),
                 "options": options_of(point, name, fitted),
             }
         except OutOfMemoryError as error:
-            out_of_memory[name] = str(error)
+            self._out_of_memory[name] = str(error)
         plan_times.save()
-    if point.options.batch_size in {_batch_size(point, name) for name in point.systems}:
-        batch_size = point.options.batch_size
-        work = _traced(point, None, traced_in).work(batch_size)
-    routed = [
-        np.stack([counts.sum(axis=0) for counts in routing.counts(work, index, batch_size)])
-        for index in range(point.options.rounds)
-    ]
-    return Simulation(iterations, served, decoded, work, routed, notes, out_of_memory, failed)
 
+    def simulation(self) -> Simulation:
+        """Return what all systems gave."""
+        point, work = self._point, self._work
+        assert work is not None, "a point has a system"
+        batch_size = _batch_size(point, next(reversed(point.systems)))
+        if point.options.batch_size in {_batch_size(point, name) for name in point.systems}:
+            batch_size = point.options.batch_size
+            work = self._model(None).work(batch_size)
+        routed = [
+            np.stack([counts.sum(axis=0) for counts in self._routing.counts(work, index, batch_size)])
+            for index in range(point.options.rounds)
+        ]
+        return Simulation(
+            self._iterations, self._served, self._decoded, work, routed, self._notes, self._out_of_memory, self._failed
+        )
 
-def _traced(point: Point, dtype: str | None, known: dict[str | None, TracedModel]) -> TracedModel:
-    """Return the point's model in a type, the model's own where it is None, and note it in ``known``."""
-    if dtype not in known:
-        model = point.model if dtype is None else replace(point.model, dtype=dtype)
-        known[dtype] = TracedModel(model, point.options.seq_len)
-    return known[dtype]
+    def _run_loops(self, loops: SystemLoops) -> None:
+        """Run what the point asks for; a system that does not fit in one of its loops has rows of none."""
+        options = self._point.options
+        closed = loops.closed(len(self._iterations) // options.world_size)
+        served = loops.served() if options.requests.open_loop else []
+        decoded = loops.decoded() if options.decode_tokens else []
+        self._iterations += closed
+        self._served += served
+        self._decoded += decoded
+
+    def _model(self, dtype: str | None) -> TracedModel:
+        """Return the point's model in a type; None: its own."""
+        if dtype not in self._traced:
+            model = self._point.model if dtype is None else replace(self._point.model, dtype=dtype)
+            self._traced[dtype] = TracedModel(model, self._point.options.seq_len)
+        return self._traced[dtype]
 
 
 def _plan_problem(policy: Policy, counts: Sequence[IntArray]) -> str | None:
