@@ -227,7 +227,7 @@ def share_remote(counts: IntArray, home: IntArray, resident: BoolArray) -> IntAr
                 remote[expert, dst] += counts[src, expert]
     least = max(1, load.sum() // (world_size * _LEAST_MOVE_DIVISOR))
     while True:
-        over = load.argmax()
+        over = int(load.argmax())
         moved = target = -1
         for expert in range(num_experts):
             if remote[expert, over] < least or (moved >= 0 and remote[expert, over] <= remote[moved, over]):

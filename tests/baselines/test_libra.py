@@ -43,7 +43,7 @@ def test_nothing_is_predicted_across_stacks_and_unseen_experts_are_average() -> 
     first, second = transitions(trace, 3)
     assert second is None
     assert first is not None
-    np.testing.assert_allclose(first, [[0.5, 0.5, 0], [0, 1, 0], [1 / 3, 2 / 3, 0]], atol=1e-6)
+    np.testing.assert_allclose(first, np.array([[0.5, 0.5, 0], [0, 1, 0], [1 / 3, 2 / 3, 0]]), atol=1e-6)
 
 
 def test_own_tokens_come_first_then_the_most_loaded_rank_is_relieved() -> None:

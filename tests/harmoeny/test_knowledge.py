@@ -80,7 +80,7 @@ class Foreseeing(BlindPolicy):
     def serving(self, placement: Placement) -> BoolArray:
         return placement.resident
 
-    def look_ahead(self, layer: int, counts: IntArray, following: Placement) -> Placement:
+    def look_ahead(self, layer: int, counts: IntArray, following: Placement) -> Placement:  # noqa: ARG002
         return following
 
 
