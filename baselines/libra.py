@@ -98,7 +98,7 @@ class Libra(Policy):
         then = self.following[layer]
         if then is None:
             return None
-        resident = import_experts(counts @ then, following.home, self.redundant_slots, self.own_share)
+        resident = import_experts(expect(counts, then), following.home, self.redundant_slots, self.own_share)
         return None if np.array_equal(resident, following.resident) else Placement(following.home, resident)
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
@@ -152,6 +152,28 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @compiled
+def expect(counts: IntArray, then: FloatArray) -> FloatArray:
+    """Return float64 ``[world_size, num_experts]``, the next layer's counts if shares are those of ``then``.
+
+    Not a library's product, whose last bits may differ from rank to rank.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        then: float64 ``[num_experts, num_experts]``.
+    """
+    world_size, num_experts = counts.shape
+    expected = np.zeros((world_size, num_experts))
+    for rank in range(world_size):
+        row = expected[rank]
+        for expert in range(num_experts):
+            number, shares = counts[rank, expert], then[expert]
+            if number > 0:
+                for following in range(num_experts):
+                    row[following] += number * shares[following]
+    return expected
+
+
+@compiled
 def import_experts(expected: FloatArray, home: IntArray, num_slots: int, own_share: float) -> BoolArray:
     """Choose what every rank imports: what its own tokens want, then what relieves the most loaded ranks.
 
@@ -174,15 +196,18 @@ def import_experts(expected: FloatArray, home: IntArray, num_slots: int, own_sha
         load[home[expert]] += at_home[expert]
     free = np.full(world_size, num_slots, dtype=np.int64)
     for rank in range(world_size):
-        for expert in np.argsort(-expected[rank], kind="mergesort"):
-            if free[rank] <= num_slots - int(num_slots * own_share) or expected[rank, expert] <= 0:
+        for _ in range(int(num_slots * own_share)):
+            wanted = -1
+            for expert in range(num_experts):
+                if not resident[expert, rank] and (wanted < 0 or expected[rank, expert] > expected[rank, wanted]):
+                    wanted = expert
+            if wanted < 0 or expected[rank, wanted] <= 0:
                 break
-            if not resident[expert, rank]:
-                resident[expert, rank] = True
-                free[rank] -= 1
-                load[rank] += expected[rank, expert]
-                load[home[expert]] -= expected[rank, expert]
-                at_home[expert] -= expected[rank, expert]
+            resident[wanted, rank] = True
+            free[rank] -= 1
+            load[rank] += expected[rank, wanted]
+            load[home[wanted]] -= expected[rank, wanted]
+            at_home[wanted] -= expected[rank, wanted]
     while True:
         over = load.argmax()
         under = -1
