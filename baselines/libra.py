@@ -36,7 +36,7 @@ class Libra(Policy):
     applied to the present layer's counts.
 
     Attributes:
-        redundant_slots: experts that a rank imports, and has memory for.
+        spare_slots: experts that a rank imports, and has memory for.
         own_share: share of the slots for experts that the rank's own tokens want.
     """
 
@@ -45,7 +45,7 @@ class Libra(Policy):
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY, Knowledge.LOOKAHEAD, Knowledge.EXACT})
     calibration_batches: ClassVar[int] = 4
 
-    redundant_slots: int = 2
+    spare_slots: int = 2
     own_share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -63,8 +63,8 @@ class Libra(Policy):
             ValueError: a number of slots below 0, or a share that is none.
         """
         super().validate()
-        if self.redundant_slots < 0:
-            raise ValueError(f"redundant_slots: {self.redundant_slots}, must be at least 0")
+        if self.spare_slots < 0:
+            raise ValueError(f"spare_slots: {self.spare_slots}, must be at least 0")
         if not 0 <= self.own_share <= 1:
             raise ValueError(f"own_share: {self.own_share}, must be between 0 and 1")
 
@@ -80,10 +80,10 @@ class Libra(Policy):
         return self.accuracy
 
     def room(self, num_experts: int, world_size: int) -> int | None:
-        """Return the experts that a rank has room for: its own and the redundant slots, unless it is set."""
+        """Return the experts that a rank has room for: its own and the spare slots, unless it is set."""
         if self.num_slots is not None or self.fetch == Fetch.NONE:
             return self.num_slots
-        return min(-(-num_experts // world_size) + self.redundant_slots, num_experts)
+        return min(-(-num_experts // world_size) + self.spare_slots, num_experts)
 
     def look_ahead(self, layer: int, counts: IntArray, following: Placement) -> Placement | None:
         """Choose the next layer's replicas; None where nothing predicts its tokens.
@@ -98,7 +98,7 @@ class Libra(Policy):
         then = self.following[layer]
         if then is None:
             return None
-        resident = import_experts(expect(counts, then), following.home, self.redundant_slots, self.own_share)
+        resident = import_experts(expect(counts, then), following.home, self.spare_slots, self.own_share)
         return None if np.array_equal(resident, following.resident) else Placement(following.home, resident)
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:

@@ -50,7 +50,7 @@ def fitted_libra(fetch: str) -> Policy:
         torch.cat([batch_tokens(9, layer, rank).ids for rank in range(WORLD_SIZE)]).numpy()
         for layer in range(NUM_LAYERS)
     ]
-    policy = Libra(redundant_slots=2, fetch=fetch)
+    policy = Libra(spare_slots=2, fetch=fetch)
     return policy.fitted(RoutingTrace(ids, [0] * NUM_LAYERS), NUM_EXPERTS, WORLD_SIZE)
 
 
@@ -65,8 +65,8 @@ def fitted_libra(fetch: str) -> Policy:
         EPLBWithLP(interval=1, window=1),
         FasterMoE(token_s=1.0, shadow_s=1.0),
         FasterMoE(token_s=1.0, shadow_s=1.0, fetch="async", num_slots=3),
-        UltraEP(redundant_slots=1),
-        UltraEP(redundant_slots=2, fetch="async"),
+        UltraEP(spare_slots=1),
+        UltraEP(spare_slots=2, fetch="async"),
         LLEP(min_tokens=1),
         MoonEP(),
         METRO(interval=1, window=1),

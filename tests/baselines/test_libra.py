@@ -79,7 +79,7 @@ def test_remote_assignments_even_the_loads_out() -> None:
 
 
 def test_the_next_layer_is_placed_by_this_layers_counts_and_never_by_its_own() -> None:
-    policy = Libra(redundant_slots=1, own_share=0.0).fitted(shifting_trace(1000, 4, 2), 4, 2)
+    policy = Libra(spare_slots=1, own_share=0.0).fitted(shifting_trace(1000, 4, 2), 4, 2)
     placements = [place("contiguous", 4, 2) for _ in range(2)]
     residency = Residency(policy, placements)
     counts = np.array([[0, 800, 0, 0], [0, 800, 0, 0]], dtype=np.int64)  # expert 2 will be hot: home is rank 1
@@ -93,7 +93,7 @@ def test_the_next_layer_is_placed_by_this_layers_counts_and_never_by_its_own() -
 
 
 def test_copies_are_counted_in_the_layer_that_they_are_for() -> None:
-    policy = Libra(redundant_slots=1, own_share=0.0).fitted(shifting_trace(1000, 4, 3), 4, 2)
+    policy = Libra(spare_slots=1, own_share=0.0).fitted(shifting_trace(1000, 4, 3), 4, 2)
     layers = [random_experts(4, seed=layer) for layer in range(3)]
 
     def rank_main(comm: ThreadCommunicator) -> list[int]:
@@ -113,15 +113,15 @@ def test_copies_are_counted_in_the_layer_that_they_are_for() -> None:
     assert run_threads(2, rank_main) == [[0, 1, 1], [0, 0, 0]]
 
 
-def test_memory_is_that_of_the_redundant_slots() -> None:
-    assert Libra(redundant_slots=3).room(8, 4) == 5
+def test_memory_is_that_of_the_spare_slots() -> None:
+    assert Libra(spare_slots=3).room(8, 4) == 5
     assert replace(Libra(), num_slots=2).room(8, 4) == 2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"redundant_slots": -1}, "redundant_slots: -1, must be at least 0"),
+        ({"spare_slots": -1}, "spare_slots: -1, must be at least 0"),
         ({"own_share": 1.5}, "own_share: 1.5, must be between 0 and 1"),
     ],
 )
