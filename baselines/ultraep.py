@@ -18,12 +18,12 @@ from harmoeny.policy import Policy
 class UltraEP(Policy):
     """UltraEP's quota planner (arXiv 2606.04101): the least threshold on the load that a greedy oracle can keep.
 
-    Every rank has redundant slots. For a threshold, the oracle lets the ranks above it export to the ranks below it,
+    Every rank has spare slots. For a threshold, the oracle lets the ranks above it export to the ranks below it,
     one expert to one slot at a time; where it fails, the threshold is too low. What an expert's home keeps and what
     its replicas get are quotas, which every rank fills with its own assignments first.
 
     Attributes:
-        redundant_slots: experts that a rank can import in a batch, and has memory for.
+        spare_slots: experts that a rank can import in a batch, and has memory for.
         least_threshold: lower bound of the threshold, in multiples of the even load.
         min_tokens_per_replica: a replica gets no less; null: what a source has to give, over the slots that may take
             it.
@@ -33,7 +33,7 @@ class UltraEP(Policy):
     description: ClassVar[str] = "imports experts in every batch until no rank is above the least feasible threshold"
 
     fetch: str = Fetch.PEER.value
-    redundant_slots: int = 2
+    spare_slots: int = 2
     least_threshold: float = 1.0
     min_tokens_per_replica: int | None = None
 
@@ -44,18 +44,18 @@ class UltraEP(Policy):
             ValueError: a number that is too small.
         """
         super().validate()
-        if self.redundant_slots < 0:
-            raise ValueError(f"redundant_slots: {self.redundant_slots}, must be at least 0")
+        if self.spare_slots < 0:
+            raise ValueError(f"spare_slots: {self.spare_slots}, must be at least 0")
         if not self.least_threshold >= 1:
             raise ValueError(f"least_threshold: {self.least_threshold}, must be at least 1, the even load")
         if self.min_tokens_per_replica is not None and self.min_tokens_per_replica < 1:
             raise ValueError(f"min_tokens_per_replica: {self.min_tokens_per_replica}, must be at least 1, or null")
 
     def room(self, num_experts: int, world_size: int) -> int | None:
-        """Return the experts that a rank has room for: its own and the redundant slots, unless it is set."""
+        """Return the experts that a rank has room for: its own and the spare slots, unless it is set."""
         if self.num_slots is not None or self.fetch == Fetch.NONE:
             return self.num_slots
-        return min(-(-num_experts // world_size) + self.redundant_slots, num_experts)
+        return min(-(-num_experts // world_size) + self.spare_slots, num_experts)
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Export ``counts`` (int64 ``[world_size, num_experts]``) above the threshold to where there is room."""
@@ -65,7 +65,7 @@ class UltraEP(Policy):
         """Return int64 ``[num_experts, world_size]``, the quotas."""
         quotas = home_executed(counts, placement)
         exports = find_exports(
-            quotas, placement.home, self.redundant_slots, self.least_threshold, self.min_tokens_per_replica or 0
+            quotas, placement.home, self.spare_slots, self.least_threshold, self.min_tokens_per_replica or 0
         )
         experts, receivers, amounts = exports.T
         np.subtract.at(quotas, (experts, placement.home[experts]), amounts)
@@ -81,14 +81,14 @@ _RAISES = 4
 
 @compiled
 def find_exports(
-    at_home: IntArray, home: IntArray, redundant_slots: int, least_threshold: float, least_tokens: int
+    at_home: IntArray, home: IntArray, spare_slots: int, least_threshold: float, least_tokens: int
 ) -> IntArray:
     """Find the least threshold that the oracle can keep, and return its exports.
 
     Args:
         at_home: int64 ``[num_experts, world_size]``, loads at the home ranks, 0 elsewhere.
         home: int64 ``[num_experts]``.
-        redundant_slots: experts that a rank can import.
+        spare_slots: experts that a rank can import.
         least_threshold: lower bound in multiples of the even load.
         least_tokens: of an export; 0: as the oracle chooses.
 
@@ -104,7 +104,7 @@ def find_exports(
     threshold = min(high, low + (low * _MARGIN + 99) // 100)
     failed = low - 1
     for _ in range(_RAISES + 1):
-        exports, feasible = keep_threshold(expert_load, load, home, order, redundant_slots, threshold, least_tokens)
+        exports, feasible = keep_threshold(expert_load, load, home, order, spare_slots, threshold, least_tokens)
         if feasible:
             break
         failed = threshold
@@ -115,7 +115,7 @@ def find_exports(
     if failed >= low:  # below it, the margin is good enough
         while threshold - failed > 1:
             middle = (threshold + failed) // 2
-            found, feasible = keep_threshold(expert_load, load, home, order, redundant_slots, middle, least_tokens)
+            found, feasible = keep_threshold(expert_load, load, home, order, spare_slots, middle, least_tokens)
             if feasible:
                 threshold, exports = middle, found
             else:
@@ -129,7 +129,7 @@ def keep_threshold(
     load: IntArray,
     home: IntArray,
     order: IntArray,
-    redundant_slots: int,
+    spare_slots: int,
     threshold: int,
     least_tokens: int,
 ) -> tuple[IntArray, bool]:
@@ -142,7 +142,7 @@ def keep_threshold(
         load: int64 ``[world_size]``, everything at home.
         home: int64 ``[num_experts]``.
         order: int64 ``[num_experts]``, experts by falling load.
-        redundant_slots: experts that a rank can import.
+        spare_slots: experts that a rank can import.
         threshold: what a rank may execute, at least the even load.
         least_tokens: an export of fewer is not made; 0: of fewer than what its rank has to give, over the slots that
             may take it.
@@ -152,8 +152,8 @@ def keep_threshold(
     """
     world_size = load.shape[0]
     slack = np.maximum(threshold - load, 0)
-    free = np.full(world_size, redundant_slots, dtype=np.int64)
-    exports = np.empty((world_size * redundant_slots, 3), dtype=np.int64)
+    free = np.full(world_size, spare_slots, dtype=np.int64)
+    exports = np.empty((world_size * spare_slots, 3), dtype=np.int64)
     num_exports = 0
     for source in np.argsort(-load, kind="mergesort"):
         need = load[source] - threshold

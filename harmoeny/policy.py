@@ -147,6 +147,19 @@ class Policy(ABC):
         """
         return None
 
+    def look_ahead(self, layer: int, counts: IntArray, following: Placement) -> Placement | None:  # noqa: ARG002
+        """Return a new residency for the layer that follows, or None to keep it; asked once a layer is planned.
+
+        What it is derived from is a prediction: the gate of the layer that follows has not seen the batch. Weights are
+        copied behind the work of the layer, and execution always follows the gate.
+
+        Args:
+            layer: the layer that was planned; there is one after it.
+            counts: int64 ``[world_size, num_experts]``, its counts.
+            following: the present residency of the layer after it.
+        """
+        return None
+
     @abstractmethod
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Decide where every assignment is executed.
@@ -204,6 +217,7 @@ def check_knowledge(policy: Policy) -> None:
     for needed, asks, way in (
         (Knowledge.EXACT, not blind, "plans for itself (BlindPolicy leaves that to the runtime)"),
         (Knowledge.HISTORY, learns, "learns from earlier batches"),
+        (Knowledge.LOOKAHEAD, cls.look_ahead is not Policy.look_ahead, "places experts ahead of the gate"),
     ):
         if asks and needed not in policy.knows:
             known = ", ".join(sorted(policy.knows)) or "nothing"

@@ -35,7 +35,7 @@ def summarise(run: Run) -> dict[str, Any]:
     best = best_baseline(run, systems)
     for name, entry in systems.items():
         entry |= {key: run.systems[name][key] for key in ("exact", "baseline", "bound")}
-        entry["knows"] = known(run, name)
+        entry |= {"knows": known(run, name)}
         if best is not None:
             throughput = "throughput_tokens_per_s"
             entry["throughput_ratio_to_best_baseline"] = asdict(

@@ -35,6 +35,7 @@ _LOOKS = {
     "metro": Look("#B2DF8A", "d"),
     "trtllm_eplb": Look("#33A02C", "P"),
     "lplb": Look("#FB9A99", "p"),
+    "libra": Look("#A6761D", "X"),
     "flashlb": Look("#CAB2D6", ">"),
     "ideal": Look("#000000", "_"),
 }
@@ -82,6 +83,7 @@ _LABELS = {
     "trtllm_eplb": "TensorRT-LLM EPLB",
     "lplb": "LPLB",
     "flashlb": "FlashLB",
+    "libra": "Libra",
     "ideal": "Ideal (reference)",
 }
 

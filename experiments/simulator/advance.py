@@ -178,7 +178,7 @@ class SimulatedSystem:
         placed_s = self._place_anew(layer, counts, boundary_s[Phase.PLAN])
         flows, exchange, plan_s = self._plan(layer, counts)
         exchange = exchange.at(pace)
-        boundary_s[Phase.DISPATCH] = placed_s + plan_s * pace
+        boundary_s[Phase.DISPATCH] = self._look_ahead(layer, counts, placed_s + plan_s * pace)
         ready_s = boundary_s[Phase.DISPATCH] + exchange.gather_s
         arrived_s = ready_s.max() + exchange.wire_s + exchange.group_s
         boundary_s[Phase.COMPUTE] = arrived_s if flows.slices is None else ready_s
@@ -208,6 +208,11 @@ class SimulatedSystem:
         """Let the policy change the residents; return when every rank can plan."""
         changed = self._residency.update(layer, counts)
         return now_s if changed is None else self._memories.replace_residents(layer, changed, now_s)
+
+    def _look_ahead(self, layer: int, counts: IntArray, now_s: FloatArray) -> FloatArray:
+        """Let the policy change the residents of the next layer; return when every rank can go on."""
+        changed = self._residency.look_ahead(layer, counts)
+        return now_s if changed is None else self._memories.replace_residents(layer + 1, changed, now_s)
 
     def _plan(self, layer: int, counts: IntArray) -> tuple[Flows, ExchangeTimes, float]:
         """Return the plan's flows, what they cost to exchange, and how long planning took."""

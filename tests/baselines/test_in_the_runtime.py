@@ -12,6 +12,7 @@ from baselines.fastermoe import FasterMoE
 from baselines.flashlb import FlashLB
 from baselines.ideal import Ideal
 from baselines.kit.replicas import ReplicatingPolicy
+from baselines.libra import Libra
 from baselines.llep import LLEP
 from baselines.lplb import LPLB
 from baselines.metro import METRO
@@ -44,17 +45,28 @@ def fitted_exflow() -> Policy:
     return ExFlow(node_limit=0).fitted(RoutingTrace(ids, [0] * NUM_LAYERS), NUM_EXPERTS, WORLD_SIZE)
 
 
+def fitted_libra(fetch: str) -> Policy:
+    ids = [
+        torch.cat([batch_tokens(9, layer, rank).ids for rank in range(WORLD_SIZE)]).numpy()
+        for layer in range(NUM_LAYERS)
+    ]
+    policy = Libra(spare_slots=2, fetch=fetch)
+    return policy.fitted(RoutingTrace(ids, [0] * NUM_LAYERS), NUM_EXPERTS, WORLD_SIZE)
+
+
 @pytest.mark.parametrize(
     "policy",
     [
+        fitted_libra("async"),
+        fitted_libra("sync"),
         EPLB(interval=1, window=1),
         EPLB(interval=1, window=2, fetch="sync"),
         EPLB(interval=2, redundant_experts_per_rank=2, num_nodes=2, num_groups=4),
         EPLBWithLP(interval=1, window=1),
         FasterMoE(token_s=1.0, shadow_s=1.0),
         FasterMoE(token_s=1.0, shadow_s=1.0, fetch="async", num_slots=3),
-        UltraEP(redundant_slots=1),
-        UltraEP(redundant_slots=2, fetch="async"),
+        UltraEP(spare_slots=1),
+        UltraEP(spare_slots=2, fetch="async"),
         LLEP(min_tokens=1),
         MoonEP(),
         METRO(interval=1, window=1),

@@ -48,7 +48,7 @@ def test_the_threshold_is_the_least_that_can_be_kept_or_within_one_percent_of_th
 ) -> None:
     counts, placement = batch
     placement = Placement.from_home(placement.home, placement.world_size)
-    policy = UltraEP(redundant_slots=1)
+    policy = UltraEP(spare_slots=1)
     plan = policy.plan(counts, placement)
     plan.validate(counts, placement)
     assert plan.fetch.sum(axis=0).max() <= 1
@@ -88,7 +88,7 @@ def test_close_to_the_best_of_all_replicas_and_splits() -> None:
     for _ in range(30):
         counts = rng.integers(0, 100, (3, 5)) * rng.integers(1, 6, 5)
         best = min(least_largest_load(counts.sum(axis=0), resident) for resident in residencies)
-        found = int(UltraEP(redundant_slots=1).plan(counts, Placement.from_home(home, 3)).load().max())
+        found = int(UltraEP(spare_slots=1).plan(counts, Placement.from_home(home, 3)).load().max())
         assert found >= best
         excess.append(found / best)
     assert np.mean(excess) < 1.1
@@ -105,7 +105,7 @@ def test_published_imbalances_become_one(imbalance: float, slots: int) -> None:
         if at_home.max() / at_home.mean() >= imbalance:
             break
     assert at_home.max() / at_home.mean() == pytest.approx(imbalance, rel=0.15)
-    plan = UltraEP(redundant_slots=slots).plan(counts, place("contiguous", 256, 64))
+    plan = UltraEP(spare_slots=slots).plan(counts, place("contiguous", 256, 64))
     assert plan.imbalance() == pytest.approx(1.01, abs=0.002)
     assert 30 <= plan.fetch.sum() <= 60
     assert plan.fetch.sum(axis=0).max() <= slots
@@ -117,21 +117,21 @@ def test_no_replica_is_smaller_than_asked() -> None:
     moved = UltraEP(min_tokens_per_replica=500).plan(counts, placement)
     assert moved.load().tolist() == [1334, 1306]
     assert UltraEP(min_tokens_per_replica=1500).plan(counts, placement).load().tolist() == [2600, 40]
-    assert UltraEP(redundant_slots=0).plan(counts, placement).load().tolist() == [2600, 40]
+    assert UltraEP(spare_slots=0).plan(counts, placement).load().tolist() == [2600, 40]
     wide = UltraEP(least_threshold=1.5).plan(counts, placement).load()
     assert wide.tolist() == [2000, 640]
 
 
-def test_memory_is_that_of_the_redundant_slots() -> None:
-    assert UltraEP(redundant_slots=3).room(8, 4) == 5
-    assert UltraEP(redundant_slots=9).room(8, 4) == 8
+def test_memory_is_that_of_the_spare_slots() -> None:
+    assert UltraEP(spare_slots=3).room(8, 4) == 5
+    assert UltraEP(spare_slots=9).room(8, 4) == 8
     assert UltraEP(num_slots=2).room(8, 4) == 2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"redundant_slots": -1}, "redundant_slots: -1, must be at least 0"),
+        ({"spare_slots": -1}, "spare_slots: -1, must be at least 0"),
         ({"least_threshold": 0.9}, "least_threshold: 0.9, must be at least 1"),
         ({"min_tokens_per_replica": 0}, "min_tokens_per_replica: 0, must be at least 1, or null"),
     ],

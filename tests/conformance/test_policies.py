@@ -157,6 +157,26 @@ def test_replacement_gives_placements_to_plan_with(name: str, counts: IntArray, 
 
 
 @every_policy
+@examples(25)
+@given(counts=counts_arrays(max_world_size=8, max_experts=16), kind=st.sampled_from(PLACEMENTS))
+def test_looking_ahead_gives_placements_to_plan_with(name: str, counts: IntArray, kind: str) -> None:
+    policy, twin = (build(name, counts, 100, placement=kind) for _ in range(2))
+    placement = own_placement(policy, counts)
+    for layer in range(NUM_LAYERS - 1):
+        kept = copy.deepcopy((counts, vars(placement)))
+        ahead, same = (p.look_ahead(layer, counts, placement) for p in (policy, twin))
+        np.testing.assert_equal((counts, vars(placement)), kept)
+        assert (ahead is None) == (same is None)
+        if ahead is not None and same is not None:
+            np.testing.assert_equal(vars(ahead), vars(same))
+            ahead.validate()
+            assert ahead.resident.shape == placement.resident.shape
+            room = policy.room(*ahead.resident.shape)
+            assert room is None or ahead.resident.sum(axis=0).max() <= room
+            check_plan(policy, np.roll(counts, 1, axis=1).copy(), ahead)
+
+
+@every_policy
 def test_planning_leaves_the_policy_as_it_was(name: str) -> None:
     counts = make_counts("zipf", 4, 16, 500, np.random.default_rng(3))
     policy = build(name, counts, 100)

@@ -69,6 +69,21 @@ class Fitting(BlindPolicy):
         return placement.resident
 
 
+@dataclass(kw_only=True)
+class Foreseeing(BlindPolicy):
+    """Says that it knows nothing, and looks at a layer to place the next one's experts."""
+
+    name: ClassVar[str] = "foreseeing"
+    description: ClassVar[str] = "for the test"
+    knows: ClassVar[frozenset[Knowledge]] = NOTHING
+
+    def serving(self, placement: Placement) -> BoolArray:
+        return placement.resident
+
+    def look_ahead(self, layer: int, counts: IntArray, following: Placement) -> Placement:  # noqa: ARG002
+        return following
+
+
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
@@ -76,6 +91,7 @@ class Fitting(BlindPolicy):
         (PeekingAtShares(), "knows: history, must have exact for peeking_at_shares, which plans for itself"),
         (Learning(), "knows: nothing, must have history for learning, which learns from earlier batches"),
         (Fitting(), "knows: nothing, must have history for fitting, which learns from earlier batches"),
+        (Foreseeing(), "knows: nothing, must have lookahead for foreseeing, which places experts ahead of the gate"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

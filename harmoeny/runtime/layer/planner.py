@@ -55,4 +55,8 @@ class Planner:
         changed = self._residency.update(layer, counts)
         if changed is not None:
             self.fetcher.replace_residents(layer, changed)
-        return self.policy.plan(counts, self.placements[layer])
+        plan = self.policy.plan(counts, self.placements[layer])
+        ahead = self._residency.look_ahead(layer, counts)
+        if ahead is not None:
+            self.fetcher.replace_residents(layer + 1, ahead)
+        return plan

@@ -12,7 +12,7 @@ class Residency:
 
     Attributes:
         placements: the present residency per MoE layer.
-        changes: whether the policy ever changes it; otherwise no history is kept.
+        changes: whether the policy ever changes it.
     """
 
     def __init__(self, policy: Policy, placements: list[Placement]) -> None:
@@ -27,7 +27,9 @@ class Residency:
         """
         check_knowledge(policy)
         self.placements = placements
-        self.changes = type(policy).update_placement is not Policy.update_placement
+        self._learns = type(policy).update_placement is not Policy.update_placement
+        self._looks_ahead = type(policy).look_ahead is not Policy.look_ahead
+        self.changes = self._learns or self._looks_ahead
         self._policy = policy
         self._first_placements = list(placements)
         self.reset()
@@ -47,10 +49,24 @@ class Residency:
         Returns:
             The new placement, or None where nothing changed.
         """
-        if not self.changes:
+        if not self._learns:
             return None
         changed = self._policy.update_placement(layer, self._history[layer], self.placements[layer])
         self._history[layer].append(counts)
         if changed is not None:
             self.placements[layer] = changed
+        return changed
+
+    def look_ahead(self, layer: int, counts: IntArray) -> Placement | None:
+        """Let the policy change the layer after the one that was planned; return its new placement, or None.
+
+        Args:
+            layer: the layer that was planned.
+            counts: int64 ``[world_size, num_experts]``, its counts.
+        """
+        if not self._looks_ahead or layer + 1 == len(self.placements):
+            return None
+        changed = self._policy.look_ahead(layer, counts, self.placements[layer + 1])
+        if changed is not None:
+            self.placements[layer + 1] = changed
         return changed

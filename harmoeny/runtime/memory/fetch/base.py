@@ -115,7 +115,7 @@ class FetchStrategy:
         self._layer = 0
         self._next_fetch = 0
         self._stats = FetchStats()
-        self._moved = FetchStats()  # by a new placement, since the last layer began
+        self._moved = [FetchStats() for _ in self._home]  # by new placements, since the layer last began
 
     @property
     def device_bytes(self) -> int:
@@ -130,7 +130,7 @@ class FetchStrategy:
     def reset(self) -> None:
         """Return to the residents of the beginning; :meth:`prepare` copies them in, and nothing is counted."""
         self._home = [list(home) for home in self._first_home]
-        self._moved = FetchStats()
+        self._moved = [FetchStats() for _ in self._home]
 
     def prepare(self) -> None:
         """Copy in the residents that the slots do not hold, and block until they are there."""
@@ -168,7 +168,7 @@ class FetchStrategy:
             grouped: as it explains it too.
         """
         self._layer, self._next_fetch = layer, 0
-        self._stats, self._moved = self._moved, FetchStats()
+        self._stats, self._moved[layer] = self._moved[layer], FetchStats()
         self._open_sources(layer, fetch if from_peer is None else fetch & from_peer)
         self._schedule = make_schedule(
             executed_SE, self._home[layer], self.memory.cost, work_order=self._work_order, grouped=grouped
@@ -211,13 +211,14 @@ class FetchStrategy:
             layer: MoE layer in order of execution.
             placement: the new one, of all ranks.
         """
+        moved = self._moved[layer]
         for index in replace_residents(self._home[layer], placement.resident[:, self.memory.comm.rank]):
             slot = self._slots[layer][index]
-            self._moved.fetches.append(self._copy(layer, slot, self._home[layer][index]))
-            self._moved.num_host_fetches += 1
-            self._moved.fetch_bytes += slot.expert_bytes
+            moved.fetches.append(self._copy(layer, slot, self._home[layer][index]))
+            moved.num_host_fetches += 1
+            moved.fetch_bytes += slot.expert_bytes
             if not self.ahead and (stalled := self.memory.transfers.wait(slot)) is not None:
-                self._moved.fetch_waits.append(stalled)
+                moved.fetch_waits.append(stalled)
 
     def _wait(self, slot: Slot) -> None:
         """Wait for the copy into a slot, and count the stall by what is copied."""
