@@ -83,7 +83,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "analysis", "baselines", "conf", "experiments", "harmoeny", "hydra_plugins", "results_schema",
         "results/published",
     ):  # fmt: skip
-        shutil.copytree(CONF.parent / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CONF.parent / folder, root / folder)  # with what is compiled, which times of files keep valid
     for file in ("run.py", "pyproject.toml"):
         shutil.copy(CONF.parent / file, root)
     for file, code in saved_examples().items():  # a reader may have saved them in the project, too
