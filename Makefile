@@ -39,9 +39,9 @@ test-lowest: ## run the library's tests with the lowest releases that pyproject.
 	$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[dev]'
 	$(LOWEST)/bin/python -m pytest tests/harmoeny tests/results_schema
 
-check: $(INSTALLED) ## what you run while you work: linters, type checker and the tests that need no ranks, programs or seconds
+check: $(INSTALLED) ## what you run while you work: linters, type checker and all tests that start no ranks
 	$(LINT)
-	$(PYTEST) --hypothesis-profile quick -m 'not ranks and not processes and not slow'
+	$(PYTEST) --hypothesis-profile quick -m 'not ranks'
 
 bench: $(INSTALLED) ## measure the parts that have a time budget (scripts/bench)
 	set -e; for name in $(BENCHES); do $(BIN)/python -m scripts.bench.$$name; done

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import math
 import os
 import pickle
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
     from tests.smoke import SmokeRun
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What mostly waits, and therefore goes beside what computes.
+#: What mostly waits, and is therefore first where nothing is known of how long files take.
 WAITING = ROOT / "tests" / "cluster"
 #: Fixtures that start ranks.
 RANK_FIXTURES = {"smoke", "joined_smoke"}
+_seconds: defaultdict[str, float] = defaultdict(float)
 _PROGRAMS = pytest.StashKey[Programs]()
 Compose: TypeAlias = "Callable[..., DictConfig]"
 Load: TypeAlias = "Callable[..., Point]"
@@ -37,12 +40,42 @@ Load: TypeAlias = "Callable[..., Point]"
 settings.register_profile("quick", max_examples=20)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts ranks through a fixture; begin with what mostly waits, so that others compute beside it."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what starts ranks through a fixture; begin with the files that took longest, so that no worker idles."""
     for item in items:
         if isinstance(item, pytest.Function) and RANK_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.ranks)
-    items.sort(key=lambda item: not item.path.is_relative_to(WAITING))
+    seconds = _seconds_before(config)
+
+    def order(item: pytest.Item) -> float:
+        return -seconds.get(_file(item.nodeid), math.inf if item.path.is_relative_to(WAITING) else 0.0)
+
+    items.sort(key=order)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up what every file takes."""
+    _seconds[_file(report.nodeid)] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep that for the next call."""
+    if not hasattr(session.config, "workerinput") and session.config.cache is not None:
+        session.config.cache.set(_seconds_key(session.config), _seconds_before(session.config) | _seconds)
+
+
+def _seconds_before(config: pytest.Config) -> dict[str, float]:
+    """Return what every file took at last when the same tests were selected."""
+    found: dict[str, float] = config.cache.get(_seconds_key(config), {}) if config.cache is not None else {}
+    return found
+
+
+def _seconds_key(config: pytest.Config) -> str:
+    return f"seconds/{config.option.markexpr or 'all'}"
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(trylast=True)

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import json
+import os
 import sys
 import sysconfig
 import warnings
@@ -69,10 +70,11 @@ def _fingerprint() -> str:
 
 @cache
 def _sources() -> Sequence[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    return sorted(
-        path for path in root.rglob("*.py") if not {"site-packages", "dist-packages", "test"} & set(path.parts)
-    )
+    found: list[Path] = []
+    for folder, folders, files in os.walk(sysconfig.get_path("stdlib")):
+        folders[:] = [name for name in folders if name not in ("site-packages", "dist-packages", "test")]
+        found += (Path(folder, name) for name in files if name.endswith(".py"))
+    return sorted(found)
 
 
 def _texts(path: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.figures import skew_sweep, time_breakdown
 from analysis.present.style import RC
 
 
@@ -23,6 +24,13 @@ def drafts() -> Iterator[None]:
         patch.setitem(RC, "savefig.dpi", 40)
         patch.setitem(RC, "pdf.use14corefonts", True)
         yield
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two figures stand for all, so that a test draws in moments: one of a sweep, one of a run."""
+    for module in ("analysis.figures.kit.base", "analysis.figures.kit.result_sets"):
+        monkeypatch.setattr(f"{module}.discover", lambda: [skew_sweep, time_breakdown])
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -160,9 +160,9 @@ def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, mo
     for column in ("num_assignments", "executed_tokens", "dropped_tokens", "num_active_experts"):
         pd.testing.assert_series_equal(layers["replayed"][column], layers["recorded"][column])
     trace = read_trace(path)
-    assert (trace.model, trace.dataset, trace.num_experts) == ("switch", "text", 4)
+    assert (trace.model, trace.dataset, trace.num_experts) == ("switch", "local", 4)
     manifest = RunFolder(point.folder).manifest
-    assert manifest["dataset"]["name"] == "text"
+    assert manifest["dataset"]["name"] == "local"
     recorded = load(*common, "router=model", f"trace.record={path}")
     path.unlink()
     assert not is_done(recorded)  # the run is there, but not what it was to write

@@ -14,20 +14,11 @@ import analysis.figures
 from analysis.data.results import find_results
 from analysis.data.summary import summarise
 from analysis.figures import __main__ as command
-from analysis.figures import skew_sweep, time_breakdown
 from analysis.figures.kit.base import discover
 from analysis.figures.kit.result_sets import find_result_sets
 from tests.synthetic import change_manifest, change_platform, write_run, write_sweep
 
 SKEWS = [0.0, 0.9]
-#: Two figures stand for all, so that a test draws in moments: one of a sweep, one of a run.
-FEW: list[Any] = [skew_sweep, time_breakdown]
-
-
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("analysis.figures.kit.base", "analysis.figures.kit.result_sets"):
-        monkeypatch.setattr(f"{module}.discover", lambda: FEW)
 
 
 def write_results(results: Path, *, simulated: bool) -> None:
