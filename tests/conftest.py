@@ -60,14 +60,21 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Keep that for the next call."""
-    if not hasattr(session.config, "workerinput") and session.config.cache is not None:
-        session.config.cache.set(_seconds_key(session.config), _seconds_before(session.config) | _seconds)
+    cache = _cache(session.config)
+    if not hasattr(session.config, "workerinput") and cache is not None:
+        cache.set(_seconds_key(session.config), _seconds_before(session.config) | _seconds)
 
 
 def _seconds_before(config: pytest.Config) -> dict[str, float]:
     """Return what every file took at last when the same tests were selected."""
-    found: dict[str, float] = config.cache.get(_seconds_key(config), {}) if config.cache is not None else {}
+    cache = _cache(config)
+    found: dict[str, float] = {} if cache is None else cache.get(_seconds_key(config), {})
     return found
+
+
+def _cache(config: pytest.Config) -> pytest.Cache | None:
+    """Return what pytest keeps between calls; None with ``-p no:cacheprovider``, where even its name is missing."""
+    return getattr(config, "cache", None)
 
 
 def _seconds_key(config: pytest.Config) -> str:
