@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
@@ -26,6 +28,25 @@ def least_largest_load(load: IntArray, resident: BoolArray) -> int:
         else:
             low = middle + 1
     return low
+
+
+def least_largest_loads(load: IntArray, residents: BoolArray) -> IntArray:
+    """Return the same for many residencies at once, by minimum cuts: some set of ranks has to do what only it can do.
+
+    Args:
+        load: int64 ``[num_experts]``.
+        residents: bool ``[number, num_experts, world_size]``, for few ranks.
+
+    Returns:
+        int64 ``[number]``.
+    """
+    world_size = residents.shape[2]
+    largest = np.zeros(len(residents), dtype=np.int64)
+    for chosen in product([False, True], repeat=world_size):
+        if any(chosen):
+            confined = ~residents[:, :, ~np.array(chosen)].any(axis=2) @ load
+            largest = np.maximum(largest, -(-confined // sum(chosen)))
+    return largest
 
 
 def _flow(load: IntArray, resident: BoolArray, capacity: int) -> int:
