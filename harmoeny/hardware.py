@@ -160,7 +160,13 @@ class Hardware:
         return self.expert_flops_per_s / (1 + (self.expert_half_rate_width / width if width else 0.0))
 
     def expert_cost(
-        self, *, expert_bytes: int, flops_per_token: int, token_bytes: int = 0, width: float | None = None
+        self,
+        *,
+        expert_bytes: int,
+        flops_per_token: int,
+        token_bytes: int = 0,
+        width: float | None = None,
+        world_size: int = 1,
     ) -> ExpertCost | None:
         """Return the costs of an expert, or None where this machine was not calibrated.
 
@@ -169,18 +175,22 @@ class Hardware:
             flops_per_token: floating-point operations for one token.
             token_bytes: size of a token in an all-to-all.
             width: as for :meth:`expert_rate`.
+            world_size: ranks; where they are on several nodes, most tokens and weights cross the network.
         """
         if self.expert_flops_per_s is None or self.host_link_bytes_per_s is None:
             return None
         exchange, memory = self.all_to_all_bytes_per_s, self.device_memory_bytes_per_s
+        latency_s = self.all_to_all_latency_s
+        if self.ranks_per_node is not None and world_size > self.ranks_per_node:
+            exchange, latency_s = self.network_bytes_per_s or exchange, latency_s + self.network_latency_s
         return ExpertCost(
             token_s=flops_per_token / self.expert_rate(width),
             fetch_s=self.host_link_s(expert_bytes),
             exchange_token_s=0.0 if exchange is None else token_bytes / exchange,
-            peer_fetch_s=0.0 if exchange is None else self.all_to_all_latency_s + expert_bytes / exchange,
+            peer_fetch_s=0.0 if exchange is None else latency_s + expert_bytes / exchange,
             launch_s=self.expert_launch_s,
             weights_s=0.0 if memory is None else expert_bytes / memory,
-            exchange_latency_s=self.all_to_all_latency_s,
+            exchange_latency_s=latency_s,
             copy_token_s=0.0 if memory is None else 2 * token_bytes / memory,
             tile_tokens=self.expert_tile_rows,
             grouped=self.kernel != KernelName.LOOP,

@@ -39,7 +39,7 @@ class CostModel:
         """
         expert = hardware.expert_cost(
             expert_bytes=work.expert_bytes, flops_per_token=work.flops_per_token, token_bytes=work.row_bytes,
-            width=work.inner_width,
+            width=work.inner_width, world_size=topology.world_size,
         )  # fmt: skip
         if expert is None:
             raise ValueError(

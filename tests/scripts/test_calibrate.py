@@ -47,6 +47,20 @@ def test_the_threshold_is_the_smallest_that_hides_a_fetch() -> None:
     assert 1_000 < threshold < 4_000
 
 
+def test_weights_from_peers_cross_the_network_where_ranks_are_on_several_nodes() -> None:
+    hardware = Hardware(
+        host_link_bytes_per_s=1.0, expert_flops_per_s=1.0, all_to_all_bytes_per_s=20.0, all_to_all_latency_s=1.0,
+        ranks_per_node=8, network_bytes_per_s=5.0, network_latency_s=2.0,
+    )  # fmt: skip
+    inside, across = (
+        hardware.expert_cost(expert_bytes=100, flops_per_token=1, token_bytes=10, world_size=n) for n in (8, 9)
+    )
+    assert inside is not None
+    assert across is not None
+    assert (inside.peer_fetch_s, inside.exchange_token_s) == (1 + 100 / 20, 10 / 20)
+    assert (across.peer_fetch_s, across.exchange_token_s) == (3 + 100 / 5, 10 / 5)
+
+
 def test_an_uncalibrated_machine_has_no_costs() -> None:
     assert Hardware().expert_cost(expert_bytes=1, flops_per_token=1) is None
 
