@@ -95,7 +95,7 @@ def _module(name: str, *arguments: str) -> list[str]:
 
 
 def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
-    """Return the skew sweep of all systems with some ranks on one GPU, or on this CPU as a rehearsal."""
+    """Return the skew sweep, the main experiment, with some ranks on one GPU, or on this CPU as a rehearsal."""
     hidden_size, intermediate_size, num_experts, top_k = (32, 64, 16, 2) if rehearsal else (2048, 768, 128, 8)
     options = {
         "experiment": "skew_sweep",
@@ -123,7 +123,7 @@ def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
         return [sys.executable, "run.py", *given, f"results_dir={out}"]
 
     return Part(
-        f"skew_sweep_{num_ranks}", f"all systems on {num_ranks} ranks of one GPU", command, 150, _sweep_rows(num_ranks)
+        f"skew_sweep_{num_ranks}", f"the main experiment on {num_ranks} ranks of one GPU", command, 150, _sweep_rows(num_ranks)
     )
 
 
