@@ -123,7 +123,11 @@ def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
         return [sys.executable, "run.py", *given, f"results_dir={out}"]
 
     return Part(
-        f"skew_sweep_{num_ranks}", f"the main experiment on {num_ranks} ranks of one GPU", command, 150, _sweep_rows(num_ranks)
+        f"skew_sweep_{num_ranks}",
+        f"the main experiment on {num_ranks} ranks of one GPU",
+        command,
+        150,
+        _sweep_rows(num_ranks),
     )
 
 
