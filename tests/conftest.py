@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from hypothesis import settings
@@ -53,6 +53,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=order)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell pytest-xdist's workers what files took: all have to collect in one order."""
+    node.workerinput["seconds"] = _seconds_before(node.config)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Add up what every file takes."""
     _seconds[_file(report.nodeid)] += report.duration
@@ -67,6 +73,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def _seconds_before(config: pytest.Config) -> dict[str, float]:
     """Return what every file took at last when the same tests were selected."""
+    if hasattr(config, "workerinput"):
+        return dict(config.workerinput["seconds"])
     cache = _cache(config)
     found: dict[str, float] = {} if cache is None else cache.get(_seconds_key(config), {})
     return found
