@@ -24,7 +24,6 @@ def compared() -> pd.DataFrame:
     return compare_gpus({name: profile(name) for name in PROFILES.values()})
 
 
-@pytest.mark.slow
 def test_what_nothing_was_fitted_to_is_predicted(compared: pd.DataFrame) -> None:
     held_out = compared[~compared["calibration"]]
     assert len(held_out) == 9 + 2 * 13
@@ -33,14 +32,12 @@ def test_what_nothing_was_fitted_to_is_predicted(compared: pd.DataFrame) -> None
     assert {(row.system, row.case): 1 for row in far.itertuples()} == EXPLAINED
 
 
-@pytest.mark.slow
 def test_layers_of_ranks_that_share_a_gpu_are_predicted_within_five_percent(compared: pd.DataFrame) -> None:
     shared = compared[compared["case"].isin(["2 on one H200", "4 on one H200"]) & ~compared["calibration"]]
     assert len(shared) == 8
     assert (shared["error"].abs() < 0.05).all()
 
 
-@pytest.mark.slow
 def test_balancing_pays_more_the_more_is_skewed(compared: pd.DataFrame) -> None:
     for seen in published.SPEED_UPS:
         assert list(seen.values) == sorted(seen.values)
