@@ -1,8 +1,7 @@
 """Results of an earlier revision (dd5384a) are still read, reported and resumed; none of their files changes.
 
 The runs in tests/data/stored_run were made by the commands below. An option that is added to the configuration rightly
-gives runs another name: then give these the new one, in the names of folders and wherever it stands in their files, so that
-the files stay of that revision.
+gives runs another name: then give these the new one, in the names of folders and wherever it stands in their files.
 """
 
 from __future__ import annotations
