@@ -26,7 +26,7 @@ from harmoeny.predict import (
 LEAST_GAIN = 0.02
 #: Gain of a move below which the greedy loop ends, as a share of the slowest rank's time.
 _LEAST_MOVE = 3e-3
-#: The most experts that are brought to all ranks; as many as that are tried by halving.
+#: The most experts that are brought to all ranks.
 _MOST_SPREAD = 32
 
 
@@ -153,6 +153,12 @@ def _overlapped(seconds: tuple[float, float], overlap: bool) -> tuple[bool, floa
 
 
 @compiled
+def _fastest_fetch_s(costs: Costs) -> float:
+    """Return how long a fetch takes from the faster source, if that is idle."""
+    return costs.fetch_s if costs.peer_fetch_s <= 0 else min(costs.fetch_s, costs.peer_fetch_s)
+
+
+@compiled
 def _most_spread(free_slots: IntArray, predicted_s: float, costs: Costs) -> int:
     """Return how many experts a rank can fetch at most if its host link is to be through with the restores in time."""
     return int(min(_MOST_SPREAD, int(predicted_s / costs.fetch_s) + free_slots.max()))
@@ -197,7 +203,7 @@ def _num_spread(
     """
     world_size = len(counts)
     row_s = 2 * (costs.exchange_token_s + costs.copy_token_s)
-    fetch_s = costs.fetch_s if costs.peer_fetch_s <= 0 else min(costs.fetch_s, costs.peer_fetch_s)
+    fetch_s = _fastest_fetch_s(costs)
     fetches = np.zeros(world_size, dtype=np.int64)
     saved_s = best_saved_s = 0.0
     even_s = counts.sum() * (costs.token_s + row_s) / world_size
@@ -269,8 +275,7 @@ def _fill(share: IntArray, load: IntArray, holds: BoolArray, left: int) -> None:
     """Give what is left of an expert to its holders with the least load, evening out their loads as water does."""
     world_size = len(load)
     order = np.argsort(load, kind="mergesort")
-    taking, level = 0, 0
-    below = 0
+    taking = below = 0
     for i in range(world_size):
         rank = order[i]
         if not holds[rank]:
@@ -279,12 +284,12 @@ def _fill(share: IntArray, load: IntArray, holds: BoolArray, left: int) -> None:
             break
         taking += 1
         below += load[rank]
-    level, extra = divmod(below + left, max(taking, 1))
+    even, extra = divmod(below + left, max(taking, 1))
     given = 0
     for i in range(world_size):
         rank = order[i]
         if holds[rank] and given < taking:
-            amount = level + (1 if given < extra else 0) - load[rank]
+            amount = even + (1 if given < extra else 0) - load[rank]
             share[rank] += amount
             load[rank] += amount
             given += 1
@@ -305,7 +310,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, costs: Costs)
     """
     world_size, num_experts = counts.shape
     row_s = costs.exchange_token_s
-    fetch_s = costs.fetch_s if costs.peer_fetch_s <= 0 else min(costs.fetch_s, costs.peer_fetch_s)
+    fetch_s = _fastest_fetch_s(costs)
     loads = loads_of_shares(counts, shares, costs)
     sent, received, work = loads.sent, loads.received, loads.work
     busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
