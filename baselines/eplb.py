@@ -9,13 +9,13 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from baselines.kit.replicas import FloatArray, ReplicatingPolicy
+from baselines.kit.replicas import FloatArray, PeriodicPolicy
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 
 
 @dataclass(kw_only=True)
-class EPLB(ReplicatingPolicy):
+class EPLB(PeriodicPolicy):
     """DeepSeek's expert-parallel load balancer (arXiv 2412.19437, section 3.4; README of deepseek-ai/EPLB).
 
     The first batch shows where the load is; after it, and then every ``interval`` batches, replicas are chosen and
@@ -31,15 +31,8 @@ class EPLB(ReplicatingPolicy):
     name: ClassVar[str] = "eplb"
     description: ClassVar[str] = "replicas of heavy experts, re-placed every few batches from recent statistics"
 
-    window: int = 4
-    interval: int = 4
     num_nodes: int = 1
     num_groups: int = 1
-
-    @property
-    def history_window(self) -> int:
-        """Batches whose counts are added up."""
-        return self.window
 
     def validate(self) -> None:
         """Check the configuration.
@@ -48,7 +41,7 @@ class EPLB(ReplicatingPolicy):
             ValueError: a number that is too small, or groups that the nodes do not divide.
         """
         super().validate()
-        self._at_least(window=1, interval=1, num_nodes=1, num_groups=1)
+        self._at_least(num_nodes=1, num_groups=1)
         if self.num_groups % self.num_nodes:
             raise ValueError(
                 f"num_groups: {self.num_groups}, must be a multiple of num_nodes={self.num_nodes} "
@@ -66,10 +59,6 @@ class EPLB(ReplicatingPolicy):
         if num_experts % self.num_groups:
             raise ValueError(f"num_groups: {self.num_groups}, must divide num_experts={num_experts}")
         return min(super().held(num_experts, world_size), num_experts // self.num_nodes)
-
-    def is_due(self, layer: int, num_batches: int) -> bool:  # noqa: ARG002  (all layers at once)
-        """Return whether this follows the first batch, or a multiple of ``interval`` after it."""
-        return (num_batches - 1) % self.interval == 0
 
     def rearranged(self, load: IntArray | FloatArray, placement: Placement, num_slots: int) -> Placement:
         """Return new replicas for the load."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from baselines.eplb import renumber
-from baselines.kit.replicas import FloatArray, ReplicatingPolicy, copies_by_load, longest_first
+from baselines.kit.replicas import FloatArray, PeriodicPolicy, copies_by_load, longest_first
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 
@@ -17,7 +17,7 @@ _CANDIDATES = 6
 
 
 @dataclass(kw_only=True)
-class FlashLB(ReplicatingPolicy):
+class FlashLB(PeriodicPolicy):
     """The balancer of vllm-ascend that chooses replica counts by what packing makes of them.
 
     EPLB gives replicas to the heaviest share, one by one, without a look at how they can be packed. Here replicas move
@@ -33,13 +33,7 @@ class FlashLB(ReplicatingPolicy):
     description: ClassVar[str] = "replicas and their places chosen together, where the present ones are not good enough"
 
     window: int = 32
-    interval: int = 4
     least_imbalance: float = 1.15
-
-    @property
-    def history_window(self) -> int:
-        """Batches whose counts are added up."""
-        return self.window
 
     def validate(self) -> None:
         """Check the configuration.
@@ -48,11 +42,7 @@ class FlashLB(ReplicatingPolicy):
             ValueError: a number that is too small.
         """
         super().validate()
-        self._at_least(window=1, interval=1, least_imbalance=1)
-
-    def is_due(self, layer: int, num_batches: int) -> bool:  # noqa: ARG002  (all layers at once)
-        """Return whether this follows the first batch, or a multiple of ``interval`` after it."""
-        return (num_batches - 1) % self.interval == 0
+        self._at_least(least_imbalance=1)
 
     def rearranged(self, load: IntArray | FloatArray, placement: Placement, num_slots: int) -> Placement | None:
         """Return new replicas for the load, or None where the present ones promise less than ``least_imbalance``."""

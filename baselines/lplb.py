@@ -9,14 +9,14 @@ import numpy as np
 
 from baselines.eplb import balance
 from baselines.kit.interior_point import rounded_shares, split_fractions
-from baselines.kit.replicas import FloatArray, ReplicatingPolicy
+from baselines.kit.replicas import FloatArray, PeriodicPolicy
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 
 
 @dataclass(kw_only=True)
-class LPLB(ReplicatingPolicy):
+class LPLB(PeriodicPolicy):
     """DeepSeek's linear-programming load balancer (README of deepseek-ai/LPLB), solved as in serving (SGLang #24515).
 
     The i-th redundant slot of a rank holds the i-th most popular expert of its i-th neighbour in a graph, so an expert
@@ -34,14 +34,7 @@ class LPLB(ReplicatingPolicy):
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY, Knowledge.EXACT})
 
     redundant_experts_per_rank: int = 2
-    interval: int = 4
-    window: int = 4
     num_steps: int = 5
-
-    @property
-    def history_window(self) -> int:
-        """Batches whose counts are added up."""
-        return self.window
 
     def validate(self) -> None:
         """Check the configuration.
@@ -50,7 +43,7 @@ class LPLB(ReplicatingPolicy):
             ValueError: a number that is too small.
         """
         super().validate()
-        self._at_least(interval=1, window=1, num_steps=1)
+        self._at_least(num_steps=1)
 
     def place(self, layer: int, num_experts: int, world_size: int) -> Placement:
         """Return the homes of ``placement``, and replicas as if all experts were equally popular.
@@ -62,10 +55,6 @@ class LPLB(ReplicatingPolicy):
         if self.fetch == Fetch.NONE:
             return placement
         return self._with_replicas(np.ones(num_experts), placement.home, world_size)
-
-    def is_due(self, layer: int, num_batches: int) -> bool:  # noqa: ARG002  (all layers at once)
-        """Return whether this follows the first batch, or a multiple of ``interval`` after it."""
-        return (num_batches - 1) % self.interval == 0
 
     def rearranged(self, load: IntArray | FloatArray, placement: Placement, num_slots: int) -> Placement:  # noqa: ARG002
         """Return new homes, where every rank has as many experts, and the replicas of their most popular ones."""

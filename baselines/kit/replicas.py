@@ -116,6 +116,37 @@ class ReplicatingPolicy(BlindPolicy):
         return placement.resident
 
 
+@dataclass(kw_only=True)
+class PeriodicPolicy(ReplicatingPolicy):
+    """Replicas that are placed anew after the first batch and then every few, all layers at once.
+
+    Attributes:
+        window: latest batches whose counts are added up as the expected load.
+        interval: batches between two re-placements.
+    """
+
+    window: int = 4
+    interval: int = 4
+
+    @property
+    def history_window(self) -> int:
+        """Batches whose counts are added up."""
+        return self.window
+
+    def validate(self) -> None:
+        """Check the configuration.
+
+        Raises:
+            ValueError: a number that is too small.
+        """
+        super().validate()
+        self._at_least(window=1, interval=1)
+
+    def is_due(self, layer: int, num_batches: int) -> bool:  # noqa: ARG002  (all layers at once)
+        """Return whether this follows the first batch, or a multiple of ``interval`` after it."""
+        return (num_batches - 1) % self.interval == 0
+
+
 @compiled
 def copies_by_load(load: FloatArray, num_copies: int, max_copies: int) -> IntArray:
     """Give every copy beyond the first to the expert whose copies carry most; of equal ones to the first.
