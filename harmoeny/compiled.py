@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -83,9 +84,15 @@ def _source_stamp(function: Callable[..., Any], locator: Any) -> str:
     """
     digest = hashlib.sha256(repr(locator.get_source_stamp()).encode())
     for path, constants in sorted(_reached(function, {}).items()):
-        digest.update(Path(path).read_bytes() if Path(path).is_file() else b"")
+        digest.update(_content(path))
         digest.update(constants.encode())
     return digest.hexdigest()
+
+
+@cache
+def _content(path: str) -> bytes:
+    """Return a digest of a file, empty where there is none; once per process, as many functions reach the same files."""
+    return hashlib.sha256(Path(path).read_bytes()).digest() if Path(path).is_file() else b""
 
 
 def _reached(function: Callable[..., Any], found: dict[str, str]) -> dict[str, str]:
