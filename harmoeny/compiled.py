@@ -91,7 +91,7 @@ def _source_stamp(function: Callable[..., Any], locator: Any) -> str:
 
 @cache
 def _content(path: str) -> bytes:
-    """Return a digest of a file, empty where there is none; once per process, as many functions reach the same files."""
+    """Return a digest of a file, empty where there is none; once per process, as many functions reach each file."""
     return hashlib.sha256(Path(path).read_bytes()).digest() if Path(path).is_file() else b""
 
 
