@@ -14,6 +14,8 @@ DEEPSPEED := $(VENV)/installed-deepspeed
 LINT := set -e; $(BIN)/ruff check; $(BIN)/ruff format --check; $(BIN)/mypy; $(BIN)/lint-imports
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 LOWEST := $(VENV)-lowest
+# Tests start programs and ranks; without bytecode each of them would compile all of the project's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 BENCHES := $(filter-out __init__,$(basename $(notdir $(wildcard scripts/bench/*.py))))
 
 .DEFAULT_GOAL := help

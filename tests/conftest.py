@@ -97,11 +97,19 @@ def _file(nodeid: str) -> str:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fork the process that starts programs; let the collected modules cost no time later."""
     if any("programs" in getattr(item, "fixturenames", ()) for item in session.items):
+        _load_compiler()
         session.config.stash[_PROGRAMS] = Programs()
     gc.collect()
     gc.freeze()  # else every full collection walks through a million objects of imported modules
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # there is a worker per core; threads of several wait for one another
+
+
+def _load_compiler() -> None:
+    """Compile something, so that no program has to load numba's compiler by itself, which takes a second."""
+    import numba
+
+    numba.njit(lambda x: x)(1)
 
 
 @pytest.fixture(scope="session")
@@ -148,15 +156,12 @@ def smoke(shared_folder: Path) -> SmokeRun:
 
 @pytest.fixture(scope="session")
 def registered_options() -> Iterator[None]:
-    """Everything that conf/config.yaml refers to is known to Hydra, and not copied anew by every composition."""
-    from hydra.core.config_store import ConfigStore
-
+    """Everything that conf/config.yaml refers to is known to Hydra, which reads and parses nothing twice."""
     from experiments.compose.schema import register_options
+    from tests.quick_hydra import nothing_twice
 
     register_options()
-    with pytest.MonkeyPatch.context() as patch:
-        # Hydra copies its store, which it only reads, at every composition; that takes a third of its time.
-        patch.setattr(ConfigStore, "__deepcopy__", lambda store, _: store, raising=False)
+    with nothing_twice():
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, cast
 
@@ -74,10 +74,16 @@ class Options:
     wandb: WandbOptions = field(default_factory=WandbOptions)
 
 
+_COMPONENTS = ("model", "dataset", "router", "hardware", "simulator", "systems")
+
+
 def make_options(values: Mapping[str, Any]) -> Options:
     """Return resolved values as typed options.
 
     Raises:
         OmegaConfBaseException: a field that is not known, or a value of another type.
     """
-    return cast(Options, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), values)))
+    # Components have schemas of their own; to merge them takes most of the time.
+    components = {name: values[name] for name in _COMPONENTS if name in values}
+    merged = OmegaConf.merge(OmegaConf.structured(Options), dict(values) | {name: {} for name in components})
+    return replace(cast(Options, OmegaConf.to_object(merged)), **components)

@@ -25,7 +25,9 @@ def request(num_tokens: int, **others: Any) -> RoutingRequest:
 
 @needs_reference
 def test_the_papers_systems_are_predicted_where_nothing_was_fitted() -> None:
-    machine = PaperMachine(compose_point("experiment=paper_gpus", "results_dir=/tmp"))
+    # ExFlow's integer programme takes 17 s here, and hardly improves on the search before it.
+    settings = ("experiment=paper_gpus", "systems.exflow.node_limit=0", "results_dir=/tmp")
+    machine = PaperMachine(compose_point(*settings))
     points = [p for p in throughputs(REFERENCE) if p.skew in (0.5, 0.9) and p.system in SYSTEMS]
     assert len(points) == 10
     frame = compare_throughputs(machine, REFERENCE, points, num_batches=1)
