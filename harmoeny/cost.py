@@ -21,6 +21,7 @@ class ExpertCost:
         copy_token_s: seconds to reorder one token in device memory; 0 where it is not known.
         tile_tokens: tokens that are computed at a time; a slice's are filled up to a multiple.
         grouped: whether all slices that are ready are computed at once, and launched once.
+        fetch_together_s: :attr:`fetch_s` while all ranks fetch, where they share links or memory; 0: the same.
     """
 
     token_s: float
@@ -33,6 +34,7 @@ class ExpertCost:
     copy_token_s: float = 0.0
     tile_tokens: int = 1
     grouped: bool = False
+    fetch_together_s: float = 0.0
 
     def threshold_tokens(self) -> int:
         """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""

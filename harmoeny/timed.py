@@ -93,7 +93,9 @@ class HarMoEny(Policy):
 
     def calibrated(self, cost: ExpertCost) -> Self:
         """Return the policy with the machine's costs, where they were not set."""
-        return replace(self, costs={name: float(getattr(cost, name)) for name in Costs._fields} | self.costs)
+        calibrated = {name: float(getattr(cost, name)) for name in Costs._fields}
+        calibrated["fetch_s"] = max(cost.fetch_s, cost.fetch_together_s)
+        return replace(self, costs=calibrated | self.costs)
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Plan ``counts`` (int64 ``[world_size, num_experts]``).
