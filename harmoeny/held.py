@@ -19,7 +19,7 @@ def free_slots(home: IntArray, resident: BoolArray, room: int) -> IntArray:
         room: slots of a rank, at least as many as there are experts whose home it is; 0: those.
     """
     num_experts, world_size = resident.shape
-    free = np.full(world_size, room)
+    free: IntArray = np.full(world_size, room)
     homes = np.zeros(world_size, dtype=np.int64)
     for expert in range(num_experts):
         homes[home[expert]] += 1
@@ -28,7 +28,9 @@ def free_slots(home: IntArray, resident: BoolArray, room: int) -> IntArray:
     for expert in range(num_experts):
         for rank in range(world_size):
             free[rank] -= resident[expert, rank]
-    return np.maximum(free, 0)
+    for rank in range(world_size):
+        free[rank] = max(free[rank], 0)
+    return free
 
 
 @compiled
