@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class ExpertCost:
         copy_token_s: seconds to reorder one token in device memory; 0 where it is not known.
         tile_tokens: tokens that are computed at a time; a slice's are filled up to a multiple.
         grouped: whether all slices that are ready are computed at once, and launched once.
+        fetch_together_s: :attr:`fetch_s` while all ranks fetch, where they share links or memory; 0: the same.
     """
 
     token_s: float
@@ -33,8 +38,30 @@ class ExpertCost:
     copy_token_s: float = 0.0
     tile_tokens: int = 1
     grouped: bool = False
+    fetch_together_s: float = 0.0
 
     def threshold_tokens(self) -> int:
         """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""
         nearest = max(1, round(self.fetch_s / self.token_s))
         return nearest if nearest * self.token_s >= self.fetch_s else nearest + 1
+
+    def head_s(self, traffic: npt.NDArray[Any], rank: int, *, staged: bool) -> float:
+        """Return how many seconds after the plan a rank can begin to compute, during which it can fetch already.
+
+        Args:
+            traffic: ``[world_size(src), world_size(dst)]``, assignments that go from rank to rank.
+            rank: the rank.
+            staged: own rows are computed while the others are on their way.
+        """
+        sent, received = traffic.sum(axis=1), traffic.sum(axis=0)
+        gather_s = float(sent.max()) * self.copy_token_s
+        if staged:
+            return gather_s
+        rows = float(np.maximum(sent - traffic.diagonal(), received - traffic.diagonal()).max())
+        arrived_s = self.exchange_latency_s + rows * self.exchange_token_s
+        return gather_s + arrived_s + float(received[rank]) * self.copy_token_s
+
+    def peer_fetches_s(self, num_fetches: int) -> float:
+        """Return how long so many fetches take that one rank sends, or one rank receives from others, one by one."""
+        expert_s = (self.peer_fetch_s or self.fetch_s) - self.exchange_latency_s
+        return self.exchange_latency_s + num_fetches * expert_s

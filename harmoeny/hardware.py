@@ -166,6 +166,8 @@ class Hardware:
         flops_per_token: int,
         token_bytes: int = 0,
         width: float | None = None,
+        exchange_bytes_per_s: float | None = None,
+        sender_bytes_per_s: float | None = None,
         world_size: int = 1,
     ) -> ExpertCost | None:
         """Return the costs of an expert, or None where this machine was not calibrated.
@@ -175,7 +177,10 @@ class Hardware:
             flops_per_token: floating-point operations for one token.
             token_bytes: size of a token in an all-to-all.
             width: as for :meth:`expert_rate`.
-            world_size: ranks; where they are on several nodes, most tokens and weights cross the network.
+            exchange_bytes_per_s: rate at which a rank sends in an exchange; None: ``all_to_all_bytes_per_s``, or over
+                several nodes that of the network, which most tokens and weights then cross.
+            sender_bytes_per_s: rate at which one rank sends weights while others send none; None: as in an exchange.
+            world_size: ranks, which may be on several nodes.
         """
         if self.expert_flops_per_s is None or self.host_link_bytes_per_s is None:
             return None
@@ -183,11 +188,13 @@ class Hardware:
         latency_s = self.all_to_all_latency_s
         if self.ranks_per_node is not None and world_size > self.ranks_per_node:
             exchange, latency_s = self.network_bytes_per_s or exchange, latency_s + self.network_latency_s
+        exchange = exchange_bytes_per_s or exchange
+        sender = sender_bytes_per_s or exchange
         return ExpertCost(
             token_s=flops_per_token / self.expert_rate(width),
             fetch_s=self.host_link_s(expert_bytes),
             exchange_token_s=0.0 if exchange is None else token_bytes / exchange,
-            peer_fetch_s=0.0 if exchange is None else latency_s + expert_bytes / exchange,
+            peer_fetch_s=0.0 if sender is None else latency_s + expert_bytes / sender,
             launch_s=self.expert_launch_s,
             weights_s=0.0 if memory is None else expert_bytes / memory,
             exchange_latency_s=latency_s,

@@ -191,13 +191,24 @@ def tokens_of_shares(counts: IntArray, shares: IntArray) -> IntArray:
     tokens = np.zeros((world_size, num_experts, world_size), dtype=np.int64)
     left = np.empty(world_size, dtype=np.int64)
     for expert in range(num_experts):
+        takers = taker = 0
+        for rank in range(world_size):
+            if shares[expert, rank] > 0:
+                takers += 1
+                taker = rank
+        if takers < 2:  # as most experts have
+            for src in range(world_size):
+                tokens[src, expert, taker] = counts[src, expert]
+            continue
         for rank in range(world_size):
             own = min(counts[rank, expert], shares[expert, rank])
             tokens[rank, expert, rank] = own
             left[rank] = shares[expert, rank] - own
         dst = 0
         for src in range(world_size):
-            dst = hand_over(tokens[src, expert], counts[src, expert] - tokens[src, expert, src], left, dst)
+            amount = counts[src, expert] - tokens[src, expert, src]
+            if amount > 0:
+                dst = hand_over(tokens[src, expert], amount, left, dst)
     return tokens
 
 

@@ -76,12 +76,20 @@ class Sources(NamedTuple):
         ready_s: float64 ``[world_size]``, when a rank's last fetch is there, counted from the plan.
         host_link_s: float64 ``[world_size]``, how long its host link is busy, restores included.
         fetched: float64 ``[3, world_size]``, computing the fetched experts; rows as of :class:`Loads`.
+        joins: bool ``[world_size]``, whether there is a slot for each of them before any resident is executed.
     """
 
     from_peer: BoolArray
     ready_s: FloatArray
     host_link_s: FloatArray
     fetched: FloatArray
+    joins: BoolArray
+
+
+@compiled
+def fastest_fetch_s(costs: Costs) -> float:
+    """Return how long a fetch takes from the faster source, if that is idle."""
+    return costs.fetch_s if costs.peer_fetch_s <= 0 else min(costs.fetch_s, costs.peer_fetch_s)
 
 
 @compiled
@@ -219,11 +227,16 @@ def choose_sources(
     sent = np.zeros(world_size, dtype=np.int64)
     received = np.zeros(world_size, dtype=np.int64)
     from_host = np.zeros(world_size, dtype=np.int64)
+    room = free_slots.copy()  # for fetches, before any resident is executed
     for expert in range(num_experts):
         source = home[expert]
         for rank in range(world_size):
-            if shares[rank, expert] == 0 or resident[expert, rank]:
+            if shares[rank, expert] == 0:
+                room[rank] += resident[expert, rank]
                 continue
+            if resident[expert, rank]:
+                continue
+            room[rank] -= 1
             add_slice(fetched, rank, shares[rank, expert], 1, costs)
             peer_s = max(sent[source], received[rank]) * expert_s + costs.peer_fetch_s
             copies = from_host[rank] + 1 + max(from_host[rank] + received[rank] + 1 - free_slots[rank], 0)
@@ -246,14 +259,15 @@ def choose_sources(
             ready_s[rank] = max(ready_s[rank], slowest[rank] * expert_s + costs.exchange_latency_s)
         restores = max(from_host[rank] + received[rank] - free_slots[rank], 0)
         host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
-    return Sources(from_peer, ready_s, host_link_s, fetched)
+    return Sources(from_peer, ready_s, host_link_s, fetched, room >= 0)
 
 
 @compiled
 def no_sources(world_size: int, num_experts: int) -> Sources:
     """Return the sources of a plan that fetches nothing."""
     idle_s = np.zeros(world_size)
-    return Sources(np.zeros((num_experts, world_size), dtype=np.bool_), idle_s, idle_s, np.zeros((3, world_size)))
+    none, joins = np.zeros((num_experts, world_size), dtype=np.bool_), np.ones(world_size, dtype=np.bool_)
+    return Sources(none, idle_s, idle_s, np.zeros((3, world_size)), joins)
 
 
 @compiled
@@ -261,10 +275,12 @@ def layer_s(loads: Loads, sources: Sources, costs: Costs) -> tuple[float, float]
     """Return how long a layer takes from the plan to the end of the combine, in seconds.
 
     ``exchange there + max over ranks of computation + exchange back``, where an exchange takes as long as the rank that
-    sends or receives most. Fetched experts are computed when the last of them is there, and after the others. Rows are
-    copied when they are sent and, there and back, where they are executed; results are copied and added. With overlap,
-    a rank's own rows are computed while the others are on their way, and an expert with both is launched twice. A host
-    link that is busy for longer than all of that, as restores may keep it, is what the layer takes in the long run.
+    sends or receives most. Fetched experts are computed when the last of them is there, and after the others; where
+    slices are grouped, together, or with the others if there are slots for them and waiting takes less than a launch.
+    Rows are copied when they are sent and, there and back, where they are executed; results are copied and added. With
+    overlap, a rank's own rows are computed while the others are on their way, and an expert with both is launched
+    twice. A host link that is busy for longer than all of that, as restores may keep it, is what the layer takes in
+    the long run.
 
     Args:
         loads: what the ranks do.
@@ -281,13 +297,19 @@ def layer_s(loads: Loads, sources: Sources, costs: Costs) -> tuple[float, float]
     for rank in range(len(loads.sent)):
         copied_s = loads.executed[rank] * costs.copy_token_s
         arrived_s = gather_s + exchange_s + copied_s
-        # Every fetch ends at another time, so that fetched experts are launched one by one.
-        fetched_s, ready_s = sources.fetched[ALONE_S, rank], sources.ready_s[rank]
-        held_s = _rest_s(loads.work, sources.fetched, rank, costs)
-        plain_s = max(plain_s, max(arrived_s + held_s, ready_s) + fetched_s + copied_s)
-        begun_s = max(arrived_s, gather_s + work_s(loads.own, rank, costs))
-        others_s = max(work_s(loads.others, rank, costs) - fetched_s, 0.0)
-        again_s = sources.fetched[SLICES, rank] * costs.launch_s
-        overlapped_s = max(overlapped_s, max(begun_s + others_s, ready_s) + fetched_s + again_s + copied_s)
+        own_end_s = gather_s + work_s(loads.own, rank, costs)
+        all_s, others_s = work_s(loads.work, rank, costs), work_s(loads.others, rank, costs)
+        rank_s, split_s = arrived_s + all_s, max(arrived_s, own_end_s) + others_s
+        fetched, ready_s = sources.fetched[SLICES, rank], sources.ready_s[rank]
+        if fetched > 0:
+            fetched_s = work_s(sources.fetched, rank, costs)
+            again_s = costs.launch_s * (1 if costs.grouped > 0 else fetched)
+            rank_s = max(arrived_s + _rest_s(loads.work, sources.fetched, rank, costs), ready_s) + fetched_s
+            held_s = max(others_s - fetched_s, 0.0)
+            split_s = max(max(arrived_s, own_end_s) + held_s, ready_s) + fetched_s + again_s
+            if costs.grouped > 0 and sources.joins[rank]:
+                rank_s = min(rank_s, max(arrived_s, ready_s) + all_s)
+                split_s = min(split_s, max(arrived_s, own_end_s, ready_s) + others_s + again_s)
+        plain_s, overlapped_s = max(plain_s, rank_s + copied_s), max(overlapped_s, split_s + copied_s)
     back_s, link_s = exchange_s + 2 * gather_s, sources.host_link_s.max()
     return max(plain_s + back_s, link_s), max(overlapped_s + back_s, link_s)

@@ -93,7 +93,9 @@ class HarMoEny(Policy):
 
     def calibrated(self, cost: ExpertCost) -> Self:
         """Return the policy with the machine's costs, where they were not set."""
-        return replace(self, costs={name: float(getattr(cost, name)) for name in Costs._fields} | self.costs)
+        calibrated = {name: float(getattr(cost, name)) for name in Costs._fields}
+        calibrated["fetch_s"] = max(cost.fetch_s, cost.fetch_together_s)
+        return replace(self, costs=calibrated | self.costs)
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Plan ``counts`` (int64 ``[world_size, num_experts]``).
@@ -101,8 +103,9 @@ class HarMoEny(Policy):
         Raises:
             ValueError: a cost was neither set nor calibrated.
         """
+        room = self.room(*placement.resident.shape) or 0
         tokens, fetch, from_peer, overlapped, predicted_s = plan_by_time(
-            counts, placement.home, placement.resident, self._free_slots(placement), self._costs, self.overlap
+            counts, placement.home, placement.resident, room, self._costs, self.overlap
         )
         return Plan(tokens, fetch, from_peer, [range(len(counts))] if overlapped else None, predicted_s)
 
@@ -116,9 +119,8 @@ class HarMoEny(Policy):
         Raises:
             ValueError: a cost was neither set nor calibrated.
         """
-        chosen: Chosen = choose_shares(
-            counts, placement.home, placement.resident, self._free_slots(placement), self._costs, self.overlap
-        )
+        room = self.room(*placement.resident.shape) or 0
+        chosen: Chosen = choose_shares(counts, placement.home, placement.resident, room, self._costs, self.overlap)
         return chosen
 
     def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
@@ -153,13 +155,6 @@ class HarMoEny(Policy):
         homes = np.bincount(placement.home, minlength=placement.world_size)
         room = self.room(placement.num_experts, placement.world_size)
         return homes if room is None else np.maximum(homes, room)
-
-    def _free_slots(self, placement: Placement) -> IntArray:
-        """Return int64 ``[world_size]``, the slots that hold no resident."""
-        if self.num_slots is None and self.spare_slots == 0:
-            return np.zeros(placement.world_size, dtype=np.int64)
-        free: IntArray = np.maximum(self._num_slots(placement) - placement.resident.sum(axis=0), 0)
-        return free
 
     @property
     def _costs(self) -> Costs:

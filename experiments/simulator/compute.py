@@ -146,6 +146,7 @@ class RankMemories:
                 np.ascontiguousarray(stages[:, :, rank]),
                 from_peer=flows.from_peer,
                 grouped=cost.grouped,
+                head_s=cost.expert.head_s(flows.traffic, rank, staged=flows.slices is not None),
             )
             transfers.now_s = float(start_s[rank])
             stats = self._execute(own, float(pace[rank]))

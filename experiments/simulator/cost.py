@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -39,13 +40,16 @@ class CostModel:
         """
         expert = hardware.expert_cost(
             expert_bytes=work.expert_bytes, flops_per_token=work.flops_per_token, token_bytes=work.row_bytes,
-            width=work.inner_width, world_size=topology.world_size,
+            width=work.inner_width, exchange_bytes_per_s=topology.exchange_bytes_per_s(),
+            sender_bytes_per_s=topology.sender_bytes_per_s(), world_size=topology.world_size,
         )  # fmt: skip
         if expert is None:
             raise ValueError(
                 f"hardware: {hardware.name!r}, must have expert_flops_per_s and host_link_bytes_per_s to be simulated"
             )
-        self.work, self.topology, self.software, self.expert = work, topology, software, expert
+        together_s = topology.host_fetch_s(work.expert_bytes, np.ones(topology.world_size, dtype=np.int64))
+        self.expert = replace(expert, fetch_together_s=float(together_s.max()))
+        self.work, self.topology, self.software = work, topology, software
         self._hardware = hardware
         self.copy_share = hardware.host_link_processor_share
         self.grouped = hardware.kernel != KernelName.LOOP

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from experiments.routers.base import FloatArray
@@ -63,6 +65,23 @@ class Topology:
         outside_s = _switched_s(sent, self.node, network_rate, inside=False)
         outside_s = np.where(outside_s > 0, outside_s + hardware.network_latency_s, 0.0)
         return self._with_latency(np.maximum(inside_s, outside_s))
+
+    def exchange_bytes_per_s(self) -> float | None:
+        """Return the rate at which a rank sends in an all-to-all of equal parts, latencies aside; None for one rank."""
+        return self._bytes_per_s(range(self.world_size))
+
+    def sender_bytes_per_s(self) -> float | None:
+        """Return the rate at which one rank sends to all others while they send nothing; None for one rank."""
+        return self._bytes_per_s([0])
+
+    def _bytes_per_s(self, senders: Sequence[int]) -> float | None:
+        if self.world_size == 1:
+            return None
+        hardware, part = self._hardware, 1e9  # bytes
+        sent = np.zeros((self.world_size, self.world_size))
+        sent[list(senders)] = part
+        latency_s = hardware.all_to_all_latency_s + (hardware.network_latency_s if self.node[-1] > 0 else 0.0)
+        return part * (self.world_size - 1) / (float(self.exchange_s(sent).max()) - latency_s)
 
     def host_fetch_s(self, expert_bytes: float, num_fetches: IntArray) -> FloatArray:
         """Return how long one fetch takes on every rank, on average over the layer, while all begin at the same time.

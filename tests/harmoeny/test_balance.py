@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harmoeny.balance import LEAST_GAIN, choose_shares, level, plan_by_time, shares_where_held
+from harmoeny.balance import LEAST_GAIN, choose_shares, plan_by_time
+from harmoeny.held import free_slots, shares_where_held
+from harmoeny.level import level
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.plan import Plan
 from harmoeny.predict import Costs, FloatArray, choose_sources, layer_s, loads_of_shares
@@ -47,8 +49,9 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
     batch: Batch, costs: Costs, num_free: int, overlap: bool
 ) -> None:
     counts, placement = batch
-    free = np.full(placement.world_size, num_free)
-    arguments = (counts, placement.home, placement.resident, free, costs, overlap)
+    room = int(placement.resident.sum(axis=0).max()) + num_free
+    free = free_slots(placement.home, placement.resident, room)
+    arguments = (counts, placement.home, placement.resident, room, costs, overlap)
     tokens, fetch, from_peer, overlapped, predicted_s = plan_by_time(*arguments)
     plan = Plan(tokens, fetch, from_peer)
     plan.validate(counts, placement)
@@ -71,7 +74,7 @@ def test_levelling_moves_assignments_and_loses_none(batch: Batch, costs: Costs) 
     counts, placement = batch
     shares = shares_where_held(counts, placement.home, placement.resident, costs)
     np.testing.assert_array_equal(shares.sum(axis=0), counts.sum(axis=0))
-    level(shares, counts, placement.resident, costs)
+    level(shares, counts, placement.resident, np.zeros(placement.world_size, np.int64), costs)
     assert (shares >= 0).all()
     np.testing.assert_array_equal(shares.sum(axis=0), counts.sum(axis=0))
 
@@ -79,7 +82,7 @@ def test_levelling_moves_assignments_and_loses_none(batch: Batch, costs: Costs) 
 def test_an_even_batch_stays_at_home() -> None:
     counts, placement = np.full((4, 16), 50), place("contiguous", 16, 4)
     costs = COSTS._replace(fetch_s=1e4)
-    tokens, fetch, *_ = plan_by_time(counts, placement.home, placement.resident, np.zeros(4, np.int64), costs, False)
+    tokens, fetch, *_ = plan_by_time(counts, placement.home, placement.resident, 0, costs, False)
     assert not fetch.any()
     np.testing.assert_array_equal(tokens.sum(axis=0).argmax(axis=1), placement.home)
 
@@ -89,7 +92,7 @@ def test_few_assignments_stay_at_home_because_weights_take_longer() -> None:
     counts, placement = np.zeros((4, 16), np.int64), place("contiguous", 16, 4)
     counts[:, 0], counts[:, 1:] = 4, 1
     costs = COSTS._replace(token_s=0.01, weights_s=40.0, exchange_token_s=0.0, peer_fetch_s=30.0)
-    _, fetch, *_ = plan_by_time(counts, placement.home, placement.resident, np.zeros(4, np.int64), costs, True)
+    _, fetch, *_ = plan_by_time(counts, placement.home, placement.resident, 0, costs, True)
     assert not fetch.any()
 
 
@@ -97,7 +100,7 @@ def test_a_hot_expert_is_executed_where_its_tokens_are_if_that_saves_the_exchang
     counts, placement = np.full((4, 8), 5), place("contiguous", 8, 4)
     counts[:, 0] = 1000
     costs = COSTS._replace(exchange_token_s=10.0)
-    tokens, fetch, *_ = plan_by_time(counts, placement.home, placement.resident, np.ones(4, np.int64), costs, False)
+    tokens, fetch, *_ = plan_by_time(counts, placement.home, placement.resident, 3, costs, False)
     assert fetch[0].tolist() == [False, True, True, True]
     assert tokens[np.arange(4), 0, np.arange(4)].tolist() == [1000] * 4
 
@@ -118,7 +121,7 @@ def test_near_the_best_of_all_splits(hot: int, fetch_s: float, row_s: float) -> 
     best_s = np.inf
     for split in product(*splits):
         best_s = min(best_s, predicted(counts, np.stack([split, totals - split]), placement, free, costs)[0])
-    chosen = choose_shares(counts, placement.home, placement.resident, free, costs, False)
+    chosen = choose_shares(counts, placement.home, placement.resident, 3, costs, False)
     assert chosen.predicted_s <= 1.2 * best_s
 
 

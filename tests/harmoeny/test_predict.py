@@ -20,6 +20,7 @@ from harmoeny.predict import (
     loads_at_home,
     loads_of_shares,
     no_loads,
+    no_sources,
     work_s,
 )
 from tests.strategies import batches, examples
@@ -96,27 +97,38 @@ def layer_by_hand(loads: Loads, sources: Sources, *, overlap: bool) -> float:
 
 
 @pytest.mark.parametrize(
-    ("ready_s", "link_s"), [([0.0, 0.0], [0.0, 0.0]), ([300.0, 0.0], [0.0, 0.0]), ([0.0, 0.0], [0.0, 999.0])]
+    ("ready_s", "link_s"), [([0.0, 0.0], [0.0, 0.0]), ([0.0, 300.0], [0.0, 0.0]), ([0.0, 0.0], [0.0, 999.0])]
 )
 def test_a_layer_is_its_slowest_rank_through_all_phases(ready_s: list[float], link_s: list[float]) -> None:
     loads = loads_of_shares(np.array([[6, 4], [8, 0]]), np.array([[10, 0], [4, 4]]), COSTS)
     fetched = np.zeros((3, 2))
     add_slice(fetched, 1, 4, 1, COSTS)
-    sources = Sources(np.zeros((2, 2), dtype=np.bool_), np.array(ready_s), np.array(link_s), fetched)
+    sources = Sources(
+        np.zeros((2, 2), dtype=np.bool_), np.array(ready_s), np.array(link_s), fetched, np.zeros(2, np.bool_)
+    )
     plain_s, overlapped_s = layer_s(loads, sources, COSTS)
     assert plain_s == layer_by_hand(loads, sources, overlap=False)
     assert overlapped_s == layer_by_hand(loads, sources, overlap=True)
 
 
-def test_grouped_a_fetched_expert_is_launched_apart() -> None:
+def test_grouped_fetched_experts_share_a_launch_and_that_of_the_others_where_they_have_slots() -> None:
     costs = COSTS._replace(grouped=1.0)
-    loads = loads_of_shares(np.array([[6, 4]]), np.array([[6, 4]]), costs)
+    loads = loads_of_shares(np.array([[6, 4, 5]]), np.array([[6, 4, 5]]), costs)
     fetched = np.zeros((3, 1))
     add_slice(fetched, 0, 4, 1, costs)
-    idle_s = np.zeros(1)
-    together_s, _ = layer_s(loads, Sources(np.zeros((2, 1), np.bool_), idle_s, idle_s, np.zeros((3, 1))), costs)
-    apart_s, _ = layer_s(loads, Sources(np.zeros((2, 1), np.bool_), idle_s, idle_s, fetched), costs)
-    assert apart_s == together_s + costs.launch_s
+    add_slice(fetched, 0, 5, 1, costs)
+
+    def seconds(ready_s: float, *, joins: bool) -> float:
+        sources = Sources(np.zeros((3, 1), np.bool_), np.array([ready_s]), np.zeros(1), fetched, np.array([joins]))
+        return layer_s(loads, sources, costs)[0]
+
+    together_s, _ = layer_s(loads, no_sources(1, 3), costs)
+    # Rows are there at 0.5 * 15 * 2 + 1 = 16 s, and the resident is executed at 25 s.
+    assert seconds(0.0, joins=False) == together_s + costs.launch_s
+    assert seconds(0.0, joins=True) == together_s
+    assert seconds(16.0 + 1.0, joins=True) == together_s + 1.0, "waiting for them takes less than a launch"
+    assert seconds(16.0 + 5.0, joins=True) == together_s + costs.launch_s
+    assert seconds(25.0 + 5.0, joins=True) == together_s + costs.launch_s + 5.0
 
 
 def test_fetches_come_from_whoever_has_time() -> None:

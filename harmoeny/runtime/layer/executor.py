@@ -15,6 +15,7 @@ from harmoeny.runtime.kernels import make_kernel
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.fetch.base import FetchStats, RankMemory
+from harmoeny.runtime.memory.waves import Schedule
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,24 @@ class Executor(ABC):
         record.mark()  # end
         record.describe(plan, int(counts[self.comm.rank].sum()), result.fetch, result.padded_tokens)
         return result
+
+    def begin(self, layer: int, plan: Plan, executed_SE: IntArray) -> Schedule:
+        """Order this rank's work of a plan, prepare the kernel for it, and start the fetches whose slots are free.
+
+        Args:
+            layer: MoE layer in order of execution.
+            plan: the plan.
+            executed_SE: int64 ``[num_stages, num_experts]``, what this rank executes of it, by stage of the exchange.
+        """
+        kernel, rank, head_s = self.kernels[layer], self.comm.rank, 0.0
+        if plan.fetch[:, rank].any():
+            traffic, staged = plan.tokens.sum(axis=1), plan.source_groups is not None
+            head_s = self.memory.cost.head_s(traffic, rank, staged=staged)
+        schedule = self.planner.fetcher.begin(
+            layer, plan.fetch, executed_SE, from_peer=plan.from_peer, grouped=kernel.grouped, head_s=head_s
+        )
+        kernel.begin(schedule)
+        return schedule
 
     @abstractmethod
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:

@@ -88,8 +88,7 @@ class PlanExecutor(Executor):
             return execute_in_stages(self, given, counts, plan, plan.source_groups)
         kernel, fetcher = self.kernels[given.layer], self.planner.fetcher
         executed_SE = plan.tokens[:, :, self.comm.rank].sum(axis=0)[None]
-        schedule = fetcher.begin(given.layer, plan.fetch, executed_SE, from_peer=plan.from_peer, grouped=kernel.grouped)
-        kernel.begin(schedule)
+        schedule = self.begin(given.layer, plan, executed_SE)
         self.recorder.mark()  # dispatch
         order = schedule.experts_by_row() if kernel.grouped else None
         rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm, order)

@@ -70,8 +70,7 @@ def execute_in_stages(
     partners = _partners(rank, groups)
     received_WE = plan.tokens[:, :, rank]
     executed_SE = np.stack([received_WE[sources].sum(axis=0) for _, sources in partners])
-    schedule = fetcher.begin(given.layer, plan.fetch, executed_SE, from_peer=plan.from_peer, grouped=kernel.grouped)
-    kernel.begin(schedule)
+    schedule = executor.begin(given.layer, plan, executed_SE)
     recorder.mark()  # dispatch
     stages = _make_stages(partners, received_WE, schedule if kernel.grouped else None, comm.device)
     assignment_S = send_order(given.expert_ids_TK, counts[rank], plan.tokens[rank])

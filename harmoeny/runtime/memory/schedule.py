@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from harmoeny.choices import WorkOrder
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray
 from harmoeny.runtime.memory.draft import NONE, Slice, draft_schedule
+from harmoeny.runtime.memory.draft_waves import draft_waves
 from harmoeny.runtime.memory.residents import EMPTY
 from harmoeny.runtime.memory.waves import Schedule
 
@@ -21,19 +22,21 @@ def make_schedule(
     *,
     work_order: str = WorkOrder.COVERED,
     grouped: bool = False,
+    arrivals: Mapping[int, float] | None = None,
+    head_s: float = 0.0,
 ) -> Schedule:
     """Order a rank's slices so that fetches hide behind computation.
 
     Fetches run at most two experts ahead, each into a slot that is free by then: the slot of the expert executed two
     slices before, as in the paper (arXiv 2506.12417, section 4.2), or, where that gives an earlier start, a slot whose
-    resident has no tokens in this batch. ``paper`` executes the two residents with the most tokens first, then the
-    fetched experts, then the other residents. ``covered`` executes residents until the next fetched expert is predicted
-    to be there, so that small residents are no reason to stall. Residents, and fetched experts too, come by stage, and
-    within a stage those with the most tokens first.
+    resident has no tokens in this batch. Grouped, as many as there are such slots. ``paper`` executes the two residents
+    with the most tokens first, then the fetched experts, then the other residents. ``covered`` executes residents until
+    the next fetched expert is predicted to be there, so that small residents are no reason to stall. Residents, and
+    fetched experts too, come by stage, and within a stage those with the most tokens first.
 
     Rows lie by stage. Within a stage they are ordered by expert and every slice is a wave of its own; a grouped
-    schedule orders them by wave and slot, and its waves are as large as they can be without holding up a slice whose
-    weights are there, or a fetch that waits for a slot.
+    schedule orders them by wave and slot, and its waves are as large as they can be without waiting for weights, or
+    holding up a fetch that waits for a slot, for longer than a launch takes.
 
     Args:
         executed_SE: int64 ``[num_stages, num_experts]``, rows per expert that arrive at each stage of an exchange.
@@ -41,6 +44,9 @@ def make_schedule(
         cost: predicts when fetches and slices end.
         work_order: ``covered`` or ``paper``.
         grouped: execute many slices at once.
+        arrivals: when weights from peers are predicted to be there, by expert, in seconds after fetches can begin; all
+            others come from the host, one after the other.
+        head_s: how much sooner fetches can begin than slices: what the dispatch takes.
 
     Returns:
         The schedule; every slice is executed once, and a fetch never overwrites a slot that an earlier wave needs.
@@ -56,7 +62,8 @@ def make_schedule(
         order = np.lexsort((experts, -num_tokens, stages))
         columns = (stages, experts, num_tokens, np.cumsum(num_tokens) - num_tokens)
         parts = list(map(Slice, *(column[order].tolist() for column in columns)))
-        return draft_schedule(parts, home, cost, work_order=work_order, grouped=grouped)
+        draft = draft_waves if grouped else draft_schedule
+        return draft(parts, home, cost, work_order=work_order, arrivals=arrivals or {}, head_s=head_s)
     starts = np.cumsum(num_tokens) - num_tokens
     order = np.lexsort((slots, stages)) if grouped else np.lexsort((-num_tokens, stages))
     num_tokens, count = num_tokens[order], len(order)

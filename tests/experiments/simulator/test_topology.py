@@ -54,6 +54,21 @@ def test_fewer_ranks_than_a_node_use_only_their_own_links() -> None:
     assert Topology(SQUARE, 2).exchange_s(sent(2, s0_1=80.0)).tolist() == [10.0, 10.0]
 
 
+def test_one_sender_has_links_for_itself_that_an_all_to_all_shares() -> None:
+    switch = Topology(replace(SWITCH, all_to_all_latency_s=0.5), 4)
+    assert switch.exchange_bytes_per_s() == pytest.approx(10.0)
+    assert switch.sender_bytes_per_s() == pytest.approx(10.0)
+    assert Topology(SWITCH, 1).exchange_bytes_per_s() is None
+    # 0 sends a part to each: its link to 2 (4 bytes/s) carries that one and half of what goes to 3.
+    square = Topology(SQUARE, 4)
+    exchange, sender = square.exchange_bytes_per_s(), square.sender_bytes_per_s()
+    assert sender == pytest.approx(3 / (1.5 / 4))
+    assert exchange == pytest.approx(3 / square.exchange_s(np.ones((4, 4))).max())
+    assert exchange is not None
+    assert sender is not None
+    assert exchange < sender
+
+
 def test_nodes_share_nothing_but_the_rails() -> None:
     hardware = replace(SWITCH, ranks_per_node=2, network_bytes_per_s=2.0, network_latency_s=1.0)
     times = Topology(hardware, 4).exchange_s(sent(4, s0_1=30.0, s1_2=10.0))

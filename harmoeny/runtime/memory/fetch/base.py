@@ -156,6 +156,7 @@ class FetchStrategy:
         *,
         from_peer: BoolArray | None = None,
         grouped: bool = False,
+        head_s: float = 0.0,
     ) -> Schedule:
         """Order the layer's slices and start the fetches whose slots are free already.
 
@@ -165,14 +166,16 @@ class FetchStrategy:
             executed_SE: int64 ``[num_stages, num_experts]``, what this rank executes of the plan, as
                 :func:`harmoeny.runtime.memory.schedule.make_schedule` explains it.
             from_peer: bool ``[num_experts, world_size]``, what of it peers send, where they can; None: all.
-            grouped: as it explains it too.
+            grouped: as it explains it too, and so the next.
+            head_s: how much sooner fetches can begin than slices, in seconds.
         """
         self._layer, self._next_fetch = layer, 0
         self._stats, self._moved[layer] = self._moved[layer], FetchStats()
         self._open_sources(layer, fetch if from_peer is None else fetch & from_peer)
         self._schedule = make_schedule(
-            executed_SE, self._home[layer], self.memory.cost, work_order=self._work_order, grouped=grouped
-        )
+            executed_SE, self._home[layer], self.memory.cost, work_order=self._work_order, grouped=grouped,
+            arrivals=self._arrivals(), head_s=head_s,
+        )  # fmt: skip
         if self.ahead:
             self._fetch_until(lambda fetch: fetch.after < 0)
         return self._schedule
@@ -257,6 +260,10 @@ class FetchStrategy:
 
     def _open_sources(self, layer: int, fetch: BoolArray) -> None:
         """Prepare sources other than the store for a layer's fetches."""
+
+    def _arrivals(self) -> dict[int, float]:
+        """Return when weights from other sources than the store are predicted to be there, by expert, from now on."""
+        return {}
 
     def _close_sources(self) -> None:
         """Release them."""

@@ -39,6 +39,7 @@ class PeerFetch(FetchStrategy):
         self._comm = memory.comm.duplicate()
         self._arriving: dict[int, tuple[Mapping[str, Tensor], list[Any]]] = {}
         self._sending: list[Any] = []
+        self._arrived_s = 0.0
 
     def reset(self) -> None:
         """Return to the residents and homes of the beginning."""
@@ -60,6 +61,9 @@ class PeerFetch(FetchStrategy):
         most = int(np.unique(np.stack([senders, receivers]), axis=1, return_counts=True)[1].max(initial=0))
         self._comm.reserve(most * experts.expert_bytes, most * len(experts.weights))
         own = (senders == rank) | (receivers == rank)
+        # A receiver's weights are complete when its last sender is through, with those for others too.
+        busiest = np.bincount(senders, minlength=self._comm.world_size)[senders[receivers == rank]].max(initial=0)
+        self._arrived_s = self.memory.cost.peer_fetches_s(max(int(busiest), int((receivers == rank).sum())))
         pairs = zip(expert_ids[own].tolist(), senders[own].tolist(), receivers[own].tolist(), strict=True)
         for expert_id, src, dst in pairs:
             if src == rank:
@@ -87,6 +91,9 @@ class PeerFetch(FetchStrategy):
             return self.memory.store.layers[layer].expert(expert_id)
         self.memory.transfers.wait(slot)
         return slot.weights
+
+    def _arrivals(self) -> dict[int, float]:
+        return dict.fromkeys(self._arriving, self._arrived_s)
 
     def _fetch_into(self, slot: Slot, expert_id: int) -> Transfer:
         if expert_id not in self._arriving:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -37,9 +37,14 @@ class Case:
     cost: ExpertCost
     work_order: str
     grouped: bool
+    arrivals: dict[int, float]
+    head_s: float
 
     def schedule(self) -> Schedule:
-        return make_schedule(self.executed, self.home, self.cost, work_order=self.work_order, grouped=self.grouped)
+        return make_schedule(
+            self.executed, self.home, self.cost, work_order=self.work_order, grouped=self.grouped,
+            arrivals=self.arrivals, head_s=self.head_s,
+        )  # fmt: skip
 
 
 @st.composite
@@ -50,8 +55,12 @@ def cases(draw: st.DrawFn) -> Case:
     home = list(draw(st.permutations([*held, *[EMPTY] * (num_slots - len(held))])))
     counts = st.lists(st.just(0) | st.integers(1, 50), min_size=num_experts, max_size=num_experts)
     executed = np.array(draw(st.lists(counts, min_size=1, max_size=3)))
-    cost = ExpertCost(draw(st.floats(1e-6, 1.0)), draw(st.floats(0.0, 10.0)))
-    return Case(executed, home, cost, draw(st.sampled_from(["covered", "paper"])), draw(st.booleans()))
+    cost = ExpertCost(
+        draw(st.floats(1e-6, 1.0)), draw(st.floats(0.0, 10.0)), launch_s=draw(st.sampled_from([0.0, 5.0]))
+    )
+    order, grouped = draw(st.sampled_from(["covered", "paper"])), draw(st.booleans())
+    arrivals = draw(st.dictionaries(st.integers(0, num_experts - 1), st.floats(0.0, 30.0)))
+    return Case(executed, home, cost, order, grouped, arrivals, draw(st.sampled_from([0.0, 8.0])))
 
 
 @examples(500)
@@ -112,7 +121,8 @@ def test_residents_are_never_fetched_and_few_are_overwritten(case: Case) -> None
     schedule = case.schedule()
     fetched = [fetch.expert_id for fetch in schedule.fetches]
     assert not set(fetched) & set(case.home)
-    assert len(schedule.restores) <= min(len(fetched), 2), "two slots in turn are enough for any number of fetches"
+    # One after the other, two slots in turn are enough for any number of fetches.
+    assert len(schedule.restores) <= (len(fetched) if case.grouped else min(len(fetched), 2))
     assert all(fetch.after < fetch.wave for fetch in schedule.fetches)
     assert [f.wave for f in schedule.fetches] == sorted(f.wave for f in schedule.fetches)
 
@@ -164,19 +174,48 @@ def test_grouped_all_residents_are_one_wave() -> None:
     assert schedule.starts == [0, 1, 5, 9]
 
 
-def test_a_wave_ends_where_a_fetch_waits_for_its_slot_and_before_what_is_not_there_when_it_begins() -> None:
-    # Resident 0 ends at 4 s and its slot takes expert 10 until 14 s, while the others are one wave from 4 s to 16 s.
+def test_residents_are_two_waves_where_the_second_hides_a_fetch_into_a_slot_of_the_first() -> None:
+    # Resident 3 ends at 4 s and its slot takes expert 10 until 14 s, while the others are one wave from 4 s to 16 s.
     executed = work(e0=4, e1=4, e2=4, e3=4, e10=60)
     schedule = make_schedule(executed, [0, 1, 2, 3], COST, grouped=True)
-    assert waves(schedule) == [[0], [1, 2, 3], [10]]
-    assert [(f.slot, f.wave, f.after) for f in schedule.fetches] == [(0, 2, 0)]
-    # With a free slot it is there at 10 s, when resident 2 runs: the fourth resident shares its wave.
-    assert waves(make_schedule(executed, [0, 1, 2, 3, EMPTY], COST, grouped=True)) == [[0, 1, 2], [3, 10]]
-    # The second fetch begins at 14 s, when the link is free: residents 1 to 3 end at 16 s, so they can share a wave.
-    both = work(e0=4, e1=4, e2=4, e3=4, e4=4, e10=60, e11=60)
-    schedule = make_schedule(both, [0, 1, 2, 3, 4], COST, grouped=True)
-    assert waves(schedule) == [[0], [1, 2, 3], [10], [11, 4]]
-    assert [(f.slot, f.after) for f in schedule.fetches] == [(0, 0), (1, 1)]
+    assert waves(schedule) == [[3], [0, 1, 2], [10]]
+    assert [(f.slot, f.wave, f.after) for f in schedule.fetches] == [(3, 2, 0)]
+    # Not where another launch costs more than that hides.
+    slow = replace(COST, launch_s=11.0)
+    assert waves(make_schedule(executed, [0, 1, 2, 3], slow, grouped=True)) == [[0, 1, 2, 3], [10]]
+
+
+def test_a_wave_waits_for_weights_for_less_than_a_launch() -> None:
+    executed, home = work(e0=4, e1=4, e10=60, e11=60), [0, 1, EMPTY, EMPTY]
+    cost = replace(COST, launch_s=3.0)
+
+    def found(head_s: float, **arrivals: float) -> list[list[int]]:
+        from_peers = {int(name[1:]): seconds for name, seconds in arrivals.items()}
+        return waves(make_schedule(executed, home, cost, grouped=True, arrivals=from_peers, head_s=head_s))
+
+    # The host's link brings one at 10 s and one at 20 s; residents end at 3 + 8 s, the first of them at 11 + 63 s.
+    assert found(0.0) == [[0, 1], [10], [11]]
+    assert found(8.0) == [[0, 1, 10], [11]], "two seconds after the rows"
+    assert found(17.0) == [[0, 1, 10, 11]]
+    # Weights from peers do not wait for the host's link.
+    assert found(0.0, e10=2.0, e11=2.0) == [[0, 1, 10, 11]]
+    assert found(0.0, e10=8.0, e11=13.0) == [[0, 1], [10, 11]], "at 11 s one is there, two seconds later the other"
+    assert found(0.0, e10=8.0, e11=15.0) == [[0, 1], [10], [11]]
+
+
+def test_grouped_weights_from_peers_share_a_wave_behind_the_residents_whose_slots_they_need() -> None:
+    executed = work(e0=4, e1=4, e2=4, e10=6, e11=6)
+    schedule = make_schedule(executed, [0, 1, 2], COST, grouped=True, arrivals={10: 1.0, 11: 1.0})
+    assert waves(schedule) == [[0, 1, 2], [10, 11]]
+    assert [(f.slot, f.after) for f in schedule.fetches] == [(0, 0), (1, 0)]
+
+
+def test_one_by_one_weights_from_peers_need_no_link() -> None:
+    executed = work(e0=4, e1=4, e2=4, e10=6, e11=6)
+    home = [0, 1, 2, EMPTY, EMPTY]
+    assert waves(make_schedule(executed, home, COST)) == [[0], [1], [2], [10], [11]]
+    assert waves(make_schedule(executed, home, COST, head_s=20.0)) == [[10], [11], [0], [1], [2]]
+    assert waves(make_schedule(executed, home, COST, arrivals={10: 3.0, 11: 3.0})) == [[0], [10], [11], [1], [2]]
 
 
 @pytest.mark.parametrize("work_order", ["covered", "paper"])

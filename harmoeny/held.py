@@ -1,0 +1,119 @@
+"""Shares of a batch where every expert is executed by the ranks that hold it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harmoeny.compiled import compiled
+from harmoeny.placement import BoolArray, IntArray
+from harmoeny.predict import Costs
+
+
+@compiled
+def free_slots(home: IntArray, resident: BoolArray, room: int) -> IntArray:
+    """Return int64 ``[world_size]``, the slots of every rank that hold no resident.
+
+    Args:
+        home: int64 ``[num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+        room: slots of a rank, at least as many as there are experts whose home it is; 0: those.
+    """
+    num_experts, world_size = resident.shape
+    free: IntArray = np.full(world_size, room)
+    homes = np.zeros(world_size, dtype=np.int64)
+    for expert in range(num_experts):
+        homes[home[expert]] += 1
+    for rank in range(world_size):
+        free[rank] = max(room, homes[rank])
+    for expert in range(num_experts):
+        for rank in range(world_size):
+            free[rank] -= resident[expert, rank]
+    for rank in range(world_size):
+        free[rank] = max(free[rank], 0)
+    return free
+
+
+@compiled
+def shares_at_home(counts: IntArray, home: IntArray) -> IntArray:
+    """Return int64 ``[world_size, num_experts]``: every assignment is executed on its expert's home rank.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        home: int64 ``[num_experts]``.
+    """
+    world_size, num_experts = counts.shape
+    shares = np.zeros((world_size, num_experts), dtype=np.int64)
+    for expert in range(num_experts):
+        total = 0
+        for rank in range(world_size):
+            total += counts[rank, expert]
+        shares[home[expert], expert] = total
+    return shares
+
+
+@compiled
+def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, costs: Costs) -> IntArray:
+    """Execute assignments where they are if the rank holds the expert, else on the least loaded rank that does.
+
+    An expert with so few assignments that they take less time than its launch and its weights is executed at home.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        home: int64 ``[num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+        costs: the machine's.
+
+    Returns:
+        int64 ``[world_size, num_experts]``, assignments that every rank executes.
+    """
+    world_size, num_experts = counts.shape
+    shares = np.zeros((world_size, num_experts), dtype=np.int64)
+    load = np.zeros(world_size, dtype=np.int64)
+    split = np.zeros(num_experts, dtype=np.bool_)
+    slice_s = costs.weights_s if costs.grouped else costs.launch_s + costs.weights_s
+    for expert in range(num_experts):
+        copies = total = 0
+        for rank in range(world_size):
+            copies += resident[expert, rank]
+            total += counts[rank, expert]
+        split[expert] = copies > 1 and total * costs.token_s > slice_s
+        if not split[expert]:
+            shares[home[expert], expert] = total
+            load[home[expert]] += total
+    for expert in range(num_experts):
+        if not split[expert]:
+            continue
+        left = 0
+        for rank in range(world_size):
+            if resident[expert, rank]:
+                shares[rank, expert] = counts[rank, expert]
+                load[rank] += counts[rank, expert]
+            else:
+                left += counts[rank, expert]
+        _fill(shares[:, expert], load, resident[expert], left)
+    return shares
+
+
+@compiled
+def _fill(share: IntArray, load: IntArray, holds: BoolArray, left: int) -> None:
+    """Give what is left of an expert to its holders with the least load, evening out their loads as water does."""
+    world_size = len(load)
+    order = np.argsort(load, kind="mergesort")
+    taking = below = 0
+    for i in range(world_size):
+        rank = order[i]
+        if not holds[rank]:
+            continue
+        if taking > 0 and load[rank] * taking - below >= left:
+            break
+        taking += 1
+        below += load[rank]
+    even, extra = divmod(below + left, max(taking, 1))
+    given = 0
+    for i in range(world_size):
+        rank = order[i]
+        if holds[rank] and given < taking:
+            amount = even + (1 if given < extra else 0) - load[rank]
+            share[rank] += amount
+            load[rank] += amount
+            given += 1

@@ -1,0 +1,120 @@
+"""Evens ranks out by predicted time: the slowest gives to whoever is ready first."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harmoeny.compiled import compiled
+from harmoeny.placement import BoolArray, IntArray
+from harmoeny.predict import Costs, FloatArray, add_slice, fastest_fetch_s, loads_of_shares, work_s
+
+#: Gain of a move below which the greedy loop ends, as a share of the slowest rank's time.
+_LEAST_MOVE = 3e-3
+
+
+@compiled
+def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArray, costs: Costs) -> None:
+    """Let the slowest rank give of its largest expert to whoever is ready first with it, as long as that helps.
+
+    A rank's time is that of its slices and of the rows that it sends or receives, there and back. The shares of the
+    fastest prefix of the moves are kept, as the first moves of several equally slow ranks do not help by themselves.
+
+    Args:
+        shares: int64 ``[world_size, num_experts]``; updated.
+        counts: int64 ``[world_size, num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+        free: int64 ``[world_size]``, slots that hold no resident; a fetch into any other is followed by a restore.
+        costs: the machine's.
+    """
+    world_size, num_experts = counts.shape
+    row_s = costs.exchange_token_s
+    fetch_s = fastest_fetch_s(costs)
+    loads = loads_of_shares(counts, shares, costs)
+    sent, received, work = loads.sent, loads.received, loads.work
+    busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
+    for rank in range(world_size):
+        for expert in range(num_experts):
+            fetches[rank] += shares[rank, expert] > 0 and not resident[expert, rank]
+    most_moves = world_size + num_experts
+    moves = np.empty((most_moves, 4), dtype=np.int64)
+    num_moves = num_kept = 0
+    fastest_s = np.inf
+    while True:
+        exchange_s = computed_s = fetched_s = restored_s = 0.0
+        for rank in range(world_size):
+            there_s = row_s * max(sent[rank], received[rank])
+            rank_s = work_s(work, rank, costs)
+            busy_s[rank] = rank_s + 2 * there_s
+            exchange_s = max(exchange_s, there_s)
+            computed_s = max(computed_s, rank_s)
+            fetched_s = max(fetched_s, fetches[rank] * fetch_s)
+            restored_s = max(restored_s, (fetches[rank] - free[rank]) * costs.fetch_s)
+        end_s = max(exchange_s + max(exchange_s + computed_s, fetched_s), restored_s)
+        if end_s < fastest_s * (1 - _LEAST_MOVE):
+            fastest_s, num_kept = end_s, num_moves
+        if num_moves == most_moves:
+            break
+        giver = int(busy_s.argmax())
+        expert = int(shares[giver].argmax())
+        receiver, amount = _receiver(giver, expert, shares, counts, resident, busy_s, fetches, fetch_s, costs)
+        if receiver < 0:
+            break
+        fetches[receiver] += shares[receiver, expert] == 0 and not resident[expert, receiver]
+        for rank, change in ((giver, -amount), (receiver, amount)):
+            own, before = counts[rank, expert], shares[rank, expert]
+            after = before + change
+            received[rank] += max(after - own, 0) - max(before - own, 0)
+            sent[rank] += max(own - after, 0) - max(own - before, 0)
+            add_slice(work, rank, before, -1, costs)
+            add_slice(work, rank, after, 1, costs)
+            shares[rank, expert] = after
+        moves[num_moves] = (expert, giver, receiver, amount)
+        num_moves += 1
+    for i in range(num_moves - 1, num_kept - 1, -1):
+        expert, giver, receiver, amount = moves[i]
+        shares[giver, expert] += amount
+        shares[receiver, expert] -= amount
+
+
+@compiled
+def _receiver(
+    giver: int,
+    expert: int,
+    shares: IntArray,
+    counts: IntArray,
+    resident: BoolArray,
+    busy_s: FloatArray,
+    fetches: IntArray,
+    fetch_s: float,
+    costs: Costs,
+) -> tuple[int, int]:
+    """Return who takes how much of the giver's assignments of an expert; (-1, 0) where nobody gains.
+
+    A receiver's own assignments come first: the rows stay where they are. Giver and receiver are made equally busy,
+    and whoever ends first then is chosen.
+    """
+    row_s, token_s = costs.exchange_token_s, costs.token_s
+    best, best_amount, best_s = -1, 0, busy_s[giver] * (1 - _LEAST_MOVE)
+    for rank in range(len(busy_s)):
+        new = shares[rank, expert] == 0
+        fetched = new and not resident[expert, rank]
+        begin_s = busy_s[rank] + (costs.launch_s if fetched or (new and costs.grouped == 0) else 0.0)
+        gap_s = busy_s[giver] - begin_s
+        if gap_s <= 0 or rank == giver:
+            continue
+        own = max(counts[rank, expert] - shares[rank, expert], 0)
+        # The giver is rid of a row and its results, and so is a receiver of its own; of others' it gets them.
+        even = gap_s / (2 * token_s + 2 * row_s)
+        if even > own:
+            even = own + (gap_s - own * (2 * token_s + 2 * row_s)) / (2 * token_s + 4 * row_s)
+        amount = min(int(even), shares[giver, expert])
+        if amount <= 0:
+            continue
+        giver_s = busy_s[giver] - amount * (token_s + 2 * row_s)
+        receiver_s = begin_s + amount * token_s + 2 * row_s * max(amount - own, 0)
+        if fetched:
+            receiver_s = max(receiver_s, (fetches[rank] + 1) * fetch_s + amount * token_s)
+        end_s = max(giver_s, receiver_s)
+        if end_s < best_s:
+            best, best_amount, best_s = rank, amount, end_s
+    return best, best_amount

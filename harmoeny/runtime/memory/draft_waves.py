@@ -1,0 +1,191 @@
+"""Orders a rank's work in waves of many slices where it includes fetches, by predicting when both end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from harmoeny.choices import WorkOrder
+from harmoeny.cost import ExpertCost
+from harmoeny.runtime.memory.draft import NONE, PAPER_LEAD, Slice, restores
+from harmoeny.runtime.memory.residents import EMPTY
+from harmoeny.runtime.memory.waves import Schedule, ScheduledFetch
+
+
+def draft_waves(
+    parts: Sequence[Slice],
+    home: Sequence[int],
+    cost: ExpertCost,
+    *,
+    work_order: str,
+    arrivals: Mapping[int, float],
+    head_s: float,
+) -> Schedule:
+    """Return the grouped schedule of slices whose experts are not all residents.
+
+    Every wave costs a launch. So a slice whose weights are on their way joins a wave if that has to wait for them for
+    less than a launch, and residents are only executed in two waves where the first of them makes room for fetches that
+    the other hides.
+
+    Args:
+        parts: the slices by priority, see :func:`harmoeny.runtime.memory.schedule.make_schedule`, and so the rest.
+        home: expert in every slot.
+        cost: predicts when fetches and waves end.
+        work_order: ``covered`` or ``paper``.
+        arrivals: when weights from peers are there.
+        head_s: how much sooner fetches can begin than slices.
+    """
+    draft = _Waves(parts, home, cost, arrivals, head_s)
+    lead = PAPER_LEAD if work_order == WorkOrder.PAPER else len(parts)
+    while draft.hits or draft.misses:
+        draft.assign_slots()
+        if draft.hits and (lead > 0 or not draft.has_fetched()):
+            lead -= draft.add_residents(lead if lead > 0 else len(parts))
+        else:
+            draft.add_fetched()
+    return draft.schedule()
+
+
+class _Waves:
+    """A schedule while it is being made; times are predicted seconds since the layer's first slice could begin.
+
+    Attributes:
+        hits: slices of residents that are still to be added.
+        misses: those of other experts, in the order in which they are fetched.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Slice],
+        home: Sequence[int],
+        cost: ExpertCost,
+        arrivals: Mapping[int, float],
+        head_s: float,
+    ) -> None:
+        held = {e for e in home if e != EMPTY}
+        self.hits = [p for p in parts if p.expert_id in held]
+        from_host_later = {e: arrival_s > cost.fetch_s for e, arrival_s in arrivals.items()}
+        self.misses = sorted(
+            (p for p in parts if p.expert_id not in held),
+            key=lambda p: (p.stage, from_host_later.get(p.expert_id, not all(from_host_later.values()))),
+        )
+        self._home, self._cost, self._head_s = home, cost, head_s
+        self._arrivals = arrivals
+        self._content = list(home)
+        self._slot_of = {e: slot for slot, e in enumerate(home) if e != EMPTY}
+        self._due = Counter(p.expert_id for p in self.hits)
+        self._awaited: set[int] = set()  # fetched, or to be, and not executed yet
+        self._ready_s: dict[int, float] = {}
+        self._free_s = [-head_s] * len(home)
+        self._last_use = [NONE] * len(home)
+        self._now_s, self._link_s = 0.0, -head_s
+        self._waves: list[list[tuple[int, Slice]]] = []  # by wave, slot and slice
+        self._fetches: list[tuple[int, int, int]] = []  # expert, slot, last wave that uses the slot before
+
+    def assign_slots(self) -> None:
+        """Start the fetches for which there are slots, in order."""
+        for part in self.misses:
+            if part.expert_id in self._slot_of:
+                self._awaited.add(part.expert_id)  # nobody behind it may take its slot
+                continue
+            slot = self._next_slot()
+            if slot is None:
+                return
+            self._slot_of.pop(self._content[slot], None)
+            self._content[slot], self._slot_of[part.expert_id] = part.expert_id, slot
+            self._awaited.add(part.expert_id)
+            self._fetches.append((part.expert_id, slot, self._last_use[slot]))
+            if part.expert_id in self._arrivals:
+                ready_s = max(self._arrivals[part.expert_id] - self._head_s, self._free_s[slot])
+            else:
+                ready_s = self._link_s = max(self._link_s, self._free_s[slot]) + self._cost.fetch_s
+            self._ready_s[part.expert_id] = ready_s
+
+    def _next_slot(self) -> int | None:
+        """Return the slot that is free first; None while all hold experts that are still to be executed."""
+        wanted = {p.expert_id for p in self.misses}
+        choices = [
+            (content in wanted, max(self._link_s, self._free_s[slot]), content == self._home[slot] != EMPTY, slot)
+            for slot, content in enumerate(self._content)
+            if not self._due.get(content) and content not in self._awaited
+        ]
+        return min(choices)[-1] if choices else None
+
+    def has_fetched(self) -> bool:
+        """Return whether the next fetched expert has a slot."""
+        return bool(self.misses) and self.misses[0].expert_id in self._slot_of
+
+    def add_residents(self, most: int) -> int:
+        """Append a wave of at most so many residents of one stage, and what joins them; return how many they are."""
+        stage = self.hits[0].stage
+        wave = [p for p in self.hits[:most] if p.stage == stage]
+        waiting = {p.expert_id for p in self.misses} - self._slot_of.keys()
+        from_host = len(waiting - self._arrivals.keys())
+        hidden_s = min(from_host * self._cost.fetch_s, self._wave_s(wave))
+        if len(wave) > 1 and from_host and hidden_s > self._cost.launch_s:
+            wave = wave[-min(from_host, PAPER_LEAD, len(wave) - 1) :]  # the fewest tokens: their slots are free soonest
+        number = len(wave)
+        for part in wave:
+            self.hits.remove(part)
+            self._due[part.expert_id] -= 1
+        self._append([*wave, *self._take_fetched(stage, self._now_s)])
+        return number
+
+    def add_fetched(self) -> None:
+        """Append a wave of experts that are no residents."""
+        first = self.misses[0]
+        self._now_s = max(self._now_s, self._ready_s[first.expert_id])
+        self._append(self._take_fetched(first.stage, self._now_s))
+
+    def _take_fetched(self, stage: int, begin_s: float) -> list[Slice]:
+        """Take the fetched slices of a stage that a wave which could begin then should wait for."""
+        taken: list[Slice] = []
+        for part in self.misses:
+            ready_s = self._ready_s.get(part.expert_id, 0.0)
+            if part.stage != stage or part.expert_id not in self._slot_of or ready_s - begin_s > self._cost.launch_s:
+                break
+            taken.append(part)
+            begin_s = max(begin_s, ready_s)
+        self.misses = self.misses[len(taken) :]
+        self._awaited.difference_update(p.expert_id for p in taken)
+        self._now_s = max(self._now_s, begin_s)
+        return taken
+
+    def _append(self, wave: Sequence[Slice]) -> None:
+        self._now_s += self._wave_s(wave)
+        for part in wave:
+            slot = self._slot_of[part.expert_id]
+            self._free_s[slot], self._last_use[slot] = self._now_s, len(self._waves)
+        self._waves.append(sorted((self._slot_of[p.expert_id], p) for p in wave))
+
+    def _wave_s(self, wave: Sequence[Slice]) -> float:
+        """Return how long a wave is predicted to take."""
+        tokens_s = sum(p.num_tokens for p in wave) * self._cost.token_s
+        return self._cost.launch_s + max(tokens_s, len(wave) * self._cost.weights_s)
+
+    def schedule(self) -> Schedule:
+        """Return what was drafted."""
+        placed = [(number, slot, part) for number, wave in enumerate(self._waves) for slot, part in wave]
+        starts, next_row = [0] * len(placed), 0
+        for i in sorted(range(len(placed)), key=lambda i: placed[i][2].stage):
+            starts[i] = next_row
+            next_row += placed[i][2].num_tokens
+        ends, used = [], 0
+        for wave in self._waves:
+            used += len(wave)
+            ends.append(used)
+        return Schedule(
+            stages=[part.stage for *_, part in placed],
+            expert_ids=[part.expert_id for *_, part in placed],
+            slots=[slot for _, slot, _ in placed],
+            starts=starts,
+            num_tokens=[part.num_tokens for *_, part in placed],
+            ends=ends,
+            fetches=[ScheduledFetch(e, slot, self._first_wave(e, after), after) for e, slot, after in self._fetches],
+            restores=restores(self._home, self._content),
+        )
+
+    def _first_wave(self, expert_id: int, after: int) -> int:
+        """Return the first wave behind ``after`` that executes the expert."""
+        waves = enumerate(self._waves[after + 1 :], after + 1)
+        return next(number for number, wave in waves if any(part.expert_id == expert_id for _, part in wave))

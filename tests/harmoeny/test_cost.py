@@ -1,0 +1,25 @@
+"""Times that schedules reckon with, against sums made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harmoeny.cost import ExpertCost
+
+COST = ExpertCost(
+    token_s=1.0, fetch_s=9.0, exchange_token_s=10.0, peer_fetch_s=31.0, exchange_latency_s=1.0, copy_token_s=0.5
+)
+
+
+def test_rows_are_there_when_the_busiest_rank_has_sent_or_received_all_of_its() -> None:
+    traffic = np.array([[6, 4], [3, 1]])  # rank 0 sends 4 and receives 3
+    # Picking 10 rows, an exchange of 4, and ordering what the rank received.
+    assert COST.head_s(traffic, 0, staged=False) == 5.0 + (1.0 + 40.0) + 4.5
+    assert COST.head_s(traffic, 1, staged=False) == 5.0 + (1.0 + 40.0) + 2.5
+    assert COST.head_s(traffic, 1, staged=True) == 5.0, "own rows need no exchange"
+
+
+def test_weights_from_peers_follow_each_other_behind_one_latency() -> None:
+    assert COST.peer_fetches_s(1) == 31.0
+    assert COST.peer_fetches_s(3) == 91.0
+    assert ExpertCost(1.0, 9.0).peer_fetches_s(2) == 18.0, "as from the host, where peers were not measured"
