@@ -85,6 +85,10 @@ class Libra(Policy):
             return self.num_slots
         return min(-(-num_experts // world_size) + self.spare_slots, num_experts)
 
+    def with_spare_slots(self, spare_slots: int, num_experts: int, world_size: int) -> Self:  # noqa: ARG002
+        """Return the policy with so many spare slots on every rank."""
+        return replace(self, spare_slots=spare_slots)
+
     def look_ahead(self, layer: int, counts: IntArray, following: Placement) -> Placement | None:
         """Choose the next layer's replicas; None where nothing predicts its tokens.
 

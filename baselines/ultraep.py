@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -56,6 +56,10 @@ class UltraEP(Policy):
         if self.num_slots is not None or self.fetch == Fetch.NONE:
             return self.num_slots
         return min(-(-num_experts // world_size) + self.spare_slots, num_experts)
+
+    def with_spare_slots(self, spare_slots: int, num_experts: int, world_size: int) -> Self:  # noqa: ARG002
+        """Return the policy with so many spare slots on every rank."""
+        return replace(self, spare_slots=spare_slots)
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Export ``counts`` (int64 ``[world_size, num_experts]``) above the threshold to where there is room."""

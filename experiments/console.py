@@ -13,6 +13,17 @@ def say(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
+class _Hidden:
+    """Whether this process shows no progress: one of several, whose lines and bars would run into each other."""
+
+    progress = False
+
+
+def hide_progress() -> None:
+    """Show no progress of points from now on."""
+    _Hidden.progress = True
+
+
 class PointProgress:
     """Counts the forward passes of a point: a bar on a terminal, a line per message elsewhere."""
 
@@ -25,6 +36,7 @@ class PointProgress:
             enabled: say anything at all; off on ranks other than 0.
         """
         console = Console(stderr=True)
+        enabled = enabled and not _Hidden.progress
         self._enabled = enabled
         self._bar: Progress | None = None
         self._title = title

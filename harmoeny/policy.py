@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -128,6 +128,13 @@ class Policy(ABC):
     def room(self, num_experts: int, world_size: int) -> int | None:  # noqa: ARG002  (for policies with spare slots)
         """Return the experts that a rank has room for in a layer; None: as many as it holds at the start."""
         return self.num_slots
+
+    def with_spare_slots(self, spare_slots: int, num_experts: int, world_size: int) -> Self:
+        """Return the policy with room for an even share of a layer's experts and so many more, on every rank.
+
+        What it does with the room is its own: slots for replicas or for what is fetched, or nothing.
+        """
+        return replace(self, num_slots=min(-(-num_experts // world_size) + spare_slots, num_experts))
 
     def update_placement(
         self,

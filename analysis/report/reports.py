@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.data.load import Run, Sweep
+from analysis.data.ratios import over_points
 from analysis.figures.kit.base import FAILED, draw_all, figure_data
+from analysis.present.ratio_table import MANY_POINTS, build_ratio_table
 from analysis.present.table import TEXT_WIDTH, as_text, build_table, failed_notes, noise_notes
 from analysis.report.html.section import split_sections
 from analysis.report.html.write import PAGE, reasons, title_of, write_page
@@ -25,7 +27,7 @@ class Saved:
 
     Attributes:
         frame: the table's numbers (`analysis.present.table.summary_frame`).
-        table: as it is printed.
+        table: as it is printed: of all points, or where there are too many, of systems over all of them.
         figures: the PNG files; a PDF and a CSV lie beside each.
         files: all of them.
         failed: by figure whose own code failed, how.
@@ -51,12 +53,16 @@ def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     notes = [*noise_notes(runs, points), *failed_notes(runs, points)]
     table = build_table(data.summary, data.axes, title, notes)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "table.txt", as_text(table))
-    write_text(folder / "table.csv", data.summary.to_csv(index=False))
+    texts = {"table.txt": as_text(table), "table.csv": data.summary.to_csv(index=False)}
+    if len(runs) > MANY_POINTS:
+        table = build_ratio_table(data.summary, data.axes, title)
+        texts |= {"ratios.txt": as_text(table), "ratios.csv": over_points(data.summary).to_csv(index=False)}
+    for name, text in texts.items():
+        write_text(folder / name, text)
     drawn, lacking = draw_all(data, folder / "figures")
     files = [path.with_suffix(suffix) for path in drawn for suffix in (".png", ".pdf", ".csv")]
     failed = {name: reason for name, reason in lacking.items() if reason.startswith(FAILED)}
-    return Saved(data.summary, table, drawn, [folder / "table.txt", folder / "table.csv", *files], failed)
+    return Saved(data.summary, table, drawn, [*(folder / name for name in texts), *files], failed)
 
 
 def report_runs(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linear_sum_assignment, milp
 from scipy.sparse import csr_array
 
+from harmoeny.compiled import compiled
 from harmoeny.placement import IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -38,6 +39,7 @@ class Solution:
     lower_bound: int
 
 
+@compiled
 def count_pairs(first: IntArray, second: IntArray, num_experts: int) -> IntArray:
     """Count how often a token goes to one expert in a layer and to another in the next; every pair of a token counts.
 
@@ -49,11 +51,14 @@ def count_pairs(first: IntArray, second: IntArray, num_experts: int) -> IntArray
     Returns:
         int64 ``[num_experts, num_experts]``.
     """
-    before = np.repeat(first, second.shape[1], axis=1).ravel()
-    after = np.tile(second, (1, first.shape[1])).ravel()
-    known = (before >= 0) & (after >= 0)
-    counts = np.bincount(before[known] * num_experts + after[known], minlength=num_experts**2)
-    return counts.reshape(num_experts, num_experts).astype(np.int64)
+    pairs = np.zeros((num_experts, num_experts), dtype=np.int64)
+    for token in range(first.shape[0]):
+        for before in first[token]:
+            if before >= 0:
+                for after in second[token]:
+                    if after >= 0:
+                        pairs[before, after] += 1
+    return pairs
 
 
 def count_crossings(pairs: Sequence[IntArray], ranks: Sequence[IntArray]) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +92,11 @@ class ReplicatingPolicy(BlindPolicy):
         if self.num_slots is not None and self.num_slots < held:
             raise ValueError(f"num_slots: {self.num_slots}, must be at least {held}, the experts that a rank holds")
         return held
+
+    def with_spare_slots(self, spare_slots: int, num_experts: int, world_size: int) -> Self:
+        """Return the policy with so many redundant experts on every rank."""
+        roomy = super().with_spare_slots(spare_slots, num_experts, world_size)
+        return replace(roomy, redundant_experts_per_rank=spare_slots)
 
     def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:
         """Place a layer anew where that is due.

@@ -17,6 +17,7 @@ from experiments.text.tokenizer import check_vocab_size
 from harmoeny.choices import Exchange
 from harmoeny.policy import Policy
 from harmoeny.runtime.layer.plan_executor import find_executor
+from harmoeny.runtime.memory.residents import num_slots_needed
 from results_schema.tables import TABLES
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -156,6 +157,22 @@ def _check_system(name: str, policy: Policy, point: Point) -> None:
         policy.validate_ranks(num_experts, world_size)
     except ValueError as error:
         raise ValueError(f"{error} (systems.{name})") from error
+    if point.options.spare_slots is not None:
+        _check_room(name, policy, point)
+
+
+def _check_room(name: str, policy: Policy, point: Point) -> None:
+    """Refuse a system with more or less room for experts than all have."""
+    spare_slots, num_experts, world_size = point.options.spare_slots, point.model.num_experts, point.options.world_size
+    assert spare_slots is not None
+    resident = policy.place(0, num_experts, world_size).resident
+    room = num_slots_needed(resident.sum(axis=0), num_experts, policy.room(num_experts, world_size))
+    wanted = min(-(-num_experts // world_size) + spare_slots, num_experts)
+    if (room != wanted).any():
+        raise ValueError(
+            f"spare_slots: {spare_slots}, must be null with systems.{name}, whose ranks hold {room.max()} experts of a "
+            f"layer, not {wanted}"
+        )
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ def load_point(config: DictConfig | Mapping[str, Any], *, here: bool = True) -> 
         systems = {name: _build(Policy, f"systems.{name}", node) for name, node in values["systems"].items()}
         simulator = load_options(values["simulator"])
         options = make_options(values)
+        if options.spare_slots is not None:
+            systems = {name: _with_spare_slots(policy, options, parts["model"]) for name, policy in systems.items()}
         backend = backend_named(options.backend)
     except OmegaConfBaseException as error:
         raise ValueError(explain(error)) from error
@@ -57,6 +59,16 @@ def load_point(config: DictConfig | Mapping[str, Any], *, here: bool = True) -> 
     if here:
         backend.check_host(point)
     return point
+
+
+def _with_spare_slots(policy: Policy, options: Options, model: ModelConfig) -> Policy:
+    """Return a policy with the room for experts that all systems of the point have."""
+    assert options.spare_slots is not None
+    if options.spare_slots < 0:
+        raise ValueError(f"spare_slots: {options.spare_slots}, must be at least 0, or null")
+    if options.world_size < 1:
+        return policy  # refused later
+    return policy.with_spare_slots(options.spare_slots, model.num_experts, options.world_size)
 
 
 def _unusable(error: OSError, config: DictConfig | Mapping[str, Any]) -> ValueError:

@@ -25,11 +25,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.compose.compositions import Compositions
+from experiments.compose.cover import PAIRS_SWEEPER, covering_jobs
 from experiments.compose.dry_run import describe_runs, num_to_run, total_time
 from experiments.compose.groups import announce
 from experiments.compose.job import fail
 from experiments.compose.load import load_point
 from experiments.compose.messages import explain
+from experiments.compose.processes import is_parallel
 from experiments.compose.submitted import is_submitted, load_swept_point
 from experiments.console import say
 from experiments.launch.environment import is_main_rank
@@ -80,6 +82,7 @@ class ValidateSweep(Callback):
             absent = leave_out_absent(config)
             swept, axes = sweep_points(config)
             points, values = [point for point, _ in swept], [values for _, values in swept]
+            check_launcher(config, points)
             _check_recordings(points, axes)
             for remark in _remarks(config, absent, points) if is_main_rank() else ():
                 say(remark)
@@ -150,6 +153,16 @@ def _own_sweep(config: DictConfig) -> Mapping[str, Any]:
     return params or {}
 
 
+def check_launcher(config: DictConfig, points: Sequence[Point]) -> None:
+    """Refuse to measure beside other measurements.
+
+    Raises:
+        ValueError: several processes are asked for, and not all points are simulated.
+    """
+    if is_parallel(config) and not all(point.simulated for point in points):
+        raise ValueError("hydra/launcher: 'cores', must be basic with backend=ranks, which need the machine alone")
+
+
 def _fail_for_systems(folders: Sequence[Path]) -> None:
     if any(RunFolder(folder).failed_systems for folder in folders):
         raise SystemExit(1)
@@ -175,12 +188,26 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
     axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
     points: dict[str, tuple[Point, dict[str, Any]]] = {}
     jobs = Compositions(_loader(), partial(_compose, config))
-    for job in chain.from_iterable(_split(parsed)):
-        point = load_swept_point(jobs.compose(job))
+    skipped: dict[str, None] = {}
+    for job in _jobs(config, parsed):
+        try:
+            point = load_swept_point(jobs.compose(job))
+        except SkippedPoint as reason:
+            skipped[str(reason)] = None
+            continue
         swept = {o.get_key_element(): o.value() for o in _parse(list(job))}
         values = {axis: v if isinstance(v := swept[axis], int | float | str | None) else str(v) for axis in axes}
         points.setdefault(point.run_id, (point, values))
+    if not points:
+        raise SkippedPoint("; ".join(skipped))
     return list(points.values()), axes
+
+
+def _jobs(config: DictConfig, parsed: list[Override]) -> list[list[str]]:
+    """Return the jobs that the sweep's sweeper makes."""
+    if config.hydra.sweeper._target_ == PAIRS_SWEEPER:
+        return covering_jobs(parsed, config.hydra.sweeper.points)
+    return list(chain.from_iterable(_split(parsed)))
 
 
 def _split(parsed: list[Override]) -> list[list[list[str]]]:

@@ -59,6 +59,7 @@ class Options:
     max_rounds: int | None = None
     max_minutes: float | None = None
     timeout_s: int = MISSING
+    spare_slots: int | None = None
     exchange: str = MISSING
     ranks_per_gpu: int = MISSING
     gpu_sharing: str = MISSING

@@ -28,10 +28,12 @@ _NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "fo
 #: What stays out while it has this value, so that runs of earlier versions keep their names.
 _UNNAMED: dict[str, Any] = {
     "exchange": Exchange.AUTO, "ranks_per_gpu": 1, "gpu_sharing": GpuSharing.MPS,
-    "until": None, "max_rounds": None, "max_minutes": None,
+    "until": None, "max_rounds": None, "max_minutes": None, "spare_slots": None,
 }  # fmt: skip
 #: Fields of the hardware of which the same is true, with the value that they have by default.
 _UNNAMED_HARDWARE = ("kernel", "expert_tile_rows", "expert_half_rate_width", "round_spread", "rank_spread")
+#: Options of routers of which the same is true.
+_UNNAMED_ROUTER = {"adapt": False}
 #: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.
 _MOST_TIMES = 5
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
@@ -143,6 +145,9 @@ class Point:
             k: v
             for k, v in given["hardware"].items()
             if k not in _UNNAMED_HARDWARE or v != getattr(_DEFAULT_HARDWARE, k)
+        }
+        identity["router"] = {
+            k: v for k, v in given["router"].items() if k not in _UNNAMED_ROUTER or v != _UNNAMED_ROUTER[k]
         }
         identity |= {"device": self.device_type, "dataset": [self.dataset.name, self.dataset.fingerprint()]}
         contents = {

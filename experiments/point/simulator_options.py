@@ -19,6 +19,7 @@ class SoftwareCost:
         layer_s: per MoE layer, whatever its tokens.
         token_s: per MoE layer and token of the rank.
         plan_s: per plan; null: the policy is timed on the machine that simulates.
+        plan_entry_s: per plan and entry of its tokens, of which it has ranks * experts * ranks; 0 without ``plan_s``.
         plan_step_s: per step of a plan; it has as many as there are fetches (an expert on a rank that does not hold it)
             and ranks that drop tokens.
         padded: every expert is filled up to the largest number of assignments that any rank has for any expert, and
@@ -30,6 +31,7 @@ class SoftwareCost:
     layer_s: float = 0.0
     token_s: float = 0.0
     plan_s: float | None = None
+    plan_entry_s: float = 0.0
     plan_step_s: float = 0.0
     padded: bool = False
     capacity_limit: int | None = None
@@ -45,6 +47,11 @@ class SoftwareCost:
             value = getattr(self, part.name)
             if part.name.endswith("_s") and value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"simulator.software.{name}.{part.name}: {value}, must be a number of at least 0")
+        if self.plan_s is None and self.plan_entry_s:
+            raise ValueError(
+                f"simulator.software.{name}.plan_entry_s: {self.plan_entry_s}, must be 0 without plan_s, since the "
+                "policy is timed then"
+            )
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(
                 f"simulator.software.{name}.dtype: {self.dtype!r}, must be one of {', '.join(DTYPES)}, or null"

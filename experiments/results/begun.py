@@ -51,7 +51,7 @@ def begun(points: Sequence[Point], *, wait: bool) -> Iterator[list[BegunRun]]:
             return
         name = f"{todo[0].options.experiment}/{todo[0].run_id}"
         neighbours = held.enter_context(registered(name if len(todo) == 1 else f"{name} and {len(todo) - 1} more"))
-        for other in neighbours.at_start if neighbours else ():
+        for other in neighbours.at_start if neighbours and not todo[0].simulated else ():
             say(
                 f"{group_title(todo)}: {other['run']} (process {other['pid']}) is being measured on this machine too; "
                 "the results of both will say so"

@@ -35,6 +35,9 @@ class TraceRouter(Router):
         path: a trace that ``trace.record=PATH`` wrote (Parquet), or one of the authors' ``expert_freq_*.csv``.
         case: the series of a published file: a data set or a skew.
         scale: give every expert its recorded share where a run's number of tokens is another than the recorded one.
+        adapt: give them to a model of other sizes too. Layers take the recorded ones in turn; of twice the experts two
+            share what one had recorded, of half the experts one takes what two had; no expert gets more than a token
+            has for it. Only shares are recorded then, and the paths of tokens are drawn.
         optional: leave the point out, with the reason, where the file is not there.
     """
 
@@ -45,6 +48,7 @@ class TraceRouter(Router):
     path: str = ""
     case: str | None = None
     scale: bool = False
+    adapt: bool = False
     optional: bool = False
 
     def validate(self, num_experts: int, top_k: int) -> None:
@@ -62,8 +66,12 @@ class TraceRouter(Router):
             raise ValueError(f"router.path: {self.path!r} does not exist, must be a recorded routing")
         trace = self._trace()
         for name, found, wanted in (
-            ("num_experts", trace.num_experts, num_experts),
-            ("top_k", trace.top_k, top_k),
+            ()
+            if self.adapt
+            else (
+                ("num_experts", trace.num_experts, num_experts),
+                ("top_k", trace.top_k, top_k),
+            )
         ):
             if found != wanted:
                 raise ValueError(f"router.path: {self.path!r} has {name}={found}, must be model.{name}={wanted}")
@@ -75,12 +83,14 @@ class TraceRouter(Router):
             ValueError: it has not.
         """
         trace = self._trace()
+        self._check_batches(trace, run)
+        if self.adapt:
+            return
         if trace.num_layers != len(run.layer_tokens):
             raise ValueError(
                 f"router.path: {self.path!r} has {trace.num_layers} MoE layers, must be {len(run.layer_tokens)}, "
                 "as the model has"
             )
-        self._check_batches(trace, run)
         if run.learners and not trace.paths:
             raise ValueError(
                 f"systems.{next(iter(run.learners))}: learns from the paths of tokens, which {self.path!r} does not "
@@ -101,20 +111,22 @@ class TraceRouter(Router):
     def assign(self, request: RoutingRequest) -> IntArray:
         """Route as recorded."""
         trace, batch = self._trace(), self._batch(request)
-        if trace.paths and self._fits(trace, batch, request):
+        if trace.paths and not self.adapt and self._fits(trace, batch, request):
             return trace.path_of(batch, request.layer, request.rank, request.world_size)
         return route_by_counts(self.count(request), request, request.generator())
 
     def count(self, request: RoutingRequest) -> IntArray:
         """Return the recorded counts, or counts of the same shares."""
         trace, batch = self._trace(), self._batch(request)
+        if self.adapt:
+            shares = adapted_shares(trace.counts[batch, request.layer % trace.num_layers].sum(axis=0), request)
+            return exact_counts(shares, request.num_tokens, request.top_k, request.generator())
         counts: IntArray = trace.spread_counts(batch, request.layer, request.world_size)[request.rank]
         if self._fits(trace, batch, request):
             return counts
         assert self.scale, "checked before anything runs"
         total = trace.counts[batch, request.layer].sum(axis=0)
-        shares: FloatArray = total / max(1, total.sum()) if total.any() else np.full(len(total), 1 / len(total))
-        return exact_counts(shares, request.num_tokens, request.top_k, request.generator())
+        return exact_counts(_shares(total), request.num_tokens, request.top_k, request.generator())
 
     def _trace(self) -> RecordedRouting:
         path = Path(self.path)
@@ -161,6 +173,25 @@ class TraceRouter(Router):
                         f"{layer}, must be {wanted}: choose batch_size, seq_len and world_size like that, or "
                         "router.scale=true"
                     )
+
+
+def adapted_shares(counts: IntArray, request: RoutingRequest) -> FloatArray:
+    """Return float64 ``[request.num_experts]``, recorded shares on another number of experts.
+
+    Both numbers of experts divide a line of length 1 evenly; an expert gets what was recorded of its piece.
+
+    Args:
+        counts: int64 ``[recorded experts]``.
+        request: tokens of the run.
+    """
+    ends = np.arange(request.num_experts + 1) / request.num_experts * len(counts)
+    recorded = np.concatenate([[0.0], np.cumsum(_shares(counts))])
+    return np.diff(np.interp(ends, np.arange(len(counts) + 1), recorded))
+
+
+def _shares(counts: IntArray) -> FloatArray:
+    shares: FloatArray = counts / counts.sum() if counts.any() else np.full(len(counts), 1 / len(counts))
+    return shares
 
 
 @lru_cache(maxsize=4)

@@ -218,8 +218,8 @@ class SimulatedSystem:
         """Return the plan's flows, what they cost to exchange, and how long planning took."""
         cost, placement = self.cost, self._residency.placements[layer]
         flows = plan_flows(self.policy, counts, placement)
-        policy_s = cost.software.plan_s
-        if policy_s is None:
+        policy_s = None
+        if cost.software.plan_s is None:
             policy_s = self._plan_times.seconds(
                 counts, placement, lambda: self._plan_timer.seconds(layer, counts, placement)
             )

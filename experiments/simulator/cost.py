@@ -85,14 +85,18 @@ class CostModel:
         sent = np.full((world_size, world_size), float(_COUNT_BYTES * self.work.num_experts))
         return float(self.topology.exchange_s(sent).max())
 
-    def plan_s(self, policy_s: float, num_steps: int) -> float:
+    def plan_s(self, policy_s: float | None, num_steps: int) -> float:
         """Return the time of a plan of so many steps (see :class:`SoftwareCost`).
 
         Args:
-            policy_s: what the policy itself takes, as measured or as the software says.
+            policy_s: what the policy itself takes, as timed; None: as the software says.
             num_steps: experts that move and ranks that drop.
         """
-        return policy_s + self.software.plan_step_s * num_steps
+        software, world_size = self.software, self.topology.world_size
+        if policy_s is None:
+            entries = world_size * self.work.num_experts * world_size
+            policy_s = (software.plan_s or 0.0) + software.plan_entry_s * entries
+        return policy_s + software.plan_step_s * num_steps
 
     def experts_s(self, executed: IntArray) -> FloatArray:
         """Return the time of ranks that hold all they execute.

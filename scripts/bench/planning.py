@@ -73,8 +73,8 @@ def time_policy(cls: type[Policy], world_size: int, num_experts: int, skew: floa
     counts = np.stack(
         [exact_counts(shares, TOKENS_PER_RANK, 1, np.random.default_rng(rank)) for rank in range(world_size)]
     )
-    policy = _ready(cls, shares, world_size)
-    samples_us = _samples_us(policy, counts)
+    policy = ready_policy(cls, shares, world_size)
+    samples_us = sample_plans_us(policy, counts)
     return Timing(
         policy=cls.name,
         world_size=world_size,
@@ -88,7 +88,8 @@ def time_policy(cls: type[Policy], world_size: int, num_experts: int, skew: floa
     )
 
 
-def _ready(cls: type[Policy], shares: FloatArray, world_size: int) -> Policy:
+def ready_policy(cls: type[Policy], shares: FloatArray, world_size: int) -> Policy:
+    """Return a policy with its defaults, calibrated and fitted (``shares``: float64 ``[num_experts]``)."""
     policy = cls().calibrated(COST)
     if not policy.calibration_batches:
         return policy
@@ -99,7 +100,8 @@ def _ready(cls: type[Policy], shares: FloatArray, world_size: int) -> Policy:
     return policy.fitted(trace, len(shares), world_size)
 
 
-def _samples_us(policy: Policy, counts: IntArray) -> list[float]:
+def sample_plans_us(policy: Policy, counts: IntArray) -> list[float]:
+    """Time plans of ``counts`` (int64 ``[world_size, num_experts]``) one by one, in microseconds."""
     placement = policy.place(0, counts.shape[1], counts.shape[0])
     placement = policy.update_placement(0, [counts], placement) or placement
     for _ in range(_WARM_UP):

@@ -15,6 +15,11 @@ def hot_shares(skew: float, hot: IntArray, num_experts: int) -> FloatArray:
     return shares
 
 
+def number_of_hot(num_hot: int | None, top_k: int) -> int:
+    """Return how many experts are hot: as many as a token has, unless it is said."""
+    return top_k if num_hot is None else num_hot
+
+
 def check_hot(num_hot: int, num_experts: int) -> None:
     """Refuse a number of hot experts that the layer does not have.
 

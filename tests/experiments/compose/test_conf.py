@@ -34,7 +34,8 @@ def test_every_experiment_is_valid_at_all_its_points(
     assert set(axes) <= set(swept)
     for point, values in points:
         assert set(values) == set(axes)
-        assert all(point.labels().get(axis, value) == value for axis, value in values.items())
+        options = {axis: value for axis, value in values.items() if axis != "router"}  # which may be a preset's name
+        assert all(point.labels().get(axis, value) == value for axis, value in options.items())
 
 
 PRESETS = [path for path in sorted(CONF.rglob("*/*.yaml")) if path.parent.name not in ("experiment", "local")]
