@@ -54,3 +54,26 @@ def ranks_by_skew(skews: FigureData) -> FigureData:
     slower = first["throughput_tokens_per_s"] / 2
     second = first.assign(throughput_tokens_per_s=slower, **{"router.skew": 0.9})
     return FigureData(pd.concat([first, second]), ["router.skew", "world_size"], skews.caption, skews.runs)
+
+
+@pytest.fixture(scope="module")
+def grid(skews: FigureData) -> FigureData:
+    """The run without skew as if it were the points of a grid; HarMoEny is the slower, the more tokens there are."""
+    first = skews.summary[skews.summary["router.skew"] == 0].drop(columns="router.skew")
+    points = [
+        {"machine": machine, "model": model, "seq_len": seq_len, "router": router, "spare_slots": spare_slots}
+        for machine in ("one", "two")
+        for model in ("small", "large_layers")
+        for seq_len in (64, 2048)
+        for router in ("uniform", "moving")
+        for spare_slots in (0, 2)
+        if (router, spare_slots) != ("moving", 0)  # a part of it was not run
+    ]
+    slower = {64: 1.0, 2048: 4.0}
+    frames = []
+    for i, point in enumerate(points):
+        ours = first["system"] == "harmoeny"
+        factor = ours.map({True: 1 / slower[int(str(point["seq_len"]))], False: 1.0})
+        slowed = {name: first[name] * factor for name in map(str, first.columns) if name.startswith("throughput_")}
+        frames.append(first.assign(run_id=f"run {i}", **point, **slowed))
+    return FigureData(pd.concat(frames, ignore_index=True), list(points[0]), skews.caption, skews.runs)

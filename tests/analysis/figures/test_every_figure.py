@@ -16,6 +16,7 @@ from analysis.figures import (
     dataset_policies,
     expert_popularity,
     gpu_scaling,
+    grid,
     imbalance_over_iterations,
     load_balance,
     option_sweep,
@@ -31,6 +32,7 @@ MADE_FROM = {
     policy_sweep: "skews", gpu_scaling: "ranks_by_skew",
     dataset_policies: "routed_texts", expert_popularity: "routed_texts",
     option_sweep: "batches", changing_skew: "changing", imbalance_over_iterations: "changing", load_balance: "changing",
+    grid: "grid",
 }  # fmt: skip
 MODULES: list[Any] = list(MADE_FROM)
 
