@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from experiments.compose.job import run_point
-from experiments.compose.sweep_callback import ValidateSweep
+from experiments.compose.sweep_callback import ValidateSweep, sweep_points
 from experiments.launch.rank import run_rank
 from experiments.results.kept import is_done
 from experiments.results.run_folder import RunFolder
-from experiments.routers.base import CALIBRATION_BATCH, RoutedRun, RoutingRequest, SkippedPoint
+from experiments.routers.base import CALIBRATION_BATCH, RoutedRun, RoutingRequest, SkippedPoint, exact_counts
 from experiments.routers.trace import TraceRouter
 from experiments.routing.trace_files import read_trace, write_trace
 from experiments.text.tokens import prepare_tokens
@@ -76,6 +76,33 @@ def test_scaled_shares_are_those_recorded(counts_only: Path) -> None:
     counts = router.count(request(7000))
     assert counts.sum() == 14_000
     np.testing.assert_allclose(counts / counts.sum(), recorded / recorded.sum(), atol=1e-3)
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(5, 2), (10, 2), (15, 1), (3, 1)])
+def test_recorded_shares_are_given_to_models_of_other_sizes(path: Path, num_experts: int, top_k: int) -> None:
+    router, trace = TraceRouter(path=str(path), adapt=True), read_trace(path)
+    router.validate(num_experts, top_k)
+    router.validate_run(run([7000] * 8, learners={"libra": 1}, num_batches=1))
+    asked = [
+        RoutingRequest(
+            num_tokens=7000, num_experts=num_experts, top_k=top_k, batch=1, layer=layer, rank=0, seed=0, world_size=4
+        )
+        for layer in (1, 1 + trace.num_layers)
+    ]
+    shares = trace.counts[1, 1].sum(axis=0) / trace.counts[1, 1].sum()
+    # Every recorded expert is cut into as many pieces as the model has experts, and an expert gets five of them.
+    pieces = np.repeat(shares / num_experts, num_experts).reshape(num_experts, -1).sum(axis=1)
+    expected = exact_counts(pieces, 7000, top_k, asked[0].generator())
+    counts = router.count(asked[0])
+    np.testing.assert_allclose(counts, expected, atol=1)
+    np.testing.assert_allclose(router.count(asked[1]), counts, atol=1)  # layers take the recorded ones in turn
+    assert counts.sum() == 7000 * top_k
+    np.testing.assert_array_equal(np.bincount(router.assign(asked[0]).ravel(), minlength=num_experts), counts)
+
+
+def test_a_trace_that_is_adapted_still_has_to_be_long_enough(path: Path) -> None:
+    with pytest.raises(ValueError, match="rounds: 3, must be at most 2"):
+        TraceRouter(path=str(path), adapt=True).validate_run(run(num_batches=3))
 
 
 def run(
@@ -190,6 +217,18 @@ def test_without_the_authors_files_the_experiment_is_skipped_with_the_reason(
     )
     assert run_point(compose("experiment=trace_replay", "router.path=/no/file.csv", f"results_dir={tmp_path}")) is None
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_sweep_goes_on_without_points_that_may_be_left_out(compose: Compose, path: Path, tmp_path: Path) -> None:
+    options = (
+        "router=trace", "router.adapt=true", "router.optional=true", "model=moe_stack", "backend=simulator",
+        "hardware=dgx1_v100", "system=[static_ep]", "rounds=1", f"results_dir={tmp_path}",
+    )  # fmt: skip
+    points, axes = sweep_points(compose(*options, f"router.path=/no/file.csv,{path}", multirun=True))
+    assert axes == ["router.path"]
+    assert [values for _, values in points] == [{"router.path": str(path)}]
+    with pytest.raises(SkippedPoint, match=r"/no/file.csv' does not exist.*; .*/nor/this.csv' does not exist"):
+        sweep_points(compose(*options, "router.path=/no/file.csv,/nor/this.csv", multirun=True))
 
 
 def test_a_replay_is_named_after_what_was_recorded(path: Path, load: Load) -> None:

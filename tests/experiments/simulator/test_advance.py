@@ -190,6 +190,9 @@ def test_software_costs_are_added_where_they_belong() -> None:
     layer = simulate(TokenHarMoEny(threshold=1), [[6, 0], [6, 0]], software=software, layer_tokens=[6])
     assert column(layer, "route_s") == [4.0, 4.0]
     assert column(layer, "plan_s") == [5.0, 5.0]  # one expert moves
+    software = SoftwareCost(plan_s=2.0, plan_entry_s=0.5)
+    layer = simulate(TokenHarMoEny(threshold=1), [[6, 0], [6, 0]], software=software, layer_tokens=[6])
+    assert column(layer, "plan_s") == [6.0, 6.0]  # 2 ranks x 2 experts x 2 ranks
 
 
 def test_what_does_not_fit_gives_no_number() -> None:
