@@ -38,7 +38,7 @@ test-lowest: ## run the library's tests with the lowest releases that pyproject.
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, as python3.11 or python3, or PYTHON=/its/path"; exit 1; }
 	$(PYTHON) -m venv $(LOWEST)
 	{ echo "torch==$(TORCH)"; $(PYTHON) -m scripts.lowest; } > $(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[dev]'
+	$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pytest tests/harmoeny tests/results_schema
 
 check: $(INSTALLED) ## what you run while you work: linters, type checker and all tests that start no ranks

@@ -246,7 +246,8 @@ def planted(defect: Defect, root: Path) -> Iterator[None]:
 def noticed_by(defect: Defect, root: Path) -> str | None:
     """Return the test that fails with the defect; None: all pass."""
     with planted(defect, root):
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", defect.tests]
+        options = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-profile", "unshrunk")
+        command = [sys.executable, "-m", "pytest", *options, defect.tests]
         environment = os.environ | {"NUMBA_CACHE_DIR": str(root / "numba"), "PYTHONPATH": str(root)}
         done = subprocess.run(  # noqa: S603  (our own tests)
             command, cwd=root, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tests.programs import Programs
 
@@ -38,6 +38,8 @@ Compose: TypeAlias = "Callable[..., DictConfig]"
 Load: TypeAlias = "Callable[..., Point]"
 #: A fifth of the examples, for `make check`; tests.strategies.examples applies it.
 settings.register_profile("quick", max_examples=20)
+#: For scripts.planted: that a test fails is all that counts, and a smaller example may take minutes to find.
+settings.register_profile("unshrunk", phases=(Phase.explicit, Phase.generate))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

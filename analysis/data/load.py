@@ -96,7 +96,7 @@ def load_run(folder: Path) -> Run:
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         frames = {
-            table.name: pd.read_parquet(path)
+            table.name: pd.read_parquet(path, partitioning=None)  # a name=value in the path is no column
             for table in tables.TABLES
             if (path := folder / table.file).exists() or table.always
         }

@@ -109,7 +109,7 @@ def read_trace(path: Path) -> RecordedRouting:
     """
     about = read_about(path)
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, partitioning=None)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable Parquet file ({' '.join(str(error).split())})") from error
     for name in SCHEMA.names:

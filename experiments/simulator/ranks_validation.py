@@ -26,7 +26,7 @@ def measure_runs(runs: Iterable[tuple[Path, Point]]) -> pd.DataFrame:
     """
     rows = []
     for folder, point in runs:
-        layers = pd.read_parquet(folder / LAYERS.file)
+        layers = pd.read_parquet(folder / LAYERS.file, partitioning=None)
         rows += [
             {"system": system, "case": case_of(point), "published": value, "device": layers["device"].iloc[0]}
             for system, value in _layer_ms(layers).items()

@@ -136,7 +136,9 @@ def _unlike(folder: Path, other: Path, sweep: TinySweep) -> Iterator[str]:
     """Compare what the seed alone decides: the routing, and everything that a simulation counts."""
     for table in (LAYERS, ROUTING) if sweep.backend == "simulator" else (ROUTING,):
         names = [column.name for column in table.columns if column.dtype != "float64"]
-        own, reference = (pq.read_table(path / table.file, columns=names) for path in (folder, other))
+        own, reference = (
+            pq.read_table(path / table.file, columns=names, partitioning=None) for path in (folder, other)
+        )
         if not own.equals(reference):
             yield f"{table.file} is another than without the fault"
 

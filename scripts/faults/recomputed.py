@@ -42,7 +42,7 @@ def differences(folder: Path) -> Iterator[str]:
 
 
 def _rows(path: Path) -> list[Row]:
-    rows: list[Row] = pq.read_table(path).to_pylist()
+    rows: list[Row] = pq.read_table(path, partitioning=None).to_pylist()
     return rows
 
 

@@ -26,7 +26,9 @@ ARROW = {
 
 def written(smoke: SmokeRun, table: Table) -> list[pa.Table]:
     """Return a table of all points of the run that have it."""
-    return [pq.read_table(path) for folder in smoke.folders if (path := folder / table.file).exists()]
+    return [
+        pq.read_table(path, partitioning=None) for folder in smoke.folders if (path := folder / table.file).exists()
+    ]
 
 
 def test_phases_are_those_of_the_runtime() -> None:
