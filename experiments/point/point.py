@@ -157,7 +157,10 @@ class Point:
         }
         # What is empty stays out, so that runs of earlier versions keep their names.
         identity |= {name: digest for name, digest in contents.items() if digest}
-        if not self.simulated:
+        if self.simulated:  # what is known of other systems' software decides nothing
+            software = {k: v for k, v in given["simulator"]["software"].items() if k in self.systems}
+            identity["simulator"] = given["simulator"] | {"software": software}
+        else:
             identity = {k: v for k, v in identity.items() if k not in _SIMULATOR_ONLY}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         labels = [

@@ -28,7 +28,7 @@ SMALL = (
 )  # fmt: skip
 COMMANDS = {
     "ranks": ("system=[harmoeny,static_ep,eplb]", "warmup_rounds=1"),
-    "simulator": ("system=[harmoeny,static_ep]", "backend=simulator", "hardware=dgx1_v100"),
+    "simulator": ("system=[harmoeny,static_ep]", "backend=simulator", "simulator=runtime", "hardware=dgx1_v100"),
 }
 NUM_SYSTEMS = {"ranks": 3, "simulator": 2}
 

@@ -191,7 +191,7 @@ class TestRunId:
 
     def test_changes_with_every_value_that_the_measurement_depends_on(self, load: Load) -> None:
         point = load("dataset=pydoc")
-        leaves = [path for path in _leaves(point.config) if path[0] != "dataset"]
+        leaves = [path for path in _leaves(point.config) if path[0] not in ("dataset", "simulator")]
 
         def run_id(path: tuple[str, ...]) -> str:
             options = make_options(_changed(point.config, path))
@@ -202,6 +202,14 @@ class TestRunId:
             "experiment", "results_dir", "force", "dry_run", "timeout_s", "trace.record", "trace.token_paths",
             "wandb.mode", "wandb.project",
         }  # fmt: skip
+
+    def test_of_software_only_that_of_the_systems_counts(self, load: Load) -> None:
+        def run_id(*overrides: str) -> str:
+            return load("backend=simulator", "hardware=dgx_h100", "system=[static_ep]", *overrides).run_id
+
+        assert run_id("simulator.software.static_ep.plan_s=1") != run_id()
+        assert run_id("simulator.software.drop.plan_s=1") == run_id()
+        assert load("simulator.software.static_ep.plan_s=1").run_id == load().run_id, "real ranks read none"
 
     def test_systems_count(self, load: Load) -> None:
         assert load("system=[harmoeny]").run_id != load("system=[harmoeny,drop]").run_id

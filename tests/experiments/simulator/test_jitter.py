@@ -15,7 +15,7 @@ BUSY = (
     "experiment=smoke", "backend=simulator", "world_size=2", "rounds=40", "hardware=emulated_pcie3",
     "hardware.expert_flops_per_s=1e6", "hardware.all_to_all_bytes_per_s=1e30", "system=[static_ep,even_split]",
     "systems.even_split.fetch=none", "router=uniform",
-    "+simulator.software={static_ep: {plan_s: 0}, even_split: {plan_s: 0}}",
+    "simulator=runtime", "+simulator.software={static_ep: {plan_s: 0}, even_split: {plan_s: 0}}",
 )  # fmt: skip
 
 

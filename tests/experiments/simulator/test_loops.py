@@ -16,7 +16,7 @@ from results_schema.tables import DECODE, LAYERS, REQUESTS
 SECOND_PER_LAYER = (
     "backend=simulator", "world_size=2", "warmup_rounds=0", "hardware=emulated_pcie3",
     "hardware.expert_flops_per_s=1e30", "hardware.all_to_all_bytes_per_s=1e30", "hardware.runtime_layer_s=1",
-    "+simulator.software.static_ep.plan_s=0",    "system=[static_ep]",
+    "simulator=runtime", "+simulator.software.static_ep.plan_s=0",    "system=[static_ep]",
 )  # fmt: skip
 
 

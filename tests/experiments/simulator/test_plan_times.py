@@ -43,11 +43,15 @@ def keep(policy: TokenHarMoEny | StaticEP, seconds: float) -> Path:
     return path
 
 
-def test_a_simulation_is_the_same_twice(load: Load) -> None:
-    point = load("model=moe_stack", "backend=simulator", "hardware=dgx_h100", "rounds=2", "router.skew=0.5")
+@pytest.mark.parametrize("costs", ["runtime", "bench"])
+def test_a_simulation_is_the_same_twice(costs: str, load: Load, cache: Path) -> None:
+    words = ("model=moe_stack", "backend=simulator", "hardware=dgx_h100", "rounds=2", "router.skew=0.5")
+    point = load(*words, f"simulator={costs}")
     first, second = (simulate(point).tables(point)[LAYERS] for _ in range(2))
     assert (first["plan_s"] > 0).all()
     pd.testing.assert_frame_equal(first, second)
+    timed = {path.name.split("-")[2] for path in cache.glob("plan-times-*")}
+    assert timed == (set(point.systems) if costs == "runtime" else set()), "no plan is timed where its time is known"
 
 
 def test_a_time_is_kept_for_what_was_planned() -> None:
