@@ -252,7 +252,11 @@ def noticed_by(defect: Defect, root: Path) -> str | None:
         done = subprocess.run(  # noqa: S603  (our own tests)
             command, cwd=root, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
-    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+    failed = [
+        line.removeprefix("FAILED ").partition(" - ")[0]
+        for line in done.stdout.splitlines()
+        if line.startswith("FAILED ")
+    ]
     if done.returncode != (1 if failed else 0):
         raise RuntimeError(f"{defect.name}: the tests did not run:\n{done.stdout}{done.stderr}")
     return failed[0] if failed else None
