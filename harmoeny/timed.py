@@ -124,7 +124,10 @@ class HarMoEny(Policy):
         return chosen
 
     def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
-        """Place a layer anew where that would have paid in the latest batch.
+        """Place a layer anew where that would have paid in every batch of the latest half of the window.
+
+        What is tried is derived from the half before. So routing that changes from batch to batch moves no weights,
+        and does not fill slots that its own fetches need.
 
         Args:
             layer: MoE layer in order of execution.
@@ -133,15 +136,18 @@ class HarMoEny(Policy):
         """
         if not self.settle or self.fetch == Fetch.NONE or len(history) < 2 or len(history) % self.interval:
             return None
-        *earlier, latest = history[-min(self.window, len(history)) :]
-        now_s = self.choose(latest, placement).predicted_s
-        best, best_s = None, now_s * (1 - _LEAST_GAIN)
+        known = history[-min(self.window, len(history)) :]
+        middle = (len(known) + 1) // 2
+        earlier, latest = known[:middle], known[middle:]
+        now_s = [self.choose(counts, placement).predicted_s for counts in latest]
+        best, best_s = None, sum(now_s) * (1 - _LEAST_GAIN)
         num_slots = self._num_slots(placement)
         for candidate in placements_for(np.sum(earlier, axis=0) // len(earlier), placement, num_slots, self._costs):
             copies = int((candidate.resident & ~placement.resident).sum(axis=0).max())
-            candidate_s = self.choose(latest, candidate).predicted_s + copies * self._costs.fetch_s / _SERVED_BATCHES
-            if candidate_s < best_s:
-                best, best_s = candidate, candidate_s
+            copied_s = copies * self._costs.fetch_s / _SERVED_BATCHES
+            then_s = [self.choose(counts, candidate).predicted_s + copied_s for counts in latest]
+            if sum(then_s) < best_s and all(then < now for then, now in zip(then_s, now_s, strict=True)):
+                best, best_s = candidate, sum(then_s)
         return best
 
     def room(self, num_experts: int, world_size: int) -> int | None:

@@ -14,13 +14,15 @@ from harmoeny.held import free_slots, shares_where_held
 from harmoeny.level import level
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.plan import Plan
-from harmoeny.predict import Costs, FloatArray, choose_sources, layer_s, loads_of_shares
+from harmoeny.predict import Costs, FloatArray, layer_s, loads_of_shares
+from harmoeny.wire import choose_sources, exchange_s
 from tests.strategies import batches, examples
 
 Batch = tuple[IntArray, Placement]
 COSTS = Costs(
     token_s=1.0, launch_s=3.0, weights_s=2.0, exchange_token_s=0.5, fetch_s=20.0, peer_fetch_s=8.0,
     exchange_latency_s=1.0, copy_token_s=0.1, tile_tokens=1.0, grouped=0.0,
+    node_ranks=0.0, inside_share=1.0, network_share=1.0,
 )  # fmt: skip
 costs_of_machines = st.builds(
     Costs,
@@ -34,13 +36,17 @@ costs_of_machines = st.builds(
     copy_token_s=st.sampled_from([0.0, 0.1]),
     tile_tokens=st.sampled_from([1.0, 16.0]),
     grouped=st.sampled_from([0.0, 1.0]),
+    node_ranks=st.sampled_from([0.0, 2.0, 3.0]),
+    inside_share=st.just(0.2),
+    network_share=st.just(1.3),
 )
 
 
 def predicted(counts: IntArray, shares: IntArray, placement: Placement, free: IntArray, costs: Costs) -> FloatArray:
     """Return the times of shares, without overlap and with it."""
     sources = choose_sources(shares, placement.home, placement.resident, free, costs)
-    return np.array(layer_s(loads_of_shares(counts, shares, costs), sources, costs))
+    loads = loads_of_shares(counts, shares, costs)
+    return np.array(layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs))
 
 
 @examples(200)
