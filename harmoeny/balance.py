@@ -7,14 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 from harmoeny.compiled import compiled
-from harmoeny.held import free_slots, shares_at_home, shares_where_held
+from harmoeny.held import free_slots, num_held, shares_at_home, shares_where_held
 from harmoeny.level import level
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import home_tokens, tokens_of_shares
 from harmoeny.predict import (
     Costs,
+    FloatArray,
     Loads,
     Sources,
+    costs_of,
     fastest_fetch_s,
     layer_s,
     loads_at_home,
@@ -38,19 +40,19 @@ class Chosen(NamedTuple):
         from_peer: bool ``[num_experts, world_size]``, the fetches that an expert's home rank sends.
         overlapped: whether a rank's own rows are executed while the others are on their way.
         predicted_s: seconds from the plan to the end of the combine.
-        moves: whether anything is executed elsewhere than where it is held.
+        at_home: whether everything is executed on its home rank because nobody else holds it.
     """
 
     shares: IntArray
     from_peer: BoolArray
     overlapped: bool
     predicted_s: float
-    moves: bool
+    at_home: bool
 
 
 @compiled
 def plan_by_time(
-    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: Costs, overlap: bool
+    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: FloatArray, overlap: bool
 ) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
     """Plan a batch; where nothing can be gained, everything is executed where it is held and little is computed.
 
@@ -59,7 +61,7 @@ def plan_by_time(
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
         room: slots of a rank, never fewer than the experts whose home it is; 0: those.
-        costs: the machine's.
+        costs: float64, the machine's in the order of :class:`Costs`, whose conversion would take as long as a plan.
         overlap: exchange and computation may overlap.
 
     Returns:
@@ -68,8 +70,9 @@ def plan_by_time(
     """
     world_size, num_experts = counts.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
-    chosen = choose_shares(counts, home, resident, room, costs, overlap)
-    if not chosen.moves and resident.sum() == num_experts:
+    machine = costs_of(costs)
+    chosen = choose_shares(counts, home, resident, room, machine, overlap)
+    if chosen.at_home:
         return home_tokens(counts, home), fetch, fetch, chosen.overlapped, chosen.predicted_s
     shares = np.empty((num_experts, world_size), dtype=np.int64)
     for rank in range(world_size):
@@ -77,7 +80,7 @@ def plan_by_time(
             share = chosen.shares[rank, expert]
             shares[expert, rank] = share
             fetch[expert, rank] = share > 0 and not resident[expert, rank]
-    tokens = tokens_of_shares(counts, shares, int(costs.node_ranks))
+    tokens = tokens_of_shares(counts, shares, int(machine.node_ranks))
     return tokens, fetch, chosen.from_peer, chosen.overlapped, chosen.predicted_s
 
 
@@ -102,7 +105,7 @@ def choose_shares(
         overlap: exchange and computation may overlap.
     """
     world_size, num_experts = counts.shape
-    single = resident.sum() == num_experts
+    single = num_held(resident).sum() == num_experts
     if single:
         held, loads = shares_at_home(counts, home), loads_at_home(counts, home, costs)
     else:
@@ -110,9 +113,11 @@ def choose_shares(
         loads = loads_of_shares(counts, held, costs)
     free = free_slots(home, resident, room)
     nothing = no_sources(world_size, num_experts)
-    best = _weighed(held, loads, nothing, counts, costs, overlap, False)
+    best = _weighed(held, loads, nothing, counts, costs, overlap, single)
     least_s = (1 - LEAST_GAIN) * best.predicted_s
     evens, most_spread = _candidates(counts, loads, single, free, best.predicted_s, costs)
+    if not evens and most_spread == 0:
+        return best
     hottest = _hottest(counts, most_spread)
     num_spread = _num_spread(hottest, counts, held, resident, free, costs)
     for number in (0, num_spread):
@@ -124,7 +129,7 @@ def choose_shares(
                 shares[rank, hottest[i]] = counts[rank, hottest[i]]
         level(shares, counts, resident, free, costs)
         sources = choose_sources(shares, home, resident, free, costs)
-        chosen = _weighed(shares, loads_of_shares(counts, shares, costs), sources, counts, costs, overlap, True)
+        chosen = _weighed(shares, loads_of_shares(counts, shares, costs), sources, counts, costs, overlap, False)
         if chosen.predicted_s < least_s:
             best, least_s = chosen, chosen.predicted_s
         if num_spread == 0:
@@ -134,12 +139,12 @@ def choose_shares(
 
 @compiled
 def _weighed(
-    shares: IntArray, loads: Loads, sources: Sources, counts: IntArray, costs: Costs, overlap: bool, moves: bool
+    shares: IntArray, loads: Loads, sources: Sources, counts: IntArray, costs: Costs, overlap: bool, at_home: bool
 ) -> Chosen:
     """Return shares with their time."""
     plain_s, overlapped_s = layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs)
     overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
-    return Chosen(shares, sources.from_peer, overlapped, overlapped_s if overlapped else plain_s, moves)
+    return Chosen(shares, sources.from_peer, overlapped, overlapped_s if overlapped else plain_s, at_home)
 
 
 @compiled
@@ -230,7 +235,7 @@ def _num_spread(
     world_size = len(counts)
     row_s = 2 * (costs.exchange_token_s + costs.copy_token_s)
     fetch_s = fastest_fetch_s(costs)
-    fetches, slots = np.zeros(world_size, dtype=np.int64), free + resident.sum(axis=0)
+    fetches, slots = np.zeros(world_size, dtype=np.int64), free + num_held(resident)
     saved_s = best_saved_s = 0.0
     even_s = counts.sum() * (costs.token_s + row_s) / world_size
     for number, expert in enumerate(hottest):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled
+from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, FloatArray, add_slice, fastest_fetch_s, loads_of_shares, work_s
 
@@ -32,10 +33,9 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
     loads = loads_of_shares(counts, shares, costs)
     sent, received, work = loads.sent, loads.received, loads.work
     busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
-    slots = free.copy()
+    slots = free + num_held(resident)
     for expert in range(num_experts):
         for rank in range(world_size):
-            slots[rank] += resident[expert, rank]
             fetches[rank] += shares[rank, expert] > 0 and not resident[expert, rank]
     most_moves = world_size + num_experts
     moves = np.empty((most_moves, 4), dtype=np.int64)

@@ -93,6 +93,15 @@ class Sources(NamedTuple):
 
 
 @compiled
+def costs_of(values: FloatArray) -> Costs:
+    """Return float64 ``[13]``, numbers in their order, as costs."""
+    return Costs(
+        values[0], values[1], values[2], values[3], values[4], values[5], values[6],
+        values[7], values[8], values[9], values[10], values[11], values[12],
+    )  # fmt: skip
+
+
+@compiled
 def fastest_fetch_s(costs: Costs) -> float:
     """Return how long a fetch takes from the faster source, if that is idle."""
     return costs.fetch_s if costs.peer_fetch_s <= 0 else min(costs.fetch_s, costs.peer_fetch_s)
