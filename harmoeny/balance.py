@@ -7,14 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 from harmoeny.compiled import compiled
-from harmoeny.held import free_slots, shares_at_home, shares_where_held
+from harmoeny.held import free_slots, num_held, shares_at_home, shares_where_held
 from harmoeny.level import level
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import home_tokens, tokens_of_shares
 from harmoeny.predict import (
     Costs,
+    FloatArray,
     Loads,
-    choose_sources,
+    Sources,
+    costs_of,
     fastest_fetch_s,
     layer_s,
     loads_at_home,
@@ -22,6 +24,7 @@ from harmoeny.predict import (
     no_sources,
     work_s,
 )
+from harmoeny.wire import choose_sources, exchange_s
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
 LEAST_GAIN = 0.02
@@ -37,17 +40,19 @@ class Chosen(NamedTuple):
         from_peer: bool ``[num_experts, world_size]``, the fetches that an expert's home rank sends.
         overlapped: whether a rank's own rows are executed while the others are on their way.
         predicted_s: seconds from the plan to the end of the combine.
+        at_home: whether everything is executed on its home rank because nobody else holds it.
     """
 
     shares: IntArray
     from_peer: BoolArray
     overlapped: bool
     predicted_s: float
+    at_home: bool
 
 
 @compiled
 def plan_by_time(
-    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: Costs, overlap: bool
+    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: FloatArray, overlap: bool
 ) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
     """Plan a batch; where nothing can be gained, everything is executed where it is held and little is computed.
 
@@ -56,37 +61,27 @@ def plan_by_time(
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
         room: slots of a rank, never fewer than the experts whose home it is; 0: those.
-        costs: the machine's.
+        costs: float64, the machine's in the order of :class:`Costs`, whose conversion would take as long as a plan.
         overlap: exchange and computation may overlap.
 
     Returns:
         Tokens, int64 ``[world_size, num_experts, world_size]``; fetches, bool ``[num_experts, world_size]``; and of
-        :class:`Chosen` the last three.
+        :class:`Chosen` ``from_peer``, ``overlapped`` and ``predicted_s``.
     """
     world_size, num_experts = counts.shape
-    free = free_slots(home, resident, room)
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
-    single = resident.sum() == num_experts
-    if single:
-        loads = loads_at_home(counts, home, costs)
-        overlapped, predicted_s = _overlapped(layer_s(loads, no_sources(world_size, 0), costs), overlap)
-        if not max(_candidates(counts, loads, True, free, predicted_s, costs)):
-            return home_tokens(counts, home), fetch, fetch, overlapped, predicted_s
-        held = shares_at_home(counts, home)
-    else:
-        held = shares_where_held(counts, home, resident, costs)
-        loads = loads_of_shares(counts, held, costs)
-        overlapped, predicted_s = False, 0.0
-    chosen = _improve(held, loads, counts, home, resident, free, costs, overlap)
-    if single and chosen.predicted_s >= predicted_s:
-        return home_tokens(counts, home), fetch, fetch, overlapped, predicted_s
+    machine = costs_of(costs)
+    chosen = choose_shares(counts, home, resident, room, machine, overlap)
+    if chosen.at_home:
+        return home_tokens(counts, home), fetch, fetch, chosen.overlapped, chosen.predicted_s
     shares = np.empty((num_experts, world_size), dtype=np.int64)
     for rank in range(world_size):
         for expert in range(num_experts):
             share = chosen.shares[rank, expert]
             shares[expert, rank] = share
             fetch[expert, rank] = share > 0 and not resident[expert, rank]
-    return tokens_of_shares(counts, shares), fetch, chosen.from_peer, chosen.overlapped, chosen.predicted_s
+    tokens = tokens_of_shares(counts, shares, int(machine.node_ranks))
+    return tokens, fetch, chosen.from_peer, chosen.overlapped, chosen.predicted_s
 
 
 @compiled
@@ -109,73 +104,47 @@ def choose_shares(
         costs: the machine's.
         overlap: exchange and computation may overlap.
     """
-    held = shares_where_held(counts, home, resident, costs)
-    loads, free = loads_of_shares(counts, held, costs), free_slots(home, resident, room)
-    return _improve(held, loads, counts, home, resident, free, costs, overlap)
-
-
-@compiled
-def _improve(
-    held: IntArray,
-    loads: Loads,
-    counts: IntArray,
-    home: IntArray,
-    resident: BoolArray,
-    free: IntArray,
-    costs: Costs,
-    overlap: bool,
-) -> Chosen:
-    """Return the best of the candidates of :func:`choose_shares`, of which ``held`` with its loads is the first."""
     world_size, num_experts = counts.shape
+    single = num_held(resident).sum() == num_experts
+    if single:
+        held, loads = shares_at_home(counts, home), loads_at_home(counts, home, costs)
+    else:
+        held = shares_where_held(counts, home, resident, costs)
+        loads = loads_of_shares(counts, held, costs)
+    free = free_slots(home, resident, room)
     nothing = no_sources(world_size, num_experts)
-    overlapped, predicted_s = _overlapped(layer_s(loads, nothing, costs), overlap)
-    best = Chosen(held, nothing.from_peer, overlapped, predicted_s)
-    least_s = (1 - LEAST_GAIN) * predicted_s
-    evens, most_spread = _candidates(counts, loads, resident.sum() == num_experts, free, predicted_s, costs)
-    if evens > 0:
-        shares = held.copy()
-        level(shares, counts, resident, free, costs)
-        chosen = _weighed(shares, counts, home, resident, free, costs, overlap)
-        if chosen.predicted_s < least_s:
-            best, least_s = chosen, chosen.predicted_s
+    best = _weighed(held, loads, nothing, counts, costs, overlap, single)
+    least_s = (1 - LEAST_GAIN) * best.predicted_s
+    evens, most_spread = _candidates(counts, loads, single, free, best.predicted_s, costs)
+    if not evens and most_spread == 0:
+        return best
     hottest = _hottest(counts, most_spread)
     num_spread = _num_spread(hottest, counts, held, resident, free, costs)
-    if num_spread > 0:
+    for number in (0, num_spread):
+        if number == 0 and not evens:
+            continue
         shares = held.copy()
-        for i in range(num_spread):
+        for i in range(number):
             for rank in range(world_size):
                 shares[rank, hottest[i]] = counts[rank, hottest[i]]
         level(shares, counts, resident, free, costs)
-        chosen = _weighed(shares, counts, home, resident, free, costs, overlap)
+        sources = choose_sources(shares, home, resident, free, costs)
+        chosen = _weighed(shares, loads_of_shares(counts, shares, costs), sources, counts, costs, overlap, False)
         if chosen.predicted_s < least_s:
-            best = chosen
+            best, least_s = chosen, chosen.predicted_s
+        if num_spread == 0:
+            break
     return best
 
 
 @compiled
 def _weighed(
-    shares: IntArray,
-    counts: IntArray,
-    home: IntArray,
-    resident: BoolArray,
-    free: IntArray,
-    costs: Costs,
-    overlap: bool,
+    shares: IntArray, loads: Loads, sources: Sources, counts: IntArray, costs: Costs, overlap: bool, at_home: bool
 ) -> Chosen:
-    """Return shares with the sources of their fetches and their time."""
-    sources = choose_sources(shares, home, resident, free, costs)
-    loads = loads_of_shares(counts, shares, costs)
-    overlapped, predicted_s = _overlapped(layer_s(loads, sources, costs), overlap)
-    return Chosen(shares, sources.from_peer, overlapped, predicted_s)
-
-
-@compiled
-def _overlapped(seconds: tuple[float, float], overlap: bool) -> tuple[bool, float]:
-    """Return whether exchange and computation should overlap, of the times without and with that, and the time then."""
-    plain_s, overlapped_s = seconds
-    if overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s:
-        return True, overlapped_s
-    return False, plain_s
+    """Return shares with their time."""
+    plain_s, overlapped_s = layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs)
+    overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
+    return Chosen(shares, sources.from_peer, overlapped, overlapped_s if overlapped else plain_s, at_home)
 
 
 @compiled
@@ -266,7 +235,7 @@ def _num_spread(
     world_size = len(counts)
     row_s = 2 * (costs.exchange_token_s + costs.copy_token_s)
     fetch_s = fastest_fetch_s(costs)
-    fetches = np.zeros(world_size, dtype=np.int64)
+    fetches, slots = np.zeros(world_size, dtype=np.int64), free + num_held(resident)
     saved_s = best_saved_s = 0.0
     even_s = counts.sum() * (costs.token_s + row_s) / world_size
     for number, expert in enumerate(hottest):
@@ -278,6 +247,8 @@ def _num_spread(
                 fetches[rank] += 1
                 launches += 1
         saved_s += (rows * row_s - launches * (costs.launch_s + costs.weights_s)) / world_size
+        if (fetches > slots).any():
+            break
         link_s = 0.0
         for rank in range(world_size):
             restores = max(fetches[rank] - free[rank], 0)

@@ -25,6 +25,10 @@ class ExpertCost:
         copy_token_s: seconds to reorder one token in device memory; 0 where it is not known.
         tile_tokens: tokens that are computed at a time; a slice's are filled up to a multiple.
         grouped: whether all slices that are ready are computed at once, and launched once.
+        node_ranks: ranks of a node, where ranks are on several; 0: on one.
+        inside_share: what a token or an expert takes inside a node, as a multiple of :attr:`exchange_token_s` or of
+            :attr:`peer_fetch_s`, which are means over all ranks.
+        network_share: likewise between nodes.
         fetch_together_s: :attr:`fetch_s` while all ranks fetch, where they share links or memory; 0: the same.
     """
 
@@ -38,6 +42,9 @@ class ExpertCost:
     copy_token_s: float = 0.0
     tile_tokens: int = 1
     grouped: bool = False
+    node_ranks: int = 0
+    inside_share: float = 1.0
+    network_share: float = 1.0
     fetch_together_s: float = 0.0
 
     def threshold_tokens(self) -> int:
@@ -45,8 +52,8 @@ class ExpertCost:
         nearest = max(1, round(self.fetch_s / self.token_s))
         return nearest if nearest * self.token_s >= self.fetch_s else nearest + 1
 
-    def head_s(self, traffic: npt.NDArray[Any], rank: int, *, staged: bool) -> float:
-        """Return how many seconds after the plan a rank can begin to compute, during which it can fetch already.
+    def head_s(self, traffic: npt.NDArray[Any], rank: int, *, staged: bool) -> tuple[float, float]:
+        """Return how many seconds after the plan a rank has rows to compute, and how much later all of them.
 
         Args:
             traffic: ``[world_size(src), world_size(dst)]``, assignments that go from rank to rank.
@@ -55,11 +62,9 @@ class ExpertCost:
         """
         sent, received = traffic.sum(axis=1), traffic.sum(axis=0)
         gather_s = float(sent.max()) * self.copy_token_s
-        if staged:
-            return gather_s
         rows = float(np.maximum(sent - traffic.diagonal(), received - traffic.diagonal()).max())
-        arrived_s = self.exchange_latency_s + rows * self.exchange_token_s
-        return gather_s + arrived_s + float(received[rank]) * self.copy_token_s
+        rest_s = self.exchange_latency_s + rows * self.exchange_token_s + float(received[rank]) * self.copy_token_s
+        return (gather_s, rest_s) if staged else (gather_s + rest_s, 0.0)
 
     def peer_fetches_s(self, num_fetches: int) -> float:
         """Return how long so many fetches take that one rank sends, or one rank receives from others, one by one."""

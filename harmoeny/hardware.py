@@ -184,11 +184,14 @@ class Hardware:
         """
         if self.expert_flops_per_s is None or self.host_link_bytes_per_s is None:
             return None
-        exchange, memory = self.all_to_all_bytes_per_s, self.device_memory_bytes_per_s
-        latency_s = self.all_to_all_latency_s
+        inside, memory = self.all_to_all_bytes_per_s, self.device_memory_bytes_per_s
+        exchange, latency_s, node_ranks = exchange_bytes_per_s or inside, self.all_to_all_latency_s, 0
+        inside_share = network_share = 1.0
         if self.ranks_per_node is not None and world_size > self.ranks_per_node:
-            exchange, latency_s = self.network_bytes_per_s or exchange, latency_s + self.network_latency_s
-        exchange = exchange_bytes_per_s or exchange
+            network, latency_s = self.network_bytes_per_s or inside, latency_s + self.network_latency_s
+            exchange, node_ranks = exchange_bytes_per_s or network, self.ranks_per_node
+            if exchange is not None and network is not None:
+                inside_share, network_share = exchange / (inside or network), exchange / network
         sender = sender_bytes_per_s or exchange
         return ExpertCost(
             token_s=flops_per_token / self.expert_rate(width),
@@ -201,4 +204,7 @@ class Hardware:
             copy_token_s=0.0 if memory is None else 2 * token_bytes / memory,
             tile_tokens=self.expert_tile_rows,
             grouped=self.kernel != KernelName.LOOP,
+            node_ranks=node_ranks,
+            inside_share=inside_share,
+            network_share=network_share,
         )

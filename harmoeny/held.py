@@ -19,18 +19,25 @@ def free_slots(home: IntArray, resident: BoolArray, room: int) -> IntArray:
         room: slots of a rank, at least as many as there are experts whose home it is; 0: those.
     """
     num_experts, world_size = resident.shape
-    free: IntArray = np.full(world_size, room)
     homes = np.zeros(world_size, dtype=np.int64)
     for expert in range(num_experts):
         homes[home[expert]] += 1
+    held = num_held(resident)
+    free: IntArray = np.empty(world_size, dtype=np.int64)
     for rank in range(world_size):
-        free[rank] = max(room, homes[rank])
+        free[rank] = max(max(room, homes[rank]) - held[rank], 0)
+    return free
+
+
+@compiled
+def num_held(resident: BoolArray) -> IntArray:
+    """Return int64 ``[world_size]``, how many experts every rank holds; ``resident``: ``[num_experts, world_size]``."""
+    num_experts, world_size = resident.shape
+    held: IntArray = np.zeros(world_size, dtype=np.int64)
     for expert in range(num_experts):
         for rank in range(world_size):
-            free[rank] -= resident[expert, rank]
-    for rank in range(world_size):
-        free[rank] = max(free[rank], 0)
-    return free
+            held[rank] += resident[expert, rank]
+    return held
 
 
 @compiled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled
+from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, FloatArray, add_slice, fastest_fetch_s, loads_of_shares, work_s
 
@@ -32,8 +33,9 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
     loads = loads_of_shares(counts, shares, costs)
     sent, received, work = loads.sent, loads.received, loads.work
     busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
-    for rank in range(world_size):
-        for expert in range(num_experts):
+    slots = free + num_held(resident)
+    for expert in range(num_experts):
+        for rank in range(world_size):
             fetches[rank] += shares[rank, expert] > 0 and not resident[expert, rank]
     most_moves = world_size + num_experts
     moves = np.empty((most_moves, 4), dtype=np.int64)
@@ -56,7 +58,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
             break
         giver = int(busy_s.argmax())
         expert = int(shares[giver].argmax())
-        receiver, amount = _receiver(giver, expert, shares, counts, resident, busy_s, fetches, fetch_s, costs)
+        receiver, amount = _receiver(giver, expert, shares, counts, resident, busy_s, fetches, slots, fetch_s, costs)
         if receiver < 0:
             break
         fetches[receiver] += shares[receiver, expert] == 0 and not resident[expert, receiver]
@@ -85,13 +87,14 @@ def _receiver(
     resident: BoolArray,
     busy_s: FloatArray,
     fetches: IntArray,
+    slots: IntArray,
     fetch_s: float,
     costs: Costs,
 ) -> tuple[int, int]:
     """Return who takes how much of the giver's assignments of an expert; (-1, 0) where nobody gains.
 
     A receiver's own assignments come first: the rows stay where they are. Giver and receiver are made equally busy,
-    and whoever ends first then is chosen.
+    and whoever ends first then is chosen. Nobody fetches more than it has slots for.
     """
     row_s, token_s = costs.exchange_token_s, costs.token_s
     best, best_amount, best_s = -1, 0, busy_s[giver] * (1 - _LEAST_MOVE)
@@ -100,7 +103,7 @@ def _receiver(
         fetched = new and not resident[expert, rank]
         begin_s = busy_s[rank] + (costs.launch_s if fetched or (new and costs.grouped == 0) else 0.0)
         gap_s = busy_s[giver] - begin_s
-        if gap_s <= 0 or rank == giver:
+        if gap_s <= 0 or rank == giver or (fetched and fetches[rank] >= slots[rank]):
             continue
         own = max(counts[rank, expert] - shares[rank, expert], 0)
         # The giver is rid of a row and its results, and so is a receiver of its own; of others' it gets them.

@@ -174,42 +174,67 @@ def hand_over(row: IntArray, amount: int, room: IntArray, dst: int) -> int:
 
 
 @compiled
-def tokens_of_shares(counts: IntArray, shares: IntArray) -> IntArray:
+def tokens_of_shares(counts: IntArray, shares: IntArray, node_ranks: int = 0) -> IntArray:
     """Decide which assignments make up the share of every rank, where policies care only for the loads.
 
-    Every rank fills its share with its own assignments first, so that nothing is sent that may stay.
+    Every rank fills its share with its own assignments first, so that nothing is sent that may stay, and then with
+    those of its node.
 
     Args:
         counts: int64 ``[world_size, num_experts]``.
         shares: int64 ``[num_experts, world_size(dst)]``, assignments that every rank is to execute; their sums per
             expert are those of ``counts``.
+        node_ranks: ranks of a node; 0: all.
 
     Returns:
         int64 ``[world_size(src), num_experts, world_size(dst)]``.
     """
     world_size, num_experts = counts.shape
     tokens = np.zeros((world_size, num_experts, world_size), dtype=np.int64)
-    left = np.empty(world_size, dtype=np.int64)
     for expert in range(num_experts):
-        takers = taker = 0
-        for rank in range(world_size):
-            if shares[expert, rank] > 0:
-                takers += 1
-                taker = rank
-        if takers < 2:  # as most experts have
-            for src in range(world_size):
-                tokens[src, expert, taker] = counts[src, expert]
-            continue
-        for rank in range(world_size):
-            own = min(counts[rank, expert], shares[expert, rank])
-            tokens[rank, expert, rank] = own
-            left[rank] = shares[expert, rank] - own
-        dst = 0
-        for src in range(world_size):
-            amount = counts[src, expert] - tokens[src, expert, src]
-            if amount > 0:
-                dst = hand_over(tokens[src, expert], amount, left, dst)
+        deal(tokens[:, expert], counts[:, expert], shares[expert], node_ranks)
     return tokens
+
+
+@compiled
+def deal(pairs: IntArray, counts: IntArray, shares: IntArray, node_ranks: int) -> None:
+    """Add one expert's assignments to who executes whose, as :func:`tokens_of_shares` decides it.
+
+    Args:
+        pairs: int64 ``[world_size(src), world_size(dst)]``; updated.
+        counts: int64 ``[world_size]``, the expert's assignments per source rank.
+        shares: int64 ``[world_size]``, how many of them every rank executes.
+        node_ranks: ranks of a node; 0: all.
+    """
+    world_size = len(counts)
+    takers = taker = 0
+    for rank in range(world_size):
+        if shares[rank] > 0:
+            takers += 1
+            taker = rank
+    if takers < 2:  # as most experts have
+        for src in range(world_size):
+            pairs[src, taker] += counts[src]
+        return
+    kept, left = np.empty(world_size, dtype=np.int64), np.empty(world_size, dtype=np.int64)
+    for rank in range(world_size):
+        own = min(counts[rank], shares[rank])
+        pairs[rank, rank] += own
+        kept[rank], left[rank] = counts[rank] - own, shares[rank] - own
+    for size in (node_ranks, world_size):
+        if size == 0:
+            continue
+        for first in range(0, world_size, size):
+            end, dst = min(first + size, world_size), first
+            for src in range(first, end):
+                while kept[src] > 0 and dst < end:
+                    n = min(kept[src], left[dst])
+                    if n > 0:
+                        pairs[src, dst] += n
+                        kept[src] -= n
+                        left[dst] -= n
+                    if left[dst] == 0:
+                        dst += 1
 
 
 @compiled

@@ -27,6 +27,9 @@ class Costs(NamedTuple):
         copy_token_s: reordering one row in device memory.
         tile_tokens: assignments that are computed at a time; no seconds.
         grouped: 1 where all slices of a rank are computed at once, else 0; no seconds.
+        node_ranks: ranks of a node, where there are several nodes; 0: there is one.
+        inside_share: what a row or an expert inside a node takes, as a multiple of the mean above; no seconds.
+        network_share: likewise between nodes, which is beside that.
     """
 
     token_s: float
@@ -39,6 +42,9 @@ class Costs(NamedTuple):
     copy_token_s: float
     tile_tokens: float
     grouped: float
+    node_ranks: float
+    inside_share: float
+    network_share: float
 
 
 #: Rows of what ranks compute, float64 ``[3, world_size]``: the number of slices, the time of their assignments with
@@ -84,6 +90,15 @@ class Sources(NamedTuple):
     host_link_s: FloatArray
     fetched: FloatArray
     joins: BoolArray
+
+
+@compiled
+def costs_of(values: FloatArray) -> Costs:
+    """Return float64 ``[13]``, numbers in their order, as costs."""
+    return Costs(
+        values[0], values[1], values[2], values[3], values[4], values[5], values[6],
+        values[7], values[8], values[9], values[10], values[11], values[12],
+    )  # fmt: skip
 
 
 @compiled
@@ -207,62 +222,6 @@ def loads_of_shares(counts: IntArray, shares: IntArray, costs: Costs) -> Loads:
 
 
 @compiled
-def choose_sources(
-    shares: IntArray, home: IntArray, resident: BoolArray, free_slots: IntArray, costs: Costs
-) -> Sources:
-    """Decide for every fetch which source is less busy: the host's link, with the restores, or the expert's home rank.
-
-    Args:
-        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
-        home: int64 ``[num_experts]``.
-        resident: bool ``[num_experts, world_size]``.
-        free_slots: int64 ``[world_size]``, slots that hold no resident; a fetch into any other has to be restored.
-        costs: the machine's.
-    """
-    world_size, num_experts = shares.shape
-    from_peer = np.zeros((num_experts, world_size), dtype=np.bool_)
-    # The latency is that of all that a rank sends together.
-    expert_s = costs.peer_fetch_s - costs.exchange_latency_s
-    fetched = np.zeros((3, world_size))
-    sent = np.zeros(world_size, dtype=np.int64)
-    received = np.zeros(world_size, dtype=np.int64)
-    from_host = np.zeros(world_size, dtype=np.int64)
-    room = free_slots.copy()  # for fetches, before any resident is executed
-    for expert in range(num_experts):
-        source = home[expert]
-        for rank in range(world_size):
-            if shares[rank, expert] == 0:
-                room[rank] += resident[expert, rank]
-                continue
-            if resident[expert, rank]:
-                continue
-            room[rank] -= 1
-            add_slice(fetched, rank, shares[rank, expert], 1, costs)
-            peer_s = max(sent[source], received[rank]) * expert_s + costs.peer_fetch_s
-            copies = from_host[rank] + 1 + max(from_host[rank] + received[rank] + 1 - free_slots[rank], 0)
-            if costs.peer_fetch_s > 0 and source != rank and peer_s < copies * costs.fetch_s:
-                from_peer[expert, rank] = True
-                sent[source] += 1
-                received[rank] += 1
-            else:
-                from_host[rank] += 1
-    # A receiver's weights are complete when its last sender is through, with those for others too.
-    slowest = received.copy()
-    for expert in range(num_experts):
-        for rank in range(world_size):
-            if from_peer[expert, rank]:
-                slowest[rank] = max(slowest[rank], sent[home[expert]])
-    ready_s, host_link_s = np.zeros(world_size), np.zeros(world_size)
-    for rank in range(world_size):
-        ready_s[rank] = from_host[rank] * costs.fetch_s
-        if slowest[rank] > 0:
-            ready_s[rank] = max(ready_s[rank], slowest[rank] * expert_s + costs.exchange_latency_s)
-        restores = max(from_host[rank] + received[rank] - free_slots[rank], 0)
-        host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
-    return Sources(from_peer, ready_s, host_link_s, fetched, room >= 0)
-
-
-@compiled
 def no_sources(world_size: int, num_experts: int) -> Sources:
     """Return the sources of a plan that fetches nothing."""
     idle_s = np.zeros(world_size)
@@ -271,27 +230,32 @@ def no_sources(world_size: int, num_experts: int) -> Sources:
 
 
 @compiled
-def layer_s(loads: Loads, sources: Sources, costs: Costs) -> tuple[float, float]:
+def rows_s(loads: Loads, costs: Costs) -> float:
+    """Return how long an exchange takes: as long as the rank that sends or receives most."""
+    rows = max(loads.sent.max(), loads.received.max())
+    return float(costs.exchange_latency_s + rows * costs.exchange_token_s)
+
+
+@compiled
+def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> tuple[float, float]:
     """Return how long a layer takes from the plan to the end of the combine, in seconds.
 
-    ``exchange there + max over ranks of computation + exchange back``, where an exchange takes as long as the rank that
-    sends or receives most. Fetched experts are computed when the last of them is there, and after the others; where
-    slices are grouped, together, or with the others if there are slots for them and waiting takes less than a launch.
-    Rows are copied when they are sent and, there and back, where they are executed; results are copied and added. With
-    overlap, a rank's own rows are computed while the others are on their way, and an expert with both is launched
-    twice. A host link that is busy for longer than all of that, as restores may keep it, is what the layer takes in
-    the long run.
+    ``exchange there + max over ranks of computation + exchange back``. Fetched experts are computed when the last of
+    them is there, and after the others; where slices are grouped, together, or with the others if there are slots for
+    them and waiting takes less than a launch. Rows are copied when they are sent and, there and back, where they are
+    executed; results are copied and added. With overlap, a rank's own rows are computed while the others are on their
+    way, and an expert with both is launched twice. A host link that is busy for longer than all of that, as restores
+    may keep it, is what the layer takes in the long run.
 
     Args:
         loads: what the ranks do.
         sources: what they fetch.
+        exchange_s: what the exchange takes one way.
         costs: the machine's.
 
     Returns:
         Without overlap of exchange and computation, and with it.
     """
-    rows = max(loads.sent.max(), loads.received.max())
-    exchange_s = costs.exchange_latency_s + rows * costs.exchange_token_s
     gather_s = loads.routed.max() * costs.copy_token_s
     plain_s = overlapped_s = 0.0
     for rank in range(len(loads.sent)):
@@ -305,7 +269,7 @@ def layer_s(loads: Loads, sources: Sources, costs: Costs) -> tuple[float, float]
             fetched_s = work_s(sources.fetched, rank, costs)
             again_s = costs.launch_s * (1 if costs.grouped > 0 else fetched)
             rank_s = max(arrived_s + _rest_s(loads.work, sources.fetched, rank, costs), ready_s) + fetched_s
-            held_s = max(others_s - fetched_s, 0.0)
+            held_s = max(others_s - fetched_s + (costs.launch_s if costs.grouped > 0 else 0.0), 0.0)
             split_s = max(max(arrived_s, own_end_s) + held_s, ready_s) + fetched_s + again_s
             if costs.grouped > 0 and sources.joins[rank]:
                 rank_s = min(rank_s, max(arrived_s, ready_s) + all_s)

@@ -14,7 +14,7 @@ from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
-from harmoeny.predict import Costs
+from harmoeny.predict import Costs, FloatArray
 from harmoeny.settle import placements_for
 
 #: What a new placement has to gain, as a share of a layer's time.
@@ -61,6 +61,14 @@ class HarMoEny(Policy):
     window: int = 4
     costs: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        #: The costs that plans reckon with, by name and in order; None until all are known. No option.
+        self._known: tuple[Costs, FloatArray] | None = None
+        if all(name in self.costs for name in Costs._fields):
+            costs = Costs(**{name: float(value) for name, value in self.costs.items() if name in Costs._fields})
+            costs = costs if self.fetch == Fetch.PEER else costs._replace(peer_fetch_s=0.0)
+            self._known = costs, np.array(costs, dtype=np.float64)
+
     @property
     def history_window(self) -> int:
         """Batches that placements follow."""
@@ -103,9 +111,10 @@ class HarMoEny(Policy):
         Raises:
             ValueError: a cost was neither set nor calibrated.
         """
+        _, costs = self._costs()
         room = self.room(*placement.resident.shape) or 0
         tokens, fetch, from_peer, overlapped, predicted_s = plan_by_time(
-            counts, placement.home, placement.resident, room, self._costs, self.overlap
+            counts, placement.home, placement.resident, room, costs, self.overlap
         )
         return Plan(tokens, fetch, from_peer, [range(len(counts))] if overlapped else None, predicted_s)
 
@@ -119,12 +128,16 @@ class HarMoEny(Policy):
         Raises:
             ValueError: a cost was neither set nor calibrated.
         """
+        costs, _ = self._costs()
         room = self.room(*placement.resident.shape) or 0
-        chosen: Chosen = choose_shares(counts, placement.home, placement.resident, room, self._costs, self.overlap)
+        chosen: Chosen = choose_shares(counts, placement.home, placement.resident, room, costs, self.overlap)
         return chosen
 
     def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
-        """Place a layer anew where that would have paid in the latest batch.
+        """Place a layer anew where that would have paid in every batch of the latest half of the window.
+
+        What is tried is derived from the half before. So routing that changes from batch to batch moves no weights,
+        and does not fill slots that its own fetches need.
 
         Args:
             layer: MoE layer in order of execution.
@@ -133,15 +146,19 @@ class HarMoEny(Policy):
         """
         if not self.settle or self.fetch == Fetch.NONE or len(history) < 2 or len(history) % self.interval:
             return None
-        *earlier, latest = history[-min(self.window, len(history)) :]
-        now_s = self.choose(latest, placement).predicted_s
-        best, best_s = None, now_s * (1 - _LEAST_GAIN)
+        costs, _ = self._costs()
+        known = history[-min(self.window, len(history)) :]
+        middle = (len(known) + 1) // 2
+        earlier, latest = known[:middle], known[middle:]
+        now_s = [self.choose(counts, placement).predicted_s for counts in latest]
+        best, best_s = None, sum(now_s) * (1 - _LEAST_GAIN)
         num_slots = self._num_slots(placement)
-        for candidate in placements_for(np.sum(earlier, axis=0) // len(earlier), placement, num_slots, self._costs):
+        for candidate in placements_for(np.sum(earlier, axis=0) // len(earlier), placement, num_slots, costs):
             copies = int((candidate.resident & ~placement.resident).sum(axis=0).max())
-            candidate_s = self.choose(latest, candidate).predicted_s + copies * self._costs.fetch_s / _SERVED_BATCHES
-            if candidate_s < best_s:
-                best, best_s = candidate, candidate_s
+            copied_s = copies * costs.fetch_s / _SERVED_BATCHES
+            then_s = [self.choose(counts, candidate).predicted_s + copied_s for counts in latest]
+            if sum(then_s) < best_s and all(then < now for then, now in zip(then_s, now_s, strict=True)):
+                best, best_s = candidate, sum(then_s)
         return best
 
     def room(self, num_experts: int, world_size: int) -> int | None:
@@ -156,10 +173,8 @@ class HarMoEny(Policy):
         room = self.room(placement.num_experts, placement.world_size)
         return homes if room is None else np.maximum(homes, room)
 
-    @property
-    def _costs(self) -> Costs:
-        missing = [name for name in Costs._fields if name not in self.costs]
-        if missing:
-            raise ValueError(f"costs.{missing[0]}: missing, must be calibrated before planning (HarMoEny.calibrated)")
-        costs = Costs(**self.costs)
-        return costs if self.fetch == Fetch.PEER else costs._replace(peer_fetch_s=0.0)
+    def _costs(self) -> tuple[Costs, FloatArray]:
+        if self._known is None:
+            missing = next(name for name in Costs._fields if name not in self.costs)
+            raise ValueError(f"costs.{missing}: missing, must be calibrated before planning (HarMoEny.calibrated)")
+        return self._known

@@ -183,13 +183,15 @@ class SimulatedSystem:
         arrived_s = ready_s.max() + exchange.wire_s + exchange.group_s
         boundary_s[Phase.COMPUTE] = arrived_s if flows.slices is None else ready_s
         done = self._memories.run(
-            layer, flows, self._residency.placements[layer], boundary_s[Phase.DISPATCH], boundary_s[Phase.COMPUTE], pace
+            layer,
+            flows,
+            self._residency.placements[layer],
+            planned_s=boundary_s[Phase.DISPATCH],
+            start_s=boundary_s[Phase.COMPUTE],
+            arrived_s=arrived_s,
+            pace=pace,
         )
         end_s = done.end_s
-        if flows.slices is not None:
-            # A rank's own rows are executed while the others are on their way.
-            own_s = ready_s + cost.experts_s(flows.slices[:1]) * pace
-            end_s = end_s + np.maximum(arrived_s - own_s, 0.0)
         boundary_s[Phase.COMBINE] = end_s
         boundary_s[Phase.END] = (
             _last_partner(end_s + exchange.group_s, flows.traffic) + exchange.wire_s + exchange.add_s + done.restoring_s

@@ -108,8 +108,10 @@ class RankMemories:
         layer: int,
         flows: Flows,
         placement: Placement,
+        *,
         planned_s: FloatArray,
         start_s: FloatArray,
+        arrived_s: FloatArray,
         pace: FloatArray,
     ) -> Computed:
         """Execute one layer.
@@ -120,6 +122,8 @@ class RankMemories:
             placement: whose home ranks send weights.
             planned_s: float64 ``[world_size]``, when fetches may begin.
             start_s: float64 ``[world_size]``, when computation may begin.
+            arrived_s: float64 ``[world_size]``, when the rows of all other ranks are there; stages of the exchange
+                behind the first are not executed before.
             pace: float64 ``[world_size]``, how many times as long every rank computes as the cost model says.
         """
         cost = self._cost
@@ -130,7 +134,8 @@ class RankMemories:
             from_peers = flows.fetch if flows.from_peer is None else flows.fetch & flows.from_peer
         arrival_s = planned_s + self._peers_s(from_peers, placement)
         host_s = cost.weights_from_host_s((missing & ~from_peers).sum(axis=0))
-        end_s = start_s + cost.experts_s(stages) * pace
+        own_end_s = start_s + cost.experts_s(stages[:1]) * pace
+        end_s = np.maximum(own_end_s, arrived_s) + cost.experts_s(stages[1:]) * pace
         restoring_s = np.zeros(len(end_s))
         columns: dict[str, IntArray | FloatArray] = {name: np.zeros(len(end_s), dtype=np.int64) for name in _COUNTS}
         columns |= {name: np.zeros(len(end_s)) for name in _TIMES}
@@ -140,16 +145,18 @@ class RankMemories:
             transfers.copy_s, transfers.restoring_s = float(host_s[rank]), 0.0
             own.comm.arrival_s = float(arrival_s[rank])
             transfers.now_s = float(planned_s[rank])
+            head_s, rest_s = cost.expert.head_s(flows.traffic, rank, staged=flows.slices is not None)
             own.fetcher.begin(
                 layer,
                 flows.fetch,
                 np.ascontiguousarray(stages[:, :, rank]),
                 from_peer=flows.from_peer,
                 grouped=cost.grouped,
-                head_s=cost.expert.head_s(flows.traffic, rank, staged=flows.slices is not None),
+                head_s=head_s,
+                rest_s=rest_s,
             )
             transfers.now_s = float(start_s[rank])
-            stats = self._execute(own, float(pace[rank]))
+            stats = self._execute(own, float(pace[rank]), float(arrived_s[rank]))
             end_s[rank], restoring_s[rank] = transfers.now_s, transfers.restoring_s
             for name, value in _columns(stats, transfers.copy_s).items():
                 columns[name][rank] = value
@@ -177,10 +184,18 @@ class RankMemories:
             self._ranks[rank] = _Rank(transfers, comm, make_fetcher(self._policy, self._first_placements, memory))
         return self._ranks[rank]
 
-    def _execute(self, rank: _Rank, pace: float) -> FetchStats:
-        """Run a rank's layer, wave by wave; ``pace``: how many times as long it takes as the cost model says."""
+    def _execute(self, rank: _Rank, pace: float, arrived_s: float) -> FetchStats:
+        """Run a rank's layer, wave by wave.
+
+        Args:
+            rank: the rank.
+            pace: how many times as long it takes as the cost model says.
+            arrived_s: when the rows of other ranks are there.
+        """
 
         def execute(wave: Wave) -> None:
+            if wave.stage > 0:
+                rank.transfers.now_s = max(rank.transfers.now_s, arrived_s)
             rank.transfers.compute(self._cost.wave_s(wave.num_tokens) * pace)
 
         return rank.fetcher.run(execute)

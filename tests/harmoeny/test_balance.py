@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from harmoeny.balance import LEAST_GAIN, choose_shares, plan_by_time
 from harmoeny.held import free_slots, shares_where_held
 from harmoeny.level import level
-from harmoeny.placement import IntArray, Placement, place
+from harmoeny.placement import BoolArray, IntArray, Placement, place
 from harmoeny.plan import Plan
-from harmoeny.predict import Costs, FloatArray, choose_sources, layer_s, loads_of_shares
+from harmoeny.predict import Costs, FloatArray, layer_s, loads_of_shares
+from harmoeny.wire import choose_sources, exchange_s
 from tests.strategies import batches, examples
 
 Batch = tuple[IntArray, Placement]
 COSTS = Costs(
     token_s=1.0, launch_s=3.0, weights_s=2.0, exchange_token_s=0.5, fetch_s=20.0, peer_fetch_s=8.0,
     exchange_latency_s=1.0, copy_token_s=0.1, tile_tokens=1.0, grouped=0.0,
+    node_ranks=0.0, inside_share=1.0, network_share=1.0,
 )  # fmt: skip
 costs_of_machines = st.builds(
     Costs,
@@ -34,13 +36,24 @@ costs_of_machines = st.builds(
     copy_token_s=st.sampled_from([0.0, 0.1]),
     tile_tokens=st.sampled_from([1.0, 16.0]),
     grouped=st.sampled_from([0.0, 1.0]),
+    node_ranks=st.sampled_from([0.0, 2.0, 3.0]),
+    inside_share=st.just(0.2),
+    network_share=st.just(1.3),
 )
 
 
 def predicted(counts: IntArray, shares: IntArray, placement: Placement, free: IntArray, costs: Costs) -> FloatArray:
     """Return the times of shares, without overlap and with it."""
     sources = choose_sources(shares, placement.home, placement.resident, free, costs)
-    return np.array(layer_s(loads_of_shares(counts, shares, costs), sources, costs))
+    loads = loads_of_shares(counts, shares, costs)
+    return np.array(layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs))
+
+
+def plan(
+    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: Costs, overlap: bool
+) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
+    """Plan with these costs."""
+    return plan_by_time(counts, home, resident, room, np.array(costs), overlap)
 
 
 @examples(200)
@@ -52,11 +65,11 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
     room = int(placement.resident.sum(axis=0).max()) + num_free
     free = free_slots(placement.home, placement.resident, room)
     arguments = (counts, placement.home, placement.resident, room, costs, overlap)
-    tokens, fetch, from_peer, overlapped, predicted_s = plan_by_time(*arguments)
-    plan = Plan(tokens, fetch, from_peer)
-    plan.validate(counts, placement)
+    tokens, fetch, from_peer, overlapped, predicted_s = plan(*arguments)
+    made = Plan(tokens, fetch, from_peer)
+    made.validate(counts, placement)
     assert not (from_peer & ~fetch).any()
-    shares = np.ascontiguousarray(plan.executed().T)
+    shares = np.ascontiguousarray(made.executed().T)
     times = predicted(counts, shares, placement, free, costs)
     assert predicted_s == pytest.approx(times[int(overlapped)])
     assert overlap or not overlapped
@@ -82,7 +95,7 @@ def test_levelling_moves_assignments_and_loses_none(batch: Batch, costs: Costs) 
 def test_an_even_batch_stays_at_home() -> None:
     counts, placement = np.full((4, 16), 50), place("contiguous", 16, 4)
     costs = COSTS._replace(fetch_s=1e4)
-    tokens, fetch, *_ = plan_by_time(counts, placement.home, placement.resident, 0, costs, False)
+    tokens, fetch, *_ = plan(counts, placement.home, placement.resident, 0, costs, False)
     assert not fetch.any()
     np.testing.assert_array_equal(tokens.sum(axis=0).argmax(axis=1), placement.home)
 
@@ -92,7 +105,7 @@ def test_few_assignments_stay_at_home_because_weights_take_longer() -> None:
     counts, placement = np.zeros((4, 16), np.int64), place("contiguous", 16, 4)
     counts[:, 0], counts[:, 1:] = 4, 1
     costs = COSTS._replace(token_s=0.01, weights_s=40.0, exchange_token_s=0.0, peer_fetch_s=30.0)
-    _, fetch, *_ = plan_by_time(counts, placement.home, placement.resident, 0, costs, True)
+    _, fetch, *_ = plan(counts, placement.home, placement.resident, 0, costs, True)
     assert not fetch.any()
 
 
@@ -100,9 +113,9 @@ def test_a_hot_expert_is_executed_where_its_tokens_are_if_that_saves_the_exchang
     counts, placement = np.full((4, 8), 5), place("contiguous", 8, 4)
     counts[:, 0] = 1000
     costs = COSTS._replace(exchange_token_s=10.0)
-    tokens, fetch, *_ = plan_by_time(counts, placement.home, placement.resident, 3, costs, False)
+    tokens, fetch, *_ = plan(counts, placement.home, placement.resident, 3, costs, False)
     assert fetch[0].tolist() == [False, True, True, True]
-    assert tokens[np.arange(4), 0, np.arange(4)].tolist() == [1000] * 4
+    assert tokens[np.arange(4), 0, np.arange(4)].min() > 980, "all but what evens the others out"
 
 
 @pytest.mark.parametrize("hot", [40, 90, 200])

@@ -14,9 +14,9 @@ COST = ExpertCost(
 def test_rows_are_there_when_the_busiest_rank_has_sent_or_received_all_of_its() -> None:
     traffic = np.array([[6, 4], [3, 1]])  # rank 0 sends 4 and receives 3
     # Picking 10 rows, an exchange of 4, and ordering what the rank received.
-    assert COST.head_s(traffic, 0, staged=False) == 5.0 + (1.0 + 40.0) + 4.5
-    assert COST.head_s(traffic, 1, staged=False) == 5.0 + (1.0 + 40.0) + 2.5
-    assert COST.head_s(traffic, 1, staged=True) == 5.0, "own rows need no exchange"
+    assert COST.head_s(traffic, 0, staged=False) == (5.0 + (1.0 + 40.0) + 4.5, 0.0)
+    assert COST.head_s(traffic, 1, staged=False) == (5.0 + (1.0 + 40.0) + 2.5, 0.0)
+    assert COST.head_s(traffic, 1, staged=True) == (5.0, (1.0 + 40.0) + 2.5), "own rows need no exchange"
 
 
 def test_weights_from_peers_follow_each_other_behind_one_latency() -> None:

@@ -15,14 +15,15 @@ from harmoeny.predict import (
     Loads,
     Sources,
     add_slice,
-    choose_sources,
     layer_s,
     loads_at_home,
     loads_of_shares,
     no_loads,
     no_sources,
+    rows_s,
     work_s,
 )
+from harmoeny.wire import choose_sources
 from tests.strategies import batches, examples
 
 Batch = tuple[IntArray, Placement]
@@ -30,6 +31,7 @@ Batch = tuple[IntArray, Placement]
 COSTS = Costs(
     token_s=1.0, launch_s=3.0, weights_s=2.0, exchange_token_s=10.0, fetch_s=100.0, peer_fetch_s=31.0,
     exchange_latency_s=1.0, copy_token_s=0.5, tile_tokens=1.0, grouped=0.0,
+    node_ranks=0.0, inside_share=1.0, network_share=1.0,
 )  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def test_a_layer_is_its_slowest_rank_through_all_phases(ready_s: list[float], li
     sources = Sources(
         np.zeros((2, 2), dtype=np.bool_), np.array(ready_s), np.array(link_s), fetched, np.zeros(2, np.bool_)
     )
-    plain_s, overlapped_s = layer_s(loads, sources, COSTS)
+    plain_s, overlapped_s = layer_s(loads, sources, rows_s(loads, COSTS), COSTS)
     assert plain_s == layer_by_hand(loads, sources, overlap=False)
     assert overlapped_s == layer_by_hand(loads, sources, overlap=True)
 
@@ -120,9 +122,9 @@ def test_grouped_fetched_experts_share_a_launch_and_that_of_the_others_where_the
 
     def seconds(ready_s: float, *, joins: bool) -> float:
         sources = Sources(np.zeros((3, 1), np.bool_), np.array([ready_s]), np.zeros(1), fetched, np.array([joins]))
-        return layer_s(loads, sources, costs)[0]
+        return layer_s(loads, sources, rows_s(loads, costs), costs)[0]
 
-    together_s, _ = layer_s(loads, no_sources(1, 3), costs)
+    together_s, _ = layer_s(loads, no_sources(1, 3), rows_s(loads, costs), costs)
     # Rows are there at 0.5 * 15 * 2 + 1 = 16 s, and the resident is executed at 25 s.
     assert seconds(0.0, joins=False) == together_s + costs.launch_s
     assert seconds(0.0, joins=True) == together_s

@@ -112,13 +112,15 @@ class Executor(ABC):
             plan: the plan.
             executed_SE: int64 ``[num_stages, num_experts]``, what this rank executes of it, by stage of the exchange.
         """
-        kernel, rank, head_s = self.kernels[layer], self.comm.rank, 0.0
+        kernel, rank = self.kernels[layer], self.comm.rank
+        head_s = rest_s = 0.0
         if plan.fetch[:, rank].any():
             traffic, staged = plan.tokens.sum(axis=1), plan.source_groups is not None
-            head_s = self.memory.cost.head_s(traffic, rank, staged=staged)
+            head_s, rest_s = self.memory.cost.head_s(traffic, rank, staged=staged)
         schedule = self.planner.fetcher.begin(
-            layer, plan.fetch, executed_SE, from_peer=plan.from_peer, grouped=kernel.grouped, head_s=head_s
-        )
+            layer, plan.fetch, executed_SE, from_peer=plan.from_peer, grouped=kernel.grouped,
+            head_s=head_s, rest_s=rest_s,
+        )  # fmt: skip
         kernel.begin(schedule)
         return schedule
 

@@ -26,29 +26,35 @@ class Slice(NamedTuple):
     start: int
 
 
-def draft_schedule(
-    parts: Sequence[Slice],
-    home: Sequence[int],
-    cost: ExpertCost,
-    *,
-    work_order: str,
-    arrivals: Mapping[int, float],
-    head_s: float,
-) -> Schedule:
+class Predicted(NamedTuple):
+    """What is known beforehand of when a rank can begin what.
+
+    Attributes:
+        cost: predicts how long fetches and slices take.
+        arrivals: seconds from when fetches can begin until weights from peers are there, by expert.
+        head_s: how much sooner fetches can begin than slices.
+        rest_s: how much later the rows of stages behind the first are there than its own.
+    """
+
+    cost: ExpertCost
+    arrivals: Mapping[int, float]
+    head_s: float
+    rest_s: float
+
+
+def draft_schedule(parts: Sequence[Slice], home: Sequence[int], times: Predicted, *, work_order: str) -> Schedule:
     """Return the schedule of slices, one after the other, whose experts are not all residents.
 
     Args:
         parts: the slices by priority.
         home: as for :func:`harmoeny.runtime.memory.schedule.make_schedule`, and so the rest.
-        cost: predicts when fetches and slices end.
+        times: predicts when fetches and slices begin and end.
         work_order: ``covered`` or ``paper``.
-        arrivals: when weights from peers are there.
-        head_s: how much sooner fetches can begin than slices.
     """
     slot_of = {expert_id: slot for slot, expert_id in enumerate(home) if expert_id != EMPTY}
     hits = deque(p for p in parts if p.expert_id in slot_of)
     misses = deque(p for p in parts if p.expert_id not in slot_of)
-    draft = _Draft(home, slot_of, Counter(p.expert_id for p in hits), cost, arrivals, head_s)
+    draft = _Draft(home, slot_of, Counter(p.expert_id for p in hits), times)
     fetch: _Fetch | None = None
     while hits or misses:
         if misses and fetch is None:
@@ -92,30 +98,20 @@ class _Drafted(NamedTuple):
 class _Draft:
     """A schedule while it is being made; times are predicted seconds since the layer's first slice could begin."""
 
-    def __init__(
-        self,
-        home: Sequence[int],
-        slot_of: dict[int, int],
-        due: Counter[int],
-        cost: ExpertCost,
-        arrivals: Mapping[int, float],
-        head_s: float,
-    ) -> None:
+    def __init__(self, home: Sequence[int], slot_of: dict[int, int], due: Counter[int], times: Predicted) -> None:
         """Start with the slots as they are between batches.
 
         Args:
             home: expert per slot.
             slot_of: slot per expert; updated.
             due: number of slices per resident that are still to be added; updated.
-            cost: predicts times.
-            arrivals: when weights from peers are there, after fetches could begin.
-            head_s: how much sooner that is.
+            times: predicts when fetches and slices begin and end.
         """
         self._drafted: list[_Drafted] = []
-        self._home, self._slot_of, self._due, self._cost = home, slot_of, due, cost
+        self._home, self._slot_of, self._due, self._times = home, slot_of, due, times
         self._content = list(home)
         self._last_use = [NONE] * len(home)
-        self._arrivals, self._head_s = arrivals, head_s
+        head_s = times.head_s
         self._free_s = [-head_s] * len(home)
         self._compute_s, self._link_s = 0.0, -head_s
         # Two fetches ahead keep the link busy; more would only overwrite more residents.
@@ -125,8 +121,8 @@ class _Draft:
         """Choose the slot for an expert; None while residents that still have slices fill all slots."""
         if expert_id in self._slot_of:
             return _Fetch(self._slot_of[expert_id], 0.0, needed=False)
-        from_peer = expert_id in self._arrivals
-        earliest_s = self._fetched_ends_s[0] if from_peer else max(self._link_s, self._fetched_ends_s[0])
+        arrival_s = self._times.arrivals.get(expert_id)
+        earliest_s = self._fetched_ends_s[0] if arrival_s is not None else max(self._link_s, self._fetched_ends_s[0])
         choices = [
             (max(earliest_s, self._free_s[slot]), content == self._home[slot] != EMPTY, slot)
             for slot, content in enumerate(self._content)
@@ -135,9 +131,9 @@ class _Draft:
         if not choices:
             return None
         start_s, _, slot = min(choices)
-        if from_peer:
-            return _Fetch(slot, max(start_s, self._arrivals[expert_id] - self._head_s), needed=True)
-        return _Fetch(slot, start_s + self._cost.fetch_s, needed=True)
+        if arrival_s is not None:
+            return _Fetch(slot, max(start_s, arrival_s - self._times.head_s), needed=True)
+        return _Fetch(slot, start_s + self._times.cost.fetch_s, needed=True)
 
     def resident_first(self, fetch: _Fetch, work_order: str) -> bool:
         """Return whether a resident is executed before the expert that is fetched next."""
@@ -156,7 +152,7 @@ class _Draft:
         if fetch.needed:
             self._slot_of.pop(self._content[slot], None)
             self._content[slot], self._slot_of[part.expert_id] = part.expert_id, slot
-            if part.expert_id not in self._arrivals:
+            if part.expert_id not in self._times.arrivals:
                 self._link_s = fetch.ready_s
         self._compute_s = max(self._compute_s, fetch.ready_s)
         self._append(part, slot, fetch if fetch.needed else None)
@@ -181,7 +177,8 @@ class _Draft:
         )
 
     def _append(self, part: Slice, slot: int, fetch: _Fetch | None = None) -> None:
-        self._compute_s += part.num_tokens * self._cost.token_s
+        begin_s = max(self._compute_s, self._times.rest_s if part.stage > 0 else 0.0)
+        self._compute_s = begin_s + part.num_tokens * self._times.cost.token_s
         self._drafted.append(_Drafted(part, slot, fetch, self._last_use[slot]))
         self._last_use[slot] = len(self._drafted) - 1
         self._free_s[slot] = self._compute_s

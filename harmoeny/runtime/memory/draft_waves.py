@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from harmoeny.choices import WorkOrder
-from harmoeny.cost import ExpertCost
-from harmoeny.runtime.memory.draft import NONE, PAPER_LEAD, Slice, restores
+from harmoeny.runtime.memory.draft import NONE, PAPER_LEAD, Predicted, Slice, restores
 from harmoeny.runtime.memory.residents import EMPTY
 from harmoeny.runtime.memory.waves import Schedule, ScheduledFetch
 
 
-def draft_waves(
-    parts: Sequence[Slice],
-    home: Sequence[int],
-    cost: ExpertCost,
-    *,
-    work_order: str,
-    arrivals: Mapping[int, float],
-    head_s: float,
-) -> Schedule:
+def draft_waves(parts: Sequence[Slice], home: Sequence[int], times: Predicted, *, work_order: str) -> Schedule:
     """Return the grouped schedule of slices whose experts are not all residents.
 
     Every wave costs a launch. So a slice whose weights are on their way joins a wave if that has to wait for them for
@@ -30,16 +21,14 @@ def draft_waves(
     Args:
         parts: the slices by priority, see :func:`harmoeny.runtime.memory.schedule.make_schedule`, and so the rest.
         home: expert in every slot.
-        cost: predicts when fetches and waves end.
+        times: predicts when fetches and waves begin and end.
         work_order: ``covered`` or ``paper``.
-        arrivals: when weights from peers are there.
-        head_s: how much sooner fetches can begin than slices.
     """
-    draft = _Waves(parts, home, cost, arrivals, head_s)
+    draft = _Waves(parts, home, times)
     lead = PAPER_LEAD if work_order == WorkOrder.PAPER else len(parts)
     while draft.hits or draft.misses:
         draft.assign_slots()
-        if draft.hits and (lead > 0 or not draft.has_fetched()):
+        if draft.hits and (lead > 0 or not draft.has_fetched()) and not draft.fetched_first():
             lead -= draft.add_residents(lead if lead > 0 else len(parts))
         else:
             draft.add_fetched()
@@ -54,14 +43,8 @@ class _Waves:
         misses: those of other experts, in the order in which they are fetched.
     """
 
-    def __init__(
-        self,
-        parts: Sequence[Slice],
-        home: Sequence[int],
-        cost: ExpertCost,
-        arrivals: Mapping[int, float],
-        head_s: float,
-    ) -> None:
+    def __init__(self, parts: Sequence[Slice], home: Sequence[int], times: Predicted) -> None:
+        cost, arrivals, head_s = times.cost, times.arrivals, times.head_s
         held = {e for e in home if e != EMPTY}
         self.hits = [p for p in parts if p.expert_id in held]
         from_host_later = {e: arrival_s > cost.fetch_s for e, arrival_s in arrivals.items()}
@@ -69,8 +52,7 @@ class _Waves:
             (p for p in parts if p.expert_id not in held),
             key=lambda p: (p.stage, from_host_later.get(p.expert_id, not all(from_host_later.values()))),
         )
-        self._home, self._cost, self._head_s = home, cost, head_s
-        self._arrivals = arrivals
+        self._home, self._cost, self._arrivals, self._times = home, cost, arrivals, times
         self._content = list(home)
         self._slot_of = {e: slot for slot, e in enumerate(home) if e != EMPTY}
         self._due = Counter(p.expert_id for p in self.hits)
@@ -96,7 +78,7 @@ class _Waves:
             self._awaited.add(part.expert_id)
             self._fetches.append((part.expert_id, slot, self._last_use[slot]))
             if part.expert_id in self._arrivals:
-                ready_s = max(self._arrivals[part.expert_id] - self._head_s, self._free_s[slot])
+                ready_s = max(self._arrivals[part.expert_id] - self._times.head_s, self._free_s[slot])
             else:
                 ready_s = self._link_s = max(self._link_s, self._free_s[slot]) + self._cost.fetch_s
             self._ready_s[part.expert_id] = ready_s
@@ -115,6 +97,12 @@ class _Waves:
         """Return whether the next fetched expert has a slot."""
         return bool(self.misses) and self.misses[0].expert_id in self._slot_of
 
+    def fetched_first(self) -> bool:
+        """Return whether fetched experts have rows and weights before the next residents have rows."""
+        if not self.has_fetched() or self.misses[0].stage >= self.hits[0].stage:
+            return False
+        return self._ready_s[self.misses[0].expert_id] <= max(self._now_s, self._times.rest_s)
+
     def add_residents(self, most: int) -> int:
         """Append a wave of at most so many residents of one stage, and what joins them; return how many they are."""
         stage = self.hits[0].stage
@@ -125,6 +113,7 @@ class _Waves:
         if len(wave) > 1 and from_host and hidden_s > self._cost.launch_s:
             wave = wave[-min(from_host, PAPER_LEAD, len(wave) - 1) :]  # the fewest tokens: their slots are free soonest
         number = len(wave)
+        self._await_rows(stage)
         for part in wave:
             self.hits.remove(part)
             self._due[part.expert_id] -= 1
@@ -134,8 +123,13 @@ class _Waves:
     def add_fetched(self) -> None:
         """Append a wave of experts that are no residents."""
         first = self.misses[0]
+        self._await_rows(first.stage)
         self._now_s = max(self._now_s, self._ready_s[first.expert_id])
         self._append(self._take_fetched(first.stage, self._now_s))
+
+    def _await_rows(self, stage: int) -> None:
+        if stage > 0:
+            self._now_s = max(self._now_s, self._times.rest_s)
 
     def _take_fetched(self, stage: int, begin_s: float) -> list[Slice]:
         """Take the fetched slices of a stage that a wave which could begin then should wait for."""

@@ -9,7 +9,7 @@ import numpy as np
 from harmoeny.choices import WorkOrder
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray
-from harmoeny.runtime.memory.draft import NONE, Slice, draft_schedule
+from harmoeny.runtime.memory.draft import NONE, Predicted, Slice, draft_schedule
 from harmoeny.runtime.memory.draft_waves import draft_waves
 from harmoeny.runtime.memory.residents import EMPTY
 from harmoeny.runtime.memory.waves import Schedule
@@ -24,6 +24,7 @@ def make_schedule(
     grouped: bool = False,
     arrivals: Mapping[int, float] | None = None,
     head_s: float = 0.0,
+    rest_s: float = 0.0,
 ) -> Schedule:
     """Order a rank's slices so that fetches hide behind computation.
 
@@ -47,6 +48,7 @@ def make_schedule(
         arrivals: when weights from peers are predicted to be there, by expert, in seconds after fetches can begin; all
             others come from the host, one after the other.
         head_s: how much sooner fetches can begin than slices: what the dispatch takes.
+        rest_s: how much later the rows of stages behind the first are there than its own.
 
     Returns:
         The schedule; every slice is executed once, and a fetch never overwrites a slot that an earlier wave needs.
@@ -63,7 +65,8 @@ def make_schedule(
         columns = (stages, experts, num_tokens, np.cumsum(num_tokens) - num_tokens)
         parts = list(map(Slice, *(column[order].tolist() for column in columns)))
         draft = draft_waves if grouped else draft_schedule
-        return draft(parts, home, cost, work_order=work_order, arrivals=arrivals or {}, head_s=head_s)
+        times = Predicted(cost, arrivals or {}, head_s, rest_s)
+        return draft(parts, home, times, work_order=work_order)
     starts = np.cumsum(num_tokens) - num_tokens
     order = np.lexsort((slots, stages)) if grouped else np.lexsort((-num_tokens, stages))
     num_tokens, count = num_tokens[order], len(order)

@@ -157,6 +157,7 @@ class FetchStrategy:
         from_peer: BoolArray | None = None,
         grouped: bool = False,
         head_s: float = 0.0,
+        rest_s: float = 0.0,
     ) -> Schedule:
         """Order the layer's slices and start the fetches whose slots are free already.
 
@@ -166,15 +167,16 @@ class FetchStrategy:
             executed_SE: int64 ``[num_stages, num_experts]``, what this rank executes of the plan, as
                 :func:`harmoeny.runtime.memory.schedule.make_schedule` explains it.
             from_peer: bool ``[num_experts, world_size]``, what of it peers send, where they can; None: all.
-            grouped: as it explains it too, and so the next.
-            head_s: how much sooner fetches can begin than slices, in seconds.
+            grouped: as it explains it too, and so the others.
+            head_s: seconds.
+            rest_s: seconds.
         """
         self._layer, self._next_fetch = layer, 0
         self._stats, self._moved[layer] = self._moved[layer], FetchStats()
         self._open_sources(layer, fetch if from_peer is None else fetch & from_peer)
         self._schedule = make_schedule(
             executed_SE, self._home[layer], self.memory.cost, work_order=self._work_order, grouped=grouped,
-            arrivals=self._arrivals(), head_s=head_s,
+            arrivals=self._arrivals(), head_s=head_s, rest_s=rest_s,
         )  # fmt: skip
         if self.ahead:
             self._fetch_until(lambda fetch: fetch.after < 0)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from harmoeny.choices import Exchange, Fetch
-from harmoeny.placement import BoolArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.slots import Slot, Transfer
@@ -61,9 +61,7 @@ class PeerFetch(FetchStrategy):
         most = int(np.unique(np.stack([senders, receivers]), axis=1, return_counts=True)[1].max(initial=0))
         self._comm.reserve(most * experts.expert_bytes, most * len(experts.weights))
         own = (senders == rank) | (receivers == rank)
-        # A receiver's weights are complete when its last sender is through, with those for others too.
-        busiest = np.bincount(senders, minlength=self._comm.world_size)[senders[receivers == rank]].max(initial=0)
-        self._arrived_s = self.memory.cost.peer_fetches_s(max(int(busiest), int((receivers == rank).sum())))
+        self._arrived_s = self.memory.cost.peer_fetches_s(_most_copies(senders, receivers, rank))
         pairs = zip(expert_ids[own].tolist(), senders[own].tolist(), receivers[own].tolist(), strict=True)
         for expert_id, src, dst in pairs:
             if src == rank:
@@ -112,3 +110,16 @@ class PeerFetch(FetchStrategy):
         for work in self._sending:
             work.wait()
         self._arriving, self._sending = {}, []
+
+
+def _most_copies(senders: IntArray, receivers: IntArray, rank: int) -> int:
+    """Return the most copies that a rank, or any that it exchanges some with, sends or receives.
+
+    Args:
+        senders: int64 ``[num_copies]``, who sends every copy.
+        receivers: int64 ``[num_copies]``, who receives it.
+        rank: the rank.
+    """
+    sent, received = (np.bincount(ranks, minlength=rank + 1) for ranks in (senders, receivers))
+    from_others, to_others = senders[receivers == rank], receivers[senders == rank]
+    return int(max(sent[rank], received[rank], sent[from_others].max(initial=0), received[to_others].max(initial=0)))

@@ -39,11 +39,12 @@ class Case:
     grouped: bool
     arrivals: dict[int, float]
     head_s: float
+    rest_s: float
 
     def schedule(self) -> Schedule:
         return make_schedule(
             self.executed, self.home, self.cost, work_order=self.work_order, grouped=self.grouped,
-            arrivals=self.arrivals, head_s=self.head_s,
+            arrivals=self.arrivals, head_s=self.head_s, rest_s=self.rest_s,
         )  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
     order, grouped = draw(st.sampled_from(["covered", "paper"])), draw(st.booleans())
     arrivals = draw(st.dictionaries(st.integers(0, num_experts - 1), st.floats(0.0, 30.0)))
-    return Case(executed, home, cost, order, grouped, arrivals, draw(st.sampled_from([0.0, 8.0])))
+    return Case(executed, home, cost, order, grouped, arrivals, *draw(st.sampled_from([(0.0, 0.0), (8.0, 20.0)])))
 
 
 @examples(500)
@@ -208,6 +209,14 @@ def test_grouped_weights_from_peers_share_a_wave_behind_the_residents_whose_slot
     schedule = make_schedule(executed, [0, 1, 2], COST, grouped=True, arrivals={10: 1.0, 11: 1.0})
     assert waves(schedule) == [[0, 1, 2], [10, 11]]
     assert [(f.slot, f.after) for f in schedule.fetches] == [(0, 0), (1, 0)]
+
+
+def test_while_rows_are_on_their_way_fetched_experts_execute_those_that_are_there() -> None:
+    executed, home = np.concatenate([work(e0=4, e10=4), work(e0=4, e10=4)]), [0, EMPTY]
+    cost = replace(COST, launch_s=3.0)
+    # The residents' first wave ends at 7 s, weights come at 10 s.
+    assert waves(make_schedule(executed, home, cost, grouped=True, rest_s=12.0)) == [[0], [10], [0, 10]]
+    assert waves(make_schedule(executed, home, cost, grouped=True, rest_s=8.0)) == [[0], [0], [10], [10]]
 
 
 def test_one_by_one_weights_from_peers_need_no_link() -> None:

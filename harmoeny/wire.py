@@ -1,0 +1,118 @@
+"""What goes from rank to rank: rows of an exchange and weights of fetches, inside nodes and between them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harmoeny.compiled import compiled
+from harmoeny.placement import BoolArray, IntArray
+from harmoeny.plan import deal
+from harmoeny.predict import Costs, Loads, Sources, add_slice, rows_s
+
+
+@compiled
+def nodes(world_size: int, costs: Costs) -> IntArray:
+    """Return int64 ``[world_size]``, the node of every rank; all the same where there is one."""
+    node: IntArray = np.zeros(world_size, dtype=np.int64)
+    if costs.node_ranks > 0:
+        for rank in range(world_size):
+            node[rank] = rank // int(costs.node_ranks)
+    return node
+
+
+@compiled
+def exchange_s(counts: IntArray, shares: IntArray, loads: Loads, costs: Costs) -> float:
+    """Return how long an exchange takes one way, in seconds.
+
+    Inside one node what a rank sends or receives decides. With several, what it does inside its node and what it does
+    over the network are beside each other.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``.
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own and its node's first.
+        loads: those of the shares.
+        costs: the machine's.
+    """
+    world_size, num_experts = counts.shape
+    if costs.node_ranks == 0 or costs.node_ranks >= world_size:
+        return rows_s(loads, costs)
+    pairs = np.zeros((world_size, world_size), dtype=np.int64)
+    for expert in range(num_experts):
+        deal(pairs, counts[:, expert], shares[:, expert], int(costs.node_ranks))
+    node = nodes(world_size, costs)
+    rows = np.zeros((2, 2, world_size), dtype=np.int64)  # inside or between, sent or received
+    for src in range(world_size):
+        for dst in range(world_size):
+            if src != dst:
+                kind = int(node[src] != node[dst])
+                rows[kind, 0, src] += pairs[src, dst]
+                rows[kind, 1, dst] += pairs[src, dst]
+    slowest = max(rows[0].max() * costs.inside_share, rows[1].max() * costs.network_share)
+    return float(costs.exchange_latency_s + slowest * costs.exchange_token_s)
+
+
+@compiled
+def choose_sources(
+    shares: IntArray, home: IntArray, resident: BoolArray, free_slots: IntArray, costs: Costs
+) -> Sources:
+    """Decide for every fetch which source is less busy: the host's link, with the restores, or the expert's home rank.
+
+    Args:
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
+        home: int64 ``[num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+        free_slots: int64 ``[world_size]``, slots that hold no resident; a fetch into any other has to be restored.
+        costs: the machine's.
+    """
+    world_size, num_experts = shares.shape
+    node = nodes(world_size, costs)
+    from_peer = np.zeros((num_experts, world_size), dtype=np.bool_)
+    # The latency is that of all that a rank sends together. By kind: inside a node, and between nodes.
+    mean_s = costs.peer_fetch_s - costs.exchange_latency_s
+    expert_s = (mean_s * costs.inside_share, mean_s * costs.network_share)
+    fetched = np.zeros((3, world_size))
+    sent, received = np.zeros((2, world_size), dtype=np.int64), np.zeros((2, world_size), dtype=np.int64)
+    from_host = np.zeros(world_size, dtype=np.int64)
+    room = free_slots.copy()  # for fetches, before any resident is executed
+    for expert in range(num_experts):
+        source = home[expert]
+        for rank in range(world_size):
+            if shares[rank, expert] == 0:
+                room[rank] += resident[expert, rank]
+                continue
+            if resident[expert, rank]:
+                continue
+            room[rank] -= 1
+            add_slice(fetched, rank, shares[rank, expert], 1, costs)
+            kind = int(node[source] != node[rank])
+            number = max(sent[kind, source], received[kind, rank]) + 1
+            peer_s = costs.exchange_latency_s + number * expert_s[kind]
+            arrived = received[0, rank] + received[1, rank]
+            copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - free_slots[rank], 0)
+            if costs.peer_fetch_s > 0 and source != rank and peer_s < copies * costs.fetch_s:
+                from_peer[expert, rank] = True
+                sent[kind, source] += 1
+                received[kind, rank] += 1
+            else:
+                from_host[rank] += 1
+    # As in any exchange, a rank is through when all that it sends to or receives from are, with what others get too.
+    slowest = np.maximum(sent, received)
+    for expert in range(num_experts):
+        for rank in range(world_size):
+            if from_peer[expert, rank]:
+                source = home[expert]
+                kind = int(node[source] != node[rank])
+                slowest[kind, rank] = max(slowest[kind, rank], sent[kind, source])
+                slowest[kind, source] = max(slowest[kind, source], received[kind, rank])
+    ready_s, host_link_s = np.zeros(world_size), np.zeros(world_size)
+    for rank in range(world_size):
+        ready_s[rank] = from_host[rank] * costs.fetch_s
+        if received[0, rank] + received[1, rank] == 0:
+            slowest[:, rank] = 0  # it waits for nothing
+        for kind in range(2):
+            if slowest[kind, rank] > 0:
+                ready_s[rank] = max(ready_s[rank], slowest[kind, rank] * expert_s[kind] + costs.exchange_latency_s)
+        arrived = received[0, rank] + received[1, rank]
+        restores = max(from_host[rank] + arrived - free_slots[rank], 0)
+        host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
+    return Sources(from_peer, ready_s, host_link_s, fetched, room >= 0)
