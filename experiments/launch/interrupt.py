@@ -19,19 +19,22 @@ _AGAIN_S = 0.05
 def interruptible() -> Iterator[None]:
     """Let the first signal that ends a process end what is in this block with InterruptedRun, so that it is noted.
 
-    Python ignores an exception that is raised while it destroys an object, or in a callback of the garbage collector,
-    wherever the signal happens to find it; it is raised again until the block is left.
+    Python ignores an exception that is raised while it destroys an object, or in a callback of the garbage collector or
+    of C code, wherever the signal happens to find it; it is raised again until the block is left, also where what
+    follows is another error: numba fails where an exception got lost in its compiler's callback.
     """
     before = {number: handler for number in _NUMBERS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     alarm_before = signal.getsignal(signal.SIGALRM)
+    received: list[signal.Signals] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
         for other in before:
             signal.signal(other, signal.SIG_IGN)
 
         def again(_: int, frame: FrameType | None) -> None:
             if not _is_under_way(sys.exception()) and not _is_destructor(frame):
-                raise InterruptedRun(signal.Signals(number))
+                raise InterruptedRun(received[0])
 
         signal.signal(signal.SIGALRM, again)
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
@@ -41,6 +44,10 @@ def interruptible() -> Iterator[None]:
         for number in before:
             signal.signal(number, interrupt)
         yield
+    except Exception as error:
+        if received:
+            raise InterruptedRun(received[0]) from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -85,6 +86,29 @@ def test_a_callback_of_the_garbage_collector() -> None:
     with pytest.raises(InterruptedRun):
         run()
     assert time.monotonic() - start < 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_callback_of_c_code_whose_loss_is_an_error() -> None:
+    @interruptible()
+    def run() -> None:
+        found: list[int] = []
+
+        def callback() -> None:
+            kill()
+            found.append(1)
+
+        ctypes.CFUNCTYPE(None)(callback)()
+        if not found:
+            raise RuntimeError("the callback has not done what it had to")
+
+    with pytest.raises(InterruptedRun, match="SIGTERM"):
+        run()
+
+
+def test_an_error_without_a_signal_stays_what_it_is() -> None:
+    with pytest.raises(ZeroDivisionError), interruptible():
+        _ = 1 / 0
 
 
 def test_what_notes_the_interruption_is_left_alone() -> None:
