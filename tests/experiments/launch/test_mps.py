@@ -40,6 +40,8 @@ exit 7
 """
 #: A launcher that says when its block has begun, and waits in it.
 LAUNCHER = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 from experiments.launch.mps import shared_gpus
 with shared_gpus(4, "mps"):
     print("ready", flush=True)
