@@ -148,7 +148,9 @@ def test_copies_even_out_their_ranks_loads() -> None:
     assert shares.tolist() == [[55, 0, 0], [35, 20, 0], [0, 0, 10]]
 
 
-def test_a_copy_that_takes_longer_to_read_than_to_use_is_not_used() -> None:
-    resident = np.array([[True, True], [False, True]])
-    shares = shares_where_held(np.array([[1, 0], [2, 1]]), np.array([0, 1]), resident, COSTS)
-    assert shares.tolist() == [[3, 0], [0, 1]]
+def test_an_expert_that_takes_longer_to_read_than_to_use_is_never_split() -> None:
+    """Decode: the rank that reads fewest executes it whole."""
+    resident = np.array([[True, True], [False, True], [True, False], [True, False]])
+    shares = shares_where_held(np.array([[1, 0, 1, 1], [2, 1, 0, 1]]), np.array([0, 1, 0, 0]), resident, COSTS)
+    assert shares.tolist() == [[0, 0, 1, 2], [3, 1, 0, 0]]
+    assert shares_where_held(np.array([[1, 0, 0, 0], [2, 1, 0, 0]]), np.array([0, 1, 0, 0]), resident, COSTS)[0, 0] == 3
