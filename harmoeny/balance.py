@@ -17,7 +17,7 @@ from harmoeny.predict import (
     Loads,
     Sources,
     costs_of,
-    fastest_fetch_s,
+    fetches_s,
     layer_s,
     loads_at_home,
     loads_of_shares,
@@ -168,7 +168,7 @@ def _candidates(
     world_size, num_experts = counts.shape
     least_gain_s = LEAST_GAIN * predicted_s
     most_free = free.max()
-    fetched_s = fastest_fetch_s(costs) + costs.launch_s + costs.exchange_latency_s
+    fetched_s = fetches_s(1, costs) + costs.launch_s + costs.exchange_latency_s
     if most_free == 0:
         fetched_s = max(fetched_s, costs.fetch_s)
     fetches_pay = fetched_s < predicted_s - least_gain_s
@@ -234,7 +234,6 @@ def _num_spread(
         return best
     world_size = len(counts)
     row_s = 2 * (costs.exchange_token_s + costs.copy_token_s)
-    fetch_s = fastest_fetch_s(costs)
     fetches, slots = np.zeros(world_size, dtype=np.int64), free + num_held(resident)
     saved_s = best_saved_s = 0.0
     even_s = counts.sum() * (costs.token_s + row_s) / world_size
@@ -252,7 +251,7 @@ def _num_spread(
         link_s = 0.0
         for rank in range(world_size):
             restores = max(fetches[rank] - free[rank], 0)
-            link_s = max(link_s, max(restores * costs.fetch_s, fetches[rank] * fetch_s))
+            link_s = max(link_s, max(restores * costs.fetch_s, fetches_s(fetches[rank], costs)))
         net_s = saved_s - max(0.0, link_s - (even_s - saved_s))
         if net_s > best_saved_s:
             best, best_saved_s = number + 1, net_s

@@ -29,6 +29,8 @@ class ExpertCost:
         inside_share: what a token or an expert takes inside a node, as a multiple of :attr:`exchange_token_s` or of
             :attr:`peer_fetch_s`, which are means over all ranks.
         network_share: likewise between nodes.
+        pair_share: what a single expert takes from one rank to another, as a multiple of :attr:`peer_fetch_s`, which is
+            the mean of many that a rank sends to all others at once.
         fetch_together_s: :attr:`fetch_s` while all ranks fetch, where they share links or memory; 0: the same.
     """
 
@@ -45,6 +47,7 @@ class ExpertCost:
     node_ranks: int = 0
     inside_share: float = 1.0
     network_share: float = 1.0
+    pair_share: float = 1.0
     fetch_together_s: float = 0.0
 
     def threshold_tokens(self) -> int:
@@ -67,6 +70,6 @@ class ExpertCost:
         return (gather_s, rest_s) if staged else (gather_s + rest_s, 0.0)
 
     def peer_fetches_s(self, num_fetches: int) -> float:
-        """Return how long so many fetches take that one rank sends, or one rank receives from others, one by one."""
+        """Return how long so many fetches take that one rank sends, or one rank receives from others, at once."""
         expert_s = (self.peer_fetch_s or self.fetch_s) - self.exchange_latency_s
-        return self.exchange_latency_s + num_fetches * expert_s
+        return self.exchange_latency_s + max(float(num_fetches), self.pair_share) * expert_s

@@ -168,6 +168,7 @@ class Hardware:
         width: float | None = None,
         exchange_bytes_per_s: float | None = None,
         sender_bytes_per_s: float | None = None,
+        pair_bytes_per_s: float | None = None,
         world_size: int = 1,
     ) -> ExpertCost | None:
         """Return the costs of an expert, or None where this machine was not calibrated.
@@ -179,7 +180,9 @@ class Hardware:
             width: as for :meth:`expert_rate`.
             exchange_bytes_per_s: rate at which a rank sends in an exchange; None: ``all_to_all_bytes_per_s``, or over
                 several nodes that of the network, which most tokens and weights then cross.
-            sender_bytes_per_s: rate at which one rank sends weights while others send none; None: as in an exchange.
+            sender_bytes_per_s: rate at which one rank sends weights to all others while these send none; None: as in an
+                exchange.
+            pair_bytes_per_s: rate at which it sends to one of them; None: the same.
             world_size: ranks, which may be on several nodes.
         """
         if self.expert_flops_per_s is None or self.host_link_bytes_per_s is None:
@@ -207,4 +210,5 @@ class Hardware:
             node_ranks=node_ranks,
             inside_share=inside_share,
             network_share=network_share,
+            pair_share=1.0 if pair_bytes_per_s is None or sender is None else max(1.0, sender / pair_bytes_per_s),
         )

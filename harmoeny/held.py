@@ -62,7 +62,8 @@ def shares_at_home(counts: IntArray, home: IntArray) -> IntArray:
 def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, costs: Costs) -> IntArray:
     """Execute assignments where they are if the rank holds the expert, else on the least loaded rank that does.
 
-    An expert with so few assignments that they take less time than its launch and its weights is executed at home.
+    An expert with so few assignments that they take less time than its launch and its weights is never split: it is
+    executed by the rank that holds it and has least to do, as every rank that reads its weights takes that time.
 
     Args:
         counts: int64 ``[world_size, num_experts]``.
@@ -75,20 +76,28 @@ def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, cos
     """
     world_size, num_experts = counts.shape
     shares = np.zeros((world_size, num_experts), dtype=np.int64)
-    load = np.zeros(world_size, dtype=np.int64)
-    split = np.zeros(num_experts, dtype=np.bool_)
-    slice_s = costs.weights_s if costs.grouped else costs.launch_s + costs.weights_s
+    load, busy_s = np.zeros(world_size, dtype=np.int64), np.zeros(world_size)
+    total, copies = np.zeros(num_experts, dtype=np.int64), np.zeros(num_experts, dtype=np.int64)
     for expert in range(num_experts):
-        copies = total = 0
         for rank in range(world_size):
-            copies += resident[expert, rank]
-            total += counts[rank, expert]
-        split[expert] = copies > 1 and total * costs.token_s > slice_s
-        if not split[expert]:
-            shares[home[expert], expert] = total
-            load[home[expert]] += total
+            copies[expert] += resident[expert, rank]
+            total[expert] += counts[rank, expert]
+    slice_s = costs.weights_s if costs.grouped else costs.launch_s + costs.weights_s
+    for choice in (False, True):  # those that one rank holds first
+        for expert in range(num_experts):
+            whole_s = total[expert] * costs.token_s
+            if (copies[expert] > 1) != choice or total[expert] == 0 or (choice and whole_s > slice_s):
+                continue
+            rank = home[expert]
+            if choice:
+                for other in range(world_size):
+                    if resident[expert, other] and busy_s[other] < busy_s[rank]:
+                        rank = other
+            shares[rank, expert] = total[expert]
+            load[rank] += total[expert]
+            busy_s[rank] += max(whole_s, slice_s)
     for expert in range(num_experts):
-        if not split[expert]:
+        if copies[expert] < 2 or total[expert] * costs.token_s <= slice_s:
             continue
         left = 0
         for rank in range(world_size):

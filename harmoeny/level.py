@@ -7,7 +7,7 @@ import numpy as np
 from harmoeny.compiled import compiled
 from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, FloatArray, add_slice, fastest_fetch_s, loads_of_shares, work_s
+from harmoeny.predict import Costs, FloatArray, add_slice, fetches_s, loads_of_shares, work_s
 
 #: Gain of a move below which the greedy loop ends, as a share of the slowest rank's time.
 _LEAST_MOVE = 3e-3
@@ -29,7 +29,6 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
     """
     world_size, num_experts = counts.shape
     row_s = costs.exchange_token_s
-    fetch_s = fastest_fetch_s(costs)
     loads = loads_of_shares(counts, shares, costs)
     sent, received, work = loads.sent, loads.received, loads.work
     busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
@@ -49,7 +48,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
             busy_s[rank] = rank_s + 2 * there_s
             exchange_s = max(exchange_s, there_s)
             computed_s = max(computed_s, rank_s)
-            fetched_s = max(fetched_s, fetches[rank] * fetch_s)
+            fetched_s = max(fetched_s, fetches_s(fetches[rank], costs))
             restored_s = max(restored_s, (fetches[rank] - free[rank]) * costs.fetch_s)
         end_s = max(exchange_s + max(exchange_s + computed_s, fetched_s), restored_s)
         if end_s < fastest_s * (1 - _LEAST_MOVE):
@@ -58,7 +57,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
             break
         giver = int(busy_s.argmax())
         expert = int(shares[giver].argmax())
-        receiver, amount = _receiver(giver, expert, shares, counts, resident, busy_s, fetches, slots, fetch_s, costs)
+        receiver, amount = _receiver(giver, expert, shares, counts, resident, busy_s, fetches, slots, costs)
         if receiver < 0:
             break
         fetches[receiver] += shares[receiver, expert] == 0 and not resident[expert, receiver]
@@ -88,7 +87,6 @@ def _receiver(
     busy_s: FloatArray,
     fetches: IntArray,
     slots: IntArray,
-    fetch_s: float,
     costs: Costs,
 ) -> tuple[int, int]:
     """Return who takes how much of the giver's assignments of an expert; (-1, 0) where nobody gains.
@@ -116,7 +114,7 @@ def _receiver(
         giver_s = busy_s[giver] - amount * (token_s + 2 * row_s)
         receiver_s = begin_s + amount * token_s + 2 * row_s * max(amount - own, 0)
         if fetched:
-            receiver_s = max(receiver_s, (fetches[rank] + 1) * fetch_s + amount * token_s)
+            receiver_s = max(receiver_s, fetches_s(fetches[rank] + 1, costs) + amount * token_s)
         end_s = max(giver_s, receiver_s)
         if end_s < best_s:
             best, best_amount, best_s = rank, amount, end_s

@@ -30,6 +30,8 @@ class Costs(NamedTuple):
         node_ranks: ranks of a node, where there are several nodes; 0: there is one.
         inside_share: what a row or an expert inside a node takes, as a multiple of the mean above; no seconds.
         network_share: likewise between nodes, which is beside that.
+        pair_share: what a single expert takes from one rank to another, as a multiple of the mean of the many that a
+            rank sends to all others at once, over links of their own; no seconds.
     """
 
     token_s: float
@@ -45,6 +47,7 @@ class Costs(NamedTuple):
     node_ranks: float
     inside_share: float
     network_share: float
+    pair_share: float
 
 
 #: Rows of what ranks compute, float64 ``[3, world_size]``: the number of slices, the time of their assignments with
@@ -94,17 +97,21 @@ class Sources(NamedTuple):
 
 @compiled
 def costs_of(values: FloatArray) -> Costs:
-    """Return float64 ``[13]``, numbers in their order, as costs."""
+    """Return float64 ``[14]``, numbers in their order, as costs."""
     return Costs(
         values[0], values[1], values[2], values[3], values[4], values[5], values[6],
-        values[7], values[8], values[9], values[10], values[11], values[12],
+        values[7], values[8], values[9], values[10], values[11], values[12], values[13],
     )  # fmt: skip
 
 
 @compiled
-def fastest_fetch_s(costs: Costs) -> float:
-    """Return how long a fetch takes from the faster source, if that is idle."""
-    return costs.fetch_s if costs.peer_fetch_s <= 0 else min(costs.fetch_s, costs.peer_fetch_s)
+def fetches_s(number: int, costs: Costs) -> float:
+    """Return how long a rank takes to fetch so many experts from the faster source, if that is idle."""
+    host_s = number * costs.fetch_s
+    if costs.peer_fetch_s <= 0 or number == 0:
+        return host_s
+    expert_s = costs.peer_fetch_s - costs.exchange_latency_s
+    return float(min(host_s, costs.exchange_latency_s + max(float(number), costs.pair_share) * expert_s))
 
 
 @compiled

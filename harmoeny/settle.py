@@ -12,7 +12,7 @@ from harmoeny.predict import Costs, FloatArray
 _LEAST_SWAP = 0.01
 
 
-def placements_for(counts: IntArray, present: Placement, num_slots: IntArray, costs: Costs) -> list[Placement]:
+def placements_for(counts: FloatArray, present: Placement, num_slots: IntArray, costs: Costs) -> list[Placement]:
     """Return placements that may suit batches like these better than the present one, which is not among them.
 
     Homes are swapped between ranks as long as that makes the slowest one faster. Slots that are left hold either what
@@ -20,7 +20,7 @@ def placements_for(counts: IntArray, present: Placement, num_slots: IntArray, co
     copy on the least busy ranks, which evens out.
 
     Args:
-        counts: int64 ``[world_size, num_experts]``, assignments of typical batches.
+        counts: float64 ``[world_size, num_experts]``, mean assignments of typical batches.
         present: the present residency.
         num_slots: int64 ``[world_size]``, experts that every rank has room for, at least those whose home it is.
         costs: the machine's.
@@ -39,11 +39,11 @@ def placements_for(counts: IntArray, present: Placement, num_slots: IntArray, co
 
 
 @compiled
-def swap_homes(load: IntArray, home: IntArray, world_size: int, costs: Costs) -> IntArray:
+def swap_homes(load: FloatArray, home: IntArray, world_size: int, costs: Costs) -> IntArray:
     """Swap homes between the busiest rank and others, the best swap first; every rank keeps its number of experts.
 
     Args:
-        load: int64 ``[num_experts]``, expected assignments.
+        load: float64 ``[num_experts]``, expected assignments.
         home: int64 ``[num_experts]``, the present homes.
         world_size: number of ranks.
         costs: the machine's.
@@ -55,8 +55,9 @@ def swap_homes(load: IntArray, home: IntArray, world_size: int, costs: Costs) ->
     swapped = home.copy()
     expert_s = np.zeros(num_experts)
     for expert in range(num_experts):
-        # A row travels there and back.
-        expert_s[expert] = max(load[expert] * (costs.token_s + 2 * costs.exchange_token_s), costs.weights_s)
+        # A row travels there and back; weights are read if there is one.
+        read_s = min(load[expert], 1.0) * costs.weights_s
+        expert_s[expert] = max(load[expert] * (costs.token_s + 2 * costs.exchange_token_s), read_s)
     busy_s = np.zeros(world_size)
     for expert in range(num_experts):
         busy_s[swapped[expert]] += expert_s[expert]
@@ -84,11 +85,11 @@ def swap_homes(load: IntArray, home: IntArray, world_size: int, costs: Costs) ->
     return swapped
 
 
-def copy_own(counts: IntArray, resident: BoolArray, free: IntArray) -> BoolArray:
+def copy_own(counts: FloatArray, resident: BoolArray, free: IntArray) -> BoolArray:
     """Fill free slots with the experts that their own rank has most assignments of.
 
     Args:
-        counts: int64 ``[world_size, num_experts]``.
+        counts: float64 ``[world_size, num_experts]``.
         resident: bool ``[num_experts, world_size]``.
         free: int64 ``[world_size]``, free slots.
 
@@ -103,11 +104,11 @@ def copy_own(counts: IntArray, resident: BoolArray, free: IntArray) -> BoolArray
 
 
 @compiled
-def copy_hottest(load: IntArray, resident: BoolArray, free: IntArray) -> BoolArray:
+def copy_hottest(load: FloatArray, resident: BoolArray, free: IntArray) -> BoolArray:
     """Fill free slots, one copy after the other: the expert with the highest load per copy, on the least busy rank.
 
     Args:
-        load: int64 ``[num_experts]``.
+        load: float64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``, one rank each.
         free: int64 ``[world_size]``, free slots.
 
@@ -116,22 +117,29 @@ def copy_hottest(load: IntArray, resident: BoolArray, free: IntArray) -> BoolArr
     """
     num_experts, world_size = resident.shape
     filled, left = resident.copy(), free.copy()
-    copies = resident.sum(axis=1)
+    copies, busy = np.zeros(num_experts, dtype=np.int64), np.zeros(world_size)
+    for expert in range(num_experts):
+        copies[expert] = resident[expert].sum()
+        for rank in range(world_size):
+            busy[rank] += filled[expert, rank] * load[expert] / copies[expert]
     for _ in range(left.sum()):
-        busy: FloatArray = np.zeros(world_size)
-        for expert in range(num_experts):
-            for rank in range(world_size):
-                if filled[expert, rank]:
-                    busy[rank] += load[expert] / copies[expert]
         best_expert, best_rank = -1, -1
-        for expert in np.argsort(-load / copies, kind="mergesort"):
+        for expert in range(num_experts):
+            if best_expert >= 0 and load[expert] / copies[expert] <= load[best_expert] / copies[best_expert]:
+                continue
+            taker = -1
             for rank in range(world_size):
-                if left[rank] > 0 and not filled[expert, rank] and (best_rank < 0 or busy[rank] < busy[best_rank]):
-                    best_expert, best_rank = expert, rank
-            if best_rank >= 0:
-                break
+                if left[rank] > 0 and not filled[expert, rank] and (taker < 0 or busy[rank] < busy[taker]):
+                    taker = rank
+            if taker >= 0:
+                best_expert, best_rank = expert, taker
         if best_rank < 0:
             break
+        before, after = load[best_expert] / copies[best_expert], load[best_expert] / (copies[best_expert] + 1)
+        for rank in range(world_size):
+            if filled[best_expert, rank]:
+                busy[rank] += after - before
+        busy[best_rank] += after
         filled[best_expert, best_rank] = True
         copies[best_expert] += 1
         left[best_rank] -= 1

@@ -153,7 +153,7 @@ class HarMoEny(Policy):
         now_s = [self.choose(counts, placement).predicted_s for counts in latest]
         best, best_s = None, sum(now_s) * (1 - _LEAST_GAIN)
         num_slots = self._num_slots(placement)
-        for candidate in placements_for(np.sum(earlier, axis=0) // len(earlier), placement, num_slots, costs):
+        for candidate in placements_for(np.mean(earlier, axis=0), placement, num_slots, costs):
             copies = int((candidate.resident & ~placement.resident).sum(axis=0).max())
             copied_s = copies * costs.fetch_s / _SERVED_BATCHES
             then_s = [self.choose(counts, candidate).predicted_s + copied_s for counts in latest]

@@ -85,8 +85,8 @@ def choose_sources(
             room[rank] -= 1
             add_slice(fetched, rank, shares[rank, expert], 1, costs)
             kind = int(node[source] != node[rank])
-            number = max(sent[kind, source], received[kind, rank]) + 1
-            peer_s = costs.exchange_latency_s + number * expert_s[kind]
+            copies_s = max(float(max(sent[kind, source], received[kind, rank]) + 1), costs.pair_share)
+            peer_s = costs.exchange_latency_s + copies_s * expert_s[kind]
             arrived = received[0, rank] + received[1, rank]
             copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - free_slots[rank], 0)
             if costs.peer_fetch_s > 0 and source != rank and peer_s < copies * costs.fetch_s:
@@ -111,7 +111,8 @@ def choose_sources(
             slowest[:, rank] = 0  # it waits for nothing
         for kind in range(2):
             if slowest[kind, rank] > 0:
-                ready_s[rank] = max(ready_s[rank], slowest[kind, rank] * expert_s[kind] + costs.exchange_latency_s)
+                number = max(float(slowest[kind, rank]), costs.pair_share)
+                ready_s[rank] = max(ready_s[rank], number * expert_s[kind] + costs.exchange_latency_s)
         arrived = received[0, rank] + received[1, rank]
         restores = max(from_host[rank] + arrived - free_slots[rank], 0)
         host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s

@@ -12,7 +12,7 @@ from tests.experiments.command import Command
 FIXED_COSTS = (
     "+systems.harmoeny.costs={token_s:1e-6,launch_s:0,weights_s:0,exchange_token_s:1e-6,fetch_s:4e-6,peer_fetch_s:4e-6,"
     "exchange_latency_s:0,copy_token_s:0,tile_tokens:1,grouped:0,"
-    "node_ranks:0,inside_share:1,network_share:1}"
+    "node_ranks:0,inside_share:1,network_share:1,pair_share:1}"
 )
 
 

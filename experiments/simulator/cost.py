@@ -41,7 +41,8 @@ class CostModel:
         expert = hardware.expert_cost(
             expert_bytes=work.expert_bytes, flops_per_token=work.flops_per_token, token_bytes=work.row_bytes,
             width=work.inner_width, exchange_bytes_per_s=topology.exchange_bytes_per_s(),
-            sender_bytes_per_s=topology.sender_bytes_per_s(), world_size=topology.world_size,
+            sender_bytes_per_s=topology.sender_bytes_per_s(), pair_bytes_per_s=topology.pair_bytes_per_s(),
+            world_size=topology.world_size,
         )  # fmt: skip
         if expert is None:
             raise ValueError(

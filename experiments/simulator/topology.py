@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 
@@ -73,6 +74,18 @@ class Topology:
     def sender_bytes_per_s(self) -> float | None:
         """Return the rate at which one rank sends to all others while they send nothing; None for one rank."""
         return self._bytes_per_s([0])
+
+    def pair_bytes_per_s(self) -> float | None:
+        """Return the rate at which one rank sends to one other, where a slow link decides; None: that of a switch."""
+        if self._links is None or self.world_size == 1:
+            return None
+        num_ranks = min(self.world_size, self._ranks_per_node)
+        part, slowest_s = np.zeros((num_ranks, num_ranks)), 0.0
+        for src, dst in permutations(range(num_ranks), 2):
+            part[src, dst] = 1.0
+            slowest_s = max(slowest_s, float(self._linked_s(part).max()))
+            part[src, dst] = 0.0
+        return 1.0 / slowest_s
 
     def _bytes_per_s(self, senders: Sequence[int]) -> float | None:
         if self.world_size == 1:

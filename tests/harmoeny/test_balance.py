@@ -22,7 +22,7 @@ Batch = tuple[IntArray, Placement]
 COSTS = Costs(
     token_s=1.0, launch_s=3.0, weights_s=2.0, exchange_token_s=0.5, fetch_s=20.0, peer_fetch_s=8.0,
     exchange_latency_s=1.0, copy_token_s=0.1, tile_tokens=1.0, grouped=0.0,
-    node_ranks=0.0, inside_share=1.0, network_share=1.0,
+    node_ranks=0.0, inside_share=1.0, network_share=1.0, pair_share=1.0,
 )  # fmt: skip
 costs_of_machines = st.builds(
     Costs,
@@ -39,6 +39,7 @@ costs_of_machines = st.builds(
     node_ranks=st.sampled_from([0.0, 2.0, 3.0]),
     inside_share=st.just(0.2),
     network_share=st.just(1.3),
+    pair_share=st.sampled_from([1.0, 2.5]),
 )
 
 
@@ -69,6 +70,7 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
     made = Plan(tokens, fetch, from_peer)
     made.validate(counts, placement)
     assert not (from_peer & ~fetch).any()
+    assert (fetch.sum(axis=0) <= free + placement.resident.sum(axis=0)).all(), "there is a slot for every fetch"
     shares = np.ascontiguousarray(made.executed().T)
     times = predicted(counts, shares, placement, free, costs)
     assert predicted_s == pytest.approx(times[int(overlapped)])
@@ -146,7 +148,9 @@ def test_copies_even_out_their_ranks_loads() -> None:
     assert shares.tolist() == [[55, 0, 0], [35, 20, 0], [0, 0, 10]]
 
 
-def test_a_copy_that_takes_longer_to_read_than_to_use_is_not_used() -> None:
-    resident = np.array([[True, True], [False, True]])
-    shares = shares_where_held(np.array([[1, 0], [2, 1]]), np.array([0, 1]), resident, COSTS)
-    assert shares.tolist() == [[3, 0], [0, 1]]
+def test_an_expert_that_takes_longer_to_read_than_to_use_is_never_split() -> None:
+    """Decode: the rank that reads fewest executes it whole."""
+    resident = np.array([[True, True], [False, True], [True, False], [True, False]])
+    shares = shares_where_held(np.array([[1, 0, 1, 1], [2, 1, 0, 1]]), np.array([0, 1, 0, 0]), resident, COSTS)
+    assert shares.tolist() == [[0, 0, 1, 2], [3, 1, 0, 0]]
+    assert shares_where_held(np.array([[1, 0, 0, 0], [2, 1, 0, 0]]), np.array([0, 1, 0, 0]), resident, COSTS)[0, 0] == 3

@@ -31,7 +31,7 @@ Batch = tuple[IntArray, Placement]
 COSTS = Costs(
     token_s=1.0, launch_s=3.0, weights_s=2.0, exchange_token_s=10.0, fetch_s=100.0, peer_fetch_s=31.0,
     exchange_latency_s=1.0, copy_token_s=0.5, tile_tokens=1.0, grouped=0.0,
-    node_ranks=0.0, inside_share=1.0, network_share=1.0,
+    node_ranks=0.0, inside_share=1.0, network_share=1.0, pair_share=1.0,
 )  # fmt: skip
 
 

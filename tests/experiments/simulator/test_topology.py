@@ -67,6 +67,9 @@ def test_one_sender_has_links_for_itself_that_an_all_to_all_shares() -> None:
     assert exchange is not None
     assert sender is not None
     assert exchange < sender
+    # Alone, 0 -> 3 has half of what it sends on each of two links of 4 bytes/s; 0 -> 2 all of it on one.
+    assert square.pair_bytes_per_s() == pytest.approx(4.0)
+    assert switch.pair_bytes_per_s() is None
 
 
 def test_nodes_share_nothing_but_the_rails() -> None:
