@@ -49,6 +49,10 @@ from results_schema.files import SWEEP, SWEEP_DIR_VARIABLE
 _ABSENT = object()
 
 
+#: So many points take seconds to check.
+_MANY = 50
+
+
 class ValidateSweep(Callback):
     """Composes all points of a multirun as Hydra will, and stops with one clear error if any is wrong."""
 
@@ -189,7 +193,10 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
     points: dict[str, tuple[Point, dict[str, Any]]] = {}
     jobs = Compositions(_loader(), partial(_compose, config))
     skipped: dict[str, None] = {}
-    for job in _jobs(config, parsed):
+    all_jobs = _jobs(config, parsed)
+    if len(all_jobs) > _MANY and is_main_rank():
+        say(f"{config.experiment}: checking all {len(all_jobs)} points")
+    for job in all_jobs:
         try:
             point = load_swept_point(jobs.compose(job))
         except SkippedPoint as reason:

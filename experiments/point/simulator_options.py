@@ -103,6 +103,18 @@ def load_options(values: Mapping[str, Any]) -> SimulatorOptions:
     Raises:
         ValueError: a field that is wrong, its value and what is allowed.
     """
+    # Points of a sweep have the same ones, and to merge those of two dozen systems takes longest of all in a point.
+    written = repr(values)
+    if written not in _LOADED:
+        _LOADED.clear()
+        _LOADED[written] = _load_options(values)
+    return _LOADED[written]
+
+
+_LOADED: dict[str, SimulatorOptions] = {}
+
+
+def _load_options(values: Mapping[str, Any]) -> SimulatorOptions:
     merged = OmegaConf.merge(OmegaConf.structured(SimulatorOptions), values)
     options = cast(SimulatorOptions, OmegaConf.to_object(merged))
     for name, cost in options.software.items():
