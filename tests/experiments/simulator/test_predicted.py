@@ -68,10 +68,10 @@ def cases(hardware: Hardware, world_size: int, spare_slots: int) -> list[Case]:
 @pytest.mark.parametrize("spare_slots", [0, 2])
 @pytest.mark.parametrize(("hardware", "world_size"), [(GROUPED, 4), (GROUPED, 8), (ONE_BY_ONE, 4)])
 def test_predicted_is_what_is_simulated(hardware: Hardware, world_size: int, spare_slots: int) -> None:
-    """A plan that moves nothing takes what was predicted; with fetches it is off by a quarter at most."""
+    """A plan that moves nothing takes what was predicted; with fetches it takes 0.3 more at most."""
     found = cases(hardware, world_size, spare_slots)
     for case in found:
-        least, most = (0.85, 1.25) if case.fetches else (0.98, 1.01)
+        least, most = (0.85, 1.3) if case.fetches else (0.98, 1.01)
         assert least <= case.ratio <= most, case
     assert {case.fetches for case in found} == {True, False}
     assert np.median([case.ratio for case in found if case.fetches]) == pytest.approx(1.0, abs=0.05)
