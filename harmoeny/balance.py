@@ -119,21 +119,21 @@ def choose_shares(
     if not evens and most_spread == 0:
         return best
     hottest = _hottest(counts, most_spread)
-    num_spread = _num_spread(hottest, counts, held, resident, free, costs)
-    for number in (0, num_spread):
-        if number == 0 and not evens:
-            continue
+    num_spread = _num_spread(hottest, counts, held, home, resident, free, costs)
+    # Experts beyond the slots take turns in them: fewer may be faster then.
+    fits = min(num_spread, int((free + num_held(resident)).min()))
+    numbers = np.array([0, num_spread, fits, num_spread // 4])
+    num_tried = 1 if num_spread == 0 else (2 if fits == num_spread else 4)
+    for number in numbers[0 if evens else 1 : num_tried]:
         shares = held.copy()
         for i in range(number):
             for rank in range(world_size):
                 shares[rank, hottest[i]] = counts[rank, hottest[i]]
         level(shares, counts, resident, free, costs)
-        sources = choose_sources(shares, home, resident, free, costs)
+        sources = choose_sources(counts, shares, home, resident, free, costs)
         chosen = _weighed(shares, loads_of_shares(counts, shares, costs), sources, counts, costs, overlap, False)
         if chosen.predicted_s < least_s:
             best, least_s = chosen, chosen.predicted_s
-        if num_spread == 0:
-            break
     return best
 
 
@@ -217,7 +217,13 @@ def _hottest(counts: IntArray, number: int) -> IntArray:
 
 @compiled
 def _num_spread(
-    hottest: IntArray, counts: IntArray, held: IntArray, resident: BoolArray, free: IntArray, costs: Costs
+    hottest: IntArray,
+    counts: IntArray,
+    held: IntArray,
+    home: IntArray,
+    resident: BoolArray,
+    free: IntArray,
+    costs: Costs,
 ) -> int:
     """Return how many of the hottest experts should be brought to all ranks, if :func:`level` then evens out perfectly.
 
@@ -225,6 +231,7 @@ def _num_spread(
         hottest: int64, the candidates in order.
         counts: int64 ``[world_size, num_experts]``.
         held: int64 ``[world_size, num_experts]``, shares without that.
+        home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
         free: int64 ``[world_size]``, slots that hold no resident.
         costs: the machine's.
@@ -234,7 +241,9 @@ def _num_spread(
         return best
     world_size = len(counts)
     row_s = 2 * (costs.exchange_token_s + costs.copy_token_s)
+    expert_s = costs.peer_fetch_s - costs.exchange_latency_s
     fetches, slots = np.zeros(world_size, dtype=np.int64), free + num_held(resident)
+    sent = np.zeros(world_size, dtype=np.int64)
     saved_s = best_saved_s = 0.0
     even_s = counts.sum() * (costs.token_s + row_s) / world_size
     for number, expert in enumerate(hottest):
@@ -244,15 +253,19 @@ def _num_spread(
             rows += max(own - held[rank, expert], 0)
             if own > 0 and not resident[expert, rank]:
                 fetches[rank] += 1
+                sent[home[expert]] += 1
                 launches += 1
-        saved_s += (rows * row_s - launches * (costs.launch_s + costs.weights_s)) / world_size
-        if (fetches > slots).any():
+        if costs.peer_fetch_s <= 0 and (fetches > slots).any():
             break
-        link_s = 0.0
+        saved_s += (rows * row_s - launches * (costs.launch_s + costs.weights_s)) / world_size
+        restores = 0
         for rank in range(world_size):
-            restores = max(fetches[rank] - free[rank], 0)
-            link_s = max(link_s, max(restores * costs.fetch_s, fetches_s(fetches[rank], costs)))
-        net_s = saved_s - max(0.0, link_s - (even_s - saved_s))
+            restores = max(restores, min(fetches[rank], slots[rank]) - free[rank])
+        link_s = fetches.max() * costs.fetch_s
+        if costs.peer_fetch_s > 0 and link_s > 0:  # both sources at once, each at its rate
+            peer_s = max(sent.max(), fetches.max()) * expert_s
+            link_s = peer_s * link_s / (peer_s + link_s)
+        net_s = saved_s - max(0.0, max(link_s, restores * costs.fetch_s) - (even_s - saved_s))
         if net_s > best_saved_s:
             best, best_saved_s = number + 1, net_s
     return best

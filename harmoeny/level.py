@@ -49,7 +49,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
             exchange_s = max(exchange_s, there_s)
             computed_s = max(computed_s, rank_s)
             fetched_s = max(fetched_s, fetches_s(fetches[rank], costs))
-            restored_s = max(restored_s, (fetches[rank] - free[rank]) * costs.fetch_s)
+            restored_s = max(restored_s, (min(fetches[rank], slots[rank]) - free[rank]) * costs.fetch_s)
         end_s = max(exchange_s + max(exchange_s + computed_s, fetched_s), restored_s)
         if end_s < fastest_s * (1 - _LEAST_MOVE):
             fastest_s, num_kept = end_s, num_moves
@@ -92,16 +92,17 @@ def _receiver(
     """Return who takes how much of the giver's assignments of an expert; (-1, 0) where nobody gains.
 
     A receiver's own assignments come first: the rows stay where they are. Giver and receiver are made equally busy,
-    and whoever ends first then is chosen. Nobody fetches more than it has slots for.
+    and whoever ends first then is chosen. Nobody fetches more from the host than it has slots for.
     """
     row_s, token_s = costs.exchange_token_s, costs.token_s
+    full = costs.peer_fetch_s <= 0
     best, best_amount, best_s = -1, 0, busy_s[giver] * (1 - _LEAST_MOVE)
     for rank in range(len(busy_s)):
         new = shares[rank, expert] == 0
         fetched = new and not resident[expert, rank]
         begin_s = busy_s[rank] + (costs.launch_s if fetched or (new and costs.grouped == 0) else 0.0)
         gap_s = busy_s[giver] - begin_s
-        if gap_s <= 0 or rank == giver or (fetched and fetches[rank] >= slots[rank]):
+        if gap_s <= 0 or rank == giver or (fetched and full and fetches[rank] >= slots[rank]):
             continue
         own = max(counts[rank, expert] - shares[rank, expert], 0)
         # The giver is rid of a row and its results, and so is a receiver of its own; of others' it gets them.

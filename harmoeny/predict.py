@@ -85,14 +85,20 @@ class Sources(NamedTuple):
         ready_s: float64 ``[world_size]``, when a rank's last fetch is there, counted from the plan.
         host_link_s: float64 ``[world_size]``, how long its host link is busy, restores included.
         fetched: float64 ``[3, world_size]``, computing the fetched experts; rows as of :class:`Loads`.
+        fetched_own: likewise, its own rows of them alone.
+        fetched_others: likewise, the received rows alone.
         joins: bool ``[world_size]``, whether there is a slot for each of them before any resident is executed.
+        turns: int64 ``[world_size]``, how often all slots are filled for them; 0 where nothing is fetched.
     """
 
     from_peer: BoolArray
     ready_s: FloatArray
     host_link_s: FloatArray
     fetched: FloatArray
+    fetched_own: FloatArray
+    fetched_others: FloatArray
     joins: BoolArray
+    turns: IntArray
 
 
 @compiled
@@ -233,7 +239,8 @@ def no_sources(world_size: int, num_experts: int) -> Sources:
     """Return the sources of a plan that fetches nothing."""
     idle_s = np.zeros(world_size)
     none, joins = np.zeros((num_experts, world_size), dtype=np.bool_), np.ones(world_size, dtype=np.bool_)
-    return Sources(none, idle_s, idle_s, np.zeros((3, world_size)), joins)
+    work, turns = np.zeros((3, world_size)), np.zeros(world_size, dtype=np.int64)
+    return Sources(none, idle_s, idle_s, work, work, work, joins, turns)
 
 
 @compiled
@@ -273,14 +280,17 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
         rank_s, split_s = arrived_s + all_s, max(arrived_s, own_end_s) + others_s
         fetched, ready_s = sources.fetched[SLICES, rank], sources.ready_s[rank]
         if fetched > 0:
-            fetched_s = work_s(sources.fetched, rank, costs)
-            again_s = costs.launch_s * (1 if costs.grouped > 0 else fetched)
-            rank_s = max(arrived_s + _rest_s(loads.work, sources.fetched, rank, costs), ready_s) + fetched_s
-            held_s = max(others_s - fetched_s + (costs.launch_s if costs.grouped > 0 else 0.0), 0.0)
-            split_s = max(max(arrived_s, own_end_s) + held_s, ready_s) + fetched_s + again_s
+            turns_s = (sources.turns[rank] - 1) * costs.launch_s if costs.grouped > 0 else 0.0
+            held_s = _rest_s(loads.work, sources.fetched, rank, costs)
+            rank_s = max(arrived_s + held_s, ready_s) + work_s(sources.fetched, rank, costs) + turns_s
+            # Slots are free for fetches when all rows of their residents were computed.
+            own_held_s = gather_s + _rest_s(loads.own, sources.fetched_own, rank, costs)
+            split_s = max(arrived_s, own_held_s) + _rest_s(loads.others, sources.fetched_others, rank, costs)
+            apart_s = work_s(sources.fetched_own, rank, costs) + work_s(sources.fetched_others, rank, costs)
+            split_s = max(split_s, ready_s) + apart_s + 2 * turns_s
             if costs.grouped > 0 and sources.joins[rank]:
                 rank_s = min(rank_s, max(arrived_s, ready_s) + all_s)
-                split_s = min(split_s, max(arrived_s, own_end_s, ready_s) + others_s + again_s)
+                split_s = min(split_s, max(arrived_s, own_end_s, ready_s) + others_s + costs.launch_s)
         plain_s, overlapped_s = max(plain_s, rank_s + copied_s), max(overlapped_s, split_s + copied_s)
     back_s, link_s = exchange_s + 2 * gather_s, sources.host_link_s.max()
     return max(plain_s + back_s, link_s), max(overlapped_s + back_s, link_s)

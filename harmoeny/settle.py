@@ -8,8 +8,9 @@ from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.predict import Costs, FloatArray
 
-#: What a swap of two homes has to lower the busiest rank's time by, as a share of it: every swap copies two experts.
-_LEAST_SWAP = 0.01
+#: What a swap of two homes has to lower the busiest rank's time by, as a share of it: every swap copies two experts, so
+#: that few swaps and many are tried.
+LEAST_SWAPS = (0.01, 0.001)
 
 
 def placements_for(counts: FloatArray, present: Placement, num_slots: IntArray, costs: Costs) -> list[Placement]:
@@ -26,26 +27,29 @@ def placements_for(counts: FloatArray, present: Placement, num_slots: IntArray, 
         costs: the machine's.
     """
     total = counts.sum(axis=0)
-    home = swap_homes(total, present.home, present.world_size, costs)
-    homes = Placement.from_home(home, present.world_size)
-    free = num_slots - homes.resident.sum(axis=0)
-    found = [homes]
-    if free.max(initial=0) > 0:
-        found += [
-            Placement(home=home, resident=copy_own(counts, homes.resident, free)),
-            Placement(home=home, resident=copy_hottest(total, homes.resident, free)),
-        ]
+    found: list[Placement] = []
+    for least_swap in LEAST_SWAPS:
+        home = swap_homes(total, present.home, present.world_size, least_swap, costs)
+        homes = Placement.from_home(home, present.world_size)
+        free = num_slots - homes.resident.sum(axis=0)
+        found.append(homes)
+        if free.max(initial=0) > 0:
+            found += [
+                Placement(home=home, resident=copy_own(counts, homes.resident, free)),
+                Placement(home=home, resident=copy_hottest(total, homes.resident, free)),
+            ]
     return [placement for placement in found if not np.array_equal(placement.resident, present.resident)]
 
 
 @compiled
-def swap_homes(load: FloatArray, home: IntArray, world_size: int, costs: Costs) -> IntArray:
+def swap_homes(load: FloatArray, home: IntArray, world_size: int, least_swap: float, costs: Costs) -> IntArray:
     """Swap homes between the busiest rank and others, the best swap first; every rank keeps its number of experts.
 
     Args:
         load: float64 ``[num_experts]``, expected assignments.
         home: int64 ``[num_experts]``, the present homes.
         world_size: number of ranks.
+        least_swap: what a swap has to lower the busiest rank's time by, as a share of it.
         costs: the machine's.
 
     Returns:
@@ -63,7 +67,7 @@ def swap_homes(load: FloatArray, home: IntArray, world_size: int, costs: Costs) 
         busy_s[swapped[expert]] += expert_s[expert]
     for _ in range(num_experts):
         giver = busy_s.argmax()
-        best_s, give, take = busy_s[giver] * (1 - _LEAST_SWAP), -1, -1
+        best_s, give, take = busy_s[giver] * (1 - least_swap), -1, -1
         for mine in range(num_experts):
             if swapped[mine] != giver:
                 continue

@@ -144,7 +144,7 @@ class HarMoEny(Policy):
             history: int64 ``[world_size, num_experts]`` per earlier batch, oldest first.
             placement: the present residency.
         """
-        if not self.settle or self.fetch == Fetch.NONE or len(history) < 2 or len(history) % self.interval:
+        if not self.settle or self.fetch == Fetch.NONE or len(history) < 2 or (len(history) - 2) % self.interval:
             return None
         costs, _ = self._costs()
         known = history[-min(self.window, len(history)) :]

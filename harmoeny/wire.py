@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled
+from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import deal
 from harmoeny.predict import Costs, Loads, Sources, add_slice, rows_s
@@ -53,11 +54,12 @@ def exchange_s(counts: IntArray, shares: IntArray, loads: Loads, costs: Costs) -
 
 @compiled
 def choose_sources(
-    shares: IntArray, home: IntArray, resident: BoolArray, free_slots: IntArray, costs: Costs
+    counts: IntArray, shares: IntArray, home: IntArray, resident: BoolArray, free_slots: IntArray, costs: Costs
 ) -> Sources:
     """Decide for every fetch which source is less busy: the host's link, with the restores, or the expert's home rank.
 
     Args:
+        counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
@@ -70,10 +72,11 @@ def choose_sources(
     # The latency is that of all that a rank sends together. By kind: inside a node, and between nodes.
     mean_s = costs.peer_fetch_s - costs.exchange_latency_s
     expert_s = (mean_s * costs.inside_share, mean_s * costs.network_share)
-    fetched = np.zeros((3, world_size))
+    fetched, own, others = np.zeros((3, world_size)), np.zeros((3, world_size)), np.zeros((3, world_size))
     sent, received = np.zeros((2, world_size), dtype=np.int64), np.zeros((2, world_size), dtype=np.int64)
     from_host = np.zeros(world_size, dtype=np.int64)
     room = free_slots.copy()  # for fetches, before any resident is executed
+    slots = free_slots + num_held(resident)
     for expert in range(num_experts):
         source = home[expert]
         for rank in range(world_size):
@@ -83,13 +86,17 @@ def choose_sources(
             if resident[expert, rank]:
                 continue
             room[rank] -= 1
-            add_slice(fetched, rank, shares[rank, expert], 1, costs)
+            share = shares[rank, expert]
+            add_slice(fetched, rank, share, 1, costs)
+            add_slice(own, rank, min(share, counts[rank, expert]), 1, costs)
+            add_slice(others, rank, max(share - counts[rank, expert], 0), 1, costs)
             kind = int(node[source] != node[rank])
-            copies_s = max(float(max(sent[kind, source], received[kind, rank]) + 1), costs.pair_share)
-            peer_s = costs.exchange_latency_s + copies_s * expert_s[kind]
+            in_turn = max(float(max(sent[kind, source], received[kind, rank]) + 1), costs.pair_share)
+            peer_s = costs.exchange_latency_s + in_turn * expert_s[kind]
             arrived = received[0, rank] + received[1, rank]
             copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - free_slots[rank], 0)
-            if costs.peer_fetch_s > 0 and source != rank and peer_s < copies * costs.fetch_s:
+            full = from_host[rank] >= slots[rank]  # weights from peers have memory of their own until a slot is free
+            if costs.peer_fetch_s > 0 and source != rank and (full or peer_s < copies * costs.fetch_s):
                 from_peer[expert, rank] = True
                 sent[kind, source] += 1
                 received[kind, rank] += 1
@@ -104,16 +111,17 @@ def choose_sources(
                 kind = int(node[source] != node[rank])
                 slowest[kind, rank] = max(slowest[kind, rank], sent[kind, source])
                 slowest[kind, source] = max(slowest[kind, source], received[kind, rank])
-    ready_s, host_link_s = np.zeros(world_size), np.zeros(world_size)
+    ready_s, host_link_s, turns = np.zeros(world_size), np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
     for rank in range(world_size):
         ready_s[rank] = from_host[rank] * costs.fetch_s
         if received[0, rank] + received[1, rank] == 0:
             slowest[:, rank] = 0  # it waits for nothing
         for kind in range(2):
             if slowest[kind, rank] > 0:
-                number = max(float(slowest[kind, rank]), costs.pair_share)
-                ready_s[rank] = max(ready_s[rank], number * expert_s[kind] + costs.exchange_latency_s)
-        arrived = received[0, rank] + received[1, rank]
-        restores = max(from_host[rank] + arrived - free_slots[rank], 0)
+                in_turn = max(float(slowest[kind, rank]), costs.pair_share)
+                ready_s[rank] = max(ready_s[rank], in_turn * expert_s[kind] + costs.exchange_latency_s)
+        number = from_host[rank] + received[0, rank] + received[1, rank]
+        turns[rank] = -(-number // max(slots[rank], 1))
+        restores = max(min(number, slots[rank]) - free_slots[rank], 0)
         host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
-    return Sources(from_peer, ready_s, host_link_s, fetched, room >= 0)
+    return Sources(from_peer, ready_s, host_link_s, fetched, own, others, room >= 0, turns)

@@ -22,12 +22,14 @@ class Column:
         dtype: of its values.
         unit: empty for names, indices, ratios and numbers of events.
         values: all that may stand there; empty where anything may.
+        added: what it is in runs of earlier revisions, which lack it; None: all have it.
     """
 
     name: str
     dtype: DType
     unit: str = ""
     values: tuple[str, ...] = ()
+    added: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ LAYERS = Table(
         *_numbers("fetch_bytes", unit="bytes"),
         *_seconds("fetch_s", "fetch_wait_s", "restore_s", "restore_wait_s"),
         *_seconds(*(f"{phase}_s" for phase in PHASES)),
-        *_seconds("layer_s", "idle_s"),
+        *_seconds("layer_s"),
+        Column("predicted_s", "float64", "s", added=0.0),
+        *_seconds("idle_s"),
         *_PLATFORM,
     ),
     always=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,11 @@ def write_run(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     skew: float = 0.9,
     seed: int = 0,
+    predicts: Collection[str] = (),
 ) -> Synthetic:
     """Write a finished run; all numbers but the latencies are drawn with ``seed``.
+
+    Systems that predict say 0.8 of what the layer takes on the rank, but nothing in layer 0.
 
     A system's policy is the longest of :data:`KINDS` that its name begins with; ``options`` of the policies by system.
     """
@@ -67,13 +70,17 @@ def write_run(
         for system in latency_s:
             keys = {"system": system, "round": round_index, "iteration": len(run.iterations)}
             for layer in range(NUM_LAYERS):
-                run.layers.extend(
+                rows: list[dict[str, Any]] = [
                     keys
                     | platform
                     | {"layer": layer, "rank": rank}
                     | _layer(rng, exact=KINDS[_policy(system)]["exact"])
                     for rank in range(WORLD_SIZE)
-                )
+                ]
+                if system in predicts and layer > 0:
+                    for row in rows:
+                        row["predicted_s"] = 0.8 * (row["dispatch_s"] + row["compute_s"] + row["combine_s"])
+                run.layers.extend(rows)
             latency = latency_s[system][round_index]
             run.iterations.append(
                 keys
@@ -195,6 +202,7 @@ def _layer(rng: random.Random, *, exact: bool) -> dict[str, Any]:
         "restore_wait_s": rng.random() * 0.1,
         "layer_s": sum(times.values()),
         "idle_s": rng.random() * 0.1,
+        "predicted_s": 0.0,
     }
 
 

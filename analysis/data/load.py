@@ -104,6 +104,10 @@ def load_run(folder: Path) -> Run:
         raise ValueError(f"{folder}: cannot be read ({error}); delete the folder and run it again") from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder}/{CONFIG}: holds no configuration; delete the folder and run it again")
+    for table in tables.TABLES:
+        for column in table.columns:
+            if column.added is not None and table.name in frames and column.name not in frames[table.name]:
+                frames[table.name][column.name] = column.added
     run = Run(folder, manifest, config, **frames)
     _check_complete(run, frames)
     return run

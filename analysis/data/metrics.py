@@ -103,6 +103,13 @@ def _exposed_bytes(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
     return (layers["fetch_bytes"] * waiting).groupby(layers["iteration"]).sum()
 
 
+def _prediction_error(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+    taken_s = layers[["dispatch_s", "compute_s", "combine_s"]].sum(axis=1)
+    slowest = layers.assign(taken_s=taken_s).groupby(["iteration", "layer"])[["taken_s", "predicted_s"]].max()
+    error = (slowest["taken_s"] / slowest["predicted_s"] - 1).abs().where(slowest["predicted_s"] > 0)
+    return error.groupby("iteration").mean().fillna(0.0)
+
+
 METRICS = (
     Metric(
         "throughput_tokens_per_s", "Throughput", "tokens/s", "higher",
@@ -178,6 +185,12 @@ METRICS = (
         "padding_factor", "Padding", "", "lower",
         "1 + sum of padded_tokens / sum of executed_tokens, over layers and ranks",
         lambda layers, iterations: 1 + _share("padded_tokens", "executed_tokens")(layers, iterations),
+    ),
+    Metric(
+        "prediction_error", "Error of the predicted time", "", "lower",
+        "mean over layers with a predicted_s above 0 of the absolute value of max over ranks(dispatch_s + compute_s + "
+        "combine_s) / predicted_s - 1; 0 where nothing is predicted",
+        _prediction_error,
     ),
     *(
         Metric(

@@ -68,6 +68,7 @@ def layer_row(times: LayerTimes, rank: int, origin_s: float) -> dict[str, Any]:
         "restore_wait_s": times.restore_wait_s,
         **{f"{phase.name.lower()}_s": times.phase_s(phase) for phase in PHASES},
         "layer_s": times.boundary_s[-1] - times.boundary_s[0],
+        "predicted_s": marks.plan.predicted_s or 0.0,
         "compute_end_s": origin_s + times.compute_end_s,
     }
 

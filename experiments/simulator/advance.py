@@ -203,6 +203,7 @@ class SimulatedSystem:
             "dropped_tokens": _whole(counts.sum(axis=1) - flows.traffic.sum(axis=1)),
             "padded_tokens": flows.rows.sum(axis=0) - flows.executed.sum(axis=0),
             "num_active_experts": (flows.executed > 0).sum(axis=0),
+            "predicted_s": np.full(len(start_s), flows.predicted_s or 0.0),
         }
         return SimulatedLayer(layer, boundary_s, columns | done.columns)
 

@@ -29,6 +29,7 @@ class Flows:
         computed: int64 ``[num_experts, world_size]``, rows that are computed, padding too; None: those executed.
         slices: int64 ``[1 + num_groups, num_experts, world_size]``, the rows that are executed apart where a system
             executes them as they arrive: a rank's own, then those of every group of ranks; None: an expert's together.
+        predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
     """
 
     executed: IntArray
@@ -37,6 +38,7 @@ class Flows:
     from_peer: BoolArray | None = None
     computed: IntArray | None = None
     slices: IntArray | None = None
+    predicted_s: float | None = None
 
     @property
     def rows(self) -> IntArray:
@@ -69,7 +71,7 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
     plan = policy.plan(counts, placement)
     slices = None if plan.source_groups is None else _slices(plan.tokens, plan.source_groups)
     traffic = plan.tokens.sum(axis=1).astype(np.float64)
-    return Flows(plan.executed(), plan.fetch, traffic, from_peer=plan.from_peer, slices=slices)
+    return Flows(plan.executed(), plan.fetch, traffic, plan.from_peer, slices=slices, predicted_s=plan.predicted_s)
 
 
 def _slices(tokens: IntArray, groups: Sequence[Sequence[int]]) -> IntArray:

@@ -45,7 +45,7 @@ costs_of_machines = st.builds(
 
 def predicted(counts: IntArray, shares: IntArray, placement: Placement, free: IntArray, costs: Costs) -> FloatArray:
     """Return the times of shares, without overlap and with it."""
-    sources = choose_sources(shares, placement.home, placement.resident, free, costs)
+    sources = choose_sources(counts, shares, placement.home, placement.resident, free, costs)
     loads = loads_of_shares(counts, shares, costs)
     return np.array(layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs))
 
@@ -70,7 +70,8 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
     made = Plan(tokens, fetch, from_peer)
     made.validate(counts, placement)
     assert not (from_peer & ~fetch).any()
-    assert (fetch.sum(axis=0) <= free + placement.resident.sum(axis=0)).all(), "there is a slot for every fetch"
+    from_host = (fetch & ~from_peer).sum(axis=0)
+    assert (from_host <= free + placement.resident.sum(axis=0)).all(), "there is a slot for every fetch"
     shares = np.ascontiguousarray(made.executed().T)
     times = predicted(counts, shares, placement, free, costs)
     assert predicted_s == pytest.approx(times[int(overlapped)])

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.predict import (
     ALONE_S,
-    SLICES,
     Costs,
     Loads,
     Sources,
@@ -89,25 +88,35 @@ def layer_by_hand(loads: Loads, sources: Sources, *, overlap: bool) -> float:
         group_s = 0.5 * loads.executed[rank]
         arrived_s, fetched_s = gather_s + exchange_s + group_s, sources.fetched[ALONE_S, rank]
         if overlap:
-            own_end_s = gather_s + loads.own[ALONE_S, rank]
-            held_end_s = max(own_end_s, arrived_s) + max(0.0, loads.others[ALONE_S, rank] - fetched_s)
-            fetched_s += 3.0 * sources.fetched[SLICES, rank]  # own rows and others apart
+            fetched_s = sources.fetched_own[ALONE_S, rank] + sources.fetched_others[ALONE_S, rank]
+            own_end_s = gather_s + loads.own[ALONE_S, rank] - sources.fetched_own[ALONE_S, rank]
+            others_s = loads.others[ALONE_S, rank] - sources.fetched_others[ALONE_S, rank]
+            held_end_s = max(own_end_s, arrived_s) + others_s
         else:
             held_end_s = arrived_s + loads.work[ALONE_S, rank] - fetched_s
         ends.append(max(held_end_s, sources.ready_s[rank]) + fetched_s + group_s)
     return float(max(max(ends) + exchange_s + 2 * gather_s, *sources.host_link_s))
 
 
+def sources_of(ready_s: list[float], link_s: list[float], slices: dict[int, list[int]], *, joins: bool) -> Sources:
+    """Return sources of ranks whose fetched experts have so many own rows each, and no others."""
+    world_size, fetched = len(ready_s), np.zeros((3, len(ready_s)))
+    for rank, of_rank in slices.items():
+        for num_tokens in of_rank:
+            add_slice(fetched, rank, num_tokens, 1, COSTS)
+    turns = np.array([int(rank in slices) for rank in range(world_size)])
+    none = np.zeros((3, world_size))
+    from_peer = np.zeros((2, world_size), dtype=np.bool_)
+    held = np.full(world_size, joins)
+    return Sources(from_peer, np.array(ready_s), np.array(link_s), fetched, fetched, none, held, turns)
+
+
 @pytest.mark.parametrize(
     ("ready_s", "link_s"), [([0.0, 0.0], [0.0, 0.0]), ([0.0, 300.0], [0.0, 0.0]), ([0.0, 0.0], [0.0, 999.0])]
 )
 def test_a_layer_is_its_slowest_rank_through_all_phases(ready_s: list[float], link_s: list[float]) -> None:
-    loads = loads_of_shares(np.array([[6, 4], [8, 0]]), np.array([[10, 0], [4, 4]]), COSTS)
-    fetched = np.zeros((3, 2))
-    add_slice(fetched, 1, 4, 1, COSTS)
-    sources = Sources(
-        np.zeros((2, 2), dtype=np.bool_), np.array(ready_s), np.array(link_s), fetched, np.zeros(2, np.bool_)
-    )
+    loads = loads_of_shares(np.array([[6, 4], [8, 4]]), np.array([[14, 0], [0, 8]]), COSTS)
+    sources = sources_of(ready_s, link_s, {1: [4]}, joins=False)
     plain_s, overlapped_s = layer_s(loads, sources, rows_s(loads, COSTS), COSTS)
     assert plain_s == layer_by_hand(loads, sources, overlap=False)
     assert overlapped_s == layer_by_hand(loads, sources, overlap=True)
@@ -116,12 +125,9 @@ def test_a_layer_is_its_slowest_rank_through_all_phases(ready_s: list[float], li
 def test_grouped_fetched_experts_share_a_launch_and_that_of_the_others_where_they_have_slots() -> None:
     costs = COSTS._replace(grouped=1.0)
     loads = loads_of_shares(np.array([[6, 4, 5]]), np.array([[6, 4, 5]]), costs)
-    fetched = np.zeros((3, 1))
-    add_slice(fetched, 0, 4, 1, costs)
-    add_slice(fetched, 0, 5, 1, costs)
 
     def seconds(ready_s: float, *, joins: bool) -> float:
-        sources = Sources(np.zeros((3, 1), np.bool_), np.array([ready_s]), np.zeros(1), fetched, np.array([joins]))
+        sources = sources_of([ready_s], [0.0], {0: [4, 5]}, joins=joins)
         return layer_s(loads, sources, rows_s(loads, costs), costs)[0]
 
     together_s, _ = layer_s(loads, no_sources(1, 3), rows_s(loads, costs), costs)
@@ -138,26 +144,27 @@ def test_fetches_come_from_whoever_has_time() -> None:
     shares = np.diag([5, 5, 5, 5]).astype(np.int64)
     shares[1:, 0] = 5  # expert 0 is fetched by all other ranks
     idle = np.zeros(4, dtype=np.int64)
-    found = choose_sources(shares, placement.home, placement.resident, idle + 9, COSTS)
+    found = choose_sources(shares, shares, placement.home, placement.resident, idle + 9, COSTS)
     # The home sends one after the other: 31, 61, 91 s; the host's link would take 100 s.
     assert found.from_peer[0].tolist() == [False, True, True, True]
     assert found.ready_s.tolist() == [0.0, 91.0, 91.0, 91.0]
     assert found.host_link_s.tolist() == [0.0, 0.0, 0.0, 0.0]
     # With slower peers the third is sooner there from the host.
     slow = COSTS._replace(peer_fetch_s=46.0)
-    found = choose_sources(shares, placement.home, placement.resident, idle + 9, slow)
+    found = choose_sources(shares, shares, placement.home, placement.resident, idle + 9, slow)
     assert found.from_peer[0].tolist() == [False, True, True, False]
     assert found.ready_s.tolist() == [0.0, 91.0, 91.0, 100.0]
     # Without a free slot every fetch is followed by a restore over the host's link.
-    found = choose_sources(shares, placement.home, placement.resident, idle, slow)
+    found = choose_sources(shares, shares, placement.home, placement.resident, idle, slow)
     assert found.from_peer[0].tolist() == [False, True, True, True]
     assert found.host_link_s.tolist() == [0.0, 100.0, 100.0, 100.0]
 
 
 def test_without_peers_everything_comes_from_the_host() -> None:
     placement = place("contiguous", 2, 2)
+    shares = np.array([[5, 5], [5, 5]])
     found = choose_sources(
-        np.array([[5, 5], [5, 5]]), placement.home, placement.resident, np.array([1, 0]), COSTS._replace(peer_fetch_s=0)
+        shares, shares, placement.home, placement.resident, np.array([1, 0]), COSTS._replace(peer_fetch_s=0)
     )
     assert not found.from_peer.any()
     assert found.ready_s.tolist() == [100.0, 100.0]
@@ -171,10 +178,14 @@ def test_only_what_is_executed_and_not_held_is_fetched(batch: Batch, seed: int) 
     rng = np.random.default_rng(seed)
     shares = np.ascontiguousarray(rng.integers(0, 3, counts.shape))
     free = rng.integers(0, 3, placement.world_size)
-    found = choose_sources(shares, placement.home, placement.resident, free, COSTS)
+    found = choose_sources(counts, shares, placement.home, placement.resident, free, COSTS)
     fetched = (shares.T > 0) & ~placement.resident
     assert not (found.from_peer & ~fetched).any()
     number = fetched.sum(axis=0)
     from_host = number - found.from_peer.sum(axis=0)
-    np.testing.assert_array_equal(found.host_link_s, 100.0 * (from_host + np.maximum(number - free, 0)))
+    slots = free + placement.resident.sum(axis=0)
+    restores = np.maximum(np.minimum(number, slots) - free, 0)
+    np.testing.assert_array_equal(found.host_link_s, 100.0 * (from_host + restores))
+    assert (from_host <= slots).all(), "weights from peers have memory of their own"
+    np.testing.assert_array_equal(found.turns, np.ceil(number / np.maximum(slots, 1)))
     assert ((found.ready_s > 0) == (number > 0)).all()

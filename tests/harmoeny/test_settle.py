@@ -33,7 +33,7 @@ def test_swaps_never_raise_the_largest_load(batch: Batch) -> None:
     counts, placement = batch
     load, world_size = counts.sum(axis=0), placement.world_size
     costs = COSTS._replace(weights_s=0.0)
-    swapped = swap_homes(load.astype(float), placement.home, world_size, costs)
+    swapped = swap_homes(load.astype(float), placement.home, world_size, 0.01, costs)
     before, after = (np.bincount(home, weights=load, minlength=world_size).max() for home in (placement.home, swapped))
     assert after <= before
 
@@ -41,7 +41,7 @@ def test_swaps_never_raise_the_largest_load(batch: Batch) -> None:
 def test_hot_experts_of_one_rank_are_parted() -> None:
     home = place("contiguous", 8, 4).home
     load = np.array([100.0, 100, 1, 1, 1, 1, 1, 1])
-    swapped = swap_homes(load, home, 4, COSTS)
+    swapped = swap_homes(load, home, 4, 0.01, COSTS)
     assert swapped[0] != swapped[1]
     assert np.bincount(swapped).tolist() == [2, 2, 2, 2]
 

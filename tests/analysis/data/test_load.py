@@ -64,7 +64,7 @@ def test_file_that_lost_its_end_is_refused_by_name(name: str, lost: int, tmp_pat
 @pytest.mark.parametrize(
     ("name", "column"),
     [
-        *(("layers", column) for column in LAYERS.column_names),
+        *(("layers", column.name) for column in LAYERS.columns if column.added is None),
         *(("iterations", column) for column in ITERATIONS.column_names),
     ],
 )
@@ -73,6 +73,13 @@ def test_missing_column_is_named(name: str, column: str, tmp_path: Path) -> None
     pd.read_parquet(path).drop(columns=column).to_parquet(path)
     with pytest.raises(ValueError, match=rf"/myrun/{name}\.parquet: column '{column}' is missing$"):
         load_run(path.parent)
+
+
+def test_a_column_that_earlier_revisions_did_not_write_has_its_value(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "myrun", predicts={"harmoeny"}).folder / "layers.parquet"
+    assert load_run(path.parent).layers["predicted_s"].max() > 0
+    pd.read_parquet(path).drop(columns="predicted_s").to_parquet(path)
+    assert (load_run(path.parent).layers["predicted_s"] == 0).all()
 
 
 @pytest.mark.parametrize("field", REQUIRED_FIELDS)

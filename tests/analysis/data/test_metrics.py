@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
-    return write_run(tmp_path_factory.mktemp("runs") / "run")
+    return write_run(tmp_path_factory.mktemp("runs") / "run", predicts={"harmoeny"})
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,16 @@ def exposed_bytes(layers: list[Row], _: Row) -> float:
     )
 
 
+def prediction_error(layers: list[Row], _: Row) -> float:
+    errors = []
+    for layer in range(NUM_LAYERS):
+        ranks = [row for row in layers if row["layer"] == layer]
+        if ranks[0]["predicted_s"]:
+            taken_s = max(row["dispatch_s"] + row["compute_s"] + row["combine_s"] for row in ranks)
+            errors.append(abs(taken_s / max(row["predicted_s"] for row in ranks) - 1))
+    return float(sum(errors) / len(errors)) if errors else 0.0
+
+
 BY_HAND: dict[str, Callable[[list[Row], Row], float]] = {
     "throughput_tokens_per_s": lambda _, iteration: iteration["input_tokens"] / iteration["latency_s"],
     "ttft_s": column("ttft_s"),
@@ -96,6 +106,7 @@ BY_HAND: dict[str, Callable[[list[Row], Row], float]] = {
         / sum(row["executed_tokens"] for row in layers)
     ),
 }
+BY_HAND["prediction_error"] = prediction_error
 BY_HAND |= {f"{phase}_s": per_rank(f"{phase}_s") for phase in PHASES}
 
 
@@ -114,11 +125,16 @@ def test_where_nothing_happens_shares_are_those_of_a_perfect_run(written: Synthe
     run = load_run(written.folder)
     zero = run.layers.assign(
         **dict.fromkeys(("executed_tokens", "num_assignments", "dropped_tokens", "num_active_experts"), 0),
-        **dict.fromkeys(("fetch_s", "fetch_wait_s", "idle_s", "layer_s"), 0.0),
+        **dict.fromkeys(("fetch_s", "fetch_wait_s", "idle_s", "layer_s", "predicted_s"), 0.0),
     )
     values = per_iteration(zero, run.iterations)
     expected = {"imbalance": 1.0, "fetch_hidden_share": 1.0, "dropped_share": 0.0, "idle_share": 0.0}
-    expected |= {"layer_imbalance": 1.0, "active_expert_imbalance": 1.0, "exposed_fetch_bytes": 0.0}
+    expected |= {
+        "layer_imbalance": 1.0,
+        "active_expert_imbalance": 1.0,
+        "exposed_fetch_bytes": 0.0,
+        "prediction_error": 0.0,
+    }
     for name, value in expected.items():
         assert (values[name] == value).all(), name
 

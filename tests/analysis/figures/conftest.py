@@ -47,6 +47,13 @@ def changing(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
 
 
 @pytest.fixture(scope="module")
+def predicting(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    folder = tmp_path_factory.mktemp("results") / "run"
+    write_run(folder, predicts={"harmoeny"})
+    return figure_data([load_run(folder)], [{}])
+
+
+@pytest.fixture(scope="module")
 def ranks_by_skew(skews: FigureData) -> FigureData:
     """The runs as if they were three numbers of ranks at one skew, and the same a little slower at another."""
     ranks = skews.summary["router.skew"].map(dict(zip(SKEWS, (2, 4, 8), strict=True)))

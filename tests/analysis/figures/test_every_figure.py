@@ -21,6 +21,7 @@ from analysis.figures import (
     load_balance,
     option_sweep,
     policy_sweep,
+    predicted_time,
 )
 from analysis.figures.kit.base import FigureModule, discover, draw_all
 from analysis.present.layout import COLUMN_IN, PAGE_IN
@@ -32,7 +33,7 @@ MADE_FROM = {
     policy_sweep: "skews", gpu_scaling: "ranks_by_skew",
     dataset_policies: "routed_texts", expert_popularity: "routed_texts",
     option_sweep: "batches", changing_skew: "changing", imbalance_over_iterations: "changing", load_balance: "changing",
-    grid: "grid",
+    grid: "grid", predicted_time: "predicting",
 }  # fmt: skip
 MODULES: list[Any] = list(MADE_FROM)
 

@@ -67,6 +67,7 @@ def test_layer_row_by_hand() -> None:
         "compute_s": 4.0,
         "combine_s": 0.25,
         "layer_s": 8.0,
+        "predicted_s": 0.0,
         "compute_end_s": 108.75,
     }
 

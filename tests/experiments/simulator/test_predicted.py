@@ -71,7 +71,7 @@ def test_predicted_is_what_is_simulated(hardware: Hardware, world_size: int, spa
     """A plan that moves nothing takes what was predicted; with fetches it takes 0.3 more at most."""
     found = cases(hardware, world_size, spare_slots)
     for case in found:
-        least, most = (0.9, 1.3) if case.fetches else (0.98, 1.01)
+        least, most = (0.85, 1.3) if case.fetches else (0.98, 1.01)
         assert least <= case.ratio <= most, case
     assert {case.fetches for case in found} == {True, False}
     assert np.median([case.ratio for case in found if case.fetches]) == pytest.approx(1.0, abs=0.05)
