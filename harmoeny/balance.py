@@ -52,7 +52,7 @@ class Chosen(NamedTuple):
 
 @compiled
 def plan_by_time(
-    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: FloatArray, overlap: bool
+    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: FloatArray, overlap: bool, spread: bool
 ) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
     """Plan a batch; where nothing can be gained, everything is executed where it is held and little is computed.
 
@@ -63,6 +63,7 @@ def plan_by_time(
         room: slots of a rank, never fewer than the experts whose home it is; 0: those.
         costs: float64, the machine's in the order of :class:`Costs`, whose conversion would take as long as a plan.
         overlap: exchange and computation may overlap.
+        spread: hot experts may be brought to all ranks.
 
     Returns:
         Tokens, int64 ``[world_size, num_experts, world_size]``; fetches, bool ``[num_experts, world_size]``; and of
@@ -71,7 +72,7 @@ def plan_by_time(
     world_size, num_experts = counts.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
     machine = costs_of(costs)
-    chosen = choose_shares(counts, home, resident, room, machine, overlap)
+    chosen = choose_shares(counts, home, resident, room, machine, overlap, spread)
     if chosen.at_home:
         return home_tokens(counts, home), fetch, fetch, chosen.overlapped, chosen.predicted_s
     shares = np.empty((num_experts, world_size), dtype=np.int64)
@@ -86,7 +87,7 @@ def plan_by_time(
 
 @compiled
 def choose_shares(
-    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: Costs, overlap: bool
+    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: Costs, overlap: bool, spread: bool
 ) -> Chosen:
     """Choose shares of a batch.
 
@@ -103,6 +104,7 @@ def choose_shares(
         room: slots of a rank, never fewer than the experts whose home it is; 0: those.
         costs: the machine's.
         overlap: exchange and computation may overlap.
+        spread: hot experts may be brought to all ranks.
     """
     world_size, num_experts = counts.shape
     single = num_held(resident).sum() == num_experts
@@ -116,6 +118,7 @@ def choose_shares(
     best = _weighed(held, loads, nothing, counts, costs, overlap, single)
     least_s = (1 - LEAST_GAIN) * best.predicted_s
     evens, most_spread = _candidates(counts, loads, single, free, best.predicted_s, costs)
+    most_spread = most_spread if spread else 0
     if not evens and most_spread == 0:
         return best
     hottest = _hottest(counts, most_spread)

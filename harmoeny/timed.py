@@ -42,6 +42,7 @@ class HarMoEny(Policy):
             and ``sync``: always from host memory; ``none``: every expert is resident everywhere.
         spare_slots: room for experts on every rank, beside those that it holds at the start.
         overlap: whether a rank's own rows may be executed while the others are on their way.
+        spread: whether hot experts may be brought to all ranks.
         settle: whether placements follow what earlier batches needed.
         interval: batches between two new placements of a layer.
         window: latest batches that they follow.
@@ -56,6 +57,7 @@ class HarMoEny(Policy):
     fetch: str = Fetch.PEER.value
     spare_slots: int = 0
     overlap: bool = True
+    spread: bool = True
     settle: bool = True
     interval: int = 4
     window: int = 4
@@ -114,7 +116,7 @@ class HarMoEny(Policy):
         _, costs = self._costs()
         room = self.room(*placement.resident.shape) or 0
         tokens, fetch, from_peer, overlapped, predicted_s = plan_by_time(
-            counts, placement.home, placement.resident, room, costs, self.overlap
+            counts, placement.home, placement.resident, room, costs, self.overlap, self.spread
         )
         return Plan(tokens, fetch, from_peer, [range(len(counts))] if overlapped else None, predicted_s)
 
@@ -130,7 +132,9 @@ class HarMoEny(Policy):
         """
         costs, _ = self._costs()
         room = self.room(*placement.resident.shape) or 0
-        chosen: Chosen = choose_shares(counts, placement.home, placement.resident, room, costs, self.overlap)
+        chosen: Chosen = choose_shares(
+            counts, placement.home, placement.resident, room, costs, self.overlap, self.spread
+        )
         return chosen
 
     def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002

@@ -1,7 +1,7 @@
 """Draw the pictures that README and docs show again: run each one's experiment, and put its figure where it is shown.
 
-Simulated pictures take a minute or two; those of experiments on real ranks are measurements of the machine at hand, on
-which nothing else should run.
+Simulated pictures take a minute or two, the grid ten; those of experiments on real ranks are measurements of the
+machine at hand, on which nothing else should run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from results_schema.printing import print_anything
 
-_DOCS, _DEMO = Path("docs/figures"), Path("results/demo")
+_DOCS, _DEMO, _PREDICTIONS = Path("docs/figures"), Path("results/demo"), Path("results/predictions")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,14 @@ class Picture:
 PICTURES = {
     "paper_skew": Picture("paper_skew", {"figures/skew_sweep.png": _DOCS / "paper_skew.png"}),
     "scale_out": Picture("scale_out", {"figures/scale_out.png": _DOCS / "scale_out.png"}),
+    "grid": Picture(
+        "grid",
+        {
+            "figures/grid.png": _DOCS / "grid.png",
+            "figures/grid.csv": _PREDICTIONS / "grid_points.csv",
+            "ratios.csv": _PREDICTIONS / "grid.csv",
+        },
+    ),
     "prefetch_ablation": Picture(
         "prefetch_ablation", {"figures/time_breakdown.png": _DOCS / "prefetch_ablation.png"}
     ),

@@ -13,7 +13,7 @@ _ABOUT = {
     "experiment": "a prepared experiment; without one, the values below are run once",
     **{name: group.description for name, group in GROUPS.items()},
     "hardware": "what is known of the machine",
-    "machine": "a whole machine to simulate: hardware= and as many ranks as it has GPUs",
+    "machine": "a whole machine to simulate, hardware= and as many ranks as it has GPUs; or here",
 }
 #: Folders of conf that hold settings of Hydra or of one machine rather than choices.
 _NO_GROUPS = ("hydra", "local")

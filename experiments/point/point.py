@@ -34,6 +34,8 @@ _UNNAMED: dict[str, Any] = {
 _UNNAMED_HARDWARE = ("kernel", "expert_tile_rows", "expert_half_rate_width", "round_spread", "rank_spread")
 #: Options of routers of which the same is true.
 _UNNAMED_ROUTER = {"adapt": False}
+#: Options of systems of which the same is true.
+_UNNAMED_SYSTEM = {"spread": True}
 #: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.
 _MOST_TIMES = 5
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
@@ -145,6 +147,10 @@ class Point:
             k: v
             for k, v in given["hardware"].items()
             if k not in _UNNAMED_HARDWARE or v != getattr(_DEFAULT_HARDWARE, k)
+        }
+        identity["systems"] = {
+            name: {k: v for k, v in options.items() if k not in _UNNAMED_SYSTEM or v != _UNNAMED_SYSTEM[k]}
+            for name, options in given["systems"].items()
         }
         identity["router"] = {
             k: v for k, v in given["router"].items() if k not in _UNNAMED_ROUTER or v != _UNNAMED_ROUTER[k]

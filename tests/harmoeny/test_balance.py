@@ -51,10 +51,16 @@ def predicted(counts: IntArray, shares: IntArray, placement: Placement, free: In
 
 
 def plan(
-    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: Costs, overlap: bool
+    counts: IntArray,
+    home: IntArray,
+    resident: BoolArray,
+    room: int,
+    costs: Costs,
+    overlap: bool,
+    spread: bool = True,
 ) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
     """Plan with these costs."""
-    return plan_by_time(counts, home, resident, room, np.array(costs), overlap)
+    return plan_by_time(counts, home, resident, room, np.array(costs), overlap, spread)
 
 
 @examples(200)
@@ -80,7 +86,7 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
         counts, shares_where_held(counts, placement.home, placement.resident, costs), placement, free, costs
     )
     assert predicted_s <= held[0] * (1 + 1e-9)
-    chosen = choose_shares(*arguments)
+    chosen = choose_shares(*arguments, True)
     assert chosen.predicted_s == pytest.approx(predicted_s) or predicted_s <= chosen.predicted_s / (1 - LEAST_GAIN)
 
 
@@ -119,6 +125,9 @@ def test_a_hot_expert_is_executed_where_its_tokens_are_if_that_saves_the_exchang
     tokens, fetch, *_ = plan(counts, placement.home, placement.resident, 3, costs, False)
     assert fetch[0].tolist() == [False, True, True, True]
     assert tokens[np.arange(4), 0, np.arange(4)].min() > 980, "all but what evens the others out"
+    *_, predicted_s = plan(counts, placement.home, placement.resident, 3, costs, False)
+    *_, without_s = plan(counts, placement.home, placement.resident, 3, costs, False, spread=False)
+    assert without_s > predicted_s, "spreading is one of the candidates, and only with the option"
 
 
 @pytest.mark.parametrize("hot", [40, 90, 200])
@@ -137,7 +146,7 @@ def test_near_the_best_of_all_splits(hot: int, fetch_s: float, row_s: float) -> 
     best_s = np.inf
     for split in product(*splits):
         best_s = min(best_s, predicted(counts, np.stack([split, totals - split]), placement, free, costs)[0])
-    chosen = choose_shares(counts, placement.home, placement.resident, 3, costs, False)
+    chosen = choose_shares(counts, placement.home, placement.resident, 3, costs, False, True)
     assert chosen.predicted_s <= 1.2 * best_s
 
 

@@ -84,3 +84,15 @@ def grid(skews: FigureData) -> FigureData:
         slowed = {name: first[name] * factor for name in map(str, first.columns) if name.startswith("throughput_")}
         frames.append(first.assign(run_id=f"run {i}", **point, **slowed))
     return FigureData(pd.concat(frames, ignore_index=True), list(points[0]), skews.caption, skews.runs)
+
+
+@pytest.fixture(scope="module")
+def without_parts(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """Two runs of HarMoEny and of variants that lack a part: one takes twice the time in every round, one as long."""
+    folder = tmp_path_factory.mktemp("results")
+    names = ["harmoeny", "static_ep", "harmoeny_without_settling", "harmoeny_without_overlap"]
+    for i, size in enumerate((16, 1024)):
+        whole = [1.0 + i, 2.0, 4.0]
+        latency = dict(zip(names, (whole, [9.0] * 3, [2 * s for s in whole], whole), strict=True))
+        write_run(folder / str(size), seed=i, latency_s=latency)
+    return figure_data([load_run(folder / str(s)) for s in (16, 1024)], [{"seq_len": s} for s in (16, 1024)])

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.text import Text
 
 from analysis.figures import (
+    ablation,
     changing_skew,
     dataset_policies,
     expert_popularity,
@@ -33,7 +34,7 @@ MADE_FROM = {
     policy_sweep: "skews", gpu_scaling: "ranks_by_skew",
     dataset_policies: "routed_texts", expert_popularity: "routed_texts",
     option_sweep: "batches", changing_skew: "changing", imbalance_over_iterations: "changing", load_balance: "changing",
-    grid: "grid", predicted_time: "predicting",
+    grid: "grid", predicted_time: "predicting", ablation: "without_parts",
 }  # fmt: skip
 MODULES: list[Any] = list(MADE_FROM)
 
