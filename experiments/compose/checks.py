@@ -25,6 +25,9 @@ DEVICES = ("auto", "cpu", "cuda")
 _NAME_BYTES, _PATH_BYTES = 255, 4095
 WANDB_MODES = ("offline", "online", "disabled")
 
+#: Plans grow with the square of the ranks: nothing has the memory for more.
+_MOST_RANKS = 65_536
+
 
 def check_point(point: Point) -> None:
     """Check everything that does not depend on the host that will run the point.
@@ -78,6 +81,8 @@ def _check_options(point: Point) -> None:
         _check_at_least(1, name, getattr(options, name))
     for name in ("warmup_rounds", "seed", "decode_tokens"):
         _check_at_least(0, name, getattr(options, name))
+    if options.world_size > _MOST_RANKS:
+        raise ValueError(f"world_size: {options.world_size}, must be at most {_MOST_RANKS}")
     _check_until(point)
     if options.device not in DEVICES:
         raise ValueError(f"device: {options.device!r}, must be one of {', '.join(DEVICES)}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -62,9 +63,20 @@ def _explain(error: BaseException) -> str:
         return f"{cause.full_key or one_line(cause).rsplit(' ', 1)[-1]}: missing, must be set"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _unknown_field(cause)
+    if (override := _unreadable_override(cause)) is not None:
+        reason = one_line(str(cause).partition("full_key:")[0])
+        return f"{override!r} cannot be read ({reason}), must be FIELD=VALUE or GROUP=CHOICE"
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return f"{cause.full_key}: {one_line(str(cause).partition('full_key:')[0])}"
     return one_line(error)
+
+
+def _unreadable_override(error: BaseException) -> str | None:
+    """Return the argument that Hydra failed to note among what was given; None where it failed elsewhere."""
+    if not isinstance(error, OmegaConfBaseException) or not (error.full_key or "").startswith("hydra.overrides."):
+        return None
+    found = (frame.f_locals.get("override") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return next((override.input_line for override in found if isinstance(override, Override)), None)
 
 
 def _unknown_choice(error: MissingConfigException) -> str:

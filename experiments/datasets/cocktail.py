@@ -46,7 +46,7 @@ class Cocktail(Dataset):
         if not self.parts:
             raise ValueError(f"dataset.parts: [], must name some of {', '.join(_KNOWN)}, files and folders")
         for part in self.parts:
-            if part not in _KNOWN and not Path(part).exists():
+            if not isinstance(part, str) or (part not in _KNOWN and not Path(part).exists()):
                 raise ValueError(f"dataset.parts: {part!r}, must be one of {', '.join(_KNOWN)}, a file or a folder")
             self._part(part).validate()
 

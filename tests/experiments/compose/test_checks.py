@@ -16,7 +16,7 @@ from experiments.compose.load import load_point
 from experiments.compose.messages import explain
 from experiments.launch.environment import is_main_rank, joined_world_size
 from experiments.point.options import make_options
-from tests.conftest import Load
+from tests.conftest import Compose, Load
 
 # Overrides, and the one line that they must lead to.
 BAD = {
@@ -57,6 +57,7 @@ BAD = {
     "tag=${nonsense}": r"tag: Interpolation key 'nonsense' not found",
     # Values out of range.
     "world_size=0": r"world_size: 0, must be at least 1",
+    "world_size=2147483648": r"world_size: 2147483648, must be at most 65536",
     "batch_size=0": r"batch_size: 0, must be at least 1",
     "seq_len=-1": r"seq_len: -1, must be at least 1",
     "rounds=0": r"rounds: 0, must be at least 1",
@@ -182,6 +183,14 @@ def test_an_experiment_with_a_name_that_no_folder_can_have(load: Load) -> None:
     options = dataclasses.replace(point.options, experiment="x" * 256)
     with pytest.raises(ValueError, match=r"^experiment: x+\.\.\. has 256 bytes, must be at most 255"):
         check_names(dataclasses.replace(point, options=options))
+
+
+def test_an_argument_of_a_sweep_that_hydra_cannot_note_is_named(compose: Compose) -> None:
+    with pytest.raises(HydraException) as failed:
+        compose("tag=a,'${'", multirun=True)
+    said = explain(failed.value)
+    assert said.startswith("\"tag=a,'${'\" cannot be read (token recognition error")
+    assert said.endswith("must be FIELD=VALUE or GROUP=CHOICE")
 
 
 class TestRunId:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,10 @@ class TestCocktail:
         ("parts", "message"),
         [
             ([], r"dataset\.parts: \[\], must name some of bookcorpus"),
+            ([[]], r"dataset\.parts: \[\], must be one of"),
             (["no"], r"dataset\.parts: 'no', must be one of"),
         ],
     )
-    def test_parts_are_checked(self, parts: list[str], message: str) -> None:
+    def test_parts_are_checked(self, parts: list[Any], message: str) -> None:
         with pytest.raises(ValueError, match=f"^{message}"):
             Cocktail(parts=parts).validate()
