@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from harmoeny.placement import IntArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement
 
 
 @runtime_checkable
@@ -35,3 +35,31 @@ class PredictsExecuted(Protocol):
             counts: int64 ``[world_size, num_experts]``.
             placement: the experts that every rank holds.
         """
+
+
+class ChosenShares(Protocol):
+    """What a plan would be without who executes whose assignments."""
+
+    @property
+    def shares(self) -> IntArray:
+        """Return int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first."""
+
+    @property
+    def from_peer(self) -> BoolArray:
+        """Return bool ``[num_experts, world_size]``, as of a plan."""
+
+    @property
+    def overlapped(self) -> bool:
+        """Return whether a rank's own rows are executed while all others are on their way."""
+
+    @property
+    def predicted_s(self) -> float:
+        """Return what a plan has."""
+
+
+@runtime_checkable
+class ChoosesShares(PredictsExecuted, Protocol):
+    """A policy that also says where fetches come from, and whether exchange and computation overlap."""
+
+    def choose(self, counts: IntArray, placement: Placement) -> ChosenShares:
+        """Return what ``plan(counts, placement)`` would be; ``counts``: int64 ``[world_size, num_experts]``."""

@@ -69,6 +69,8 @@ class HarMoEny(Policy):
         if all(name in self.costs for name in Costs._fields):
             costs = Costs(**{name: float(value) for name, value in self.costs.items() if name in Costs._fields})
             costs = costs if self.fetch == Fetch.PEER else costs._replace(peer_fetch_s=0.0)
+            if costs.node_ranks == 0:  # all links are alike
+                costs = costs._replace(inside_share=1.0, network_share=1.0)
             self._known = costs, np.array(costs, dtype=np.float64)
 
     @property

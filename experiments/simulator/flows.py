@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from experiments.routers.base import FloatArray
-from harmoeny.modelled import PredictsExecuted
+from harmoeny.modelled import ChoosesShares, ChosenShares, PredictsExecuted
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.policy import Policy
 
@@ -64,6 +64,8 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
         counts: int64 ``[world_size, num_experts]``.
         placement: the present residency.
     """
+    if not plan_fits(counts) and isinstance(policy, ChoosesShares):
+        return _flows_of_shares(counts, policy.choose(counts, placement), placement)
     if not plan_fits(counts) and isinstance(policy, PredictsExecuted):
         executed = policy.executed(counts, placement)
         if executed is not None:
@@ -80,6 +82,14 @@ def _slices(tokens: IntArray, groups: Sequence[Sequence[int]]) -> IntArray:
     everyone = np.arange(len(tokens))
     others[everyone, :, everyone] = 0
     return np.stack([own, *(others[list(group)].sum(axis=0) for group in groups)])
+
+
+def _flows_of_shares(counts: IntArray, chosen: ChosenShares, placement: Placement) -> Flows:
+    """Return the flows of shares; own assignments come first, so that stages are exact."""
+    flows = flows_of_executed(counts, np.ascontiguousarray(chosen.shares.T), placement)
+    own = np.minimum(counts, chosen.shares).T
+    slices = np.stack([own, flows.executed - own]) if chosen.overlapped else None
+    return replace(flows, from_peer=chosen.from_peer, slices=slices, predicted_s=chosen.predicted_s)
 
 
 def flows_of_executed(counts: IntArray, executed: IntArray, placement: Placement) -> Flows:

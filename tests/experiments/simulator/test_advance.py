@@ -14,17 +14,20 @@ from baselines.even_split import EvenSplit
 from baselines.fastermoe import FasterMoE
 from baselines.static_ep import StaticEP
 from experiments.point.simulator_options import SoftwareCost
+from experiments.simulator import flows
 from experiments.simulator.advance import SimulatedLayer, SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.simulator.flows import flows_of_executed, plan_flows
 from experiments.simulator.model_work import ModelWork
 from experiments.simulator.topology import Topology
+from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.modelled import PredictsExecuted
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.rebalance import TokenHarMoEny
+from harmoeny.timed import HarMoEny
 from tests.strategies import examples
 
 #: 1 s per token, 4 s per expert fetched, 1 s per token sent.
@@ -253,11 +256,34 @@ def test_flows_without_a_plan_agree_with_the_plan(counts: list[list[int]]) -> No
         executed = policy.executed(array, placement)
         assert executed is not None
         np.testing.assert_array_equal(executed, planned.executed)
-        flows = flows_of_executed(array, executed, placement)
-        np.testing.assert_array_equal(flows.fetch, planned.fetch)
-        np.testing.assert_allclose(flows.traffic.sum(axis=0), planned.traffic.sum(axis=0))
-        np.testing.assert_allclose(flows.traffic.sum(axis=1), planned.traffic.sum(axis=1))
-        np.testing.assert_allclose(flows.traffic.diagonal(), planned.traffic.diagonal())
+        found = flows_of_executed(array, executed, placement)
+        np.testing.assert_array_equal(found.fetch, planned.fetch)
+        np.testing.assert_allclose(found.traffic.sum(axis=0), planned.traffic.sum(axis=0))
+        np.testing.assert_allclose(found.traffic.sum(axis=1), planned.traffic.sum(axis=1))
+        np.testing.assert_allclose(found.traffic.diagonal(), planned.traffic.diagonal())
+
+
+def test_shares_say_what_a_plan_that_is_too_large_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, fetches, overlaps = np.random.default_rng(0), 0, 0
+    for row_s in np.repeat([0.2, 1.0, 5.0], 20):
+        cost = ExpertCost(1.0, 60.0, exchange_token_s=float(row_s), peer_fetch_s=30.0, exchange_latency_s=1.0)
+        policy = HarMoEny(settle=False).calibrated(cost)
+        counts = rng.multinomial(300, rng.dirichlet(np.full(8, 0.5)), 4).astype(np.int64)
+        placement = policy.place(0, 8, 4)
+        planned = plan_flows(policy, counts, placement)
+        with monkeypatch.context() as small:
+            small.setattr(flows, "_LARGEST_PLAN_BYTES", 0)
+            chosen = plan_flows(policy, counts, placement)
+        np.testing.assert_array_equal(chosen.executed, planned.executed)
+        np.testing.assert_array_equal(chosen.fetch, planned.fetch)
+        assert planned.from_peer is not None
+        np.testing.assert_array_equal(chosen.from_peer, planned.from_peer)
+        np.testing.assert_array_equal(chosen.stages, planned.stages)
+        assert chosen.predicted_s == pytest.approx(planned.predicted_s)
+        fetches += int(planned.fetch.any())
+        overlaps += planned.slices is not None
+    assert fetches
+    assert overlaps
 
 
 def test_an_exchange_ends_for_every_rank_by_itself() -> None:

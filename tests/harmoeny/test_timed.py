@@ -1,0 +1,91 @@
+"""HarMoEny by time as a policy: what its options switch off, and when placements change."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harmoeny.cost import ExpertCost
+from harmoeny.held import shares_at_home
+from harmoeny.placement import IntArray, place
+from harmoeny.plan import tokens_of_shares
+from harmoeny.predict import Costs, loads_of_shares
+from harmoeny.timed import HarMoEny
+from harmoeny.wire import exchange_s
+from tests.harmoeny.test_balance import COSTS
+
+#: Two nodes of two ranks; a row takes ten times as long between nodes.
+NODES = ExpertCost(
+    token_s=1.0,
+    fetch_s=1e4,
+    exchange_token_s=10.0,
+    peer_fetch_s=30.0,
+    node_ranks=2,
+    inside_share=0.2,
+    network_share=2.0,
+)
+
+
+def hot(expert: int, num_experts: int = 8, world_size: int = 4) -> IntArray:
+    """A batch of which one expert gets most."""
+    counts = np.full((world_size, num_experts), 10)
+    counts[:, expert] = 400
+    return counts
+
+
+def test_rows_stay_on_their_node_where_they_can() -> None:
+    counts, shares = np.array([[4], [4], [4], [4]]), np.array([[8, 0, 0, 8]])
+    near = tokens_of_shares(counts, shares, 2)[:, 0]
+    assert near.tolist() == [[4, 0, 0, 0], [4, 0, 0, 0], [0, 0, 0, 4], [0, 0, 0, 4]]
+    anywhere = tokens_of_shares(counts, np.array([[0, 8, 8, 0]]))[:, 0]
+    assert anywhere.sum(axis=0).tolist() == [0, 8, 8, 0]
+
+
+def test_an_exchange_takes_as_long_as_its_slower_part_inside_nodes_or_between_them() -> None:
+    costs = COSTS._replace(exchange_token_s=10.0, node_ranks=2.0, inside_share=0.2, network_share=2.0)
+    counts, home = np.array([[0, 50], [0, 0], [3, 0], [0, 0]]), np.array([0, 1])
+
+    def seconds(costs: Costs) -> float:
+        shares = shares_at_home(counts, home)
+        shares = np.concatenate([shares, np.zeros((4 - len(shares), 2), np.int64)])
+        return exchange_s(counts, shares, loads_of_shares(counts, shares, costs), costs)
+
+    # Rank 0 sends 50 rows to rank 1 inside the node; rank 2 sends 3 rows to rank 0 over the network.
+    assert seconds(costs) == 1.0 + max(50 * 0.2, 3 * 2.0) * 10.0
+    assert seconds(costs._replace(network_share=20.0)) == 1.0 + 3 * 20.0 * 10.0
+    assert seconds(costs._replace(node_ranks=0.0)) == 1.0 + 50 * 10.0, "in one node all rows count alike"
+
+
+def test_without_nodes_all_links_are_alike() -> None:
+    counts, placement = hot(0), place("contiguous", 8, 4)
+    alike = HarMoEny(costs={"node_ranks": 0.0}).calibrated(NODES).plan(counts, placement)
+    flat = HarMoEny(costs={"node_ranks": 0.0, "inside_share": 1.0, "network_share": 1.0}).calibrated(NODES)
+    np.testing.assert_array_equal(alike.tokens, flat.plan(counts, placement).tokens)
+    assert alike.predicted_s == flat.plan(counts, placement).predicted_s
+    assert HarMoEny().calibrated(NODES).plan(counts, placement).predicted_s != alike.predicted_s
+
+
+class TestPlacements:
+    policy = HarMoEny(fetch="async").calibrated(ExpertCost(token_s=1.0, fetch_s=500.0))
+    placement = place("contiguous", 8, 4)
+
+    def batch(self, *experts: int) -> IntArray:
+        counts = np.full((4, 8), 10)
+        counts[:, list(experts)] = 100
+        return counts
+
+    def test_hot_experts_of_one_rank_are_parted_after_two_batches(self) -> None:
+        same = self.batch(0, 1)
+        assert self.policy.update_placement(0, [same], self.placement) is None
+        changed = self.policy.update_placement(0, [same, same], self.placement)
+        assert changed is not None
+        assert changed.home[0] != changed.home[1]
+        assert self.policy.update_placement(0, [same] * 3, self.placement) is None, "every few batches"
+        assert self.policy.update_placement(0, [same] * 6, self.placement) is not None
+
+    def test_hot_experts_that_move_change_nothing(self) -> None:
+        moving = [self.batch(expert) for expert in (4, 3, 5, 2, 7, 1)]
+        assert self.policy.update_placement(0, moving, self.placement) is None
+
+    def test_settle_switches_that_off(self) -> None:
+        fixed = HarMoEny(fetch="async", settle=False).calibrated(ExpertCost(token_s=1.0, fetch_s=500.0))
+        assert fixed.update_placement(0, [self.batch(0, 1)] * 2, self.placement) is None
