@@ -44,6 +44,10 @@ PICTURES = {
             "ratios.csv": _PREDICTIONS / "grid.csv",
         },
     ),
+    "harmoeny_ablation": Picture(
+        "harmoeny_ablation",
+        {"figures/ablation.png": _DOCS / "ablation.png", "figures/ablation.csv": _PREDICTIONS / "ablation.csv"},
+    ),
     "prefetch_ablation": Picture(
         "prefetch_ablation", {"figures/time_breakdown.png": _DOCS / "prefetch_ablation.png"}
     ),

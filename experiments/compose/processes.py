@@ -10,7 +10,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from experiments.console import hide_progress
+from experiments.console import hide_progress, say
 from experiments.cores import usable_cores
 
 #: The launcher of ``hydra/launcher=cores``.
@@ -57,8 +57,11 @@ class CoresLauncher(BasicLauncher):
             for worker in workers:
                 if worker.is_alive():
                     worker.terminate()
-        if failed := [worker.exitcode for worker in workers if worker.exitcode]:
-            raise SystemExit(max(abs(code) for code in failed))
+        failed = [code for worker in workers if (code := worker.exitcode)]
+        if killed := [-code for code in failed if code < 0]:
+            say(f"error: a process of the sweep was ended by signal {killed[0]}; the same command again resumes")
+        if failed:
+            raise SystemExit(max(128 - code if code < 0 else code for code in failed))
         return [JobReturn(overrides=list(own), status=JobStatus.COMPLETED) for own in job_overrides]
 
     def _work(self, job_overrides: Sequence[Sequence[str]], first: int, next_job: Synchronized[int]) -> None:

@@ -18,7 +18,7 @@ def test_every_picture_of_the_docs_has_its_command() -> None:
         for path in (ROOT / folder).iterdir()
         if path.suffix in (".png", ".csv", ".txt")
     }
-    shown |= {str(path.relative_to(ROOT)) for path in (ROOT / "results/predictions").glob("grid*.csv")}
+    shown |= {str(path.relative_to(ROOT)) for path in (ROOT / "results/predictions").glob("[ag]*.csv")}
     assert drawn == shown
     for picture in PICTURES.values():
         assert (ROOT / "conf" / "experiment" / f"{picture.experiment}.yaml").is_file()
