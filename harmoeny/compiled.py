@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import pickle
 import sys
@@ -19,6 +20,8 @@ from harmoeny.dependencies import require
 P = ParamSpec("P")
 R = TypeVar("R")
 
+#: Of a digest of the sources, in names of files.
+_STAMP_DIGITS = 12
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -36,10 +39,30 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]  # numba ships no types
-    """Numba's index and data files with a digest at their ends, which `pickle` does not look at.
+    """Numba's index and data files with a digest at their ends, and a name for every source and signature.
 
-    A flipped bit in machine code would otherwise be executed.
+    A flipped bit in machine code would otherwise be executed: `pickle` does not look. Numba itself numbers the data
+    files of all sources and signatures alike and writes the index before them, so that a process beside, or one that
+    starts after this one was killed, may execute what an earlier source said.
     """
+
+    def __init__(self, cache_path: str, filename_base: str, source_stamp: str) -> None:
+        super().__init__(cache_path, f"{filename_base}-{source_stamp[:_STAMP_DIGITS]}", source_stamp)
+        self._every_source = f"{glob.escape(filename_base)}-{'[0-9a-f]' * _STAMP_DIGITS}.*nb[ic]"
+
+    def save(self, key: Any, data: Any) -> None:
+        overloads = self._load_index()
+        if not overloads:
+            self._forget_others()
+        name = self._data_name_pattern.replace("{number:d}", hashlib.sha256(repr(key).encode()).hexdigest()[:16])
+        self._save_data(name, data)
+        self._save_index(overloads | {key: name})
+
+    def _forget_others(self) -> None:
+        """Remove the files of other sources; a process that still has those compiles again what it loads late."""
+        for path in Path(self._cache_path).glob(self._every_source):
+            if not path.name.startswith(self._index_name.removesuffix("nbi")):
+                path.unlink(missing_ok=True)
 
     def _dump(self, obj: object) -> bytes:
         data: bytes = super()._dump(obj)
@@ -96,9 +119,12 @@ def _content(path: str) -> bytes:
 
 
 def _reached(function: Callable[..., Any], found: dict[str, str]) -> dict[str, str]:
-    """Add the file of a function and those of the compiled functions and types in reach, each with its constants."""
+    """Add the file of a function and those of the compiled functions and types in reach, each with its constants.
+
+    A file that only a type was taken from has none as yet, and is looked at again for a function.
+    """
     path = function.__code__.co_filename
-    if path in found:
+    if found.get(path):
         return found
     values = {name: value for name, value in function.__globals__.items() if not name.startswith("__")}
     found[path] = repr(sorted((name, v) for name, v in values.items() if type(v) in (bool, int, float, str)))

@@ -194,6 +194,8 @@ DEFECTS = (
     Defect("compiled code of earlier sources is used", "harmoeny/compiled.py",
         "locator.get_cache_path(), name, _source_stamp(function, locator)",
         "locator.get_cache_path(), name, locator.get_source_stamp()", "tests/harmoeny/test_compiled.py"),
+    Defect("functions of a file that a type was taken from first do not count", "harmoeny/compiled.py",
+        "if found.get(path):", "if path in found:", "tests/harmoeny/test_compiled.py"),
     Defect("a predicted layer does not wait for its fetches", "harmoeny/predict.py",
         "rank_s = max(arrived_s + held_s, ready_s)", "rank_s = arrived_s + held_s",
         "tests/harmoeny/test_predict.py"),

@@ -48,10 +48,10 @@ class Loops:
         spec.loader.exec_module(module)
         return module.twice(21), module.twice(0.5), dict(module.twice.stats.cache_hits) != {}
 
-    def call_in_a_program(self, programs: Programs) -> str:
-        code = f"import sys; sys.path.append('{ROOT}'); {CALL}"
+    def call_in_a_program(self, programs: Programs, before: str = "", status: int = 0) -> str:
+        code = f"import sys; sys.path.append('{ROOT}'); {before}\n{CALL}"
         done = programs.run("-c", code, cwd=self.folder, variables={"NUMBA_CACHE_DIR": str(self.cache)})
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == status, done.stderr
         return done.stdout.strip()
 
     def files(self, kind: str) -> list[Path]:
@@ -90,8 +90,9 @@ def test_a_damaged_file_is_made_anew(loops: Loops, kind: str) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "result"),
     [
-        ("return factor * x", "return factor * x + 1", "43 2.0 False"),  # a compiled function of another file
+        ("same(factor * x)", "same(factor * x + 1)", "43 2.0 False"),  # a compiled function of another file
         ("FACTOR = 2", "FACTOR = 3", "63 1.5 False"),  # a constant
+        ("return x", "return x + 1", "43 2.0 False"),  # a compiled function that the other file takes from a third one
         ("first: int", "first: int\n    third: int = 0", "42 1.0 False"),  # a type
         ("class Pair", "class Couple", "42 1.0 False"),  # a type that is gone
     ],
@@ -101,10 +102,20 @@ def test_what_a_function_takes_from_other_files_counts(
 ) -> None:
     """Numba alone would go on with machine code that holds what the other file said before."""
     (loops.folder / "constants.py").write_text("FACTOR = 2\n")
+    third = """
+from harmoeny.compiled import compiled
+
+
+@compiled
+def same(x):
+    return x
+"""
+    (loops.folder / "third.py").write_text(third)
     other = """
 from typing import NamedTuple
 
 from harmoeny.compiled import compiled
+from third import same
 
 
 class Pair(NamedTuple):
@@ -114,16 +125,16 @@ class Pair(NamedTuple):
 
 @compiled
 def product(factor, x):
-    return factor * x
+    return same(factor * x)
 """
     (loops.folder / "other.py").write_text(other)
     whole = """
 import other
 from constants import FACTOR
 from harmoeny.compiled import compiled
-from other import product
 
 Pair = other.Pair if hasattr(other, "Pair") else other.Couple
+from other import product
 
 
 @compiled
@@ -133,10 +144,26 @@ def twice(x):
     (loops.folder / "loops.py").write_text(whole)
     assert loops.call_in_a_program(programs) == "42 1.0 False"
     assert loops.call_in_a_program(programs) == "42 1.0 True"
-    for name in ("constants.py", "other.py"):
+    for name in ("constants.py", "other.py", "third.py"):
         path = loops.folder / name
         path.write_text(path.read_text().replace(before, after))
     assert loops.call_in_a_program(programs) == result
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_no_code_of_earlier_sources(
+    loops: Loops, programs: Programs
+) -> None:
+    assert loops.call_in_a_program(programs) == "42 1.0 False"
+    path = loops.folder / "loops.py"
+    path.write_text(MODULE.replace("2 * x", "3 * x"))
+    for method in ("_save_index", "_save_data"):
+        dying = (
+            f"import os; from numba.core import caching as c; c.IndexDataCacheFile.{method} = lambda *_: os._exit(9)"
+        )
+        loops.call_in_a_program(programs, dying, status=9)
+    assert loops.call_in_a_program(programs) == "63 1.5 False"
+    assert loops.call_in_a_program(programs) == "63 1.5 True"
+    assert len(loops.files("nb?")) == 3, "those of the earlier source are gone"
 
 
 def test_without_a_folder_to_write_every_process_compiles(loops: Loops, monkeypatch: pytest.MonkeyPatch) -> None:
