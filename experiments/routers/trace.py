@@ -64,7 +64,10 @@ class TraceRouter(Router):
             if self.optional:
                 raise SkippedPoint(f"router.path: {self.path!r} does not exist, so there is nothing to replay")
             raise ValueError(f"router.path: {self.path!r} does not exist, must be a recorded routing")
-        trace = self._trace()
+        try:
+            trace = self._trace()
+        except ValueError as error:
+            raise ValueError(f"router.path: {error}") from error
         for name, found, wanted in (
             ()
             if self.adapt
