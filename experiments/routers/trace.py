@@ -67,7 +67,8 @@ class TraceRouter(Router):
         try:
             trace = self._trace()
         except ValueError as error:
-            raise ValueError(f"router.path: {error}") from error
+            field = "" if str(error).startswith("router.") else "router.path: "
+            raise ValueError(f"{field}{error}") from error
         for name, found, wanted in (
             ()
             if self.adapt

@@ -130,6 +130,7 @@ def test_what_a_trace_cannot_give_is_refused(path: Path, counts_only: Path) -> N
             "systems.exflow: learns from the paths of tokens, which .* does not have",
         ),
         (lambda: TraceRouter().validate(5, 2), "router.path: '', must be a recorded routing"),
+        (lambda: TraceRouter(path=__file__).validate(5, 2), "router.path: .*test_trace.py: no readable Parquet file"),
         (lambda: TraceRouter(path="/no/trace").validate(5, 2), "router.path: '/no/trace' does not exist"),
     ]
     for call, message in refused:
