@@ -86,7 +86,7 @@ def test_a_task_goes_on_without_us_and_is_named_when_it_is_cancelled(sweep: Arra
         array = job.removesuffix("_1")
         assert job == f"{array}_1", "the second of an array"
         left.signal(signal.SIGINT)
-        assert left.wait(30) == 130, left.output()
+        assert left.wait(60) == 130, left.output()
         _, submitted, *ended, last = left.output().splitlines()
         assert submitted == f"SLURM job {array}: 3 points submitted; output in {sweep.results / 'smoke' / 'slurm'}"
         assert all(line.endswith(("/first (1 of 3): finished", "/third (3 of 3): finished")) for line in ended)
