@@ -135,7 +135,8 @@ def split_sections(
     kinds = [(run.manifest["backend"], run.manifest["scope"]) for run in runs]
     different = list(dict.fromkeys(kinds))
     if len(different) == 1:
-        figures = sorted((folder / "figures").glob("*.png")) if folder else ()
+        # A hidden one is being written by another process, which soon gives it its name.
+        figures = sorted((folder / "figures").glob("[!.]*.png")) if folder else ()
         return [Section(title, runs, points, frame, missing, figures=figures)]
     names = {kind: f"{kind[0]}, scope {kind[1]}" for kind in different}
     sections = []

@@ -173,6 +173,16 @@ def every(element: Element) -> Iterator[Element]:
         yield from every(child)
 
 
+def test_a_figure_that_another_process_is_writing_is_left_out(tmp_path: Path) -> None:
+    run = good_run(tmp_path / "run")
+    (run / "figures").mkdir()
+    for name in (".time_breakdown.png.12345678.png", "policy_sweep.png"):
+        (run / "figures" / name).write_bytes(name.encode())
+    page = write_report(run).read_text(encoding="utf-8")
+    assert base64.b64encode(b"policy_sweep.png").decode() in page
+    assert base64.b64encode(b".time_breakdown.png.12345678.png").decode() not in page
+
+
 def test_what_configurations_say_is_text_and_never_markup(tmp_path: Path, root: Element) -> None:
     folder = good_run(tmp_path / "run", {"harmoeny": [1.0] * 5, f"static_ep_{EVIL}": [2.0] * 5})
     change_config(folder, tag=EVIL)
