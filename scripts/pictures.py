@@ -1,6 +1,6 @@
 """Draw the pictures that README and docs show again: run each one's experiment, and put its figure where it is shown.
 
-Simulated pictures take a minute or two, the grid ten; those of experiments on real ranks are measurements of the
+Simulated pictures take a minute or two, the grid four; those of experiments on real ranks are measurements of the
 machine at hand, on which nothing else should run.
 """
 
