@@ -7,7 +7,9 @@ import gc
 import math
 import os
 import pickle
+import signal
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +55,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return -seconds.get(_file(item.nodeid), math.inf if item.path.is_relative_to(WAITING) else 0.0)
 
     items.sort(key=order)
+
+
+def pytest_sessionstart() -> None:
+    """Let programs under test notice Ctrl-C, which a shell lets what it runs in the background ignore."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
