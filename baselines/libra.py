@@ -13,7 +13,7 @@ from baselines.kit.affinity import count_pairs
 from baselines.kit.replicas import FloatArray
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.compiled import compiled
-from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement, even_room
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.trace import RoutingTrace
@@ -83,7 +83,7 @@ class Libra(Policy):
         """Return the experts that a rank has room for: its own and the spare slots, unless it is set."""
         if self.num_slots is not None or self.fetch == Fetch.NONE:
             return self.num_slots
-        return min(-(-num_experts // world_size) + self.spare_slots, num_experts)
+        return even_room(num_experts, world_size, self.spare_slots)
 
     def with_spare_slots(self, spare_slots: int, num_experts: int, world_size: int) -> Self:  # noqa: ARG002
         """Return the policy with so many spare slots on every rank."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from harmoeny.choices import Fetch
 from harmoeny.compiled import compiled
-from harmoeny.placement import IntArray, Placement
+from harmoeny.placement import IntArray, Placement, even_room
 from harmoeny.plan import Plan, home_executed, plan_from_tokens, tokens_of_shares
 from harmoeny.policy import Policy
 
@@ -55,7 +55,7 @@ class UltraEP(Policy):
         """Return the experts that a rank has room for: its own and the spare slots, unless it is set."""
         if self.num_slots is not None or self.fetch == Fetch.NONE:
             return self.num_slots
-        return min(-(-num_experts // world_size) + self.spare_slots, num_experts)
+        return even_room(num_experts, world_size, self.spare_slots)
 
     def with_spare_slots(self, spare_slots: int, num_experts: int, world_size: int) -> Self:  # noqa: ARG002
         """Return the policy with so many spare slots on every rank."""

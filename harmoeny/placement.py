@@ -65,6 +65,11 @@ class Placement:
         return cls(home=home, resident=resident)
 
 
+def even_room(num_experts: int, world_size: int, spare_slots: int) -> int:
+    """Return the experts that every rank has room for: an even share, rounded up, and the spare slots; at most all."""
+    return min(-(-num_experts // world_size) + spare_slots, num_experts)
+
+
 def place(kind: str, num_experts: int, world_size: int) -> Placement:
     """Spread ``num_experts`` over ``world_size`` ranks; where they do not divide, the first ranks hold one more.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from harmoeny.choices import PLAN_EXECUTOR, Fetch, Knowledge, WorkOrder
 from harmoeny.cost import ExpertCost
-from harmoeny.placement import PLACEMENTS, BoolArray, IntArray, Placement, place
+from harmoeny.placement import PLACEMENTS, BoolArray, IntArray, Placement, even_room, place
 from harmoeny.plan import Plan, even_shares, home_executed, home_tokens, plan_from_tokens, tokens_of_shares
 from harmoeny.trace import RoutingTrace
 
@@ -134,7 +134,7 @@ class Policy(ABC):
 
         What it does with the room is its own: slots for replicas or for what is fetched, or nothing.
         """
-        return replace(self, num_slots=min(-(-num_experts // world_size) + spare_slots, num_experts))
+        return replace(self, num_slots=even_room(num_experts, world_size, spare_slots))
 
     def update_placement(
         self,

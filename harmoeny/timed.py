@@ -11,7 +11,7 @@ import numpy as np
 from harmoeny.balance import Chosen, choose_shares, plan_by_time
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import ExpertCost
-from harmoeny.placement import IntArray, Placement
+from harmoeny.placement import IntArray, Placement, even_room
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.predict import Costs, FloatArray
@@ -171,7 +171,7 @@ class HarMoEny(Policy):
         """Return the experts that a rank has room for in a layer."""
         if self.num_slots is not None or self.spare_slots == 0:
             return self.num_slots
-        return min(-(-num_experts // world_size) + self.spare_slots, num_experts)
+        return even_room(num_experts, world_size, self.spare_slots)
 
     def _num_slots(self, placement: Placement) -> IntArray:
         """Return int64 ``[world_size]``, the slots of every rank: never fewer than the experts whose home it is."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from harmoeny.choices import Fetch
 from harmoeny.compiled import compiled
-from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement, even_room
 from harmoeny.policy import BlindPolicy
 
 FloatArray = npt.NDArray[np.float64]
@@ -88,7 +88,7 @@ class ReplicatingPolicy(BlindPolicy):
         Raises:
             ValueError: there are fewer slots.
         """
-        held = min(-(-num_experts // world_size) + self.redundant_experts_per_rank, num_experts)
+        held = even_room(num_experts, world_size, self.redundant_experts_per_rank)
         if self.num_slots is not None and self.num_slots < held:
             raise ValueError(f"num_slots: {self.num_slots}, must be at least {held}, the experts that a rank holds")
         return held

@@ -15,6 +15,7 @@ from experiments.routers.base import RoutedRun
 from experiments.routing.trace_files import read_about
 from experiments.text.tokenizer import check_vocab_size
 from harmoeny.choices import Exchange
+from harmoeny.placement import even_room
 from harmoeny.policy import Policy
 from harmoeny.runtime.layer.plan_executor import find_executor
 from harmoeny.runtime.memory.residents import num_slots_needed
@@ -172,7 +173,7 @@ def _check_room(name: str, policy: Policy, point: Point) -> None:
     assert spare_slots is not None
     resident = policy.place(0, num_experts, world_size).resident
     room = num_slots_needed(resident.sum(axis=0), num_experts, policy.room(num_experts, world_size))
-    wanted = min(-(-num_experts // world_size) + spare_slots, num_experts)
+    wanted = even_room(num_experts, world_size, spare_slots)
     if (room != wanted).any():
         raise ValueError(
             f"spare_slots: {spare_slots}, must be null with systems.{name}, whose ranks hold {room.max()} experts of a "
