@@ -208,8 +208,8 @@ DERIVED = (
         short="Throughput to best baseline",
     ),
     Quantity(
-        "throughput_ratio_to_no_skew", "Throughput to the best system's at skew 0", "", "higher",
-        short="Throughput to best at skew 0",
+        "throughput_ratio_to_no_skew", "Throughput to the best system's at no skew", "", "higher",
+        short="Throughput to best at no skew",
     ),
     Quantity("throughput_relative", "Throughput / Static EP's", "", "higher"),
     Quantity("throughput_to_best_threshold", "Throughput / the best threshold's", "", "higher"),

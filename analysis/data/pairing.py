@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from results_schema.paired import mirrored_ratio
 from results_schema.yardstick import has_moved
 
 _THROUGHPUT = "throughput_tokens_per_s"
+#: Parts of a configuration in which runs that are compared with even routing may differ.
+_ROUTING = ("router", "trace")
 
 
 def run_ratio(run: Run, numerator: pd.Series[Any], denominator: pd.Series[Any], other: Run | None = None) -> Estimate:
@@ -79,11 +82,11 @@ def ratios_to_no_skew(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Estimate,
 
     Yields:
         Run, system, the ratio of throughputs, and whether the system is the one that all are compared with. Nothing of
-        runs that were not measured together with one whose ``router.skew`` is 0.
+        runs that were neither measured together with one whose routing is even nor simulated as one was.
     """
-    references = {group_of(run)["id"]: run for run in runs if group_of(run) and is_even(run)}
+    references = {kind: run for run in runs if is_even(run) and (kind := _together(run))}
     for run in runs:
-        reference = references.get(group_of(run).get("id", ""))
+        reference = references.get(_together(run) or "")
         best = None if reference is None else best_exact(reference)
         if reference is None or best is None:
             continue
@@ -104,5 +107,17 @@ def measured_apart(runs: Sequence[Run]) -> list[int]:
 
 
 def is_even(run: Run) -> bool:
-    """Tell whether the router of a run was asked for no skew."""
-    return bool(run.manifest["point"].get("router.skew") == 0)
+    """Tell whether the router of a run was asked for no skew: force-balanced, as others call it."""
+    point = run.manifest["point"]
+    return bool(point.get("router.skew") == 0 or point["router"] == "uniform")
+
+
+def _together(run: Run) -> str | None:
+    """Return what is the same for runs that differ in nothing but their routing and may be compared.
+
+    Simulated ones need not run together, for no machine drifts between them; None: of a rank's run, it ran alone.
+    """
+    if run.simulated:
+        return json.dumps({name: value for name, value in run.config.items() if name not in _ROUTING}, sort_keys=True)
+    identity: str | None = group_of(run).get("id")
+    return identity

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 RATIO = "throughput_ratio_to_best_baseline"
+#: To the best exact system where the same point's routing is even (force-balanced).
+TO_NO_SKEW = "throughput_ratio_to_no_skew"
 _THROUGHPUT = "throughput_tokens_per_s"
 
 
@@ -27,13 +29,16 @@ def over_points(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a row per exact system: at how many points it runs and is first, and its worst, median and best ratio.
 
     Args:
-        frame: one row per run and system, with :data:`RATIO`, the ratio to the best exact system that is not ours.
+        frame: one row per run and system, with :data:`RATIO`, the ratio to the best exact system that is not ours, and
+            where they are known with :data:`TO_NO_SKEW`.
 
     Returns:
-        Columns ``system``, ``points``, ``first``, ``worst``, ``median`` and ``best``, by falling median.
+        Columns ``system``, ``points``, ``first``, ``worst``, ``median``, ``best`` and ``to_no_skew``, the median of
+        :data:`TO_NO_SKEW` over the points whose routing is not even itself (NaN: unknown), by falling median.
     """
     first = winners(frame)["system"].value_counts()
-    ratios = frame[frame["exact"] & ~frame["bound"]].groupby("system", sort=False)[RATIO]
+    exact = frame[frame["exact"] & ~frame["bound"]]
+    ratios = exact.groupby("system", sort=False)[RATIO]
     table = pd.DataFrame(
         {
             "points": ratios.size(),
@@ -41,9 +46,19 @@ def over_points(frame: pd.DataFrame) -> pd.DataFrame:
             "worst": ratios.min(),
             "median": ratios.median(),
             "best": ratios.max(),
+            "to_no_skew": _to_no_skew(exact),
         }
     )
     return table.sort_values("median", ascending=False, kind="stable").rename_axis("system").reset_index()
+
+
+def _to_no_skew(frame: pd.DataFrame) -> pd.Series:
+    """Return by system the median of what it keeps of the throughput at no skew, over the points that have some."""
+    if TO_NO_SKEW not in frame:
+        return pd.Series(float("nan"), index=frame["system"].unique())
+    even = frame.loc[frame["best_at_no_skew"].eq(other=True), "run_id"]
+    kept = frame[TO_NO_SKEW].mask(frame["run_id"].isin(even))
+    return kept.groupby(frame["system"], sort=False).median()
 
 
 def point_ratios(frame: pd.DataFrame, axes: Sequence[str], system: str) -> pd.DataFrame:
@@ -55,7 +70,7 @@ def point_ratios(frame: pd.DataFrame, axes: Sequence[str], system: str) -> pd.Da
         system: the system.
 
     Returns:
-        The axes' columns, ``ratio``, ``low`` and ``high``, ``rival`` and ``winner``.
+        The axes' columns, ``ratio``, ``low``, ``high``, ``rival``, ``winner``, and where known :data:`TO_NO_SKEW`.
     """
     rivals = frame[frame["best_baseline"]].set_index("run_id")["system"]
     first = winners(frame).set_index("run_id")["system"]
@@ -67,4 +82,6 @@ def point_ratios(frame: pd.DataFrame, axes: Sequence[str], system: str) -> pd.Da
         rival=rows["run_id"].map(rivals),
         winner=rows["run_id"].map(first),
     )
+    if TO_NO_SKEW in rows:
+        table[TO_NO_SKEW] = rows[TO_NO_SKEW]
     return table.sort_values("ratio", kind="stable", ignore_index=True)

@@ -38,14 +38,16 @@ def build_ratio_table(frame: pd.DataFrame, axes: Sequence[str], title: str) -> T
         pad_edge=False,
     )
     table.add_column("system", overflow="fold")
-    for name in ("first at", "of points", "worst ratio", "median", "best"):
+    rows = over_points(frame)
+    kept = rows["to_no_skew"].notna().any()
+    for name in ("first at", "of points", "worst ratio", "median", "best", *(["to best at no skew"] if kept else [])):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in over_points(frame).to_dict("records"):
+    for row in rows.to_dict("records"):
         table.add_row(
             marked(str(row["system"]), knows.get(row["system"])),
             str(row["first"]),
             str(row["points"]),
-            *(f"{row[name]:.2f}" for name in ("worst", "median", "best")),
+            *(f"{row[name]:.2f}" for name in ("worst", "median", "best", *(["to_no_skew"] if kept else []))),
         )
     return table
 

@@ -30,7 +30,8 @@ _BURST = 1.05
 _SHORT_S = 0.1
 _RATIO = "Ratio: throughput to that of the best baseline (=), paired by round [95 % interval]."
 _TO_NO_SKEW = (
-    "To best at skew 0: likewise, to that of the best exact system at skew 0 (=); only what was measured together."
+    "To best at no skew: likewise, to that of the best exact system where routing is even (=); only what was measured "
+    "together, or simulated alike."
 )
 _BEST_BASELINE, _NO_SKEW = "throughput_ratio_to_best_baseline", "throughput_ratio_to_no_skew"
 
@@ -205,7 +206,7 @@ def noise_notes(runs: Sequence[Run], points: Sequence[Mapping[str, Any]]) -> lis
     ]
     if apart := [_at(points[index]).removeprefix(" at ") for index in measured_apart(runs)]:
         notes.append(
-            f"Measured apart from skew 0, so not compared with it: {', '.join(apart)} (force=true measures all)."
+            f"Measured apart from no skew, so not compared with it: {', '.join(apart)} (force=true measures all)."
         )
     if moved:
         rounds = ", ".join(moved)
@@ -271,7 +272,7 @@ def build_table(frame: pd.DataFrame, axes: Sequence[str], title: str, notes: Seq
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("ratio to best", justify="right", overflow="fold")
     if across:
-        table.add_column("to best at skew 0", justify="right", overflow="fold")
+        table.add_column("to best at no skew", justify="right", overflow="fold")
     previous = None
     for row, burst in zip(frame.to_dict("records"), bursts(frame), strict=True):
         point = tuple(row[axis] for axis in axes)

@@ -24,26 +24,33 @@ class PairwiseSweeper(BasicSweeper):
 
     Args:
         points: run at least so many of the grid's points; there are more if the pairs need them.
+        also: ``option=value``: besides, every chosen point with this value, where the grid has it; None: no more.
         max_batch_size: as Hydra's own.
         params: likewise.
     """
 
-    def __init__(self, points: int, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        points: int,
+        also: str | None = None,
+        max_batch_size: int | None = None,
+        params: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(max_batch_size, params)
-        self.points = points
+        self.points, self.also = points, also
 
     def split_arguments(  # type: ignore[override]  # it is no static method here
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
         """Return the jobs in batches."""
-        jobs = covering_jobs(overrides, self.points)
+        jobs = covering_jobs(overrides, self.points, self.also)
         return [list(chunk) for chunk in self.split_overrides_to_chunks(jobs, max_batch_size)]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose nothing: all points were composed and checked before the sweep begins (`sweep_callback`)."""
 
 
-def covering_jobs(overrides: Sequence[Override], points: int) -> list[list[str]]:
+def covering_jobs(overrides: Sequence[Override], points: int, also: str | None = None) -> list[list[str]]:
     """Return the jobs of a sweep that has every pair of values.
 
     Which they are depends neither on the order of the options nor on that of their values.
@@ -51,10 +58,13 @@ def covering_jobs(overrides: Sequence[Override], points: int) -> list[list[str]]
     Args:
         overrides: parsed, as Hydra's own sweeper takes them.
         points: at least so many jobs, if the grid has them.
+        also: ``option=value``: every chosen job with this value, too, where the grid has it.
 
     Raises:
-        ValueError: a number below 1, or too large a grid.
+        ValueError: a number below 1, or too large a grid, or ``also`` names neither an option nor a value.
     """
+    if also is not None and not all(also.partition("=")):
+        raise ValueError(f"hydra.sweeper.also: {also!r}, must be option=value or null")
     if points < 1:
         raise ValueError(f"hydra.sweeper.points: {points}, must be at least 1")
     (grid,) = BasicSweeper.split_arguments(list(overrides), None)
@@ -63,7 +73,17 @@ def covering_jobs(overrides: Sequence[Override], points: int) -> list[list[str]]
     sorted_jobs = sorted((sorted(job), place) for place, job in enumerate(grid))
     columns = zip(*(job for job, _ in sorted_jobs), strict=True)
     values = np.stack([np.unique(column, return_inverse=True)[1] for column in columns], axis=1).astype(np.int64)
-    return [grid[place] for place in sorted(sorted_jobs[row][1] for row in cover_pairs(values, points))]
+    chosen = {sorted_jobs[row][1] for row in cover_pairs(values, points)}
+    if also is not None:
+        beside = {frozenset(_with(grid[place], also)) for place in chosen}
+        chosen |= {place for place, job in enumerate(grid) if frozenset(job) in beside}
+    return [grid[place] for place in sorted(chosen)]
+
+
+def _with(job: Sequence[str], setting: str) -> list[str]:
+    """Return a job with an option's value replaced."""
+    name = setting.partition("=")[0]
+    return [setting if part.partition("=")[0] == name else part for part in job]
 
 
 def cover_pairs(values: IntArray, points: int) -> list[int]:

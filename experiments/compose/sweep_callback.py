@@ -213,7 +213,7 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
 def _jobs(config: DictConfig, parsed: list[Override]) -> list[list[str]]:
     """Return the jobs that the sweep's sweeper makes."""
     if config.hydra.sweeper._target_ == PAIRS_SWEEPER:
-        return covering_jobs(parsed, config.hydra.sweeper.points)
+        return covering_jobs(parsed, config.hydra.sweeper.points, config.hydra.sweeper.also)
     return list(chain.from_iterable(_split(parsed)))
 
 

@@ -34,7 +34,7 @@ class Result:
         idle: share of the MoE layers' time that our ranks idled.
         baseline_idle: likewise of the baseline.
         static: ratio to static EP's throughput, where that is there and not the best.
-        no_skew: ratio to the throughput of the best exact system at skew 0, where both were measured together.
+        no_skew: ratio to the throughput of the best exact system at no skew, where both were measured together.
     """
 
     point: str
@@ -54,7 +54,7 @@ class Result:
         ratio = self.throughput
         start = f"At {self.point}, " if self.point else ""
         static = f" ({_times(self.static)} that of {prose(_STATIC)})" if self.static else ""
-        kept = f" It has {_times(self.no_skew)} that of the best system at skew 0." if self.no_skew else ""
+        kept = f" It has {_times(self.no_skew)} that of the best system at no skew." if self.no_skew else ""
         idle = f"idle share {self.idle:.0%} instead of {self.baseline_idle:.0%}"
         return (
             f"{start}{prose(self.ours)} has {_times(ratio)} the throughput of {prose(self.baseline)}, the best exact "

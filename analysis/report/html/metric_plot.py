@@ -81,7 +81,7 @@ def shown_metrics(frame: pd.DataFrame) -> list[Shown]:
     if ratio.column in frame and frame[ratio.column].notna().any():
         shown.insert(1, Shown(ratio, "ratio", "~r", ".3f", "; paired by round, the best exact baseline is 1"))
     if has_no_skew(frame):
-        remark = "; paired by round, the best exact system at skew 0 is 1"
+        remark = "; paired by round, the best exact system at no skew is 1"
         shown.insert(1, Shown(RATIO_TO_NO_SKEW, "ratio", "~r", ".3f", remark))
     return shown
 

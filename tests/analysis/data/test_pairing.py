@@ -17,6 +17,7 @@ from analysis.figures.kit.base import figure_data
 from analysis.present.table import as_text, build_table, noise_notes
 from analysis.report.html.headline import headline
 from analysis.report.html.section import split_sections
+from results_schema.manifest import SIMULATOR
 from results_schema.paired import mirrored_ratio
 from tests.synthetic import LATENCY_S, change_manifest, write_sweep
 
@@ -75,7 +76,7 @@ def test_points_that_were_measured_apart_are_named(results: Path) -> None:
     group(results, ["skew=0.9"], "resumed")
     sweep = sweep_of(results)
     (note,) = noise_notes(sweep.runs, sweep.points)
-    assert note.startswith("Measured apart from skew 0, so not compared with it: skew=0.9 (")
+    assert note.startswith("Measured apart from no skew, so not compared with it: skew=0.9 (")
     assert noise_notes(sweep.runs[1:], sweep.points[1:]) == [], "there is no point without skew"
 
 
@@ -83,16 +84,16 @@ def test_table_figure_and_headline_show_the_ratio(results: Path) -> None:
     sweep = sweep_of(results)
     data = figure_data(sweep.runs, sweep.points)
     text = as_text(build_table(data.summary, data.axes, "title"))
-    assert "to best at skew 0" in text
+    assert "to best at no skew" in text
     assert sum("0.53 [0.53, 0.53]" in line for line in text.splitlines()) == 1, "HarMoEny at 0.9"
-    assert text.count("= 1.00 [1.00, 1.00]") == 3 + 1, "the best baseline of every point, and the best of all at skew 0"
+    assert text.count("= 1.00 [1.00, 1.00]") == 3 + 1, "the best baseline of every point, and of all at no skew"
     drawn = skew_sweep.table(data).set_index(["router.skew", "system"])
     assert drawn.loc[(0.9, "harmoeny"), "throughput_ratio_to_no_skew"] == pytest.approx(1 / 1.9)
     assert len(skew_sweep.plot(data).axes) == 3
     (section,) = split_sections(sweep.runs, sweep.points, data.summary, "title")
     main = headline(section).main
     assert main is not None
-    assert "It has 0.53 [0.53, 0.53] times that of the best system at skew 0." in main.sentence
+    assert "It has 0.53 [0.53, 0.53] times that of the best system at no skew." in main.sentence
 
 
 def test_where_nothing_was_measured_together_nothing_is_added(results: Path) -> None:
@@ -100,8 +101,21 @@ def test_where_nothing_was_measured_together_nothing_is_added(results: Path) -> 
         group(results, [f"skew={skew}"], f"alone at {skew}")
     sweep = sweep_of(results)
     data = figure_data(sweep.runs, sweep.points)
-    assert "at skew 0" not in as_text(build_table(data.summary, data.axes, "title"))
+    assert "at no skew" not in as_text(build_table(data.summary, data.axes, "title"))
     assert len(skew_sweep.plot(data).axes) == 2
+
+
+def test_simulations_are_compared_with_even_routing_whenever_they_ran(results: Path) -> None:
+    runs = sweep_of(results).runs
+    for run in runs:
+        del run.manifest["group"]
+        run.manifest["backend"] = SIMULATOR
+    runs[0].manifest["point"] = {"router": "uniform"}
+    runs[0].config["router"] = {"name": "uniform"}
+    runs[2].config["seq_len"] = 7  # another point, which no even one belongs to
+    found = {(runs.index(run), system): ratio.median for run, system, ratio, _ in ratios_to_no_skew(runs)}
+    assert set(found) == {(index, system) for index in (0, 1) for system in LATENCY_S}
+    assert found[1, "harmoeny"] == pytest.approx(1 / 1.5)
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -41,9 +42,20 @@ def test_winners_are_exact_systems_and_no_bounds(frame: pd.DataFrame) -> None:
 def test_ratios_over_points(frame: pd.DataFrame) -> None:
     table = over_points(frame).set_index("system")
     assert list(table.index) == ["harmoeny", "eplb", "static_ep"]  # by falling median
-    assert list(table.loc["harmoeny"]) == pytest.approx([2, 1, 0.9, 1.2, 1.5])
-    assert list(table.loc["static_ep"]) == pytest.approx([2, 1, 0.5, 0.75, 1.0])
-    assert list(table.loc["eplb"]) == pytest.approx([2, 0, 0.8, 0.9, 1.0])
+    assert list(table.loc["harmoeny"]) == pytest.approx([2, 1, 0.9, 1.2, 1.5, np.nan], nan_ok=True)
+    assert list(table.loc["static_ep"]) == pytest.approx([2, 1, 0.5, 0.75, 1.0, np.nan], nan_ok=True)
+    assert list(table.loc["eplb"]) == pytest.approx([2, 0, 0.8, 0.9, 1.0, np.nan], nan_ok=True)
+
+
+def test_what_is_kept_of_the_throughput_at_no_skew_counts_skewed_points_alone(frame: pd.DataFrame) -> None:
+    """The first point is the second without skew, where HarMoEny has 300."""
+    frame["throughput_ratio_to_no_skew"] = frame["throughput_tokens_per_s"] / 300
+    frame["best_at_no_skew"] = (frame["system"] == "harmoeny") & (frame["run_id"] == "run 0")
+    kept = over_points(frame).set_index("system")["to_no_skew"]
+    assert kept.to_dict() == pytest.approx({"harmoeny": 0.3, "static_ep": 1 / 3, "eplb": 80 / 300})
+    text = as_text(build_ratio_table(frame, ["seq_len"], "grid"))
+    assert "to best at no skew" in text
+    assert next(line for line in text.splitlines() if "HarMoEny (X)" in line).split()[-1] == "0.30"
 
 
 def test_points_of_a_system_are_named_with_the_best_rival(frame: pd.DataFrame) -> None:

@@ -46,6 +46,21 @@ def test_which_points_are_chosen_does_not_depend_on_the_order_of_options() -> No
     assert 9 <= len(one) <= 11
 
 
+def test_every_point_comes_with_the_one_that_it_is_compared_with() -> None:
+    parsed = OverridesParser.create().parse_overrides(["seed=1", "a=x,y,z", "b=1,2,3", "c=p,q"])
+    alone, beside = ({tuple(job) for job in covering_jobs(parsed, 1, also)} for also in (None, "a=y"))
+    assert alone | {(seed, "a=y", *rest) for seed, _, *rest in alone} == beside
+    assert len(beside) > len(alone)
+    narrowed = OverridesParser.create().parse_overrides(["a=x,z", "b=1,2"])
+    assert covering_jobs(narrowed, 1, "a=y") == covering_jobs(narrowed, 1), "the grid has no such value"
+
+
+@pytest.mark.parametrize("also", ["a", "a=", "=1"])
+def test_what_is_no_setting_is_refused(also: str) -> None:
+    with pytest.raises(ValueError, match=r"hydra\.sweeper\.also: .*, must be option=value or null"):
+        covering_jobs(OverridesParser.create().parse_overrides(["a=1,2"]), 1, also)
+
+
 def test_a_number_of_points_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"hydra\.sweeper\.points: 0, must be at least 1"):
         covering_jobs(OverridesParser.create().parse_overrides(["a=1,2"]), 0)
