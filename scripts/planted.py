@@ -139,7 +139,7 @@ DEFECTS = (
     Defect("the ratio is one of medians", "analysis/data/stats.py",
         "        ratios = a / b\n", "        ratios = np.array([np.median(a) / np.median(b)])\n", _STATS),
     Defect("rounds of different measurements are paired", "analysis/data/pairing.py",
-        'references.get(group_of(run).get("id", ""))', "next(iter(references.values()), None)", _PAIRING),
+        'references.get(_together(run) or "")', "next(iter(references.values()), None)", _PAIRING),
     Defect("mirrored rounds are not averaged", "results_schema/paired.py",
         "if len(ratios) >= ENOUGH_TO_AVERAGE:", "if not ratios:", _PAIRED),
     Defect("rounds in which the machine moved count like others", "results_schema/paired.py",

@@ -27,7 +27,9 @@ def test_a_small_grid_covers_all_pairs_and_resumes(programs: Programs, tmp_path:
     table = pd.read_csv(sweep_dir / "table.csv")
     assert "missing" not in first.stdout
     assert set(table["run_id"]) == set(sweep["run_ids"])
-    assert 4 <= len(sweep["run_ids"]) <= 8
+    assert 4 <= len(sweep["run_ids"]) <= 12
+    points = {frozenset(values.items()) for values in sweep["values"]}
+    assert {frozenset((values | {"router": "uniform"}).items()) for values in sweep["values"]} <= points
     for one in sweep["axes"]:
         for other in sweep["axes"]:
             if one != other:
@@ -36,6 +38,7 @@ def test_a_small_grid_covers_all_pairs_and_resumes(programs: Programs, tmp_path:
     ratios = pd.read_csv(sweep_dir / "figures" / "grid.csv")
     ours = table[table["system"] == "harmoeny"]
     assert sorted(ratios["ratio"]) == sorted(ours["throughput_ratio_to_best_baseline"])
+    assert ratios["throughput_ratio_to_no_skew"].between(0, 1.01).all(), "force-balanced, by definition about the most"
     again = programs.run(*words, timeout_s=240)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("finished before, kept") == len(sweep["run_ids"])

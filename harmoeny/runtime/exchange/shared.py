@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,9 +40,9 @@ _LOCK = struct.Struct("hhqqi4x")
 
 
 class SharedWindows(Windows):
-    """Files in /dev/shm, whose names are gone as soon as all ranks have mapped them.
+    """Files in /dev/shm that have no name: the others open them as a descriptor of the rank that made them.
 
-    So their memory is freed when the last rank ends, however it ends.
+    So their memory is freed when the last rank ends, however and whenever it ends.
     """
 
     def __init__(self, comm: Communicator) -> None:
@@ -117,42 +119,50 @@ class SharedWindows(Windows):
 
     def _map_everywhere(self, num_bytes: int, of_rank: int) -> tuple[Tensor, int]:
         """Map a new file of ``of_rank`` on all ranks, which call it together; return it and an open descriptor."""
-        own: tuple[str, str] = ("", "")
-        path = FOLDER / f"harmoeny-{os.urandom(8).hex()}"
-        mapped: tuple[Tensor, int] | None = None
-        try:
-            if self._comm.rank == of_rank:
-                own = (str(path), _create(path, num_bytes))
-            name, problem = self._comm.gather_objects(own)[of_rank]
-            if not problem:
-                mapped, problem = _map(name, num_bytes)
+        with ExitStack() as held:
+            own = _created(num_bytes, held) if self._comm.rank == of_rank else None
+            file = self._comm.gather_objects(own)[of_rank] or _File()
+            mapped, problem = (None, file.problem) if file.problem else _map(file, num_bytes)
             problems = [p for p in self._comm.gather_objects(problem) if p]
-            if problems or mapped is None:
-                raise WindowsError(problems[0])
-            return mapped
-        finally:
-            if self._comm.rank == of_rank:
-                path.unlink(missing_ok=True)
+        if mapped is None or problems:
+            if mapped is not None:
+                os.close(mapped[1])
+            raise WindowsError(problems[0])
+        return mapped
 
 
-def _create(path: Path, num_bytes: int) -> str:
-    """Create a file with room for that much, and return what went wrong, or nothing."""
+class _File(NamedTuple):
+    """A file as other processes of the host find it, or what went wrong."""
+
+    path: str = ""
+    identity: tuple[int, int] = (0, 0)
+    problem: str = ""
+
+
+def _created(num_bytes: int, held: ExitStack) -> _File:
+    """Create a file with room for that much; others find it as long as ``held`` keeps it open."""
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, num_bytes)  # on a full disk this raises, a write would be killed
-        finally:
-            os.close(descriptor)
+        unnamed = tempfile.TemporaryFile(dir=FOLDER)  # noqa: SIM115  (``held`` closes it)
+        descriptor = held.enter_context(unnamed).fileno()
+        os.posix_fallocate(descriptor, 0, num_bytes)  # on a full disk this raises, a write would be killed
     except OSError as error:
-        return f"{num_bytes / 2**20:.0f} MiB do not go into {FOLDER} ({error.strerror})"
-    return ""
+        return _File(problem=f"{num_bytes / 2**20:.0f} MiB do not go into {FOLDER} ({error.strerror})")
+    return _File(f"/proc/{os.getpid()}/fd/{descriptor}", _identity(descriptor))
 
 
-def _map(name: str, num_bytes: int) -> tuple[tuple[Tensor, int] | None, str]:
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _map(file: _File, num_bytes: int) -> tuple[tuple[Tensor, int] | None, str]:
     """Map a file, and return it with an open descriptor, or what went wrong."""
     try:
-        descriptor = os.open(name, os.O_RDWR)
-        storage: Any = torch.UntypedStorage.from_file(name, shared=True, nbytes=num_bytes)
+        descriptor = os.open(file.path, os.O_RDWR)
+        if _identity(descriptor) != file.identity:  # in another container the same number is another process
+            os.close(descriptor)
+            return None, f"{file.path} is another file for one rank than for the other"
+        storage: Any = torch.UntypedStorage.from_file(file.path, shared=True, nbytes=num_bytes)
     except (OSError, RuntimeError) as error:
         return None, f"a rank cannot map memory of another ({error})"
     return (torch.empty(0, dtype=torch.uint8).set_(storage), descriptor), ""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,22 +124,40 @@ def test_tensors_arrive_whatever_the_order_in_which_they_are_waited_for() -> Non
     run_threads(WORLD_SIZE, rank_main)
 
 
-def files() -> set[Path]:
-    return set(shared.FOLDER.glob("harmoeny-*"))
+def test_no_file_has_a_name_even_while_the_ranks_map_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So nothing is left of it, whenever a rank is killed."""
+    monkeypatch.setattr(shared, "FOLDER", tmp_path)
+    seen, map_file = [], shared._map
 
+    def look(file: Any, num_bytes: int) -> Any:
+        mapped = map_file(file, num_bytes)
+        seen.append(list(tmp_path.iterdir()))
+        return mapped
 
-def test_no_file_is_left_behind_even_while_the_windows_are_open() -> None:
-    before = files()
+    monkeypatch.setattr(shared, "_map", look)
 
-    def rank_main(threads: ThreadCommunicator) -> set[Path]:
+    def rank_main(threads: ThreadCommunicator) -> None:
         comm = opened(threads)
         run_layers(comm, 1)
-        threads.barrier()
-        found = files() - before
         comm.close()
-        return found
 
-    assert run_threads(WORLD_SIZE, rank_main) == [set()] * WORLD_SIZE
+    run_threads(WORLD_SIZE, rank_main)
+    assert len(seen) > WORLD_SIZE
+    assert not any(seen)
+
+
+def test_the_same_name_for_another_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another container a process of that number is another one, whose file nobody may write into."""
+    identities = iter([(1, 1), (1, 2), (1, 1), (1, 1)])
+    monkeypatch.setattr(shared, "_identity", lambda _: next(identities))
+
+    def rank_main(threads: ThreadCommunicator) -> tuple[str, str]:
+        found = open_exchange(threads, "auto")
+        return found.exchange, found.remark
+
+    for used, remark in run_threads(WORLD_SIZE, rank_main):
+        assert used == "collective"
+        assert re.fullmatch(r"/proc/\d+/fd/\d+ is another file for one rank than for the other", remark)
 
 
 def refuse_large_files(monkeypatch: pytest.MonkeyPatch) -> None:
