@@ -38,7 +38,7 @@ def test_a_small_grid_covers_all_pairs_and_resumes(programs: Programs, tmp_path:
     ratios = pd.read_csv(sweep_dir / "figures" / "grid.csv")
     ours = table[table["system"] == "harmoeny"]
     assert sorted(ratios["ratio"]) == sorted(ours["throughput_ratio_to_best_baseline"])
-    assert ratios["throughput_ratio_to_no_skew"].between(0, 1.01).all(), "force-balanced, by definition about the most"
+    assert ratios["throughput_ratio_to_no_skew"].gt(0).all(), "every point has one with even routing"
     again = programs.run(*words, timeout_s=240)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("finished before, kept") == len(sweep["run_ids"])
