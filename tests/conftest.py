@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from experiments.compose.compositions import Compositions
+    from experiments.compose.load import Components
     from experiments.point.point import Point
     from tests.smoke import SmokeRun
 
@@ -208,12 +209,21 @@ def compositions(registered_options: None) -> Compositions:
         return Compositions(hydra.config_loader, lambda overrides: _composed(*overrides))
 
 
+@pytest.fixture(scope="session")
+def components() -> Components:
+    """What `load` has built for all tests."""
+    from experiments.compose.load import Components
+
+    return Components()
+
+
 @pytest.fixture
-def load(compose: Compose, compositions: Compositions, tmp_path: Path) -> Load:
+def load(compose: Compose, compositions: Compositions, components: Components, tmp_path: Path) -> Load:
     """Load a point from overrides; its results would go to the test's own folder."""
     from experiments.compose.load import load_point
 
     def loaded(*overrides: str) -> Point:
-        return load_point(compositions.compose([f"results_dir={tmp_path / 'results'}", *overrides]))
+        config = compositions.compose([f"results_dir={tmp_path / 'results'}", *overrides])
+        return load_point(config, components=components)
 
     return loaded

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
@@ -26,21 +27,43 @@ from harmoeny.policy import Policy
 _COMPONENTS: dict[str, type[Any]] = {"model": ModelConfig, "dataset": Dataset, "router": Router, "hardware": Hardware}
 
 
-def load_point(config: DictConfig | Mapping[str, Any], *, here: bool = True) -> Point:
+class Components:
+    """Components by their configuration: each is built once, and whoever asks gets a copy of its own."""
+
+    def __init__(self) -> None:
+        self._built: dict[tuple[type[Any], str], Any] = {}
+
+    def build(self, base: type[Any], field_name: str, node: Any) -> Any:
+        """Return the component that a resolved node describes.
+
+        Raises:
+            ValueError: it describes none, or one that is no ``base``.
+        """
+        key = (base, repr(node))
+        if key not in self._built:
+            self._built[key] = _build(base, field_name, node)
+        return copy.deepcopy(self._built[key])
+
+
+def load_point(
+    config: DictConfig | Mapping[str, Any], *, here: bool = True, components: Components | None = None
+) -> Point:
     """Check a configuration completely, before any worker starts.
 
     Args:
         config: the configuration.
         here: whether this host, and the ranks that were started on it, will run it; another may have other devices.
+        components: what was built for other points; to instantiate them takes most of the time.
 
     Raises:
         ValueError: the first field that is wrong, its value and what is allowed.
     """
     try:
         values = _resolved(config)
-        parts = {name: _build(base, name, values[name]) for name, base in _COMPONENTS.items()}
+        build = (components or Components()).build
+        parts = {name: build(base, name, values[name]) for name, base in _COMPONENTS.items()}
         parts["model"] = parts["model"].resolved()
-        systems = {name: _build(Policy, f"systems.{name}", node) for name, node in values["systems"].items()}
+        systems = {name: build(Policy, f"systems.{name}", node) for name, node in values["systems"].items()}
         simulator = load_options(values["simulator"])
         options = make_options(values)
         if options.spare_slots is not None:
@@ -89,15 +112,18 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _resolved(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Return all values as plain data, without Hydra's own."""
-    if isinstance(config, DictConfig):  # its types hold for what interpolations give, too
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    else:
-        own = OmegaConf.create(dict(config))
-    values = cast(dict[str, Any], OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
+    # A DictConfig's types hold for what interpolations give, too.
+    own = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    values = {str(key): _plain(own[key]) for key in own if key != "hydra"}
     _check_fields(values)
     if not isinstance(values["systems"], Mapping):  # an interpolation may give anything
         raise ValueError(f"systems: {values['systems']!r}, must be systems by name")
     return values
+
+
+def _plain(value: Any) -> Any:
+    is_config = OmegaConf.is_config(value)
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if is_config else value
 
 
 def _check_fields(values: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from experiments.compose.groups import announce
 from experiments.compose.job import fail
-from experiments.compose.load import load_point
+from experiments.compose.load import Components, load_point
 from experiments.compose.submitted import load_swept_point
 from experiments.console import say
 from experiments.launch.environment import adopt_slurm_step
@@ -90,8 +90,9 @@ class SlurmSweep(SlurmLauncher):  # type: ignore[misc]  # it is not typed
             SystemExit: a point failed (1), or Ctrl-C ended the wait (130) while SLURM goes on.
         """
         jobs: dict[str, _Job] = {}
+        components = Components()
         for num, overrides in enumerate(job_overrides, initial_job_idx):
-            point = load_swept_point(self._compose(overrides))
+            point = load_swept_point(self._compose(overrides), components)
             jobs.setdefault(point.run_id, _Job(point, [*overrides, f"device={point.options.device}"], num))
         todo = [job for job in jobs.values() if job.point.options.force or not _is_complete(job.point)]
         queued = _queue() if todo else set()

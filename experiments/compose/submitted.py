@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, open_dict
 
-from experiments.compose.load import load_point
+from experiments.compose.load import Components, load_point
 from experiments.launch.environment import joined_world_size
 from experiments.point.point import Point
 
@@ -17,24 +17,25 @@ def is_submitted(config: DictConfig) -> bool:
     return bool(config.hydra.launcher._target_ == SLURM_LAUNCHER)
 
 
-def load_swept_point(config: DictConfig) -> Point:
+def load_swept_point(config: DictConfig, components: Components) -> Point:
     """Check one point of a sweep.
 
     Args:
         config: its configuration with its ``hydra`` node. Where SLURM runs it, ``device=auto`` means CUDA if the job
             asks for GPUs, whatever this host has.
+        components: what was built for other points of the sweep.
 
     Raises:
         ValueError: a field is wrong, or the job has no room for the ranks.
     """
     if not is_submitted(config):
-        return load_point(config)
+        return load_point(config, components=components)
     if joined_world_size() is not None:
         raise ValueError("hydra/launcher: 'slurm', must be basic where torchrun or SLURM started ranks")
     if config.device == "auto":
         with open_dict(config):
             config.device = "cuda" if _asks_for_gpus(config.hydra.launcher) else "cpu"
-    point = load_point(config, here=False)
+    point = load_point(config, here=False, components=components)
     if not point.simulated:
         _check_room(point, config.hydra.launcher)
     return point

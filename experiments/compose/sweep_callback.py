@@ -29,7 +29,7 @@ from experiments.compose.cover import PAIRS_SWEEPER, covering_jobs
 from experiments.compose.dry_run import describe_runs, num_to_run, total_time
 from experiments.compose.groups import announce
 from experiments.compose.job import fail
-from experiments.compose.load import load_point
+from experiments.compose.load import Components, load_point
 from experiments.compose.messages import explain
 from experiments.compose.processes import is_parallel
 from experiments.compose.submitted import is_submitted, load_swept_point
@@ -192,13 +192,14 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
     axes = [p.get_key_element() for p in parsed if p.is_sweep_override() and p.get_key_element() != "system"]
     points: dict[str, tuple[Point, dict[str, Any]]] = {}
     jobs = Compositions(_loader(), partial(_compose, config))
+    components = Components()
     skipped: dict[str, None] = {}
     all_jobs = _jobs(config, parsed)
     if len(all_jobs) > _MANY and is_main_rank():
         say(f"{config.experiment}: checking all {len(all_jobs)} points")
     for job in all_jobs:
         try:
-            point = load_swept_point(jobs.compose(job))
+            point = load_swept_point(jobs.compose(job), components)
         except SkippedPoint as reason:
             skipped[str(reason)] = None
             continue

@@ -7,6 +7,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException
 
+from experiments.compose.load import Components
 from experiments.compose.messages import explain
 from experiments.compose.submitted import is_submitted, load_swept_point
 from tests.conftest import Compose
@@ -23,7 +24,7 @@ def test_the_job_decides_about_the_device(compose: Compose, monkeypatch: pytest.
     ids = []
     for cuda_here in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda here=cuda_here: here)
-        points = [load_swept_point(config.copy()) for config in configs[:3]]
+        points = [load_swept_point(config.copy(), Components()) for config in configs[:3]]
         assert [point.device_type for point in points] == ["cpu", "cuda", "cuda"], "whatever the login node has"
         ids.append([point.run_id for point in points])
     assert ids[0] == ids[1]
@@ -40,14 +41,14 @@ def test_the_job_decides_about_the_device(compose: Compose, monkeypatch: pytest.
 )
 def test_a_job_without_room_is_refused_before_it_waits(compose: Compose, overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_swept_point(compose(SLURM, *overrides, multirun=True))
+        load_swept_point(compose(SLURM, *overrides, multirun=True), Components())
 
 
 def test_ranks_do_not_submit(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "2")
     with pytest.raises(ValueError, match=r"hydra/launcher: 'slurm', must be basic where torchrun or SLURM"):
-        load_swept_point(compose(SLURM, multirun=True))
+        load_swept_point(compose(SLURM, multirun=True), Components())
 
 
 def test_what_is_missing_is_named(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
