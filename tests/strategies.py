@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
+from omegaconf import DictConfig
 
 from harmoeny.placement import PLACEMENTS, BoolArray, IntArray, Placement, place
 
@@ -24,6 +25,12 @@ def examples(number: int = 100, **others: Any) -> settings:
 def share_of(number: int) -> int:
     """Return how many of so many examples the profile tries: `quick` a fifth of them, all others each."""
     return round(number * settings().max_examples / 100)
+
+
+def few_points(config: DictConfig) -> None:
+    """Under the profile `quick`, let a multirun that runs a part of a grid run no more than has every pair of values."""
+    if share_of(100) < 100 and config.hydra.sweeper.get("points"):
+        config.hydra.sweeper.update(points=1, also=None)
 
 
 COUNT_KINDS = ("spread", "sparse", "zipf", "one_expert", "one_sender", "zero_rows", "ones", "none")

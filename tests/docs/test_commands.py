@@ -18,6 +18,7 @@ from tests.conftest import Compose
 from tests.docs.commands import PAGES, ROOT, commands, overrides, program
 from tests.harmoeny.models.saved import save
 from tests.programs import Programs
+from tests.strategies import few_points
 
 #: Pages whose commands use what the reader saved before; tests/docs/test_extending.py runs those in a copy that has it.
 _EXAMPLES = ("scatter", "camps", "mail", "sigmoid_stack", "my_cluster")
@@ -68,6 +69,7 @@ def check_run(words: list[str], compose: Compose, tmp_path: Path) -> None:
     if config.model.get("hub_name") and not config.model.get("local_path"):
         config = compose(*words, "model.random_weights=true", multirun=True)
     leave_out_absent(config)
+    few_points(config)
     try:
         points, _ = sweep_points(config)
     except SkippedPoint:

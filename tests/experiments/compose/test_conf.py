@@ -16,6 +16,7 @@ from experiments.registry import GROUPS, discover
 from experiments.routers.base import SkippedPoint
 from tests.conftest import ROOT, Compose, Load
 from tests.programs import Programs
+from tests.strategies import few_points
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
@@ -23,6 +24,7 @@ def test_every_experiment_is_valid_at_all_its_points(
     path: Path, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = compose(f"experiment={path.stem}", f"results_dir={tmp_path}", multirun=True)
+    few_points(config)
     try:
         points, axes = sweep_points(config)
     except SkippedPoint as reason:
