@@ -28,7 +28,7 @@ def share_of(number: int) -> int:
 
 
 def few_points(config: DictConfig) -> None:
-    """Under the profile `quick`, let a multirun that runs a part of a grid run no more than has every pair of values."""
+    """Under the profile `quick`, let a part of a grid be no larger than to have every pair of values."""
     if share_of(100) < 100 and config.hydra.sweeper.get("points"):
         config.hydra.sweeper.update(points=1, also=None)
 
