@@ -56,7 +56,7 @@ def plot_machines(machines: Mapping[str, pd.DataFrame]) -> Figure:
                 style, face = look(str(system)), "white" if fitted else look(str(system)).colour
                 axes.plot(
                     part["published"], part["predicted"], marker=style.marker, linestyle="", color=style.colour,
-                    markerfacecolor=face, markersize=4, label=None if fitted else label(str(system)),
+                    markerfacecolor=face, markersize=4, label=_name_once(rows, system, fitted),
                 )  # fmt: skip
         _set_diagonal(axes, frame)
         held_out = frame.loc[~frame["calibration"], "error"].abs()
@@ -70,6 +70,11 @@ def plot_machines(machines: Mapping[str, pd.DataFrame]) -> Figure:
         "Open markers: points that constants were fitted on; the errors are of the others. Band: 10 %.",
     )
     return figure
+
+
+def _name_once(rows: pd.DataFrame, system: object, fitted: object) -> str | None:
+    """Return the name of a system for the legend: with its held-out points or, where it has none, its fitted ones."""
+    return label(str(system)) if bool(fitted) == bool(rows["calibration"].all()) else None
 
 
 def _set_diagonal(axes: Axes, frame: pd.DataFrame) -> None:
@@ -96,7 +101,7 @@ def plot(frame: pd.DataFrame, quantity: str, caption: str) -> Figure:
         for fitted, part in rows.groupby("calibration"):
             face = "white" if fitted else style.colour
             shared = {"marker": style.marker, "linestyle": "", "color": style.colour, "markerfacecolor": face}
-            text = None if fitted else label(str(system))
+            text = _name_once(rows, system, fitted)
             left.plot(part["published"], part["predicted"], label=text, markersize=5, **shared)
             offset = (i - (num_systems - 1) / 2) * 0.8 / num_systems
             positions = [cases.index(case) + offset for case in part["case"]]
