@@ -6,7 +6,9 @@ import time
 from contextlib import ExitStack
 from random import Random
 
-from scripts.faults.fault import Fault, NotHereError, Planted, end, fault, moment
+import psutil
+
+from scripts.faults.fault import Fault, NotHereError, Planted, end, fault, is_running, moment
 from scripts.faults.sweep import SKEWS, TinySweep
 from tests.cluster.hosts import ADDRESSES, NoHostsError, two_hosts
 
@@ -34,7 +36,8 @@ class CutLink(Fault):
                     for host in range(2)
                 ]
                 # Before ranks are there torchrun waits for a quarter of an hour, and nothing of ours runs.
-                while "building the model" not in commands[0].output() and commands[0].processes():
+                first = psutil.Process(commands[0].pid)
+                while "building the model" not in commands[0].output() and is_running(first):
                     time.sleep(0.1)
                 if when(commands[0]):
                     planted.before = sweep.finished()
