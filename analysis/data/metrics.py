@@ -107,7 +107,7 @@ def _prediction_error(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
     taken_s = layers[["dispatch_s", "compute_s", "combine_s"]].sum(axis=1)
     slowest = layers.assign(taken_s=taken_s).groupby(["iteration", "layer"])[["taken_s", "predicted_s"]].max()
     error = (slowest["taken_s"] / slowest["predicted_s"] - 1).abs().where(slowest["predicted_s"] > 0)
-    return error.groupby("iteration").mean().fillna(0.0)
+    return error.groupby("iteration").mean()
 
 
 METRICS = (
@@ -189,7 +189,7 @@ METRICS = (
     Metric(
         "prediction_error", "Error of the predicted time", "", "lower",
         "mean over layers with a predicted_s above 0 of the absolute value of max over ranks(dispatch_s + compute_s + "
-        "combine_s) / predicted_s - 1; 0 where nothing is predicted",
+        "combine_s) / predicted_s - 1; none where nothing is predicted",
         _prediction_error,
     ),
     *(
@@ -233,7 +233,7 @@ def per_iteration(layers: pd.DataFrame, iterations: pd.DataFrame) -> pd.DataFram
         iterations: rows of ``iterations.parquet``.
 
     Returns:
-        One row per iteration: ``system``, ``round``, ``iteration`` and a column per metric.
+        One row per iteration: ``system``, ``round``, ``iteration`` and a column per metric, NaN where it has none.
     """
     values = pd.DataFrame({metric.name: metric.compute(layers, iterations) for metric in METRICS})
     keys = iterations[["system", "round", "iteration"]].set_index("iteration")

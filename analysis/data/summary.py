@@ -26,7 +26,11 @@ def summarise(run: Run) -> dict[str, Any]:
     """
     values = run.values
     systems: dict[str, dict[str, Any]] = {
-        name: {metric.name: asdict(median_interval(of := rows[metric.name])) | spread(of) for metric in METRICS}
+        name: {
+            metric.name: asdict(median_interval(of)) | spread(of)
+            for metric in METRICS
+            if not (of := rows[metric.name].dropna()).empty
+        }
         for name in run.systems
         if not (rows := values[values["system"] == name]).empty
     }

@@ -44,7 +44,12 @@ def log_run(run: Run, summary: dict[str, Any], files: Sequence[Path], *, group: 
         _log_tables(logged, comparison=summary_frame([run], [summary], [{}]), iterations=run.iterations)
         logged.define_metric("*", step_metric="round")
         for round_index, rows in run.values.groupby("round"):
-            values = {f"{row['system']}/{m.name}": row[m.name] for row in rows.to_dict("records") for m in METRICS}
+            values = {
+                f"{row['system']}/{metric.name}": row[metric.name]
+                for row in rows.to_dict("records")
+                for metric in METRICS
+                if not pd.isna(row[metric.name])
+            }
             logged.log(values | {"round": round_index})
         logged.summary.update(_flat(summary["systems"]) | {"best_baseline": summary["best_baseline"]})
         _log_files(logged, run.folder, files)
