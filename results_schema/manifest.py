@@ -21,6 +21,9 @@ class Status(StrEnum):
 #: ``backend`` of a run that no rank measured: its numbers are predicted for the hardware that is described.
 SIMULATOR = "simulator"
 
+#: Options that say where results go or what is done with them, and change no measurement.
+NOT_MEASURED = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force", "dry_run")
+
 #: What the manifest of every finished run says; the analysis relies on it.
 REQUIRED_FIELDS = (
     "run_id", "experiment", "status", "backend", "device", "scope", "world_size", "point", "systems", "model",

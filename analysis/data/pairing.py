@@ -11,12 +11,13 @@ import pandas as pd
 
 from analysis.data.load import Run
 from analysis.data.stats import Estimate, paired_ratio
+from results_schema.manifest import NOT_MEASURED
 from results_schema.paired import mirrored_ratio
 from results_schema.yardstick import has_moved
 
 _THROUGHPUT = "throughput_tokens_per_s"
-#: Parts of a configuration in which runs that are compared with even routing may differ.
-_ROUTING = ("router", "trace")
+#: Options in which simulations that are compared with even routing may differ.
+_MAY_DIFFER = ("router", *NOT_MEASURED)
 
 
 def run_ratio(run: Run, numerator: pd.Series[Any], denominator: pd.Series[Any], other: Run | None = None) -> Estimate:
@@ -98,11 +99,11 @@ def ratios_to_no_skew(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Estimate,
 
 def measured_apart(runs: Sequence[Run]) -> list[int]:
     """Return the positions of skewed runs that are in no group with the run of the same kind that is not skewed."""
-    ids = {group_of(run).get("id") for run in runs if is_even(run)}
+    known = {_together(run) for run in runs if is_even(run)}
     return [
         index
         for index, run in enumerate(runs)
-        if ids and run.manifest["point"].get("router.skew") and group_of(run) and group_of(run)["id"] not in ids
+        if known and run.manifest["point"].get("router.skew") and (kind := _together(run)) and kind not in known
     ]
 
 
@@ -118,6 +119,8 @@ def _together(run: Run) -> str | None:
     Simulated ones need not run together, for no machine drifts between them; None: of a rank's run, it ran alone.
     """
     if run.simulated:
-        return json.dumps({name: value for name, value in run.config.items() if name not in _ROUTING}, sort_keys=True)
+        return json.dumps(
+            {name: value for name, value in run.config.items() if name not in _MAY_DIFFER}, sort_keys=True
+        )
     identity: str | None = group_of(run).get("id")
     return identity

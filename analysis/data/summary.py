@@ -99,6 +99,6 @@ def write_summary(run: Run) -> dict[str, Any]:
     summary = summarise(run)
     text = json.dumps(summary, indent=2) + "\n"
     target = run.folder / SUMMARY
-    if not target.exists() or target.read_text(encoding="utf-8") != text:
+    if not target.exists() or target.read_bytes() != text.encode():
         write_text(target, text)
     return summary

@@ -133,7 +133,7 @@ def _record(folder: Path, content: str, fill: Callable[[Any], None], **described
 
 def _holds(folder: Path, content: str) -> bool:
     try:
-        return (folder / "wandb" / _MARKER).read_text(encoding="utf-8") == content
+        return (folder / "wandb" / _MARKER).read_bytes() == content.encode()
     except OSError:
         return False
 

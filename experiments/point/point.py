@@ -22,9 +22,8 @@ from harmoeny.models.base import ModelConfig
 from harmoeny.policy import Policy
 from harmoeny.runtime.device import best_device_type
 from harmoeny.runtime.layer.plan_executor import find_executor
+from results_schema.manifest import NOT_MEASURED
 
-#: Values that change where results go or what is done with them, but not the measurement.
-_NOT_IDENTITY = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force", "dry_run")
 #: What stays out while it has this value, so that runs of earlier versions keep their names.
 _UNNAMED: dict[str, Any] = {
     "exchange": Exchange.AUTO, "ranks_per_gpu": 1, "gpu_sharing": GpuSharing.MPS,
@@ -141,7 +140,7 @@ class Point:
         The data set counts by its text, wherever that lies; other files that a run reads count by their content too.
         What does not belong to the question but to who answers it is in the manifest: see ``is_done``.
         """
-        given = {k: v for k, v in self.config.items() if k not in _NOT_IDENTITY}
+        given = {k: v for k, v in self.config.items() if k not in NOT_MEASURED}
         identity = {k: v for k, v in given.items() if k not in _UNNAMED or v != _UNNAMED[k]}
         identity["hardware"] = {
             k: v

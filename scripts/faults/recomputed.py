@@ -23,7 +23,11 @@ def differences(folder: Path) -> Iterator[str]:
     yield from _impossible(layers, iterations)
     if (path := folder / REQUESTS.file).exists():
         yield from _unlike_requests(_rows(path), iterations)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    try:
+        summary = json.loads((folder / SUMMARY).read_bytes())
+    except (OSError, ValueError) as error:
+        yield f"{SUMMARY} cannot be read ({error})"
+        return
     found = {name: _numbers(name, layers, iterations) for name in {row["system"] for row in iterations}}
     if set(found) != set(summary["systems"]):
         yield f"systems: {sorted(summary['systems'])}, in the rows {sorted(found)}"

@@ -112,7 +112,10 @@ def test_simulations_are_compared_with_even_routing_whenever_they_ran(results: P
         run.manifest["backend"] = SIMULATOR
     runs[0].manifest["point"] = {"router": "uniform"}
     runs[0].config["router"] = {"name": "uniform"}
+    runs[0].config["results_dir"] = "elsewhere"
+    assert noise_notes(runs, [{}] * 3) == []
     runs[2].config["seq_len"] = 7  # another point, which no even one belongs to
+    assert "so not compared with it" in noise_notes(runs, [{}] * 3)[0]
     found = {(runs.index(run), system): ratio.median for run, system, ratio, _ in ratios_to_no_skew(runs)}
     assert set(found) == {(index, system) for index in (0, 1) for system in LATENCY_S}
     assert found[1, "harmoeny"] == pytest.approx(1 / 1.5)

@@ -120,6 +120,12 @@ def test_documentation_has_the_same_fields(run: Run) -> None:
         assert set(system["latency_s"]) == {"median", "low", "high", "n", "mean", "p90", "max"}
 
 
+@pytest.mark.parametrize("damaged", [b"", b"\xa0\xff{", b"{}"])
+def test_a_damaged_summary_is_written_again(damaged: bytes, run: Run) -> None:
+    (run.folder / "summary.json").write_bytes(damaged)
+    assert write_summary(run) == json.loads((run.folder / "summary.json").read_text())
+
+
 class TestCommand:
     def call(self, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
         monkeypatch.setattr("sys.argv", ["summary", *map(str, arguments)])
