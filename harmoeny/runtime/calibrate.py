@@ -79,7 +79,8 @@ def expert_s(experts: LayerExperts, slot: Slot, transfers: Transfers, num_tokens
     transfers.submit(CopyRequest(slot, 0, experts.expert(0)))
     transfers.wait(slot)
     sample = next(iter(experts.weights.values()))
-    rows = torch.randn(num_tokens, experts.hidden_size).to(device=slot.layer.device, dtype=sample.dtype)
+    own = torch.Generator().manual_seed(0)  # whoever starts a session keeps the random numbers that come next
+    rows = torch.randn(num_tokens, experts.hidden_size, generator=own).to(device=slot.layer.device, dtype=sample.dtype)
     out = torch.empty_like(rows)
     return median_s(
         lambda _: experts.function(slot.weights, rows, out), slot.layer.device, before=cold_caches(slot.layer.device)

@@ -1,45 +1,17 @@
-"""What a check ran on, and what it needs there."""
+"""What a check ran on."""
 
 from __future__ import annotations
 
 import platform
 import shutil
 import subprocess
-import tomllib
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
-from packaging.requirements import Requirement
 
 from experiments.results.manifest import git_state
 from harmoeny.runtime.device import Device
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-_TEST_PACKAGES = ("pytest", "pytest-timeout", "hypothesis")
-#: Only asked for where it is used: W&B is switched off here, submitit starts SLURM jobs.
-_NOT_NEEDED = ("wandb", "submitit")
-
-
-def needed_packages() -> list[Requirement]:
-    """Return what a check imports, with the bounds of pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    dev = [Requirement(r) for r in project["optional-dependencies"]["dev"]]
-    needed = [Requirement(r) for r in project["dependencies"]]
-    return [r for r in needed if r.name not in _NOT_NEEDED] + [r for r in dev if r.name in _TEST_PACKAGES]
-
-
-def missing_packages() -> list[str]:
-    """Return the requirements that this Python does not meet, as pip takes them."""
-    missing = []
-    for requirement in needed_packages():
-        try:
-            if not requirement.specifier.contains(version(requirement.name), prereleases=True):
-                missing.append(str(requirement))
-        except PackageNotFoundError:
-            missing.append(str(requirement))
-    return missing
 
 
 def describe_machine(device_type: str) -> dict[str, Any]:

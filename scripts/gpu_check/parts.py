@@ -16,6 +16,8 @@ from analysis.data.summary import summarise
 
 #: Ranks on one GPU that the skew sweep is run with.
 RANKS = (8, 4, 2)
+#: The library's tests, which need no more packages than a check; the others are not even collected without theirs.
+CUDA_TESTS = "tests/harmoeny"
 THROUGHPUT = "throughput_tokens_per_s"
 NUMBERS = "numbers.json"
 
@@ -70,7 +72,8 @@ def all_parts(device_type: str, *, rehearsal: bool) -> list[Part]:
         return lambda out: _module(f"scripts.{name}", *arguments, "--json", str(out / NUMBERS))
 
     def tests(out: Path) -> list[str]:
-        return _module("pytest", "-m", "cuda", "-p", "no:cacheprovider", f"--junitxml={out / 'tests.xml'}", "tests")
+        xml = f"--junitxml={out / 'tests.xml'}"
+        return _module("pytest", "-m", "cuda", "-p", "no:cacheprovider", xml, CUDA_TESTS)
 
     model = measuring("gpu_check.model", *sizes)
     prefetch = measuring("bench.prefetch", "--rounds", rounds)

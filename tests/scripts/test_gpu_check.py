@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from functools import partial
@@ -10,19 +11,21 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import packaging
 import psutil
 import pytest
 import torch
 from rich.console import Console
 
 from harmoeny.runtime.memory.experts import LayerExperts
-from scripts.gpu_check.__main__ import check, main
+from scripts.gpu_check.__main__ import main
+from scripts.gpu_check.check import check
 from scripts.gpu_check.interleave import interleave
 from scripts.gpu_check.layer import grouped_products
 from scripts.gpu_check.layer import measure as measure_layer
-from scripts.gpu_check.machine import missing_packages
 from scripts.gpu_check.model import measure as measure_model
-from scripts.gpu_check.parts import NUMBERS, Part, Row, all_parts
+from scripts.gpu_check.packages import ROOT, missing_packages
+from scripts.gpu_check.parts import CUDA_TESTS, NUMBERS, Part, Row, all_parts
 from scripts.gpu_check.shapes import SHAPES, Measurement
 from tests.harmoeny.runtime.cases import apply_expert, random_experts
 from tests.synthetic import write_run
@@ -189,3 +192,30 @@ class TestCommand:
 
     def test_this_environment_has_what_it_needs(self) -> None:
         assert missing_packages() == []
+
+    @pytest.mark.parametrize(
+        ("option", "status", "said"),
+        [
+            ("--help", 0, "hydra-core<1.4,>=1.3.2"),
+            ("--list", 0, "missing here, and needed to list the parts: datasets>=4, hydra-core"),
+            ("--rehearse", 2, "error: packages: pip install 'datasets>=4' 'hydra-core"),
+        ],
+    )
+    def test_where_packages_are_missing_it_says_which(
+        self, option: str, status: int, said: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "packaging").symlink_to(Path(packaging.__file__).parent)
+        done = subprocess.run(
+            [sys.executable, "-S", "-m", "scripts.gpu_check", option],  # -S: the environment's packages are not there
+            cwd=ROOT, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        printed = " ".join((done.stdout + done.stderr).split())
+        assert said in printed
+        assert "pytest>=8.3" in printed
+
+    def test_all_cuda_tests_are_run(self) -> None:
+        assert CUDA_TESTS in PARTS["cuda_tests"].command(Path("out"))
+        marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark." + "cuda" in path.read_text()]
+        assert len(marked) >= 2
+        assert all(path.is_relative_to(ROOT / CUDA_TESTS) for path in marked)

@@ -113,7 +113,8 @@ class PutCommunicator(Communicator):
             arrived_ES = np.zeros_like(arrived_ES)
             arrived_ES[order] = exclusive_cumsum(executed_ES[order].reshape(-1)).reshape(-1, self.world_size)
         # What every source sent here, in the order in which it sent it, for the way back.
-        order_S = [ranges(arrived_ES[:, s], executed_ES[:, s], self.device) for s in range(self.world_size)]
+        order_R = ranges(arrived_ES.T, executed_ES.T, self.device)
+        order_S = torch.split(order_R, executed_ES.sum(axis=0).tolist())
         self._windows.barrier()
         rows_RH = targets[rank]
         if regrouping_R is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.exchange.windows import Windows, WindowsError, host_of
 
+T = TypeVar("T")
 #: Barriers take the first channel of a signal pad, signals the others in turn.
 _BARRIER, _FIRST_SIGNAL = 0, 1
 _PAD_BYTES = 4
@@ -36,7 +38,9 @@ class SymmetricWindows(Windows):
         self._comm, self._timeout_ms = comm, int(comm.timeout_s * 1000)
         if (num_hosts := len(set(comm.gather_objects(host_of())))) > 1:
             raise WindowsError(f"the ranks run on {num_hosts} hosts")
-        _, self._handle = self._rendezvous(1)
+        # PyTorch gives freed memory out again, with the signal pad that lies with it: as long as this is kept, nobody
+        # else waits on the same pad.
+        self._pad, self._handle = self._rendezvous(1)
         self._num_channels = int(self._handle.signal_pad_size) // _PAD_BYTES // comm.world_size - _FIRST_SIGNAL
         self._sent = [0] * comm.world_size
 
@@ -69,19 +73,28 @@ class SymmetricWindows(Windows):
 
     def _rendezvous(self, num_bytes: int) -> tuple[Tensor, Any]:
         """Allocate and exchange addresses; on all ranks alike it works or not."""
-        made: tuple[Tensor, Any] | None = None
+        # Apart, since a rank without memory must not leave the others waiting for its address.
+        own = self._on_all(lambda symmetric: symmetric.empty(num_bytes, dtype=torch.uint8, device=self._comm.device))
+        return own, self._on_all(lambda symmetric: symmetric.rendezvous(own, _everyone()))
+
+    def _on_all(self, make: Callable[[Any], T]) -> T:
+        """Return what PyTorch's symmetric memory makes, once all ranks have theirs.
+
+        Raises:
+            WindowsError: on all ranks, one has none.
+        """
+        made: list[T] = []
         problem = ""
         try:
             import torch.distributed._symmetric_memory as symmetric
 
-            own = symmetric.empty(num_bytes, dtype=torch.uint8, device=self._comm.device)
-            made = own, symmetric.rendezvous(own, _everyone())
+            made.append(make(symmetric))
         except (ImportError, AttributeError, RuntimeError) as error:
             problem = f"PyTorch {torch.__version__} has no symmetric memory here ({str(error).partition(chr(10))[0]})"
         problems = [p for p in self._comm.gather_objects(problem) if p]
-        if problems or made is None:
+        if problems:
             raise WindowsError(problems[0])
-        return made
+        return made[0]
 
 
 def _everyone() -> dist.ProcessGroup:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from harmoeny.runtime.calibrate import fit_expert
+from harmoeny.hardware import Hardware
+from harmoeny.runtime.calibrate import fit_expert, measure_expert_cost
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.memory.transfer import make_transfers
+from tests.harmoeny.runtime.cases import random_experts
 
 
 @pytest.mark.parametrize(
@@ -24,3 +29,12 @@ def test_a_gpu_is_given_enough_tokens() -> None:
 
 def test_times_that_are_noise_are_no_reason_to_divide_by_nothing() -> None:
     assert fit_expert(lambda n: 1e-6 if n < 1000 else 5e-7) == (0.0, 5e-7 / 32768)
+
+
+def test_it_leaves_the_callers_random_numbers_as_they_are() -> None:
+    cpu = torch.device("cpu")
+    transfers = make_transfers(cpu, Hardware())
+    before = torch.random.get_rng_state()
+    measure_expert_cost(random_experts(2, 0), Communicator(cpu), transfers)
+    transfers.close()
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections import defaultdict
 from typing import Any
 
@@ -16,6 +17,7 @@ from harmoeny.runtime.exchange import put, symmetric
 from harmoeny.runtime.exchange.choose import open_exchange
 from harmoeny.runtime.exchange.put import PutCommunicator
 from harmoeny.runtime.exchange.symmetric import SymmetricWindows
+from harmoeny.runtime.exchange.windows import WindowsError
 from tests.harmoeny.runtime.exchange.test_put import WORLD_SIZE, run_layers
 from tests.harmoeny.runtime.thread_ranks import TIMEOUT_S, ThreadCommunicator, run_threads
 
@@ -53,19 +55,31 @@ class Handle:
 
 
 class SymmetricMemory:
-    """What of the module is used; ``threads`` tells who calls."""
+    """What of the module is used: freed memory is given out again, with its signal pad. ``threads`` tells who calls."""
 
     def __init__(self) -> None:
         self.threads = threading.local()
+        self.full: set[int] = set()  # ranks without memory
+        self.pads: dict[int, Pads] = defaultdict(Pads)
+        self.lock = threading.Lock()
 
     def empty(self, num_bytes: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.empty(num_bytes, dtype=dtype, device=device)
+        if self.threads.comm.rank in self.full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        segments: list[weakref.ref[Tensor]] = self.threads.segments
+        free = next((i for i, tensor in enumerate(segments) if tensor() is None), len(segments))
+        tensor = torch.empty(num_bytes, dtype=dtype, device=device)
+        segments[free : free + 1] = [weakref.ref(tensor)]
+        return tensor
 
     def rendezvous(self, tensor: Tensor, group: object) -> Handle:
         assert group == "everyone"
         comm: ThreadCommunicator = self.threads.comm
-        everyone = comm.gather_objects((tensor, Pads()))
-        return Handle(comm.rank, [buffer for buffer, _ in everyone], everyone[0][1])
+        segment = next(i for i, known in enumerate(self.threads.segments) if known() is tensor)
+        buffers = comm.gather_objects(tensor.view(-1))  # another object: no handle keeps a tensor
+        with self.lock:
+            pads = self.pads[segment]
+        return Handle(comm.rank, buffers, pads)
 
 
 @pytest.fixture
@@ -78,7 +92,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> SymmetricMemory:
 
 
 def opened(threads: ThreadCommunicator, memory: SymmetricMemory) -> PutCommunicator:
-    memory.threads.comm = threads
+    memory.threads.comm, memory.threads.segments = threads, []
     return PutCommunicator(threads, lambda: SymmetricWindows(threads), strict=True)
 
 
@@ -107,6 +121,34 @@ def test_signals_take_turns_with_the_channels(memory: SymmetricMemory) -> None:
                     assert target.item() == 10 * layer + part
 
     run_threads(WORLD_SIZE, rank_main)
+
+
+def test_signals_of_a_duplicate_are_its_own(memory: SymmetricMemory) -> None:
+    def rank_main(threads: ThreadCommunicator) -> None:
+        comm = opened(threads, memory)
+        left, right = (comm.rank - 1) % WORLD_SIZE, (comm.rank + 1) % WORLD_SIZE
+        both, targets = [comm, comm.duplicate()], [torch.zeros(1), torch.zeros(1)]
+        copies = []
+        for number, (one, target) in enumerate(zip(both, targets, strict=True)):
+            one.reserve(4, 1)
+            copies.append(one.copy_between_peers([(torch.tensor([1.0 + number]), right)], [(target, left)]))
+        for sent in reversed(copies):
+            sent.receiving[0][0].wait()
+        assert [target.item() for target in targets] == [1, 2]
+
+    run_threads(WORLD_SIZE, rank_main)
+
+
+def test_a_rank_without_memory_keeps_nobody_waiting(memory: SymmetricMemory) -> None:
+    memory.full = {1}
+
+    def rank_main(threads: ThreadCommunicator) -> str:
+        with pytest.raises(WindowsError) as refused:
+            opened(threads, memory)
+        return str(refused.value)
+
+    for reason in run_threads(WORLD_SIZE, rank_main):
+        assert reason.endswith("(CUDA out of memory)")
 
 
 def test_pytorch_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
