@@ -57,6 +57,11 @@ def _explain(error: BaseException) -> str:
         )
     if ambiguous := re.match("Ambiguous value for argument '(.*)'", str(error)):
         return f"{ambiguous[1]}: several values, must be one, or all of them one after another with --multirun"
+    if clash := re.match(r"In 'system/(\w+)'.*Merge error: \w+ is not a subclass of \w+", str(error), re.DOTALL):
+        return (
+            f"system: this experiment has {clash[1]} under the name of another system that was asked for, must be "
+            "systems of other names"
+        )
     if isinstance(error, InstantiationException):
         return one_line(str(error).partition(", set env var")[0].partition("full_key:")[0])
     if isinstance(cause, MissingMandatoryValue):

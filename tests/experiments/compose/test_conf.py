@@ -221,6 +221,7 @@ COMMANDS = {
     "help": ["--help"],
     "systems": ["system=harmoeny,static_ep"],
     "system": ["system=[nonsense]"],
+    "twice": ["experiment=threshold_sweep", "system=[harmoeny]"],
     "dataset": ["dataset=local", "dataset.path=/nonexistent"],
     "sweep": ["--multirun", "router.skew=0,1.5"],
 }
@@ -245,6 +246,7 @@ class TestCommandLine:
         ("name", "message"),
         [
             ("system", r"error: system: 'nonsense', must be one of .*drop.*harmoeny.*static_ep"),
+            ("twice", r"error: system: this experiment has harmoeny_tokens under the name of another system .*must be"),
             ("dataset", r"error: dataset\.path: '/nonexistent' does not exist, must be a file or a folder"),
             ("sweep", r"error: router\.skew: 1\.5, must be 0 to 1"),
             ("systems", r"error: system: several values, must be a list .*'system=\[harmoeny,static_ep\]'$"),
