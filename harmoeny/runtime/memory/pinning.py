@@ -78,8 +78,15 @@ def pages_of(tensors: Iterable[Tensor]) -> list[Pages]:
 
 
 def _register(pages: Pages) -> None:
-    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    torch.cuda.check_error(int(cudart.cudaHostRegister(pages.begin, pages.end - pages.begin, 0)))
+    cudart, num_bytes = torch.cuda.cudart(), pages.end - pages.begin  # type: ignore[no-untyped-call]
+    try:
+        torch.cuda.check_error(int(cudart.cudaHostRegister(pages.begin, num_bytes, 0)))
+    except RuntimeError as error:
+        # What ranks share lies in a file on disk where /dev/shm has no room for it, and the kernel may not lock that.
+        raise RuntimeError(
+            f"CUDA cannot lock {num_bytes / 2**20:.0f} MiB of host memory ({error}): /dev/shm must have room for "
+            "the model's weights (df -h /dev/shm)"
+        ) from error
 
 
 def _unregister(pages: Pages) -> None:

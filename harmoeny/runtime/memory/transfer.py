@@ -72,6 +72,9 @@ class Transfers(ABC):
             RuntimeError: the copy failed.
         """
 
+    def go_on(self) -> None:  # noqa: B027  (only where copies are queued by the host)
+        """Begin a copy that is not urgent, if its turn has come; the host calls it often, since nobody else does."""
+
     @abstractmethod
     def drain(self) -> None:
         """Block until all copies are complete."""
@@ -249,7 +252,7 @@ class StreamTransfers(Transfers):
             self._queue(copy, self._fetches)
         else:
             self._waiting.append(copy)
-        self._restore_next()
+        self.go_on()
         return transfer
 
     def _queue(self, copy: _Copy, stream: torch.cuda.Stream) -> None:
@@ -264,7 +267,7 @@ class StreamTransfers(Transfers):
             self.move(request.slot, request.source)
             transfer.span = (begin, _event(stream))
 
-    def _restore_next(self) -> None:
+    def go_on(self) -> None:
         """Queue the next restore, unless one is under way."""
         if self._waiting and (self._restored is None or self._restored.query()):  # type: ignore[no-untyped-call]
             self._restore(self._waiting.popleft())
@@ -286,7 +289,7 @@ class StreamTransfers(Transfers):
 
     def wait(self, slot: Slot) -> Span | None:
         """Let the compute stream wait for the copy, with an event on either side of the wait."""
-        self._restore_next()
+        self.go_on()
         transfer = slot.transfer
         if transfer is None:
             return None

@@ -189,6 +189,7 @@ class FetchStrategy:
         """
         slots = self._slots[self._layer]
         for wave in self._schedule.waves():
+            self.memory.transfers.go_on()
             if not self.ahead:
                 self._fetch_until(lambda fetch, now=wave.number: fetch.wave <= now)  # type: ignore[misc]
             for slot in wave.slots:

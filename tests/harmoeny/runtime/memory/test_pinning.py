@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,3 +98,15 @@ def test_pages_of_tensors() -> None:
     assert pages.begin <= one.data_ptr() < one.data_ptr() + one.nbytes <= pages.end
     assert pages.end - pages.begin <= 4 * mmap.PAGESIZE
     assert pages_of([torch.empty(0)]) == []
+
+
+def test_memory_that_cuda_does_not_lock_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(code: int) -> None:
+        raise RuntimeError(f"invalid argument ({code})")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *_: 1))
+    monkeypatch.setattr(torch.cuda, "check_error", refuse)
+    with pytest.raises(
+        RuntimeError, match=r"^CUDA cannot lock 2 MiB .*invalid argument \(1\)\): /dev/shm must have room"
+    ):
+        pinning._register(Pages(0, 2 * 2**20))

@@ -198,6 +198,24 @@ class TestRestores:
         transfers.wait(slots[3])
         assert self.copied(log) == [0, 1, 2]
 
+    def test_they_go_on_in_layers_that_fetch_nothing(self, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Event, "all_over", False)
+        store = ExpertStore([random_experts(NUM_EXPERTS, seed) for seed in range(2)])
+        memory = RankMemory(store, SlotPool(store, META), recorded(log), Communicator(META), ExpertCost(1.0, 4.0))
+        held = (np.arange(NUM_EXPERTS) < 3)[:, None]
+        placements = [Placement(np.zeros(NUM_EXPERTS, np.int64), held)] * 2
+        strategy = make_fetcher(StaticEP(fetch="async"), placements, memory)
+        strategy.prepare()
+        before = len(log.work)
+        first = strategy.begin(0, ~held, np.full((1, NUM_EXPERTS), 5))
+        strategy.run(lambda _: None)
+        assert len(first.restores) >= 2
+        assert len(log.work) == before + len(first.fetches)
+        monkeypatch.setattr(Event, "all_over", True)  # the device is through with what was queued
+        strategy.begin(1, held & False, np.where(held.T, 5, 0))
+        strategy.run(lambda _: None)
+        assert len(log.work) == before + len(first.fetches) + len(first.restores)
+
     def test_one_that_is_needed_is_copied_at_once(
         self, log: Log, transfers: StreamTransfers, slots: list[Slot]
     ) -> None:
