@@ -83,7 +83,8 @@ class PutCommunicator(Communicator):
             _view(table, counts.dtype, (2, self.world_size, num_experts))[self._table, self.rank] = counts
         self._windows.barrier()
         own = _view(tables[self.rank], counts.dtype, (2, self.world_size, num_experts))[self._table]
-        # A copy on a CPU too: the table is written again.
+        # Here the host waits for a CUDA device, once per layer: planning is its work. A copy on a CPU too, since the
+        # table is written again.
         host: IntArray = np.array(own.cpu().numpy())
         return host
 
