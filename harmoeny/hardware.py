@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harmoeny.choices import KernelName
 from harmoeny.cost import ExpertCost
@@ -59,6 +59,7 @@ class Hardware:
         ranks_per_node: ranks on one host; null: all.
         network_bytes_per_s: rate at which a rank sends to other nodes; null: as inside its node.
         network_latency_s: time that an all-to-all over several nodes takes beside that of its bytes.
+        link_factor: how many times as fast as described links between ranks are taken to be, to see what depends on it.
     """
 
     name: str = "unnamed"
@@ -90,6 +91,30 @@ class Hardware:
     ranks_per_node: int | None = None
     network_bytes_per_s: float | None = None
     network_latency_s: float = 0.0
+    link_factor: float = 1.0
+
+    def resolved(self) -> Hardware:
+        """Return it with the factor in the rates of its links, and no factor any more.
+
+        Raises:
+            ValueError: a factor that is not above 0.
+        """
+        if not 0 < self.link_factor < float("inf"):
+            raise ValueError(f"hardware.link_factor: {self.link_factor}, must be a number above 0")
+        if self.link_factor == 1.0:
+            return self
+
+        def scaled(rate: float | None) -> float | None:
+            return None if rate is None else rate * self.link_factor
+
+        peers = self.peer_bytes_per_s
+        return replace(
+            self,
+            all_to_all_bytes_per_s=scaled(self.all_to_all_bytes_per_s),
+            network_bytes_per_s=scaled(self.network_bytes_per_s),
+            peer_bytes_per_s=None if peers is None else [[rate * self.link_factor for rate in row] for row in peers],
+            link_factor=1.0,
+        )
 
     def validate(self) -> None:
         """Check the values.

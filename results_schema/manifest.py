@@ -22,7 +22,7 @@ class Status(StrEnum):
 SIMULATOR = "simulator"
 
 #: Options that say where results go or what is done with them, and change no measurement.
-NOT_MEASURED = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force", "dry_run")
+NOT_MEASURED = ("experiment", "results_dir", "wandb", "timeout_s", "trace", "force", "dry_run", "slo")
 
 #: What the manifest of every finished run says; the analysis relies on it.
 REQUIRED_FIELDS = (

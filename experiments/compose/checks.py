@@ -212,6 +212,7 @@ def _check_extra_loops(point: Point) -> None:
     """Check what is measured beside the closed loop."""
     requests, decode_tokens = point.options.requests, point.options.decode_tokens
     requests.validate()
+    point.options.slo.validate()
     if decode_tokens:
         if point.simulated and point.router.from_model:
             raise ValueError(

@@ -62,7 +62,7 @@ def load_point(
         values = _resolved(config)
         build = (components or Components()).build
         parts = {name: build(base, name, values[name]) for name, base in _COMPONENTS.items()}
-        parts["model"] = parts["model"].resolved()
+        parts |= {name: parts[name].resolved() for name in ("model", "hardware")}
         systems = {name: build(Policy, f"systems.{name}", node) for name, node in values["systems"].items()}
         simulator = load_options(values["simulator"])
         options = make_options(values)

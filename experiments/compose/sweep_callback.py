@@ -32,6 +32,7 @@ from experiments.compose.job import fail
 from experiments.compose.load import Components, load_point
 from experiments.compose.messages import explain
 from experiments.compose.processes import is_parallel
+from experiments.compose.star import STAR_SWEEPER, star_jobs
 from experiments.compose.submitted import is_submitted, load_swept_point
 from experiments.console import say
 from experiments.launch.environment import is_main_rank
@@ -215,6 +216,8 @@ def _jobs(config: DictConfig, parsed: list[Override]) -> list[list[str]]:
     """Return the jobs that the sweep's sweeper makes."""
     if config.hydra.sweeper._target_ == PAIRS_SWEEPER:
         return covering_jobs(parsed, config.hydra.sweeper.points, config.hydra.sweeper.also)
+    if config.hydra.sweeper._target_ == STAR_SWEEPER:
+        return star_jobs(parsed, config.hydra.sweeper.centres)
     return list(chain.from_iterable(_split(parsed)))
 
 

@@ -36,6 +36,24 @@ class TraceOptions:
 
 
 @dataclass
+class SloOptions:
+    """Limits that a request must keep; what is measured does not depend on them."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+    def validate(self) -> None:
+        """Check the limits.
+
+        Raises:
+            ValueError: one that is not above 0.
+        """
+        for name, value in (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"slo.{name}: {value}, must be a number above 0, or null")
+
+
+@dataclass
 class Options:
     """Schema of the configuration; conf/config.yaml holds the values and says what they mean.
 
@@ -65,6 +83,7 @@ class Options:
     gpu_sharing: str = MISSING
     requests: RequestOptions = field(default_factory=RequestOptions)
     decode_tokens: int = MISSING
+    slo: SloOptions = field(default_factory=SloOptions)
     trace: TraceOptions = field(default_factory=TraceOptions)
     model: Any = MISSING
     dataset: Any = MISSING

@@ -30,9 +30,11 @@ _UNNAMED: dict[str, Any] = {
     "until": None, "max_rounds": None, "max_minutes": None, "spare_slots": None,
 }  # fmt: skip
 #: Fields of the hardware of which the same is true, with the value that they have by default.
-_UNNAMED_HARDWARE = ("kernel", "expert_tile_rows", "expert_half_rate_width", "round_spread", "rank_spread")
+_UNNAMED_HARDWARE = (
+    "kernel", "expert_tile_rows", "expert_half_rate_width", "round_spread", "rank_spread", "link_factor",
+)  # fmt: skip
 #: Options of routers of which the same is true.
-_UNNAMED_ROUTER = {"adapt": False}
+_UNNAMED_ROUTER = {"adapt": False, "sharpness": None, "drift": None}
 #: Options of systems of which the same is true.
 _UNNAMED_SYSTEM = {"spread": True}
 #: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.

@@ -114,6 +114,10 @@ class Router(ABC):
         """Return the name of the data set whose routing is replayed; None: nothing is replayed."""
         return None
 
+    def recorded_tokens(self) -> int | None:
+        """Return how many tokens of all ranks a batch of the replayed routing has; None: nothing is replayed."""
+        return None
+
     @abstractmethod
     def assign(self, request: RoutingRequest) -> IntArray:
         """Return int64 ``[num_tokens, top_k]``, different experts per token; -1 leaves an assignment out."""

@@ -26,6 +26,8 @@ from experiments.routing.trace import RecordedRouting
 from experiments.routing.trace_files import read_trace
 from harmoeny.placement import IntArray
 
+_DRIFTS = ("none", "full")
+
 
 @dataclass(kw_only=True)
 class TraceRouter(Router):
@@ -38,6 +40,10 @@ class TraceRouter(Router):
         adapt: give them to a model of other sizes too. Layers take the recorded ones in turn; of twice the experts two
             share what one had recorded, of half the experts one takes what two had; no expert gets more than a token
             has for it. Only shares are recorded then, and the paths of tokens are drawn.
+        sharpness: with ``adapt``, the power that shares are raised to before they are made to sum to 1 again: above 1
+            makes popular experts more popular, below 1 evens out; null: as recorded.
+        drift: with ``adapt``, ``none`` (every batch has the shares of all batches together), ``full`` (every batch has
+            its own popularity on other experts, drawn anew) or null: as recorded.
         optional: leave the point out, with the reason, where the file is not there.
     """
 
@@ -49,6 +55,8 @@ class TraceRouter(Router):
     case: str | None = None
     scale: bool = False
     adapt: bool = False
+    sharpness: float | None = None
+    drift: str | None = None
     optional: bool = False
 
     def validate(self, num_experts: int, top_k: int) -> None:
@@ -58,6 +66,7 @@ class TraceRouter(Router):
             ValueError: no such file, a damaged one, or one of another number of experts or of choices per token.
             SkippedPoint: there is no such file, and it is optional.
         """
+        self._check_changes()
         if not self.path:
             raise ValueError("router.path: '', must be a recorded routing: router=trace router.path=FILE")
         if not Path(self.path).is_file():
@@ -79,6 +88,16 @@ class TraceRouter(Router):
         ):
             if found != wanted:
                 raise ValueError(f"router.path: {self.path!r} has {name}={found}, must be model.{name}={wanted}")
+
+    def _check_changes(self) -> None:
+        """Refuse changes of the recorded shares that are none, and any where the recorded counts are replayed."""
+        if self.sharpness is not None and not 0 < self.sharpness < float("inf"):
+            raise ValueError(f"router.sharpness: {self.sharpness}, must be a number above 0, or null")
+        if self.drift not in (None, *_DRIFTS):
+            raise ValueError(f"router.drift: {self.drift!r}, must be one of {', '.join(_DRIFTS)}, or null")
+        for name in ("sharpness", "drift"):
+            if getattr(self, name) is not None and not self.adapt:
+                raise ValueError(f"router.{name}: {getattr(self, name)!r}, must be null without router.adapt=true")
 
     def validate_run(self, run: RoutedRun) -> None:
         """Check that the trace has the layers, batches and tokens that the run will ask for.
@@ -112,6 +131,10 @@ class TraceRouter(Router):
         """Return what the trace says."""
         return self._trace().dataset
 
+    def recorded_tokens(self) -> int:
+        """Return the median over batches and layers of the trace."""
+        return int(np.median(self._trace().num_tokens.sum(axis=2)))
+
     def assign(self, request: RoutingRequest) -> IntArray:
         """Route as recorded."""
         trace, batch = self._trace(), self._batch(request)
@@ -123,7 +146,7 @@ class TraceRouter(Router):
         """Return the recorded counts, or counts of the same shares."""
         trace, batch = self._trace(), self._batch(request)
         if self.adapt:
-            shares = adapted_shares(trace.counts[batch, request.layer % trace.num_layers].sum(axis=0), request)
+            shares = adapted_shares(self._changed(trace, batch, request.layer % trace.num_layers), request)
             return exact_counts(shares, request.num_tokens, request.top_k, request.generator())
         counts: IntArray = trace.spread_counts(batch, request.layer, request.world_size)[request.rank]
         if self._fits(trace, batch, request):
@@ -131,6 +154,16 @@ class TraceRouter(Router):
         assert self.scale, "checked before anything runs"
         total = trace.counts[batch, request.layer].sum(axis=0)
         return exact_counts(_shares(total), request.num_tokens, request.top_k, request.generator())
+
+    def _changed(self, trace: RecordedRouting, batch: int, layer: int) -> FloatArray:
+        """Return float64 ``[recorded experts]``, weights of experts with the changes that are asked for."""
+        counts = (
+            trace.counts[:, layer].sum(axis=(0, 1)) if self.drift == "none" else trace.counts[batch, layer].sum(axis=0)
+        )
+        weights = _shares(counts)
+        if self.drift == "full":
+            weights = weights[np.random.default_rng([batch, layer]).permutation(len(weights))]
+        return weights if self.sharpness is None else weights**self.sharpness
 
     def _trace(self) -> RecordedRouting:
         path = Path(self.path)
@@ -179,13 +212,13 @@ class TraceRouter(Router):
                     )
 
 
-def adapted_shares(counts: IntArray, request: RoutingRequest) -> FloatArray:
+def adapted_shares(counts: IntArray | FloatArray, request: RoutingRequest) -> FloatArray:
     """Return float64 ``[request.num_experts]``, recorded shares on another number of experts.
 
     Both numbers of experts divide a line of length 1 evenly; an expert gets what was recorded of its piece.
 
     Args:
-        counts: int64 ``[recorded experts]``.
+        counts: ``[recorded experts]``, assignments, or weights in proportion.
         request: tokens of the run.
     """
     ends = np.arange(request.num_experts + 1) / request.num_experts * len(counts)
@@ -193,7 +226,7 @@ def adapted_shares(counts: IntArray, request: RoutingRequest) -> FloatArray:
     return np.diff(np.interp(ends, np.arange(len(counts) + 1), recorded))
 
 
-def _shares(counts: IntArray) -> FloatArray:
+def _shares(counts: IntArray | FloatArray) -> FloatArray:
     shares: FloatArray = counts / counts.sum() if counts.any() else np.full(len(counts), 1 / len(counts))
     return shares
 

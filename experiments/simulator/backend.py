@@ -144,7 +144,7 @@ class Simulator:
                 "backend": self.name,
                 "device": point.hardware.name,
                 "hardware_source": point.hardware.source,
-                "dataset": {"name": point.dataset_name},
+                "dataset": {"name": point.dataset_name, "recorded_tokens": point.router.recorded_tokens()},
             }
         )
         num_rounds = len(point.systems) * point.options.rounds + num_extra_passes(point)
