@@ -1,6 +1,7 @@
 """Write the trace that is shipped as an example (results/traces/example.parquet): synthetic, and it says so.
 
-Popularity is lognormal (the hottest of 128 experts has some 7 times an even share, as is published of models that are
+A batch is a window of two million tokens: some 60 prefill passes of 8 x 4,096, and thousands of decode steps.
+Popularity is lognormal (the hottest of 128 experts has some 5 times an even share, as is published of models that are
 served), drifts from batch to batch, and is drawn anew for every third expert after half of the batches, as where the
 requests' topic changes.
 """
@@ -18,7 +19,7 @@ from experiments.routing.trace_files import write_trace
 from results_schema.printing import print_anything
 
 OUT = Path("results/traces/example.parquet")
-NUM_BATCHES, NUM_LAYERS, NUM_EXPERTS, TOP_K, NUM_TOKENS = 24, 4, 128, 8, 32_768
+NUM_BATCHES, NUM_LAYERS, NUM_EXPERTS, TOP_K, NUM_TOKENS = 24, 4, 128, 8, 2**21
 #: Standard deviation of the logarithm of popularity, and what is left of a deviation one batch later.
 _SPREAD, _KEPT = 0.9, 0.97
 

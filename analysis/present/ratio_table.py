@@ -14,6 +14,8 @@ from analysis.present.table import caption, knowledge_legend
 
 #: With more points than this, systems are shown by their ratios over all points.
 MANY_POINTS = 24
+#: Likewise with more rows: points times systems.
+MANY_ROWS = 250
 #: Points named at which our system does worst.
 _LOWEST = 12
 

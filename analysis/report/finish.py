@@ -7,12 +7,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from analysis.advice.write import HTML, write_advice
 from analysis.data.load import load_run, load_sweep
 from analysis.data.summary import write_summary
 from analysis.present.table import skew_points
 from analysis.report.reports import report_runs, report_sweep, save_tables
 from analysis.wandb.log import is_logged, log_run, log_sweep, sweep_group
 from analysis.wandb.upload import upload
+
+#: The experiment whose sweep ends with advice.
+_ADVISE = "advise"
 
 
 def finish_run(folder: Path, config: DictConfig, sweep_dir: Path | None, *, is_single: bool) -> None:
@@ -41,6 +45,8 @@ def finish_sweep(folder: Path, config: DictConfig) -> None:
     """Report what is finished of a sweep, and log it if nothing is missing."""
     sweep = load_sweep(folder)
     saved = report_sweep(sweep)
+    if sweep.experiment == _ADVISE and saved is not None:
+        print(f"\n{write_advice(sweep).lead}\nadvice: {sweep.folder / HTML} (and .md)")
     if saved is not None and not sweep.missing and config.wandb.mode != "disabled":
         log_sweep(sweep, saved.frame, saved.files)
     _upload(config, [sweep.folder, *(run.folder for run in sweep.runs)])

@@ -14,7 +14,7 @@ from rich.table import Table
 from analysis.data.load import Run, Sweep
 from analysis.data.ratios import over_points
 from analysis.figures.kit.base import FAILED, draw_all, figure_data
-from analysis.present.ratio_table import MANY_POINTS, build_ratio_table
+from analysis.present.ratio_table import MANY_POINTS, MANY_ROWS, build_ratio_table
 from analysis.present.table import TEXT_WIDTH, as_text, build_table, failed_notes, noise_notes
 from analysis.report.html.section import split_sections
 from analysis.report.html.write import PAGE, reasons, title_of, write_page
@@ -54,7 +54,7 @@ def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     table = build_table(data.summary, data.axes, title, notes)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"table.txt": as_text(table), "table.csv": data.summary.to_csv(index=False)}
-    if len(runs) > MANY_POINTS:
+    if len(runs) > MANY_POINTS or len(data.summary) > MANY_ROWS:
         table = build_ratio_table(data.summary, data.axes, title)
         texts |= {"ratios.txt": as_text(table), "ratios.csv": over_points(data.summary).to_csv(index=False)}
     for name, text in texts.items():

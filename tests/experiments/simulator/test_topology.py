@@ -126,3 +126,18 @@ def test_more_bandwidth_never_takes_longer(values: list[float], factor: float) -
 def test_hardware_without_links_is_refused() -> None:
     with pytest.raises(ValueError, match="all_to_all_bytes_per_s: null"):
         Topology(Hardware(), 2)
+
+
+@pytest.mark.parametrize("hardware", [SWITCH, SQUARE, replace(SWITCH, ranks_per_node=1, network_bytes_per_s=5.0)])
+def test_links_that_are_twice_as_fast_take_half_the_time(hardware: Hardware) -> None:
+    world_size = 4 if hardware.peer_bytes_per_s else 2
+    sent = np.arange(world_size**2, dtype=np.float64).reshape(world_size, world_size)
+    fast = replace(hardware, link_factor=2.0).resolved()
+    assert fast.link_factor == 1.0
+    np.testing.assert_allclose(
+        Topology(fast, world_size).exchange_s(sent), Topology(hardware, world_size).exchange_s(sent) / 2
+    )
+    assert fast.host_link_bytes_per_s == hardware.host_link_bytes_per_s
+    assert hardware.resolved() is hardware
+    with pytest.raises(ValueError, match=r"hardware\.link_factor: 0, must be a number above 0"):
+        replace(hardware, link_factor=0).resolved()
