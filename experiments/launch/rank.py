@@ -16,7 +16,14 @@ from experiments.measure.bench import Bench, Rig
 from experiments.measure.check import check_systems
 from experiments.measure.extra_loops import measure_extra_loops, num_extra_passes
 from experiments.measure.goal import Goal
-from experiments.measure.measured import Measured, environment_fields, failed_systems, write_results
+from experiments.measure.measured import (
+    FAILED_AND_LEFT_OUT,
+    NONE_PASSED,
+    Measured,
+    environment_fields,
+    failed_systems,
+    write_results,
+)
 from experiments.measure.record_routing import record_routing
 from experiments.measure.rounds import run_rounds
 from experiments.point.point import Point
@@ -104,10 +111,10 @@ def _leave_out(bench: Bench, checks: Mapping[str, Mapping[str, Any]], run: Begun
     bench.systems = [system for system in bench.systems if system.name not in failed]
     if bench.comm.rank == 0:
         for name, reason in failed.items():
-            say(f"error: {title}: {name} failed its check and is left out: {reason}")
+            say(f"error: {title}: {name} {FAILED_AND_LEFT_OUT}: {reason}")
         if not bench.systems:
             run.folder.describe({"checks": checks, "failed_systems": failed})
-            run.folder.fail("no system passed its check")
+            run.folder.fail(NONE_PASSED)
     return bool(bench.systems)
 
 

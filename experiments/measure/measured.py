@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from experiments.console import say
 from experiments.measure.batch import shared_text
 from experiments.measure.bench import Bench
 from experiments.measure.extra_loops import Extra
@@ -28,6 +29,7 @@ from experiments.results.layer_rows import (
 from experiments.results.manifest import model_fields, options_of
 from experiments.results.request_rows import decode_frame, request_frame
 from experiments.results.run_folder import RunFolder
+from experiments.results.sweep import point_title
 from experiments.results.yardstick_rows import yardstick_frame
 from experiments.text.tokens import TokenFile
 from harmoeny.placement import IntArray
@@ -35,6 +37,10 @@ from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.system import System
 from results_schema.tables import DECODE, ITERATIONS, LAYERS, REQUESTS, ROUTING, YARDSTICK, Table
+
+FAILED_AND_LEFT_OUT = "failed its check and is left out"
+#: Why a point has no numbers.
+NONE_PASSED = "no system passed its check"
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,44 @@ def write_results(bench: Bench, measured: Measured, folder: RunFolder) -> None:
     tables = _tables(bench, measured)
     if bench.comm.rank != 0:
         return
-    folder.write_tables(tables)
+    lost = lost_in_rounds(tables[LAYERS], {system.name for system in bench.systems if system.policy.exact})
+    for name, reason in lost.items():
+        say(f"error: {point_title(bench.point.run_id)}: {name} {FAILED_AND_LEFT_OUT}: {reason}")
+    measured = replace(measured, checks=_with_failed(measured.checks, lost))
     failed = failed_systems(measured.checks)
+    if all(system.name in failed for system in bench.systems):
+        folder.describe({"checks": dict(measured.checks), "failed_systems": failed})
+        folder.fail(NONE_PASSED)
+        return
+    folder.write_tables({table: _without(frame, lost) for table, frame in tables.items()})
     notes = {system.name: _notes(bench.point, system) for system in bench.systems}
     folder.describe(_fields(bench, measured), notes, left_out=failed)
     folder.finish()
+
+
+def lost_in_rounds(layers: pd.DataFrame, exact: Collection[str]) -> dict[str, str]:
+    """Return the systems that must execute every assignment and did not in a measured round, with what is missing.
+
+    The checks see one batch, which is not measured; a system may compute less on others, and would look fast.
+
+    Args:
+        layers: the rows of ``layers.parquet``.
+        exact: systems that give the model's output.
+    """
+    rows = layers[layers["system"].isin(list(exact)) & (layers["dropped_tokens"] != 0)]
+    return {
+        str(name): f"{part['dropped_tokens'].abs().sum()} assignments of measured rounds were not executed, first in "
+        f"round {part['round'].min()}"
+        for name, part in rows.groupby("system")
+    }
+
+
+def _with_failed(checks: Mapping[str, dict[str, Any]], failed: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    return {n: c | ({"passed": False, "reason": failed[n]} if n in failed else {}) for n, c in checks.items()}
+
+
+def _without(frame: pd.DataFrame, systems: Collection[str]) -> pd.DataFrame:
+    return frame[~frame["system"].isin(list(systems))] if "system" in frame else frame
 
 
 def failed_systems(checks: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
