@@ -40,6 +40,18 @@ def test_every_experiment_is_valid_at_all_its_points(
         assert all(point.labels().get(axis, value) == value for axis, value in options.items())
 
 
+#: In the paper's experiments `harmoeny` is the paper's.
+OF_ANY_SYSTEMS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml")) if "paper_" not in path.stem]
+
+
+@pytest.mark.parametrize("experiment", OF_ANY_SYSTEMS)
+def test_an_experiment_takes_any_systems(experiment: str, compose: Compose) -> None:
+    config = compose(f"experiment={experiment}", "system=[harmoeny,harmoeny_tokens]", multirun=True)
+    targets = {name: node["_target_"] for name, node in config.systems.items()}
+    assert targets["harmoeny"] == "harmoeny.timed.HarMoEny"
+    assert targets["harmoeny_tokens"] == "harmoeny.rebalance.TokenHarMoEny"
+
+
 PRESETS = [path for path in sorted(CONF.rglob("*/*.yaml")) if path.parent.name not in ("experiment", "local")]
 
 
@@ -223,7 +235,7 @@ COMMANDS = {
     "help": ["--help"],
     "systems": ["system=harmoeny,static_ep"],
     "system": ["system=[nonsense]"],
-    "twice": ["experiment=threshold_sweep", "system=[harmoeny]"],
+    "twice": ["experiment=paper_threshold", "system=[harmoeny]"],
     "dataset": ["dataset=local", "dataset.path=/nonexistent"],
     "sweep": ["--multirun", "router.skew=0,1.5"],
 }
