@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(VENV)/constraints.txt
 INSTALLED := $(VENV)/installed-torch-$(TORCH)
 DEEPSPEED := $(VENV)/installed-deepspeed
+TRITON := $(if $(HARMOENY_INSTALL_TRITON),$(VENV)/installed-triton)
 LINT := set -e; $(BIN)/ruff check; $(BIN)/ruff format --check; $(BIN)/mypy; $(BIN)/lint-imports
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 LOWEST := $(VENV)-lowest
@@ -30,7 +31,7 @@ demo: $(INSTALLED) ## install into .venv and run the main experiment: python run
 figures: $(INSTALLED) ## draw all figures that results/ allows into results/figures, simulating what is missing for others
 	$(BIN)/python -m analysis.figures --simulate
 
-test: $(INSTALLED) $(DEEPSPEED) ## install into .venv, DeepSpeed too, and run linters, type checker and all tests
+test: $(INSTALLED) $(DEEPSPEED) $(TRITON) ## install into .venv, DeepSpeed too, and run linters, type checker and all tests
 	$(LINT)
 	$(PYTEST)
 
@@ -66,6 +67,11 @@ $(INSTALLED): pyproject.toml
 	@echo "torch==$(TORCH)" > $(VENV)/constraints.txt
 	$(INSTALL) torch
 	$(INSTALL) -e '.[dev,slurm]'
+	@touch $@
+
+# For the tests of one kernel, which is interpreted here: 300 MB, so only where it is asked for. Without it they skip.
+$(VENV)/installed-triton: $(INSTALLED)
+	@$(INSTALL) triton || echo "Triton cannot be installed: the tests of its kernel skip"
 	@touch $@
 
 # DeepSpeed's build asks for the installed torch, hence no isolated build; without DS_BUILD_OPS it would compile CUDA.

@@ -39,7 +39,7 @@ from harmoeny.runtime.start import start_rank
 from harmoeny.timed import HarMoEny
 from results_schema.printing import print_anything
 
-OVERHEAD_BUDGET = 0.15
+OVERHEAD_BUDGET = 0.1
 _NUM_EXPERTS = 16
 _NUM_TOKENS = 2048
 _HIDDEN_SIZE, _INTERMEDIATE_SIZE = 768, 3072

@@ -14,8 +14,8 @@ from analysis.data.load import find_runs
 from analysis.data.stats import Estimate, median_interval
 from analysis.data.summary import summarise
 
-#: Ranks on one GPU that the skew sweep is run with.
-RANKS = (8, 4, 2)
+#: Ranks on one GPU that the skew sweep is run with; on so many there are goals, and all systems are run.
+RANKS, JUDGED_RANKS = (8, 4, 2), 4
 #: The library's tests, which need no more packages than a check; the others are not even collected without theirs.
 CUDA_TESTS = "tests/harmoeny"
 THROUGHPUT = "throughput_tokens_per_s"
@@ -84,6 +84,7 @@ def all_parts(device_type: str, *, rehearsal: bool) -> list[Part]:
         Part("cuda_tests", "the tests that need a CUDA device", tests, 120, _test_rows),
         Part("prefetch", "how much of the fetches computation hides", prefetch, 60, _prefetch_rows),
         Part("layer", "a MoE layer beside its grouped matrix products", layer, 60, _layer_rows),
+        _smoke(device_type),
     ]
     return [replace(part, rows=_without_goals(part.rows)) for part in parts] if rehearsal else parts
 
@@ -95,6 +96,28 @@ def _without_goals(rows: Callable[[Path], list[Row]]) -> Callable[[Path], list[R
 
 def _module(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", name, *arguments]
+
+
+def _smoke(device_type: str) -> Part:
+    """Return the smoke experiment on one rank, with the checks of all systems."""
+    options = {
+        "experiment": "smoke", "system": "[all]", "world_size": 1, "device": device_type, "timeout_s": 60,
+        "wandb.mode": "disabled",
+    }  # fmt: skip
+    return Part("smoke", "all systems on one rank", _run(options), 60, _smoke_rows)
+
+
+def _run(options: dict[str, Any]) -> Callable[[Path], list[str]]:
+    given = [f"{name}={value}" for name, value in options.items()]
+    return lambda out: [sys.executable, "run.py", *given, f"results_dir={out}"]
+
+
+def _smoke_rows(out: Path) -> list[Row]:
+    runs = find_runs(out)
+    failed = sorted({name for run in runs for name in run.manifest.get("failed_systems") or {}})
+    systems = {name for run in runs for name in run.systems} - set(failed)
+    value = f"{len(systems)} systems pass, {len(failed)} fail" + (f": {', '.join(failed)}" if failed else "")
+    return [Row("checks on one rank", value, "all pass", bool(systems) and not failed)]
 
 
 def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
@@ -120,18 +143,10 @@ def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
     }
     if device_type == "cuda":
         options["ranks_per_gpu"] = num_ranks
-
-    def command(out: Path) -> list[str]:
-        given = [f"{name}={value}" for name, value in options.items()]
-        return [sys.executable, "run.py", *given, f"results_dir={out}"]
-
-    return Part(
-        f"skew_sweep_{num_ranks}",
-        f"the main experiment on {num_ranks} ranks of one GPU",
-        command,
-        150,
-        _sweep_rows(num_ranks),
-    )
+    if num_ranks == JUDGED_RANKS:
+        options["system"] = "[all]"
+    what = f"the main experiment on {num_ranks} ranks of one GPU"
+    return Part(f"skew_sweep_{num_ranks}", what, _run(options), 150, _sweep_rows(num_ranks))
 
 
 def _ratio(entry: dict[str, Any]) -> str:
@@ -208,7 +223,7 @@ def _sweep_rows(num_ranks: int) -> Callable[[Path], list[Row]]:
             estimate = kept(system)
             value = f"{estimate.median:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
             what = f"{num_ranks} ranks, skew 0.9: {system} to the best at skew 0 ({best})"
-            asked = num_ranks == 4  # the goal is set for four
+            asked = num_ranks == JUDGED_RANKS
             found.append(Row(what, value, goal if asked else "", reaches(estimate.median) if asked else None))
         return found
 
