@@ -104,7 +104,7 @@ def _smoke(device_type: str) -> Part:
         "experiment": "smoke", "system": "[all]", "world_size": 1, "device": device_type, "timeout_s": 60,
         "wandb.mode": "disabled",
     }  # fmt: skip
-    return Part("smoke", "all systems on one rank", _run(options), 60, _smoke_rows)
+    return Part("smoke", "all systems on one rank", _run(options), 90, _smoke_rows)
 
 
 def _run(options: dict[str, Any]) -> Callable[[Path], list[str]]:
