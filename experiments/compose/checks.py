@@ -97,6 +97,8 @@ def _check_options(point: Point) -> None:
     for name, value in (("experiment", options.experiment), ("tag", options.tag)):
         if not all(c.isalnum() or c in "-_." for c in value) or value.startswith("."):
             raise ValueError(f"{name}: {value!r}, must hold only letters, digits, '-', '_' and, inside, '.'")
+    if not options.results_dir:
+        raise ValueError("results_dir: '', must be a folder; '.' is the current one")
     if not options.experiment:
         raise ValueError("experiment: '', must name the results' subfolder")
 

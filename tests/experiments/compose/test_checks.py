@@ -74,6 +74,7 @@ BAD = {
     "backend=simulator hardware=cpu_core exchange=put": r"exchange: 'put', must be auto with backend=simulator",
     "device=tpu": r"device: 'tpu', must be one of auto, cpu, cuda",
     "wandb.mode=on": r"wandb\.mode: 'on', must be one of offline, online, disabled",
+    "results_dir=": r"results_dir: '', must be a folder",
     "tag=a/b": r"tag: 'a/b', must hold only letters, digits",
     "router.skew=1.5": r"router\.skew: 1\.5, must be 0 to 1",
     "router.skew=nan": r"router\.skew: nan, must be 0 to 1",
