@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from baselines.kit.replicas import FloatArray, PeriodicPolicy
 from harmoeny.compiled import compiled
+from harmoeny.packing import renumber
 from harmoeny.placement import BoolArray, IntArray, Placement
 
 
@@ -97,27 +96,6 @@ def balance(load: IntArray, present: BoolArray, num_slots: int, num_nodes: int, 
         copies = replicate(load[experts], num_slots * ranks, ranks)
         resident[experts, own] = renumber(pack(load[experts], copies, ranks), present[experts, own])
     return resident
-
-
-def renumber(new: BoolArray, present: BoolArray) -> BoolArray:
-    """Reorder the columns of ``new`` such that as much as possible of ``present`` stays where it is.
-
-    Most pairs of columns have nothing in common, and only the others are looked at: columns are matched with those of
-    ``present``, or for the least possible gain with nobody, and whoever is left takes what is left.
-    """
-    num_columns = new.shape[1]
-    stays = (csr_array(new.T.astype(np.float32)) @ csr_array(present.astype(np.float32))).tocoo()
-    alone = np.arange(num_columns)
-    columns = np.concatenate([stays.row, alone])
-    partners = np.concatenate([stays.col, num_columns + alone])
-    # Costs of 0 would be no edges.
-    costs = stays.data.max(initial=0) + 1 - np.concatenate([stays.data, np.zeros(num_columns, dtype=np.float32)])
-    graph = csr_array((costs, (columns, partners)), shape=(num_columns, 2 * num_columns))
-    _, targets = min_weight_full_bipartite_matching(graph)
-    targets[targets >= num_columns] = np.setdiff1d(alone, targets)
-    renumbered = np.empty_like(new)
-    renumbered[:, targets] = new
-    return renumbered
 
 
 @compiled

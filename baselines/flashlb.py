@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from baselines.eplb import renumber
-from baselines.kit.replicas import FloatArray, PeriodicPolicy, copies_by_load, longest_first
+from baselines.kit.replicas import FloatArray, PeriodicPolicy
 from harmoeny.compiled import compiled
+from harmoeny.packing import copies_by_load, longest_first, renumber
 from harmoeny.placement import BoolArray, IntArray, Placement
 
 #: Experts that may take, and that may give a replica, tried with each other.

@@ -212,6 +212,11 @@ class BlindPolicy(Policy):
         return shares
 
 
+def places_anew(policy: Policy) -> bool:
+    """Return whether a policy ever changes its placements between batches."""
+    return type(policy).update_placement is not Policy.update_placement
+
+
 def check_knowledge(policy: Policy) -> None:
     """Refuse a policy that asks for more of the routing than it says it knows.
 
@@ -220,7 +225,7 @@ def check_knowledge(policy: Policy) -> None:
     """
     cls = type(policy)
     blind = all(getattr(cls, name, None) is vars(BlindPolicy)[name] for name in ("plan", "executed"))
-    learns = cls.update_placement is not Policy.update_placement or cls.calibration_batches > 0
+    learns = places_anew(policy) or cls.calibration_batches > 0
     for needed, asks, way in (
         (Knowledge.EXACT, not blind, "plans for itself (BlindPolicy leaves that to the runtime)"),
         (Knowledge.HISTORY, learns, "learns from earlier batches"),

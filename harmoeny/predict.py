@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harmoeny.compiled import compiled
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -99,6 +100,12 @@ class Sources(NamedTuple):
     fetched_others: FloatArray
     joins: BoolArray
     turns: IntArray
+
+
+def machine_costs(cost: ExpertCost) -> Costs:
+    """Return what calibration knows as costs; fetches take as long as they do while all ranks fetch."""
+    costs = Costs(*(float(getattr(cost, name)) for name in Costs._fields))
+    return costs._replace(fetch_s=max(cost.fetch_s, cost.fetch_together_s))
 
 
 @compiled

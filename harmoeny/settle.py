@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled
+from harmoeny.packing import copies_by_load, longest_first, renumber
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.predict import Costs, FloatArray
+from harmoeny.wire import nodes
 
 #: What a swap of two homes has to lower the busiest rank's time by, as a share of it: every swap copies two experts, so
 #: that few swaps and many are tried.
@@ -16,9 +18,9 @@ LEAST_SWAPS = (0.01, 0.001)
 def placements_for(counts: FloatArray, present: Placement, num_slots: IntArray, costs: Costs) -> list[Placement]:
     """Return placements that may suit batches like these better than the present one, which is not among them.
 
-    Homes are swapped between ranks as long as that makes the slowest one faster. Slots that are left hold either what
-    their own rank has most assignments of, which saves exchange, or copies of the experts with the highest load per
-    copy on the least busy ranks, which evens out.
+    Homes stay, or are swapped between ranks as long as that makes the slowest one faster. Slots that are left hold
+    either what their own rank has most assignments of, which saves exchange, or copies of the experts with the highest
+    load per copy on the least busy ranks, which evens out. Or everything is packed anew, which copies most experts.
 
     Args:
         counts: float64 ``[world_size, num_experts]``, mean assignments of typical batches.
@@ -26,42 +28,88 @@ def placements_for(counts: FloatArray, present: Placement, num_slots: IntArray, 
         num_slots: int64 ``[world_size]``, experts that every rank has room for, at least those whose home it is.
         costs: the machine's.
     """
-    total = counts.sum(axis=0)
+    expert_s, node = expected_s(counts.sum(axis=0), costs), nodes(present.world_size, costs)
     found: list[Placement] = []
-    for least_swap in LEAST_SWAPS:
-        home = swap_homes(total, present.home, present.world_size, least_swap, costs)
+    for home in (present.home, *(swap_homes(expert_s, present.home, len(node), least) for least in LEAST_SWAPS)):
         homes = Placement.from_home(home, present.world_size)
         free = num_slots - homes.resident.sum(axis=0)
         found.append(homes)
         if free.max(initial=0) > 0:
             found += [
                 Placement(home=home, resident=copy_own(counts, homes.resident, free)),
-                Placement(home=home, resident=copy_hottest(total, homes.resident, free)),
+                Placement(home=home, resident=copy_hottest(counts, homes.resident, free, node)),
             ]
+    if num_slots.min() == num_slots.max():
+        found.append(pack_anew(expert_s, present, int(num_slots[0])))
     return [placement for placement in found if not np.array_equal(placement.resident, present.resident)]
 
 
 @compiled
-def swap_homes(load: FloatArray, home: IntArray, world_size: int, least_swap: float, costs: Costs) -> IntArray:
+def expected_s(load: FloatArray, costs: Costs) -> FloatArray:
+    """Return float64 ``[num_experts]``, how long a rank that executes all of an expert is busy with it.
+
+    Args:
+        load: float64 ``[num_experts]``, mean assignments.
+        costs: the machine's.
+    """
+    expert_s = np.empty(len(load))
+    for expert in range(len(load)):
+        # A row travels there and back; weights are read if there is one, and arrivals are taken for Poisson's.
+        read_s = (1 - np.exp(-load[expert])) * costs.weights_s
+        expert_s[expert] = max(load[expert] * (costs.token_s + 2 * costs.exchange_token_s), read_s)
+    return expert_s
+
+
+def pack_anew(expert_s: FloatArray, present: Placement, num_slots: int) -> Placement:
+    """Return copies by load, packed longest first onto ranks that are numbered such that much stays.
+
+    Args:
+        expert_s: float64 ``[num_experts]``, the time of each.
+        present: the present residency.
+        num_slots: experts that every rank has room for, which all together hold each at least once.
+    """
+    world_size = present.world_size
+    num_slots = min(num_slots, len(expert_s))
+    copies = copies_by_load(expert_s, world_size * num_slots, world_size)
+    resident, _ = longest_first(expert_s, copies, world_size, num_slots)
+    resident = renumber(resident, present.resident)
+    return Placement(home=_choose_homes(resident, present.home), resident=resident)
+
+
+@compiled
+def _choose_homes(resident: BoolArray, present: IntArray) -> IntArray:
+    """Return int64 ``[num_experts]``: the present homes where they still hold their expert, else who has fewest."""
+    num_experts, world_size = resident.shape
+    home, homes = np.full(num_experts, -1, dtype=np.int64), np.zeros(world_size, dtype=np.int64)
+    for expert in range(num_experts):
+        if resident[expert, present[expert]]:
+            home[expert] = present[expert]
+            homes[home[expert]] += 1
+    for expert in range(num_experts):
+        if home[expert] >= 0:
+            continue
+        for rank in range(world_size):
+            if resident[expert, rank] and (home[expert] < 0 or homes[rank] < homes[home[expert]]):
+                home[expert] = rank
+        homes[home[expert]] += 1
+    return home
+
+
+@compiled
+def swap_homes(expert_s: FloatArray, home: IntArray, world_size: int, least_swap: float) -> IntArray:
     """Swap homes between the busiest rank and others, the best swap first; every rank keeps its number of experts.
 
     Args:
-        load: float64 ``[num_experts]``, expected assignments.
+        expert_s: float64 ``[num_experts]``, the time of each.
         home: int64 ``[num_experts]``, the present homes.
         world_size: number of ranks.
         least_swap: what a swap has to lower the busiest rank's time by, as a share of it.
-        costs: the machine's.
 
     Returns:
         int64 ``[num_experts]``.
     """
     num_experts = len(home)
     swapped = home.copy()
-    expert_s = np.zeros(num_experts)
-    for expert in range(num_experts):
-        # A row travels there and back; weights are read if there is one.
-        read_s = min(load[expert], 1.0) * costs.weights_s
-        expert_s[expert] = max(load[expert] * (costs.token_s + 2 * costs.exchange_token_s), read_s)
     busy_s = np.zeros(world_size)
     for expert in range(num_experts):
         busy_s[swapped[expert]] += expert_s[expert]
@@ -108,43 +156,64 @@ def copy_own(counts: FloatArray, resident: BoolArray, free: IntArray) -> BoolArr
 
 
 @compiled
-def copy_hottest(load: FloatArray, resident: BoolArray, free: IntArray) -> BoolArray:
-    """Fill free slots, one copy after the other: the expert with the highest load per copy, on the least busy rank.
+def copy_hottest(counts: FloatArray, resident: BoolArray, free: IntArray, node: IntArray) -> BoolArray:
+    """Fill free slots, copy after copy: the expert with the highest load per copy, on the least busy rank.
+
+    Every node fills its own slots with what its own ranks have assignments of, so that these need not leave it.
 
     Args:
-        load: float64 ``[num_experts]``.
-        resident: bool ``[num_experts, world_size]``, one rank each.
+        counts: float64 ``[world_size, num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
         free: int64 ``[world_size]``, free slots.
+        node: int64 ``[world_size]``, the node of every rank, ascending.
 
     Returns:
         bool ``[num_experts, world_size]``.
     """
-    num_experts, world_size = resident.shape
-    filled, left = resident.copy(), free.copy()
-    copies, busy = np.zeros(num_experts, dtype=np.int64), np.zeros(world_size)
-    for expert in range(num_experts):
-        copies[expert] = resident[expert].sum()
-        for rank in range(world_size):
-            busy[rank] += filled[expert, rank] * load[expert] / copies[expert]
-    for _ in range(left.sum()):
-        best_expert, best_rank = -1, -1
-        for expert in range(num_experts):
-            if best_expert >= 0 and load[expert] / copies[expert] <= load[best_expert] / copies[best_expert]:
-                continue
-            taker = -1
-            for rank in range(world_size):
-                if left[rank] > 0 and not filled[expert, rank] and (taker < 0 or busy[rank] < busy[taker]):
-                    taker = rank
-            if taker >= 0:
-                best_expert, best_rank = expert, taker
-        if best_rank < 0:
-            break
-        before, after = load[best_expert] / copies[best_expert], load[best_expert] / (copies[best_expert] + 1)
-        for rank in range(world_size):
-            if filled[best_expert, rank]:
-                busy[rank] += after - before
-        busy[best_rank] += after
-        filled[best_expert, best_rank] = True
-        copies[best_expert] += 1
-        left[best_rank] -= 1
+    world_size = len(node)
+    filled = resident.copy()
+    first = 0
+    while first < world_size:
+        end = first
+        while end < world_size and node[end] == node[first]:
+            end += 1
+        _copy_inside(counts[first:end].sum(axis=0), filled[:, first:end], free[first:end].copy())
+        first = end
     return filled
+
+
+@compiled
+def _copy_inside(load: FloatArray, filled: BoolArray, left: IntArray) -> None:
+    """Fill one node's free slots.
+
+    Args:
+        load: float64 ``[num_experts]``, assignments of its ranks.
+        filled: bool ``[num_experts, num_ranks]``, what they hold; updated.
+        left: int64 ``[num_ranks]``, free slots; updated.
+    """
+    num_experts, num_ranks = filled.shape
+    share, copies, busy = load.copy(), np.zeros(num_experts, dtype=np.int64), np.zeros(num_ranks)
+    for expert in range(num_experts):
+        copies[expert] = filled[expert].sum()
+        share[expert] = load[expert] / max(copies[expert], 1)
+        for rank in range(num_ranks):
+            busy[rank] += filled[expert, rank] * share[expert]
+    while left.sum() > 0:
+        expert, taker = int(share.argmax()), -1
+        if share[expert] < 0:
+            break
+        for rank in range(num_ranks):
+            if left[rank] > 0 and not filled[expert, rank] and (taker < 0 or busy[rank] < busy[taker]):
+                taker = rank
+        if taker < 0:  # nor will there be one later
+            share[expert] = -1.0
+            continue
+        copies[expert] += 1
+        after = load[expert] / copies[expert]
+        for rank in range(num_ranks):
+            if filled[expert, rank]:
+                busy[rank] += after - share[expert]
+        busy[taker] += after
+        filled[expert, taker] = True
+        left[taker] -= 1
+        share[expert] = after

@@ -11,16 +11,19 @@ import numpy as np
 from harmoeny.balance import Chosen, choose_shares, plan_by_time
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import ExpertCost
+from harmoeny.moves import move_sources
 from harmoeny.placement import IntArray, Placement, even_room
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
-from harmoeny.predict import Costs, FloatArray
+from harmoeny.predict import Costs, FloatArray, machine_costs
 from harmoeny.settle import placements_for
 
 #: What a new placement has to gain, as a share of a layer's time.
 _LEAST_GAIN = 0.01
 #: Batches that a new placement is expected to serve, over which its copies are spread.
 _SERVED_BATCHES = 128
+#: Batches that the first new placement follows: one that it is derived from, and two in which it has to pay.
+_FEWEST_BATCHES = 3
 
 
 @dataclass(kw_only=True)
@@ -60,7 +63,7 @@ class HarMoEny(Policy):
     spread: bool = True
     settle: bool = True
     interval: int = 4
-    window: int = 4
+    window: int = 8
     costs: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,9 +108,7 @@ class HarMoEny(Policy):
 
     def calibrated(self, cost: ExpertCost) -> Self:
         """Return the policy with the machine's costs, where they were not set."""
-        calibrated = {name: float(getattr(cost, name)) for name in Costs._fields}
-        calibrated["fetch_s"] = max(cost.fetch_s, cost.fetch_together_s)
-        return replace(self, costs=calibrated | self.costs)
+        return replace(self, costs=machine_costs(cost)._asdict() | self.costs)
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Plan ``counts`` (int64 ``[world_size, num_experts]``).
@@ -150,18 +151,19 @@ class HarMoEny(Policy):
             history: int64 ``[world_size, num_experts]`` per earlier batch, oldest first.
             placement: the present residency.
         """
-        if not self.settle or self.fetch == Fetch.NONE or len(history) < 2 or (len(history) - 2) % self.interval:
+        if not self.settle or self.fetch == Fetch.NONE or len(history) < _FEWEST_BATCHES or (len(history) - _FEWEST_BATCHES) % self.interval:
             return None
         costs, _ = self._costs()
         known = history[-min(self.window, len(history)) :]
-        middle = (len(known) + 1) // 2
+        middle = len(known) // 2
         earlier, latest = known[:middle], known[middle:]
         now_s = [self.choose(counts, placement).predicted_s for counts in latest]
         best, best_s = None, sum(now_s) * (1 - _LEAST_GAIN)
         num_slots = self._num_slots(placement)
         for candidate in placements_for(np.mean(earlier, axis=0), placement, num_slots, costs):
-            copies = int((candidate.resident & ~placement.resident).sum(axis=0).max())
-            copied_s = copies * costs.fetch_s / _SERVED_BATCHES
+            copied = candidate.resident & ~placement.resident
+            ready_s = move_sources(copied, placement.resident, placement.home, costs).ready_s
+            copied_s = float(ready_s.max()) / _SERVED_BATCHES
             then_s = [self.choose(counts, candidate).predicted_s + copied_s for counts in latest]
             if sum(then_s) < best_s and all(then < now for then, now in zip(then_s, now_s, strict=True)):
                 best, best_s = candidate, sum(then_s)

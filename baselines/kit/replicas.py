@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from harmoeny.choices import Fetch
-from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement, even_room
 from harmoeny.policy import BlindPolicy
 
@@ -151,68 +149,3 @@ class PeriodicPolicy(ReplicatingPolicy):
     def is_due(self, layer: int, num_batches: int) -> bool:  # noqa: ARG002  (all layers at once)
         """Return whether this follows the first batch, or a multiple of ``interval`` after it."""
         return (num_batches - 1) % self.interval == 0
-
-
-@compiled
-def copies_by_load(load: FloatArray, num_copies: int, max_copies: int) -> IntArray:
-    """Give every copy beyond the first to the expert whose copies carry most; of equal ones to the first.
-
-    Args:
-        load: float64 ``[num_experts]``.
-        num_copies: of all experts together, ``num_experts`` to ``num_experts * max_copies``.
-        max_copies: most copies of one expert.
-
-    Returns:
-        int64 ``[num_experts]``, at least 1 each.
-    """
-    copies = np.ones(len(load), dtype=np.int64)
-    share = load.copy()
-    for _ in range(num_copies - len(load)):
-        heaviest = share.argmax()
-        copies[heaviest] += 1
-        # No more than max_copies: then it is no candidate any more.
-        share[heaviest] = load[heaviest] / copies[heaviest] if copies[heaviest] < max_copies else -1.0
-    return copies
-
-
-@compiled
-def longest_first(load: FloatArray, copies: IntArray, num_ranks: int, num_slots: int) -> tuple[BoolArray, FloatArray]:
-    """Put copies by falling share on the least loaded rank that has a free slot and not that expert.
-
-    A copy for which there is no such rank is left out; slots that stay free take the heaviest experts that their ranks
-    lack.
-
-    Args:
-        load: float64 ``[num_experts]``, shared evenly by an expert's copies.
-        copies: int64 ``[num_experts]``, 1 to ``num_ranks``; at most ``num_ranks * num_slots`` together.
-        num_ranks: number of ranks.
-        num_slots: experts that a rank holds, at most ``num_experts``.
-
-    Returns:
-        bool ``[num_experts, num_ranks]``, ``num_slots`` true per rank, and float64 ``[num_ranks]``, the loads.
-    """
-    resident = np.zeros((len(load), num_ranks), dtype=np.bool_)
-    rank_load = np.zeros(num_ranks)
-    free = np.full(num_ranks, num_slots, dtype=np.int64)
-    least_loaded = [(0.0, rank) for rank in range(num_ranks)]  # of the ranks with free slots, a heap
-    share = load / copies
-    order = np.argsort(-share, kind="mergesort")
-    for expert in order:
-        takers = [heapq.heappop(least_loaded)[1] for _ in range(min(copies[expert], len(least_loaded)))]
-        for rank in takers:
-            resident[expert, rank] = True
-            rank_load[rank] += share[expert]
-            free[rank] -= 1
-            if free[rank] > 0:
-                heapq.heappush(least_loaded, (rank_load[rank], rank))
-    if not free.any():
-        return resident, rank_load
-    for rank in range(num_ranks):
-        for expert in order:
-            if free[rank] > 0 and not resident[expert, rank]:
-                resident[expert, rank] = True
-                free[rank] -= 1
-    rank_load[:] = 0
-    for expert in range(len(load)):
-        rank_load += load[expert] / resident[expert].sum() * resident[expert]
-    return resident, rank_load

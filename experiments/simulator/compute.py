@@ -14,8 +14,10 @@ from experiments.simulator.cost import CostModel
 from experiments.simulator.flows import Flows
 from experiments.simulator.virtual import META, VirtualCommunicator, VirtualTransfers
 from harmoeny.choices import Fetch
+from harmoeny.moves import move_sources
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.policy import Policy
+from harmoeny.predict import machine_costs
 from harmoeny.runtime.device import span_s
 from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
 from harmoeny.runtime.memory.fetch import make_fetcher
@@ -76,6 +78,7 @@ class RankMemories:
             cost: times of copies and computation.
         """
         self._policy, self._cost, self._first_placements = policy, cost, list(placements)
+        self._placements = list(placements)
         self._slots_of_layer = [
             num_slots_needed(p.resident.sum(axis=0), p.num_experts, policy.room(*p.resident.shape)) for p in placements
         ]
@@ -90,17 +93,25 @@ class RankMemories:
     def replace_residents(self, layer: int, placement: Placement, now_s: FloatArray) -> FloatArray:
         """Start copying a layer's new residents, which count as fetches; return when every rank can go on."""
         held = with_slot(placement.resident, self._slots_of_layer[layer])
-        new = held & ~self._held[layer]
-        copy_s = self._cost.weights_from_host_s(new.sum(axis=0))
+        new, before = held & ~self._held[layer], self._placements[layer]
+        from_peers, changed = np.zeros_like(new), (held != self._held[layer]).any(axis=0)
+        if self._policy.fetch == Fetch.PEER:
+            changed[:] = True  # all know where the homes are
+            sources = move_sources(new, self._held[layer], before.home, machine_costs(self._cost.expert))
+            from_peers = sources.from_peer
+        copy_s = self._cost.weights_from_host_s((new & ~from_peers).sum(axis=0))
+        arrival_s = now_s + self._peers_s(from_peers, before)
         ready_s = now_s.copy()
-        for rank in np.flatnonzero((held != self._held[layer]).any(axis=0)).tolist():
+        for rank in np.flatnonzero(changed).tolist():
             own = self._rank(rank)
             transfers = own.transfers
             transfers.now_s, transfers.copy_s = float(now_s[rank]), float(copy_s[rank])
+            own.comm.arrival_s = float(arrival_s[rank])
             own.fetcher.replace_residents(layer, placement)
             transfers.owed_s = 0.0  # moves of residents are taken to leave the processor alone
             ready_s[rank] = transfers.now_s
         self._held[layer], self._moved[layer] = held, new.any(axis=0)
+        self._placements[layer] = placement
         return ready_s
 
     def run(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from baselines.eplb import EPLB, balance, pack, renumber, replicate
+from baselines.eplb import EPLB, balance, pack, replicate
+from harmoeny.packing import renumber
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import even_shares
 from tests.strategies import batches, examples

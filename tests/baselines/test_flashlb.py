@@ -7,7 +7,8 @@ import pytest
 
 from baselines.eplb import balance
 from baselines.flashlb import FlashLB, place_jointly
-from baselines.kit.replicas import FloatArray, copies_by_load, longest_first
+from baselines.kit.replicas import FloatArray
+from harmoeny.packing import copies_by_load, longest_first
 from harmoeny.placement import BoolArray
 
 

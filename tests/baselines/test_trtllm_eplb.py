@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.kit.replicas import copies_by_load, longest_first
+from harmoeny.packing import copies_by_load, longest_first
 from baselines.trtllm_eplb import TRTLLMEPLB
 from tests.strategies import examples
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harmoeny.history import History
 from harmoeny.placement import IntArray, Placement
-from harmoeny.policy import Policy, check_knowledge
+from harmoeny.policy import Policy, check_knowledge, places_anew
 
 
 class Residency:
@@ -27,7 +27,7 @@ class Residency:
         """
         check_knowledge(policy)
         self.placements = placements
-        self._learns = type(policy).update_placement is not Policy.update_placement
+        self._learns = places_anew(policy)
         self._looks_ahead = type(policy).look_ahead is not Policy.look_ahead
         self.changes = self._learns or self._looks_ahead
         self._policy = policy

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from harmoeny.choices import Fetch
 from harmoeny.placement import Placement
-from harmoeny.policy import Policy
+from harmoeny.policy import Policy, places_anew
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.fetch.none import NoFetch
 from harmoeny.runtime.memory.fetch.overlapped import AsyncFetch
@@ -25,7 +25,8 @@ def make_fetcher(policy: Policy, placements: Sequence[Placement], memory: RankMe
     Raises:
         ValueError: the strategy is unknown or does not go with the placement.
     """
-    options = FetchOptions(placements, [policy.room(*p.resident.shape) for p in placements], policy.work_order)
+    rooms = [policy.room(*p.resident.shape) for p in placements]
+    options = FetchOptions(placements, rooms, policy.work_order, moves=places_anew(policy))
     for strategy in (NoFetch, SyncFetch, AsyncFetch, PeerFetch):
         if policy.fetch == strategy.name:
             return strategy(memory, options)

@@ -73,12 +73,14 @@ class FetchOptions:
     Attributes:
         placements: residency per layer before the first batch.
         num_slots: slots of every layer, at least 1; None: as many as there are residents, at least 1.
+        moves: whether placements may change.
         work_order: as :func:`harmoeny.runtime.memory.schedule.make_schedule` explains it.
     """
 
     placements: Sequence[Placement]
     num_slots: Sequence[int | None]
     work_order: str = WorkOrder.COVERED
+    moves: bool = False
 
 
 class FetchStrategy:
@@ -218,10 +220,10 @@ class FetchStrategy:
             placement: the new one, of all ranks.
         """
         moved = self._moved[layer]
+        self._open_moves(layer, placement)
         for index in replace_residents(self._home[layer], placement.resident[:, self.memory.comm.rank]):
             slot = self._slots[layer][index]
-            moved.fetches.append(self._copy(layer, slot, self._home[layer][index]))
-            moved.num_host_fetches += 1
+            moved.fetches.append(self._move_into(layer, slot, self._home[layer][index]))
             moved.fetch_bytes += slot.expert_bytes
             if not self.ahead and (stalled := self.memory.transfers.wait(slot)) is not None:
                 moved.fetch_waits.append(stalled)
@@ -260,6 +262,14 @@ class FetchStrategy:
     def _copy(self, layer: int, slot: Slot, expert_id: int, *, urgent: bool = True) -> Transfer:
         source = self.memory.store.layers[layer].expert(expert_id)
         return self.memory.transfers.submit(CopyRequest(slot, expert_id, source, urgent))
+
+    def _open_moves(self, layer: int, placement: Placement) -> None:
+        """Prepare sources other than the store for a layer's new residents."""
+
+    def _move_into(self, layer: int, slot: Slot, expert_id: int) -> Transfer:
+        """Start copying a new resident, and count it by its source."""
+        self._moved[layer].num_host_fetches += 1
+        return self._copy(layer, slot, expert_id)
 
     def _open_sources(self, layer: int, fetch: BoolArray) -> None:
         """Prepare sources other than the store for a layer's fetches."""

@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from harmoeny.choices import Exchange, Fetch
+from harmoeny.moves import move_sources
 from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.predict import machine_costs
 from harmoeny.runtime.device import Device
+from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, RankMemory
+from harmoeny.runtime.memory.residents import num_slots_needed, with_slot
 from harmoeny.runtime.memory.slots import Slot, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest
+
+
+@dataclass
+class _Arriving:
+    """Weights on their way between ranks.
+
+    Attributes:
+        experts: what this rank receives, by expert: weights, and what to wait for before they are read.
+        sending: what to wait for before what this rank sends may change.
+    """
+
+    experts: dict[int, tuple[Mapping[str, Tensor], list[Any]]] = field(default_factory=dict)
+    sending: list[Any] = field(default_factory=list)
+
+    def copy_into(self, slot: Slot, expert_id: int) -> CopyRequest:
+        """Return the copy of an expert into a slot."""
+        buffers, works = self.experts[expert_id]
+
+        def arrival() -> None:
+            while works:  # a receive can be waited for only once, and an expert may be fetched into two slots in turn
+                works.pop().wait()
+
+        return CopyRequest(slot, expert_id, buffers, arrival=arrival)
+
+    def finish(self) -> None:
+        """Wait until the sends are out."""
+        for work in self.sending:
+            work.wait()
+        self.experts, self.sending = {}, []
 
 
 class PeerFetch(FetchStrategy):
@@ -21,47 +55,76 @@ class PeerFetch(FetchStrategy):
 
     All ranks know the plan, so nobody has to ask. The weights arrive in memory of their own, as FasterMoE's shadows do
     (doi 10.1145/3503221.3508418), so that no rank ever waits for another one's slots. An expert whose home is this
-    rank, but for which it has no slot, comes from host memory, and so does what the plan says.
+    rank, but for which it has no slot, comes from host memory, and so does what the plan says. New residents come from
+    the ranks that were their homes, or from host memory, as :func:`harmoeny.moves.move_sources` decides.
     """
 
     name: ClassVar[Fetch] = Fetch.PEER
 
     def __init__(self, memory: RankMemory, options: FetchOptions) -> None:
-        """Reserve slots and make a process group, so that weights never queue behind tokens; all ranks do it together.
+        """Reserve slots and make process groups, so that weights never queue behind tokens; all ranks do it together.
 
         Args:
             memory: shared by the systems of this rank.
             options: the system's; the homes in its placements send the experts.
         """
         super().__init__(memory, options)
-        self._first_senders = [placement.home for placement in options.placements]
-        self._senders = list(self._first_senders)
+        self._first_placements = list(options.placements)
+        self._placements = list(options.placements)
+        self._num_slots = [
+            num_slots_needed(p.resident.sum(axis=0), p.num_experts, n)
+            for p, n in zip(options.placements, options.num_slots, strict=True)
+        ]
         self._comm = memory.comm.duplicate()
-        self._arriving: dict[int, tuple[Mapping[str, Tensor], list[Any]]] = {}
-        self._sending: list[Any] = []
+        self._moves_comm = memory.comm.duplicate() if options.moves else self._comm
+        self._fetching, self._moving = _Arriving(), _Arriving()
+        self._moved_slots: list[tuple[Slot, Transfer]] = []
         self._arrived_s = 0.0
 
     def reset(self) -> None:
         """Return to the residents and homes of the beginning."""
         super().reset()
-        self._senders = list(self._first_senders)
+        self._placements = list(self._first_placements)
 
-    def replace_residents(self, layer: int, placement: Placement) -> None:
-        """Follow a new placement of a layer: its homes send from now on."""
-        super().replace_residents(layer, placement)
-        self._senders[layer] = placement.home
+    def _open_moves(self, layer: int, placement: Placement) -> None:
+        before, self._placements[layer] = self._placements[layer], placement
+        held, wanted = (with_slot(p.resident, self._num_slots[layer]) for p in (before, placement))
+        sources = move_sources(wanted & ~held, held, before.home, machine_costs(self.memory.cost))
+        self._moving = self._exchange(self._moves_comm, layer, sources.from_peer, before.home)
+
+    def _move_into(self, layer: int, slot: Slot, expert_id: int) -> Transfer:
+        if expert_id not in self._moving.experts:
+            return super()._move_into(layer, slot, expert_id)
+        self._moved[layer].num_peer_fetches += 1
+        transfer = self.memory.transfers.submit(self._moving.copy_into(slot, expert_id))
+        self._moved_slots.append((slot, transfer))
+        return transfer
 
     def _open_sources(self, layer: int, fetch: BoolArray) -> None:
-        rank, experts = self._comm.rank, self.memory.store.layers[layer]
+        home = self._placements[layer].home
+        experts, receivers = np.nonzero(fetch)
+        most = _most_copies(home[experts], receivers, self._comm.rank)
+        self._arrived_s = self.memory.cost.peer_fetches_s(most)
+        self._fetching = self._exchange(self._comm, layer, fetch, home)
+
+    def _exchange(self, comm: Communicator, layer: int, sent: BoolArray, home: IntArray) -> _Arriving:
+        """Start sending and receiving weights.
+
+        Args:
+            comm: whose traffic this is.
+            layer: MoE layer in order of execution.
+            sent: bool ``[num_experts, world_size]``, the ranks that every expert goes to.
+            home: int64 ``[num_experts]``, who sends it.
+        """
+        rank, experts = comm.rank, self.memory.store.layers[layer]
         sends: list[tuple[Tensor, int]] = []
         receives: list[tuple[Tensor, int]] = []
         arriving: list[int] = []
-        expert_ids, receivers = np.nonzero(fetch)
-        senders = self._senders[layer][expert_ids]
+        expert_ids, receivers = np.nonzero(sent)
+        senders = home[expert_ids]
         most = int(np.unique(np.stack([senders, receivers]), axis=1, return_counts=True)[1].max(initial=0))
-        self._comm.reserve(most * experts.expert_bytes, most * len(experts.weights))
+        comm.reserve(most * experts.expert_bytes, most * len(experts.weights))
         own = (senders == rank) | (receivers == rank)
-        self._arrived_s = self.memory.cost.peer_fetches_s(_most_copies(senders, receivers, rank))
         pairs = zip(expert_ids[own].tolist(), senders[own].tolist(), receivers[own].tolist(), strict=True)
         for expert_id, src, dst in pairs:
             if src == rank:
@@ -69,13 +132,14 @@ class PeerFetch(FetchStrategy):
             else:
                 arriving.append(expert_id)
                 receives += [(w, src) for w in experts.expert(expert_id).values()]
-        buffers, copies = self._comm.exchange_tensors(sends, receives, self.memory.transfers.beside)
+        buffers, copies = comm.exchange_tensors(sends, receives, self.memory.transfers.beside)
         by_weight = iter(zip(buffers, copies.receiving, strict=True))
+        started = _Arriving(sending=copies.sending)
         for expert_id in arriving:
             parts = {name: next(by_weight) for name in experts.weights}
             works = [work for _, of_weight in parts.values() for work in of_weight]
-            self._arriving[expert_id] = {name: buffer for name, (buffer, _) in parts.items()}, works
-        self._sending = copies.sending
+            started.experts[expert_id] = {name: buffer for name, (buffer, _) in parts.items()}, works
+        return started
 
     def _own_weights(self, layer: int, expert_id: int) -> Mapping[str, Tensor]:
         """Return what is sent of an expert whose home is this rank: its slot, else the store.
@@ -91,25 +155,22 @@ class PeerFetch(FetchStrategy):
         return slot.weights
 
     def _arrivals(self) -> dict[int, float]:
-        return dict.fromkeys(self._arriving, self._arrived_s)
+        return dict.fromkeys(self._fetching.experts, self._arrived_s)
 
     def _fetch_into(self, slot: Slot, expert_id: int) -> Transfer:
-        if expert_id not in self._arriving:
+        if expert_id not in self._fetching.experts:
             return super()._fetch_into(slot, expert_id)
-        buffers, works = self._arriving[expert_id]
         self._stats.num_peer_fetches += 1
-
-        def arrival() -> None:
-            while works:  # a receive can be waited for only once, and an expert may be fetched into two slots in turn
-                works.pop().wait()
-
-        return self.memory.transfers.submit(CopyRequest(slot, expert_id, buffers, arrival=arrival))
+        return self.memory.transfers.submit(self._fetching.copy_into(slot, expert_id))
 
     def _close_sources(self) -> None:
-        """Wait until the sends are out; what they read may change afterwards."""
-        for work in self._sending:
-            work.wait()
-        self._arriving, self._sending = {}, []
+        """Wait until everything is out, and new residents are in: what they are read from may change afterwards."""
+        for slot, transfer in self._moved_slots:
+            if slot.transfer is transfer:
+                self._wait(slot)
+        self._moved_slots = []
+        self._moving.finish()
+        self._fetching.finish()
 
 
 def _most_copies(senders: IntArray, receivers: IntArray, rank: int) -> int:

@@ -1,0 +1,25 @@
+"""Weights that move because placements change: what every rank has to copy, and from where."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harmoeny.placement import BoolArray, IntArray
+from harmoeny.predict import Costs, Sources
+from harmoeny.wire import choose_sources
+
+
+def move_sources(copied: BoolArray, resident: BoolArray, home: IntArray, costs: Costs) -> Sources:
+    """Decide where new residents come from: host memory, or the expert's home rank until now, whichever is less busy.
+
+    Args:
+        copied: bool ``[num_experts, world_size]``, what every rank has to copy.
+        resident: bool ``[num_experts, world_size]``, what they hold until now.
+        home: int64 ``[num_experts]``, the homes until now.
+        costs: the machine's.
+    """
+    num_experts, world_size = copied.shape
+    # Nothing has to be restored, as what gives way is no resident any more.
+    room = np.full(world_size, num_experts, dtype=np.int64)
+    moved = np.ascontiguousarray(copied.T.astype(np.int64))
+    return choose_sources(moved, moved, home, resident & ~copied, room, costs)
