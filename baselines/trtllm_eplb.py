@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from baselines.kit.replicas import FloatArray, ReplicatingPolicy
+from harmoeny.packing import copies_by_load, longest_first
 from harmoeny.placement import IntArray, Placement
 
 #: Batches that weigh less than this in the smoothed statistics are forgotten.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harmoeny.compiled import compiled
+from harmoeny.cost import Links
 from harmoeny.held import free_slots, num_held, shares_at_home, shares_where_held
 from harmoeny.level import level
 from harmoeny.placement import BoolArray, IntArray
@@ -52,7 +53,14 @@ class Chosen(NamedTuple):
 
 @compiled
 def plan_by_time(
-    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: FloatArray, overlap: bool, spread: bool
+    counts: IntArray,
+    home: IntArray,
+    resident: BoolArray,
+    room: int,
+    costs: FloatArray,
+    links: Links,
+    overlap: bool,
+    spread: bool,
 ) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
     """Plan a batch; where nothing can be gained, everything is executed where it is held and little is computed.
 
@@ -62,6 +70,7 @@ def plan_by_time(
         resident: bool ``[num_experts, world_size]``.
         room: slots of a rank, never fewer than the experts whose home it is; 0: those.
         costs: float64, the machine's in the order of :class:`Costs`, whose conversion would take as long as a plan.
+        links: between its ranks.
         overlap: exchange and computation may overlap.
         spread: hot experts may be brought to all ranks.
 
@@ -72,7 +81,7 @@ def plan_by_time(
     world_size, num_experts = counts.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
     machine = costs_of(costs)
-    chosen = choose_shares(counts, home, resident, room, machine, overlap, spread)
+    chosen = choose_shares(counts, home, resident, room, machine, links, overlap, spread)
     if chosen.at_home:
         return home_tokens(counts, home), fetch, fetch, chosen.overlapped, chosen.predicted_s
     shares = np.empty((num_experts, world_size), dtype=np.int64)
@@ -87,7 +96,14 @@ def plan_by_time(
 
 @compiled
 def choose_shares(
-    counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: Costs, overlap: bool, spread: bool
+    counts: IntArray,
+    home: IntArray,
+    resident: BoolArray,
+    room: int,
+    costs: Costs,
+    links: Links,
+    overlap: bool,
+    spread: bool,
 ) -> Chosen:
     """Choose shares of a batch.
 
@@ -103,6 +119,7 @@ def choose_shares(
         resident: bool ``[num_experts, world_size]``.
         room: slots of a rank, never fewer than the experts whose home it is; 0: those.
         costs: the machine's.
+        links: between its ranks.
         overlap: exchange and computation may overlap.
         spread: hot experts may be brought to all ranks.
     """
@@ -133,7 +150,7 @@ def choose_shares(
             for rank in range(world_size):
                 shares[rank, hottest[i]] = counts[rank, hottest[i]]
         level(shares, counts, resident, free, costs)
-        sources = choose_sources(counts, shares, home, resident, free, costs)
+        sources = choose_sources(counts, shares, home, resident, free, costs, links)
         chosen = _weighed(shares, loads_of_shares(counts, shares, costs), sources, counts, costs, overlap, False)
         if chosen.predicted_s < least_s:
             best, least_s = chosen, chosen.predicted_s

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+
+class Links(NamedTuple):
+    """Which links weights cross from rank to rank, where ranks are joined by links of their own.
+
+    Attributes:
+        on_way: int64 ``[world_size(src), world_size(dst), most]``, numbers from 0 on, -1 where there are fewer; or of
+            no size, where only what a rank sends and receives counts.
+        seconds: float64, likewise, how long an expert keeps each of them busy.
+    """
+
+    on_way: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+
+
+#: Where a switch joins the ranks, or nothing is known.
+NO_LINKS = Links(np.zeros((0, 0, 0), dtype=np.int64), np.zeros((0, 0, 0)))
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,7 @@ class ExpertCost:
         pair_share: what a single expert takes from one rank to another, as a multiple of :attr:`peer_fetch_s`, which is
             the mean of many that a rank sends to all others at once.
         fetch_together_s: :attr:`fetch_s` while all ranks fetch, where they share links or memory; 0: the same.
+        links: which links an expert crosses between two ranks, and for how long.
     """
 
     token_s: float
@@ -49,6 +67,11 @@ class ExpertCost:
     network_share: float = 1.0
     pair_share: float = 1.0
     fetch_together_s: float = 0.0
+    links: Links = NO_LINKS
+
+    def numbers(self) -> dict[str, float]:
+        """Return all but the links, by name."""
+        return {name: value for name, value in vars(self).items() if name != "links"}
 
     def threshold_tokens(self) -> int:
         """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""
@@ -68,8 +91,3 @@ class ExpertCost:
         rows = float(np.maximum(sent - traffic.diagonal(), received - traffic.diagonal()).max())
         rest_s = self.exchange_latency_s + rows * self.exchange_token_s + float(received[rank]) * self.copy_token_s
         return (gather_s, rest_s) if staged else (gather_s + rest_s, 0.0)
-
-    def peer_fetches_s(self, num_fetches: int) -> float:
-        """Return how long so many fetches take that one rank sends, or one rank receives from others, at once."""
-        expert_s = (self.peer_fetch_s or self.fetch_s) - self.exchange_latency_s
-        return self.exchange_latency_s + max(float(num_fetches), self.pair_share) * expert_s

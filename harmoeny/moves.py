@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from harmoeny.cost import Links
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, Sources
 from harmoeny.wire import choose_sources
 
 
-def move_sources(copied: BoolArray, resident: BoolArray, home: IntArray, costs: Costs) -> Sources:
+def move_sources(copied: BoolArray, resident: BoolArray, home: IntArray, costs: Costs, links: Links) -> Sources:
     """Decide where new residents come from: host memory, or the expert's home rank until now, whichever is less busy.
 
     Args:
@@ -17,9 +18,10 @@ def move_sources(copied: BoolArray, resident: BoolArray, home: IntArray, costs: 
         resident: bool ``[num_experts, world_size]``, what they hold until now.
         home: int64 ``[num_experts]``, the homes until now.
         costs: the machine's.
+        links: between its ranks.
     """
     num_experts, world_size = copied.shape
     # Nothing has to be restored, as what gives way is no resident any more.
     room = np.full(world_size, num_experts, dtype=np.int64)
     moved = np.ascontiguousarray(copied.T.astype(np.int64))
-    return choose_sources(moved, moved, home, resident & ~copied, room, costs)
+    return choose_sources(moved, moved, home, resident & ~copied, room, costs, links)

@@ -1,4 +1,4 @@
-"""Packs copies of experts onto ranks: how many of each, where they go, and how ranks are numbered so that much stays."""
+"""Packs copies of experts onto ranks: how many, where they go, and which rank gets what so that much stays."""
 
 from __future__ import annotations
 

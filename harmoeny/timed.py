@@ -10,7 +10,7 @@ import numpy as np
 
 from harmoeny.balance import Chosen, choose_shares, plan_by_time
 from harmoeny.choices import Fetch, Knowledge
-from harmoeny.cost import ExpertCost
+from harmoeny.cost import NO_LINKS, ExpertCost
 from harmoeny.moves import move_sources
 from harmoeny.placement import IntArray, Placement, even_room
 from harmoeny.plan import Plan
@@ -24,6 +24,8 @@ _LEAST_GAIN = 0.01
 _SERVED_BATCHES = 128
 #: Batches that the first new placement follows: one that it is derived from, and two in which it has to pay.
 _FEWEST_BATCHES = 3
+#: Share of what it gains in the batches that it is derived from that it has to gain in the latest, too.
+_LEAST_KEPT = 0.5
 
 
 @dataclass(kw_only=True)
@@ -62,13 +64,15 @@ class HarMoEny(Policy):
     overlap: bool = True
     spread: bool = True
     settle: bool = True
-    interval: int = 4
+    interval: int = 8
     window: int = 8
     costs: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         #: The costs that plans reckon with, by name and in order; None until all are known. No option.
         self._known: tuple[Costs, FloatArray] | None = None
+        #: Between ranks, as calibrated. No option.
+        self._links = NO_LINKS
         if all(name in self.costs for name in Costs._fields):
             costs = Costs(**{name: float(value) for name, value in self.costs.items() if name in Costs._fields})
             costs = costs if self.fetch == Fetch.PEER else costs._replace(peer_fetch_s=0.0)
@@ -108,7 +112,9 @@ class HarMoEny(Policy):
 
     def calibrated(self, cost: ExpertCost) -> Self:
         """Return the policy with the machine's costs, where they were not set."""
-        return replace(self, costs=machine_costs(cost)._asdict() | self.costs)
+        calibrated = replace(self, costs=machine_costs(cost)._asdict() | self.costs)
+        calibrated._links = cost.links
+        return calibrated
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Plan ``counts`` (int64 ``[world_size, num_experts]``).
@@ -119,7 +125,7 @@ class HarMoEny(Policy):
         _, costs = self._costs()
         room = self.room(*placement.resident.shape) or 0
         tokens, fetch, from_peer, overlapped, predicted_s = plan_by_time(
-            counts, placement.home, placement.resident, room, costs, self.overlap, self.spread
+            counts, placement.home, placement.resident, room, costs, self._links, self.overlap, self.spread
         )
         return Plan(tokens, fetch, from_peer, [range(len(counts))] if overlapped else None, predicted_s)
 
@@ -136,7 +142,7 @@ class HarMoEny(Policy):
         costs, _ = self._costs()
         room = self.room(*placement.resident.shape) or 0
         chosen: Chosen = choose_shares(
-            counts, placement.home, placement.resident, room, costs, self.overlap, self.spread
+            counts, placement.home, placement.resident, room, costs, self._links, self.overlap, self.spread
         )
         return chosen
 
@@ -151,23 +157,31 @@ class HarMoEny(Policy):
             history: int64 ``[world_size, num_experts]`` per earlier batch, oldest first.
             placement: the present residency.
         """
-        if not self.settle or self.fetch == Fetch.NONE or len(history) < _FEWEST_BATCHES or (len(history) - _FEWEST_BATCHES) % self.interval:
+        later = len(history) - _FEWEST_BATCHES
+        if not self.settle or self.fetch == Fetch.NONE or later < 0 or later % self.interval:
             return None
         costs, _ = self._costs()
         known = history[-min(self.window, len(history)) :]
         middle = len(known) // 2
         earlier, latest = known[:middle], known[middle:]
-        now_s = [self.choose(counts, placement).predicted_s for counts in latest]
-        best, best_s = None, sum(now_s) * (1 - _LEAST_GAIN)
-        num_slots = self._num_slots(placement)
-        for candidate in placements_for(np.mean(earlier, axis=0), placement, num_slots, costs):
+        now_s = self._predicted_s(latest, placement)
+        best, best_s = None, now_s.sum() * (1 - _LEAST_GAIN)
+        for candidate in placements_for(np.mean(earlier, axis=0), placement, self._num_slots(placement), costs):
             copied = candidate.resident & ~placement.resident
-            ready_s = move_sources(copied, placement.resident, placement.home, costs).ready_s
+            ready_s = move_sources(copied, placement.resident, placement.home, costs, self._links).ready_s
             copied_s = float(ready_s.max()) / _SERVED_BATCHES
-            then_s = [self.choose(counts, candidate).predicted_s + copied_s for counts in latest]
-            if sum(then_s) < best_s and all(then < now for then, now in zip(then_s, now_s, strict=True)):
-                best, best_s = candidate, sum(then_s)
+            then_s = self._predicted_s(latest, candidate) + copied_s
+            if then_s.sum() >= best_s or (then_s >= now_s).any():
+                continue
+            # Where hot experts move, one that fits the earlier batches may suit the latest by chance.
+            gained_s = self._predicted_s(earlier, placement) - self._predicted_s(earlier, candidate)
+            if (now_s - then_s).mean() >= _LEAST_KEPT * gained_s.mean():
+                best, best_s = candidate, then_s.sum()
         return best
+
+    def _predicted_s(self, batches: Sequence[IntArray], placement: Placement) -> FloatArray:
+        """Return float64 ``[num_batches]``, how long each would take."""
+        return np.array([self.choose(counts, placement).predicted_s for counts in batches])
 
     def room(self, num_experts: int, world_size: int) -> int | None:
         """Return the experts that a rank has room for in a layer."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled
+from harmoeny.cost import Links
 from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import deal
-from harmoeny.predict import Costs, Loads, Sources, add_slice, rows_s
+from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, rows_s
 
 
 @compiled
@@ -53,8 +54,34 @@ def exchange_s(counts: IntArray, shares: IntArray, loads: Loads, costs: Costs) -
 
 
 @compiled
+def _way_s(busy_s: FloatArray, links: Links, src: int, dst: int, times: float) -> float:
+    """Return how long the busiest link from rank to rank is busy, with one more expert or, ``times`` = 0, without."""
+    slowest_s = 0.0
+    for i in range(links.on_way.shape[2]):
+        link = links.on_way[src, dst, i]
+        if link >= 0:
+            slowest_s = max(slowest_s, busy_s[link] + times * links.seconds[src, dst, i])
+    return slowest_s
+
+
+@compiled
+def _add_way(busy_s: FloatArray, links: Links, src: int, dst: int) -> None:
+    """Send one more expert from rank to rank; ``busy_s``: float64 ``[num_links]``, updated."""
+    for i in range(links.on_way.shape[2]):
+        link = links.on_way[src, dst, i]
+        if link >= 0:
+            busy_s[link] += links.seconds[src, dst, i]
+
+
+@compiled
 def choose_sources(
-    counts: IntArray, shares: IntArray, home: IntArray, resident: BoolArray, free_slots: IntArray, costs: Costs
+    counts: IntArray,
+    shares: IntArray,
+    home: IntArray,
+    resident: BoolArray,
+    free_slots: IntArray,
+    costs: Costs,
+    links: Links,
 ) -> Sources:
     """Decide for every fetch which source is less busy: the host's link, with the restores, or the expert's home rank.
 
@@ -65,8 +92,11 @@ def choose_sources(
         resident: bool ``[num_experts, world_size]``.
         free_slots: int64 ``[world_size]``, slots that hold no resident; a fetch into any other has to be restored.
         costs: the machine's.
+        links: between its ranks.
     """
     world_size, num_experts = shares.shape
+    linked = links.on_way.shape[0] == world_size
+    link_busy_s = np.zeros(links.on_way.max() + 1 if linked else 0)
     node = nodes(world_size, costs)
     from_peer = np.zeros((num_experts, world_size), dtype=np.bool_)
     # The latency is that of all that a rank sends together. By kind: inside a node, and between nodes.
@@ -93,6 +123,8 @@ def choose_sources(
             kind = int(node[source] != node[rank])
             in_turn = max(float(max(sent[kind, source], received[kind, rank]) + 1), costs.pair_share)
             peer_s = costs.exchange_latency_s + in_turn * expert_s[kind]
+            if linked:
+                peer_s = costs.exchange_latency_s + _way_s(link_busy_s, links, source, rank, 1.0)
             arrived = received[0, rank] + received[1, rank]
             copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - free_slots[rank], 0)
             full = from_host[rank] >= slots[rank]  # weights from peers have memory of their own until a slot is free
@@ -100,28 +132,59 @@ def choose_sources(
                 from_peer[expert, rank] = True
                 sent[kind, source] += 1
                 received[kind, rank] += 1
+                if linked:
+                    _add_way(link_busy_s, links, source, rank)
             else:
                 from_host[rank] += 1
-    # As in any exchange, a rank is through when all that it sends to or receives from are, with what others get too.
-    slowest = np.maximum(sent, received)
-    for expert in range(num_experts):
-        for rank in range(world_size):
-            if from_peer[expert, rank]:
-                source = home[expert]
-                kind = int(node[source] != node[rank])
-                slowest[kind, rank] = max(slowest[kind, rank], sent[kind, source])
-                slowest[kind, source] = max(slowest[kind, source], received[kind, rank])
+    arrived_s = arrivals_s(from_peer, home, costs, links)
     ready_s, host_link_s, turns = np.zeros(world_size), np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
     for rank in range(world_size):
-        ready_s[rank] = from_host[rank] * costs.fetch_s
-        if received[0, rank] + received[1, rank] == 0:
-            slowest[:, rank] = 0  # it waits for nothing
-        for kind in range(2):
-            if slowest[kind, rank] > 0:
-                in_turn = max(float(slowest[kind, rank]), costs.pair_share)
-                ready_s[rank] = max(ready_s[rank], in_turn * expert_s[kind] + costs.exchange_latency_s)
+        ready_s[rank] = max(from_host[rank] * costs.fetch_s, arrived_s[rank])
         number = from_host[rank] + received[0, rank] + received[1, rank]
         turns[rank] = -(-number // max(slots[rank], 1))
         restores = max(min(number, slots[rank]) - free_slots[rank], 0)
         host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
     return Sources(from_peer, ready_s, host_link_s, fetched, own, others, room >= 0, turns)
+
+
+@compiled
+def arrivals_s(from_peer: BoolArray, home: IntArray, costs: Costs, links: Links) -> FloatArray:
+    """Return float64 ``[world_size]``, when weights that home ranks send are there, from when all begin; 0: nothing is.
+
+    As in any exchange, a rank is through when all that it sends to or receives from are, with what others get too.
+
+    Args:
+        from_peer: bool ``[num_experts, world_size]``, what every rank receives.
+        home: int64 ``[num_experts]``.
+        costs: the machine's.
+        links: between its ranks.
+    """
+    num_experts, world_size = from_peer.shape
+    node, linked = nodes(world_size, costs), links.on_way.shape[0] == world_size
+    link_busy_s = np.zeros(links.on_way.max() + 1 if linked else 0)
+    sent, received = np.zeros((2, world_size), dtype=np.int64), np.zeros((2, world_size), dtype=np.int64)
+    for expert in range(num_experts):
+        source = home[expert]
+        for rank in range(world_size):
+            if from_peer[expert, rank]:
+                kind = int(node[source] != node[rank])
+                sent[kind, source] += 1
+                received[kind, rank] += 1
+                if linked:
+                    _add_way(link_busy_s, links, source, rank)
+    mean_s = costs.peer_fetch_s - costs.exchange_latency_s
+    expert_s = (mean_s * costs.inside_share, mean_s * costs.network_share)
+    through_s = np.zeros(world_size)
+    for expert in range(num_experts):
+        source = home[expert]
+        for rank in range(world_size):
+            if not from_peer[expert, rank]:
+                continue
+            kind = int(node[source] != node[rank])
+            most = max(sent[kind, source], received[kind, rank])
+            way_s = max(float(most), costs.pair_share) * expert_s[kind]
+            if linked:
+                way_s = _way_s(link_busy_s, links, source, rank, 0.0)
+            for end in (source, rank):
+                through_s[end] = max(through_s[end], costs.exchange_latency_s + way_s)
+    return np.where(received.sum(axis=0) > 0, through_s, 0.0)

@@ -187,7 +187,7 @@ def _fields(bench: Bench, measured: Measured) -> dict[str, Any]:
             store_bytes=memory.store.nbytes,
         ),
         "exchange": {"used": str(bench.comm.exchange), "remark": bench.comm.remark},
-        "calibration": vars(memory.cost),
+        "calibration": memory.cost.numbers(),
         "yardstick": {
             "product_flops": bench.rig.yardstick.product_flops,
             "copy_bytes": bench.rig.yardstick.copy_bytes,

@@ -97,7 +97,8 @@ class RankMemories:
         from_peers, changed = np.zeros_like(new), (held != self._held[layer]).any(axis=0)
         if self._policy.fetch == Fetch.PEER:
             changed[:] = True  # all know where the homes are
-            sources = move_sources(new, self._held[layer], before.home, machine_costs(self._cost.expert))
+            expert = self._cost.expert
+            sources = move_sources(new, self._held[layer], before.home, machine_costs(expert), expert.links)
             from_peers = sources.from_peer
         copy_s = self._cost.weights_from_host_s((new & ~from_peers).sum(axis=0))
         arrival_s = now_s + self._peers_s(from_peers, before)

@@ -49,7 +49,8 @@ class CostModel:
                 f"hardware: {hardware.name!r}, must have expert_flops_per_s and host_link_bytes_per_s to be simulated"
             )
         together_s = topology.host_fetch_s(work.expert_bytes, np.ones(topology.world_size, dtype=np.int64))
-        self.expert = replace(expert, fetch_together_s=float(together_s.max()))
+        links = topology.links(work.expert_bytes)
+        self.expert = replace(expert, fetch_together_s=float(together_s.max()), links=links)
         self.work, self.topology, self.software = work, topology, software
         self._hardware = hardware
         self.copy_share = hardware.host_link_processor_share

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.routers.base import FloatArray
 from harmoeny.compiled import compiled
+from harmoeny.cost import NO_LINKS, Links
 from harmoeny.hardware import Hardware
 from harmoeny.placement import IntArray
 
@@ -86,6 +87,20 @@ class Topology:
             slowest_s = max(slowest_s, float(self._linked_s(part).max()))
             part[src, dst] = 0.0
         return 1.0 / slowest_s
+
+    def links(self, expert_bytes: float) -> Links:
+        """Return the links that an expert crosses between two ranks of one node, and for how long each is busy."""
+        if self._links is None or self._routes is None or self.world_size > len(self._links):
+            return NO_LINKS
+        num_ranks = self.world_size
+        links = self._links[:num_ranks, :num_ranks]
+        routes = self._routes if num_ranks == len(self._links) else _routes(links)
+        shares = routes.reshape(num_ranks, num_ranks, -1)
+        most = int((shares > 0).sum(axis=2).max(initial=0))
+        on_way = np.argsort(shares == 0, axis=2, kind="stable")[:, :, :most]
+        used = np.take_along_axis(shares, on_way, axis=2)
+        rates = np.where(links > 0, links, np.inf).reshape(-1) * self._hardware.peer_efficiency
+        return Links(np.where(used > 0, on_way, -1), used * expert_bytes / rates[on_way])
 
     def _bytes_per_s(self, senders: Sequence[int]) -> float | None:
         if self.world_size == 1:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harmoeny.packing import copies_by_load, longest_first
 from baselines.trtllm_eplb import TRTLLMEPLB
+from harmoeny.packing import copies_by_load, longest_first
 from tests.strategies import examples
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from harmoeny.balance import LEAST_GAIN, choose_shares, plan_by_time
 from harmoeny.compiled import compiled
+from harmoeny.cost import NO_LINKS, Links
 from harmoeny.held import free_slots, shares_where_held
 from harmoeny.level import level
 from harmoeny.placement import BoolArray, IntArray, Placement, place
@@ -44,7 +45,7 @@ costs_of_machines = st.builds(
 
 def predicted(counts: IntArray, shares: IntArray, placement: Placement, free: IntArray, costs: Costs) -> FloatArray:
     """Return the times of shares, without overlap and with it."""
-    sources = choose_sources(counts, shares, placement.home, placement.resident, free, costs)
+    sources = choose_sources(counts, shares, placement.home, placement.resident, free, costs, NO_LINKS)
     loads = loads_of_shares(counts, shares, costs)
     return np.array(layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs))
 
@@ -59,7 +60,7 @@ def plan(
     spread: bool = True,
 ) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
     """Plan with these costs."""
-    return plan_by_time(counts, home, resident, room, np.array(costs), overlap, spread)
+    return plan_by_time(counts, home, resident, room, np.array(costs), NO_LINKS, overlap, spread)
 
 
 @examples(200)
@@ -85,7 +86,7 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
         counts, shares_where_held(counts, placement.home, placement.resident, costs), placement, free, costs
     )
     assert predicted_s <= held[0] * (1 + 1e-9)
-    chosen = choose_shares(*arguments, True)
+    chosen = choose_shares(*arguments[:5], NO_LINKS, overlap, True)
     assert chosen.predicted_s == pytest.approx(predicted_s) or predicted_s <= chosen.predicted_s / (1 - LEAST_GAIN)
 
 
@@ -131,12 +132,12 @@ def test_a_hot_expert_is_executed_where_its_tokens_are_if_that_saves_the_exchang
 
 @compiled
 def fastest_s(
-    counts: IntArray, splits: IntArray, home: IntArray, resident: BoolArray, free: IntArray, costs: Costs
+    counts: IntArray, splits: IntArray, home: IntArray, resident: BoolArray, free: IntArray, costs: Costs, links: Links
 ) -> float:
     """Return the least predicted time of many splits, int64 ``[num_splits, world_size, num_experts]``."""
     best_s = np.inf
     for shares in splits:
-        sources = choose_sources(counts, shares, home, resident, free, costs)
+        sources = choose_sources(counts, shares, home, resident, free, costs, links)
         loads = loads_of_shares(counts, shares, costs)
         best_s = min(best_s, layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs)[0])
     return best_s
@@ -157,9 +158,9 @@ def test_near_the_best_of_all_splits(hot: int, fetch_s: float, row_s: float) -> 
     ]
     splits = np.stack(np.meshgrid(*of_expert), axis=-1).reshape(-1, 3)
     best_s = fastest_s(
-        counts, np.stack([splits, totals - splits], axis=1), placement.home, placement.resident, free, costs
+        counts, np.stack([splits, totals - splits], axis=1), placement.home, placement.resident, free, costs, NO_LINKS
     )
-    chosen = choose_shares(counts, placement.home, placement.resident, 3, costs, False, True)
+    chosen = choose_shares(counts, placement.home, placement.resident, 3, costs, NO_LINKS, False, True)
     assert chosen.predicted_s <= 1.2 * best_s
 
 

@@ -17,9 +17,3 @@ def test_rows_are_there_when_the_busiest_rank_has_sent_or_received_all_of_its() 
     assert COST.head_s(traffic, 0, staged=False) == (5.0 + (1.0 + 40.0) + 4.5, 0.0)
     assert COST.head_s(traffic, 1, staged=False) == (5.0 + (1.0 + 40.0) + 2.5, 0.0)
     assert COST.head_s(traffic, 1, staged=True) == (5.0, (1.0 + 40.0) + 2.5), "own rows need no exchange"
-
-
-def test_weights_from_peers_follow_each_other_behind_one_latency() -> None:
-    assert COST.peer_fetches_s(1) == 31.0
-    assert COST.peer_fetches_s(3) == 91.0
-    assert ExpertCost(1.0, 9.0).peer_fetches_s(2) == 18.0, "as from the host, where peers were not measured"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harmoeny.cost import NO_LINKS
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.predict import (
     ALONE_S,
@@ -144,18 +145,18 @@ def test_fetches_come_from_whoever_has_time() -> None:
     shares = np.diag([5, 5, 5, 5]).astype(np.int64)
     shares[1:, 0] = 5  # expert 0 is fetched by all other ranks
     idle = np.zeros(4, dtype=np.int64)
-    found = choose_sources(shares, shares, placement.home, placement.resident, idle + 9, COSTS)
+    found = choose_sources(shares, shares, placement.home, placement.resident, idle + 9, COSTS, NO_LINKS)
     # The home sends one after the other: 31, 61, 91 s; the host's link would take 100 s.
     assert found.from_peer[0].tolist() == [False, True, True, True]
     assert found.ready_s.tolist() == [0.0, 91.0, 91.0, 91.0]
     assert found.host_link_s.tolist() == [0.0, 0.0, 0.0, 0.0]
     # With slower peers the third is sooner there from the host.
     slow = COSTS._replace(peer_fetch_s=46.0)
-    found = choose_sources(shares, shares, placement.home, placement.resident, idle + 9, slow)
+    found = choose_sources(shares, shares, placement.home, placement.resident, idle + 9, slow, NO_LINKS)
     assert found.from_peer[0].tolist() == [False, True, True, False]
     assert found.ready_s.tolist() == [0.0, 91.0, 91.0, 100.0]
     # Without a free slot every fetch is followed by a restore over the host's link.
-    found = choose_sources(shares, shares, placement.home, placement.resident, idle, slow)
+    found = choose_sources(shares, shares, placement.home, placement.resident, idle, slow, NO_LINKS)
     assert found.from_peer[0].tolist() == [False, True, True, True]
     assert found.host_link_s.tolist() == [0.0, 100.0, 100.0, 100.0]
 
@@ -164,7 +165,7 @@ def test_without_peers_everything_comes_from_the_host() -> None:
     placement = place("contiguous", 2, 2)
     shares = np.array([[5, 5], [5, 5]])
     found = choose_sources(
-        shares, shares, placement.home, placement.resident, np.array([1, 0]), COSTS._replace(peer_fetch_s=0)
+        shares, shares, placement.home, placement.resident, np.array([1, 0]), COSTS._replace(peer_fetch_s=0), NO_LINKS
     )
     assert not found.from_peer.any()
     assert found.ready_s.tolist() == [100.0, 100.0]
@@ -178,7 +179,7 @@ def test_only_what_is_executed_and_not_held_is_fetched(batch: Batch, seed: int) 
     rng = np.random.default_rng(seed)
     shares = np.ascontiguousarray(rng.integers(0, 3, counts.shape))
     free = rng.integers(0, 3, placement.world_size)
-    found = choose_sources(counts, shares, placement.home, placement.resident, free, COSTS)
+    found = choose_sources(counts, shares, placement.home, placement.resident, free, COSTS, NO_LINKS)
     fetched = (shares.T > 0) & ~placement.resident
     assert not (found.from_peer & ~fetched).any()
     number = fetched.sum(axis=0)

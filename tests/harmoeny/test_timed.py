@@ -73,19 +73,27 @@ class TestPlacements:
         counts[:, list(experts)] = 100
         return counts
 
-    def test_hot_experts_of_one_rank_are_parted_after_two_batches(self) -> None:
+    def test_hot_experts_of_one_rank_are_parted_after_three_batches(self) -> None:
         same = self.batch(0, 1)
-        assert self.policy.update_placement(0, [same], self.placement) is None
-        changed = self.policy.update_placement(0, [same, same], self.placement)
+        assert self.policy.update_placement(0, [same] * 2, self.placement) is None
+        changed = self.policy.update_placement(0, [same] * 3, self.placement)
         assert changed is not None
         assert changed.home[0] != changed.home[1]
-        assert self.policy.update_placement(0, [same] * 3, self.placement) is None, "every few batches"
-        assert self.policy.update_placement(0, [same] * 6, self.placement) is not None
+        assert self.policy.update_placement(0, [same] * 4, self.placement) is None, "every few batches"
+        assert self.policy.update_placement(0, [same] * 11, self.placement) is not None
+
+    def test_what_fits_the_latest_batches_by_chance_is_not_taken(self) -> None:
+        """Its gain there is small against that in the batch that it was derived from."""
+        batches = [self.batch(0, 1), self.batch(0), self.batch(0)]
+        batches[1][:, 1] = batches[2][:, 1] = 15
+        assert self.policy.update_placement(0, batches, self.placement) is None
+        batches[1][:, 1] = batches[2][:, 1] = 60
+        assert self.policy.update_placement(0, batches, self.placement) is not None
 
     def test_hot_experts_that_move_change_nothing(self) -> None:
-        moving = [self.batch(expert) for expert in (4, 3, 5, 2, 7, 1)]
+        moving = [self.batch(expert) for expert in (4, 3, 5, 2, 7, 1, 6, 0, 4, 2, 6)]
         assert self.policy.update_placement(0, moving, self.placement) is None
 
     def test_settle_switches_that_off(self) -> None:
         fixed = HarMoEny(fetch="async", settle=False).calibrated(ExpertCost(token_s=1.0, fetch_s=500.0))
-        assert fixed.update_placement(0, [self.batch(0, 1)] * 2, self.placement) is None
+        assert fixed.update_placement(0, [self.batch(0, 1)] * 3, self.placement) is None

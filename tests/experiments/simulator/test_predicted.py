@@ -26,6 +26,12 @@ ONE_BY_ONE = Hardware(
     expert_flops_per_s=1.4e13, expert_launch_s=1e-4, host_link_bytes_per_s=8e9, device_memory_bytes_per_s=5e11,
     all_to_all_bytes_per_s=3e10, all_to_all_latency_s=3e-4,
 )  # fmt: skip
+#: As those of a DGX-1, ranks are joined by links of their own, some of them slow.
+LINKED = Hardware(
+    expert_flops_per_s=1.4e13, expert_launch_s=1e-4, host_link_bytes_per_s=8e9, device_memory_bytes_per_s=5e11,
+    all_to_all_latency_s=3e-4, peer_bytes_per_s=[[0, 4e10, 2e10, 7e9], [4e10, 0, 7e9, 2e10], [2e10, 7e9, 0, 4e10],
+                                                 [7e9, 2e10, 4e10, 0]],
+)  # fmt: skip
 NUM_EXPERTS, TOP_K, HIDDEN, WIDTH, NUM_BATCHES = 32, 4, 2048, 1536, 60
 
 
@@ -66,7 +72,7 @@ def cases(hardware: Hardware, world_size: int, spare_slots: int) -> list[Case]:
 
 
 @pytest.mark.parametrize("spare_slots", [0, 2])
-@pytest.mark.parametrize(("hardware", "world_size"), [(GROUPED, 4), (GROUPED, 8), (ONE_BY_ONE, 4)])
+@pytest.mark.parametrize(("hardware", "world_size"), [(GROUPED, 4), (GROUPED, 8), (ONE_BY_ONE, 4), (LINKED, 4)])
 def test_predicted_is_what_is_simulated(hardware: Hardware, world_size: int, spare_slots: int) -> None:
     """A plan that moves nothing takes what was predicted; with fetches it takes 0.3 more at most."""
     found = cases(hardware, world_size, spare_slots)

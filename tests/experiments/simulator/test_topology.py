@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.simulator.topology import Topology
+from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
+from harmoeny.predict import machine_costs
+from harmoeny.wire import arrivals_s
 from tests.strategies import examples
 
 SWITCH = Hardware(all_to_all_bytes_per_s=10.0, host_link_bytes_per_s=4.0)
@@ -141,3 +144,23 @@ def test_links_that_are_twice_as_fast_take_half_the_time(hardware: Hardware) -> 
     assert hardware.resolved() is hardware
     with pytest.raises(ValueError, match=r"hardware\.link_factor: 0, must be a number above 0"):
         replace(hardware, link_factor=0).resolved()
+
+
+@examples(60)
+@given(st.integers(2, 6), st.integers(0, 2**32 - 1))
+def test_arrivals_over_links_are_those_of_the_exchange(world_size: int, seed: int) -> None:
+    """What policies and schedules predict of weights on their way, against the links themselves."""
+    rng = np.random.default_rng(seed)
+    rates = rng.choice([4.0, 10.0, 40.0], (world_size, world_size)) * (1 - np.eye(world_size))
+    hardware = Hardware(peer_bytes_per_s=rates.tolist(), peer_efficiency=0.8, all_to_all_latency_s=0.5)
+    topology = Topology(hardware, world_size)
+    home, expert_bytes = rng.integers(0, world_size, 12), 80.0
+    from_peer = (rng.random((12, world_size)) < 0.3) & (home[:, None] != np.arange(world_size))
+    sent_bytes = np.zeros((world_size, world_size))
+    for expert, rank in np.argwhere(from_peer):
+        sent_bytes[home[expert], rank] += expert_bytes
+    costs = machine_costs(ExpertCost(1.0, 9.0, peer_fetch_s=9.0, exchange_latency_s=0.5))
+    arrived_s = arrivals_s(from_peer, home, costs, topology.links(expert_bytes))
+    receives = from_peer.any(axis=0)
+    np.testing.assert_allclose(arrived_s[receives], topology.exchange_s(sent_bytes)[receives])
+    assert (arrived_s[~receives] == 0).all()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harmoeny.choices import Knowledge
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
@@ -113,3 +114,18 @@ class RandomPlan(Policy):
                 tokens[src, expert] = rng.multinomial(kept, rng.dirichlet(np.full(world_size, 0.5)))
         plan = plan_from_tokens(tokens, placement)
         return replace(plan, from_peer=None if self.seed % 3 == 0 else rng.random(plan.fetch.shape) < 0.5)
+
+
+class Shuffled(RandomPlan):
+    """Places experts at random before every batch, with copies on some ranks."""
+
+    name: ClassVar[str] = "shuffled"
+    description: ClassVar[str] = "random placements"
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY, Knowledge.EXACT})
+
+    def update_placement(self, layer: int, history: Any, placement: Placement) -> Placement:
+        rng = np.random.default_rng([self.seed, layer, len(history)])
+        home = rng.integers(0, placement.world_size, placement.num_experts)
+        resident = rng.random(placement.resident.shape) < 0.3
+        resident[np.arange(placement.num_experts), home] = True
+        return Placement(home=home, resident=resident)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,16 @@ from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.memory.sharing import share_model
-from tests.harmoeny.runtime.cases import CPU, RandomPlan, expected_output, random_experts, random_tokens, start
+from tests.harmoeny.runtime.cases import (
+    COST,
+    CPU,
+    RandomPlan,
+    Shuffled,
+    expected_output,
+    random_experts,
+    random_tokens,
+    start,
+)
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -25,10 +35,11 @@ def exactness(rank: int, exchange: str = "put") -> float:
     """Run every strategy over random plans and return the largest relative error."""
     comm = Communicator(CPU)
     layers = [random_experts(10, seed=layer) for layer in range(2)]
-    engine = start(layers, comm, record=False, exchange=exchange)
+    engine = start(layers, comm, record=False, exchange=exchange, cost=replace(COST, peer_fetch_s=1e-5))
     policies = [
         *(RandomPlan(3, fetch=fetch, num_slots=2) for fetch in ("sync", "async", "peer")),
         EvenSplit(fetch="peer"),
+        Shuffled(4, fetch="peer", num_slots=4),
         TokenHarMoEny(threshold=1),
         TokenHarMoEny(threshold=1, placement="round_robin"),
     ]

@@ -19,6 +19,7 @@ from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, Rank
 from harmoeny.runtime.memory.residents import num_slots_needed, with_slot
 from harmoeny.runtime.memory.slots import Slot, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest
+from harmoeny.wire import arrivals_s
 
 
 @dataclass
@@ -75,6 +76,7 @@ class PeerFetch(FetchStrategy):
             num_slots_needed(p.resident.sum(axis=0), p.num_experts, n)
             for p, n in zip(options.placements, options.num_slots, strict=True)
         ]
+        self._costs = machine_costs(memory.cost)
         self._comm = memory.comm.duplicate()
         self._moves_comm = memory.comm.duplicate() if options.moves else self._comm
         self._fetching, self._moving = _Arriving(), _Arriving()
@@ -89,7 +91,7 @@ class PeerFetch(FetchStrategy):
     def _open_moves(self, layer: int, placement: Placement) -> None:
         before, self._placements[layer] = self._placements[layer], placement
         held, wanted = (with_slot(p.resident, self._num_slots[layer]) for p in (before, placement))
-        sources = move_sources(wanted & ~held, held, before.home, machine_costs(self.memory.cost))
+        sources = move_sources(wanted & ~held, held, before.home, self._costs, self.memory.cost.links)
         self._moving = self._exchange(self._moves_comm, layer, sources.from_peer, before.home)
 
     def _move_into(self, layer: int, slot: Slot, expert_id: int) -> Transfer:
@@ -101,10 +103,10 @@ class PeerFetch(FetchStrategy):
         return transfer
 
     def _open_sources(self, layer: int, fetch: BoolArray) -> None:
-        home = self._placements[layer].home
-        experts, receivers = np.nonzero(fetch)
-        most = _most_copies(home[experts], receivers, self._comm.rank)
-        self._arrived_s = self.memory.cost.peer_fetches_s(most)
+        home, costs = self._placements[layer].home, self._costs
+        if costs.peer_fetch_s <= 0:  # not measured
+            costs = costs._replace(peer_fetch_s=costs.fetch_s)
+        self._arrived_s = float(arrivals_s(fetch, home, costs, self.memory.cost.links)[self._comm.rank])
         self._fetching = self._exchange(self._comm, layer, fetch, home)
 
     def _exchange(self, comm: Communicator, layer: int, sent: BoolArray, home: IntArray) -> _Arriving:
@@ -171,16 +173,3 @@ class PeerFetch(FetchStrategy):
         self._moved_slots = []
         self._moving.finish()
         self._fetching.finish()
-
-
-def _most_copies(senders: IntArray, receivers: IntArray, rank: int) -> int:
-    """Return the most copies that a rank, or any that it exchanges some with, sends or receives.
-
-    Args:
-        senders: int64 ``[num_copies]``, who sends every copy.
-        receivers: int64 ``[num_copies]``, who receives it.
-        rank: the rank.
-    """
-    sent, received = (np.bincount(ranks, minlength=rank + 1) for ranks in (senders, receivers))
-    from_others, to_others = senders[receivers == rank], receivers[senders == rank]
-    return int(max(sent[rank], received[rank], sent[from_others].max(initial=0), received[to_others].max(initial=0)))

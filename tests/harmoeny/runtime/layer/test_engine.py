@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 
 from baselines.drop import Drop
 from harmoeny.choices import Fetch, Knowledge
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
 from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.layer.recorder import Phase
 from tests.harmoeny.runtime.cases import (
+    COST,
     TOLERANCE,
     RandomPlan,
+    Shuffled,
     Tokens,
     expected_output,
     random_experts,
@@ -32,13 +35,13 @@ from tests.strategies import examples
 
 def run_layers(
     world_size: int, policy: Policy, tokens: list[list[Tokens]], *, num_experts: int, batches: int = 1,
-    kernel: str = "auto", exchange: str = "collective", **experts: Any,
+    kernel: str = "auto", exchange: str = "collective", cost: ExpertCost = COST, **experts: Any,
 ) -> list[list[Any]]:  # fmt: skip
     """Execute layers ``tokens[layer][rank]`` and compare every rank's output; returns the records by rank."""
     layers = [random_experts(num_experts, seed=layer, **experts) for layer in range(len(tokens))]
 
     def rank_main(comm: ThreadCommunicator) -> list[Any]:
-        engine = start(layers, comm, exchange=exchange, kernel=kernel)
+        engine = start(layers, comm, exchange=exchange, kernel=kernel, cost=cost)
         assert engine.comm.exchange == (exchange if world_size > 1 else "collective")
         system = engine.build_system("x", policy)
         for _ in range(batches):
@@ -178,3 +181,20 @@ def test_weights_come_from_the_homes_of_the_present_placement() -> None:
     tokens = [[random_tokens(3 + rank, 20, 6, 2) for rank in range(3)]]
     records = run_layers(3, Wandering(0, fetch="peer", num_slots=1), tokens, num_experts=6, batches=5)
     assert records[2][-1].marks.fetch.num_peer_fetches > 0
+
+
+@examples(40)
+@given(data=st.data())
+def test_new_residents_from_peers_and_the_host_are_the_right_ones(data: st.DataObject) -> None:
+    world_size, num_experts = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 8))
+    seed, slots = data.draw(st.integers(0, 10**6)), data.draw(st.none() | st.integers(1, num_experts))
+    tokens = [
+        [random_tokens(seed + rank + 9 * layer, 12, num_experts, 2) for rank in range(world_size)] for layer in (0, 1)
+    ]
+    policy = Shuffled(seed, fetch="peer", num_slots=slots)
+    cost = ExpertCost(token_s=1e-5, fetch_s=5e-5, peer_fetch_s=data.draw(st.sampled_from([1e-5, 4e-5])))
+    exchange = data.draw(st.sampled_from(["collective", "put"]))
+    kernel = data.draw(st.sampled_from(["loop", "grouped_mm"]))
+    run_layers(
+        world_size, policy, tokens, num_experts=num_experts, batches=4, cost=cost, exchange=exchange, kernel=kernel
+    )
