@@ -46,7 +46,7 @@ GROUPS = {
 }
 
 
-#: The choice of all systems that this installation has.
+#: The choice of all systems that this installation has, but for those of less memory than experts.
 ALL_SYSTEMS = "all"
 
 

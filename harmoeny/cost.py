@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,6 +51,11 @@ class ExpertCost:
             the mean of many that a rank sends to all others at once.
         fetch_together_s: :attr:`fetch_s` while all ranks fetch, where they share links or memory; 0: the same.
         links: which links an expert crosses between two ranks, and for how long.
+        host_token_s: seconds in which the rank's host executes one more token, its row's way there and back included;
+            0: the host computes nothing.
+        host_launch_s: seconds that a slice takes there whatever its tokens.
+        host_weights_s: seconds in which the host reads an expert's weights, below which no slice's tokens are computed.
+        host_trip_s: seconds that the rows of a layer take there and back, whatever their number.
     """
 
     token_s: float
@@ -68,6 +74,10 @@ class ExpertCost:
     pair_share: float = 1.0
     fetch_together_s: float = 0.0
     links: Links = NO_LINKS
+    host_token_s: float = 0.0
+    host_launch_s: float = 0.0
+    host_weights_s: float = 0.0
+    host_trip_s: float = 0.0
 
     def numbers(self) -> dict[str, float]:
         """Return all but the links, by name."""
@@ -77,6 +87,17 @@ class ExpertCost:
         """Return the smallest number of tokens whose computation takes as long as one fetch (paper, section 4.2)."""
         nearest = max(1, round(self.fetch_s / self.token_s))
         return nearest if nearest * self.token_s >= self.fetch_s else nearest + 1
+
+    def host_s(self, num_tokens: Sequence[int]) -> float:
+        """Return how long a rank's host takes for slices, from when their rows are on the device until they are back.
+
+        Args:
+            num_tokens: tokens of every slice, at least 1 each.
+        """
+        if not num_tokens:
+            return 0.0
+        slices_s = (self.host_launch_s + max(n * self.host_token_s, self.host_weights_s) for n in num_tokens)
+        return self.host_trip_s + sum(slices_s)
 
     def head_s(self, traffic: npt.NDArray[Any], rank: int, *, staged: bool) -> tuple[float, float]:
         """Return how many seconds after the plan a rank has rows to compute, and how much later all of them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from harmoeny.choices import KernelName
 from harmoeny.cost import ExpertCost
@@ -13,11 +14,11 @@ KERNELS = (KernelName.LOOP, KernelName.GROUPED_MM, KernelName.TRITON)
 _RATES = (
     "host_link_bytes_per_s", "expert_flops_per_s", "all_to_all_bytes_per_s", "shared_host_link_bytes_per_s",
     "host_memory_bytes_per_s", "device_memory_bytes", "device_memory_bytes_per_s", "dense_flops_per_s",
-    "network_bytes_per_s",
+    "network_bytes_per_s", "host_flops_per_s", "host_weights_bytes_per_s",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "host_link_latency_s", "expert_launch_s", "all_to_all_latency_s", "operator_s", "network_latency_s",
-    "runtime_layer_s", "expert_half_rate_width", "round_spread", "rank_spread",
+    "runtime_layer_s", "expert_half_rate_width", "round_spread", "rank_spread", "host_launch_s",
 )  # fmt: skip
 
 
@@ -60,6 +61,10 @@ class Hardware:
         network_bytes_per_s: rate at which a rank sends to other nodes; null: as inside its node.
         network_latency_s: time that an all-to-all over several nodes takes beside that of its bytes.
         link_factor: how many times as fast as described links between ranks are taken to be, to see what depends on it.
+        host_flops_per_s: rate of an expert's matrix products on the host of one rank, with the threads that it has;
+            null: hosts compute no experts.
+        host_weights_bytes_per_s: rate at which these threads read weights; null: never a limit.
+        host_launch_s: time that an expert takes on the host whatever its tokens.
     """
 
     name: str = "unnamed"
@@ -91,6 +96,9 @@ class Hardware:
     ranks_per_node: int | None = None
     network_bytes_per_s: float | None = None
     network_latency_s: float = 0.0
+    host_flops_per_s: float | None = None
+    host_weights_bytes_per_s: float | None = None
+    host_launch_s: float = 0.0
     link_factor: float = 1.0
 
     def resolved(self) -> Hardware:
@@ -221,7 +229,7 @@ class Hardware:
             if exchange is not None and network is not None:
                 inside_share, network_share = exchange / (inside or network), exchange / network
         sender = sender_bytes_per_s or exchange
-        return ExpertCost(
+        cost = ExpertCost(
             token_s=flops_per_token / self.expert_rate(width),
             fetch_s=self.host_link_s(expert_bytes),
             exchange_token_s=0.0 if exchange is None else token_bytes / exchange,
@@ -237,3 +245,16 @@ class Hardware:
             network_share=network_share,
             pair_share=1.0 if pair_bytes_per_s is None or sender is None else max(1.0, sender / pair_bytes_per_s),
         )
+        return replace(cost, **self._host_costs(expert_bytes, flops_per_token, token_bytes))
+
+    def _host_costs(self, expert_bytes: int, flops_per_token: int, token_bytes: int) -> dict[str, Any]:
+        """Return the fields of :class:`ExpertCost` about the host; none where it computes nothing."""
+        if self.host_flops_per_s is None or self.host_link_bytes_per_s is None:
+            return {}
+        read_s = expert_bytes / self.host_weights_bytes_per_s if self.host_weights_bytes_per_s else 0.0
+        return {
+            "host_token_s": flops_per_token / self.host_flops_per_s + 2 * token_bytes / self.host_link_bytes_per_s,
+            "host_launch_s": self.host_launch_s,
+            "host_weights_s": read_s,
+            "host_trip_s": 2 * self.host_link_latency_s,
+        }

@@ -20,7 +20,7 @@ class Placement:
     Attributes:
         home: int64 ``[num_experts]``, the rank that every expert belongs to.
         resident: bool ``[num_experts, world_size]``, true where a rank holds the expert's weights; every expert is
-            resident at least on its home rank.
+            resident at least on its home rank, unless the policy caches (:attr:`harmoeny.policy.Policy.caches`).
     """
 
     home: IntArray
@@ -36,8 +36,22 @@ class Placement:
         """Number of ranks."""
         return int(self.resident.shape[1])
 
-    def validate(self) -> None:
+    @property
+    def at_home(self) -> BoolArray:
+        """True on every expert's home rank, bool ``[num_experts, world_size]``."""
+        here: BoolArray = self.home[:, None] == np.arange(self.world_size)
+        return here
+
+    def with_residents(self, resident: BoolArray) -> Placement | None:
+        """Return the same homes with other residents, or None where they are the same."""
+        return None if np.array_equal(resident, self.resident) else Placement(self.home, resident)
+
+    def validate(self, *, complete: bool = True) -> None:
         """Check the invariants.
+
+        Args:
+            complete: every expert must be resident on its home rank; otherwise a rank may lack some that are at home
+                there, and has them in its host's memory only.
 
         Raises:
             ValueError: a home rank that does not exist, or that does not hold its expert.
@@ -51,7 +65,7 @@ class Placement:
                 f"placement.home[{expert}]: rank {int(self.home[expert])}, must be 0 to {self.world_size - 1}"
             )
         missing = ~self.resident[np.arange(self.num_experts), self.home]
-        if missing.any():
+        if complete and missing.any():
             expert = int(np.flatnonzero(missing)[0])
             raise ValueError(
                 f"placement.resident: expert {expert} is not resident on its home rank {int(self.home[expert])}"
@@ -68,6 +82,31 @@ class Placement:
 def even_room(num_experts: int, world_size: int, spare_slots: int) -> int:
     """Return the experts that every rank has room for: an even share, rounded up, and the spare slots; at most all."""
     return min(-(-num_experts // world_size) + spare_slots, num_experts)
+
+
+def with_slot(resident: BoolArray, num_slots: IntArray | int) -> BoolArray:
+    """Return the residents that have a slot, bool: the first of every rank, where there are more than slots.
+
+    Args:
+        resident: bool ``[num_experts]`` of one rank or ``[num_experts, world_size]`` of all.
+        num_slots: slots of the rank, or int64 ``[world_size]``.
+    """
+    kept: BoolArray = resident & (np.cumsum(resident, axis=0) <= num_slots)
+    return kept
+
+
+def hold_highest(scores: npt.NDArray[np.float64], allowed: BoolArray, num_slots: int) -> BoolArray:
+    """Return bool ``[num_experts, world_size]``, the experts with the highest scores that every rank has slots for.
+
+    Args:
+        scores: float64 ``[num_experts]``; of two alike the first counts.
+        allowed: bool ``[num_experts, world_size]``, what a rank may hold.
+        num_slots: slots of a rank.
+    """
+    order = np.argsort(-scores, kind="stable")
+    held = np.zeros_like(allowed)
+    held[order] = with_slot(allowed[order], num_slots)
+    return held
 
 
 def place(kind: str, num_experts: int, world_size: int) -> Placement:

@@ -24,6 +24,8 @@ class Plan:
         source_groups: groups of ranks, which hold every rank once, whose rows are executed apart as they arrive, after
             those of the rank itself; None: all rows of an expert are executed together, when all are there.
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
+        host: bool ``[num_experts, world_size]``, what a rank executes on its host, from the store, beside its device;
+            the weights stay where they are. None: nothing; must be None where sources are grouped.
     """
 
     tokens: IntArray
@@ -31,6 +33,7 @@ class Plan:
     from_peer: BoolArray | None = None
     source_groups: Sequence[Sequence[int]] | None = None
     predicted_s: float | None = None
+    host: BoolArray | None = None
 
     @property
     def world_size(self) -> int:
@@ -85,12 +88,26 @@ class Plan:
             raise ValueError(f"plan.tokens: more assignments than counted at [src, expert] = {_first(dropped < 0)}")
         if exact and dropped.any():
             raise ValueError(f"plan.tokens: assignments lost at [src, expert] = {_first(dropped != 0)}")
-        weightless = (self.executed() > 0) & ~placement.resident & ~self.fetch
+        host = self._validated_host()
+        weightless = (self.executed() > 0) & ~placement.resident & ~self.fetch & ~host
         if weightless.any():
             raise ValueError(f"plan.fetch: executed without weights at [expert, rank] = {_first(weightless)}")
-        needless = self.fetch & (placement.resident | (self.executed() == 0))
+        needless = self.fetch & (placement.resident | (self.executed() == 0) | host)
         if needless.any():
             raise ValueError(f"plan.fetch: fetched without need at [expert, rank] = {_first(needless)}")
+
+    def _validated_host(self) -> BoolArray:
+        """Return :attr:`host`, with nothing where it is None, after a check of it."""
+        if self.host is None:
+            return np.zeros_like(self.fetch)
+        if self.host.shape != self.fetch.shape:
+            raise ValueError(f"plan.host: shape {self.host.shape}, must be {self.fetch.shape}")
+        idle = self.host & (self.executed() == 0)
+        if idle.any():
+            raise ValueError(f"plan.host: nothing to execute at [expert, rank] = {_first(idle)}")
+        if self.source_groups is not None and self.host.any():
+            raise ValueError("plan.host: must be None with plan.source_groups")
+        return self.host
 
 
 def _first(where: BoolArray) -> list[int]:

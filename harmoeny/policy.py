@@ -45,6 +45,9 @@ class Policy(ABC):
     baseline: ClassVar[bool] = True
     #: True for a bound that no system reaches under the others' memory: drawn as a line, never ranked.
     bound: ClassVar[bool] = False
+    #: True for a system whose ranks are to hold a part of their experts only, and then the run says how many:
+    #: ``system=all`` leaves it out.
+    small_memory: ClassVar[bool] = False
     #: What the policy may see of the routing; it is given nothing else (:func:`check_knowledge`).
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT})
     #: Batches whose routing :meth:`fitted` wants to see before the measured ones.
@@ -59,6 +62,16 @@ class Policy(ABC):
     def history_window(self) -> int:
         """Latest batches that :meth:`update_placement` reads; older ones are forgotten."""
         return 1
+
+    @property
+    def caches(self) -> bool:
+        """Whether a rank may hold fewer experts than are at home there: the others are in its host's memory."""
+        return False
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether plans may let a rank's host execute experts (:attr:`Plan.host`)."""
+        return False
 
     @property
     def executor(self) -> str:
@@ -154,6 +167,19 @@ class Policy(ABC):
         """
         return None
 
+    def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
+        """Return what a layer's ranks hold after a batch, or None for what they held before; asked once it is planned.
+
+        What the slots hold by then stays, the rest is copied in behind the layers that follow.
+
+        Args:
+            layer: MoE layer in order of execution.
+            history: int64 ``[world_size, num_experts]`` per batch, as :meth:`update_placement` has it, and behind them
+                the batch itself.
+            placement: the residency that the batch was planned from.
+        """
+        return None
+
     def look_ahead(self, layer: int, counts: IntArray, following: Placement) -> Placement | None:  # noqa: ARG002
         """Return a new residency for the layer that follows, or None to keep it; asked once a layer is planned.
 
@@ -225,7 +251,7 @@ def check_knowledge(policy: Policy) -> None:
     """
     cls = type(policy)
     blind = all(getattr(cls, name, None) is vars(BlindPolicy)[name] for name in ("plan", "executed"))
-    learns = places_anew(policy) or cls.calibration_batches > 0
+    learns = places_anew(policy) or cls.retain is not Policy.retain or cls.calibration_batches > 0
     for needed, asks, way in (
         (Knowledge.EXACT, not blind, "plans for itself (BlindPolicy leaves that to the runtime)"),
         (Knowledge.HISTORY, learns, "learns from earlier batches"),

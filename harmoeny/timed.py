@@ -12,8 +12,9 @@ from harmoeny.balance import Chosen, choose_shares, plan_by_time
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import NO_LINKS, ExpertCost
 from harmoeny.moves import move_sources
-from harmoeny.placement import IntArray, Placement, even_room
-from harmoeny.plan import Plan
+from harmoeny.placement import BoolArray, IntArray, Placement, even_room, hold_highest, with_slot
+from harmoeny.places import PlaceCosts, choose_host
+from harmoeny.plan import Plan, home_executed
 from harmoeny.policy import Policy
 from harmoeny.predict import Costs, FloatArray, machine_costs
 from harmoeny.settle import placements_for
@@ -26,6 +27,10 @@ _SERVED_BATCHES = 128
 _FEWEST_BATCHES = 3
 #: Share of what it gains in the batches that it is derived from that it has to gain in the latest, too.
 _LEAST_KEPT = 0.5
+#: Batches that a cache remembers, and how much less each counts than the next.
+_REMEMBERED, _DECAY = 16, 0.75
+#: All that :attr:`HarMoEny.costs` may have.
+_COST_NAMES = tuple(dict.fromkeys((*Costs._fields, *PlaceCosts._fields)))
 
 
 @dataclass(kw_only=True)
@@ -51,6 +56,8 @@ class HarMoEny(Policy):
         settle: whether placements follow what earlier batches needed.
         interval: batches between two new placements of a layer.
         window: latest batches that they follow.
+        host: whether ranks that hold fewer experts than are at home there (``num_slots``) may execute some on their
+            hosts, where these have threads for it and end sooner than a fetch would. See :mod:`harmoeny.places`.
         costs: seconds by the names of :class:`harmoeny.cost.ExpertCost`, in place of those that calibration gives.
     """
 
@@ -66,6 +73,7 @@ class HarMoEny(Policy):
     settle: bool = True
     interval: int = 8
     window: int = 8
+    host: bool = True
     costs: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,11 +87,18 @@ class HarMoEny(Policy):
             if costs.node_ranks == 0:  # all links are alike
                 costs = costs._replace(inside_share=1.0, network_share=1.0)
             self._known = costs, np.array(costs, dtype=np.float64)
+        #: What decides between fetches and hosts. No option.
+        self._places = PlaceCosts(**{name: float(self.costs.get(name, 0.0)) for name in PlaceCosts._fields})
 
     @property
     def history_window(self) -> int:
-        """Batches that placements follow."""
-        return self.window
+        """Batches that placements follow, or that a cache remembers."""
+        return max(self.window, _REMEMBERED) if self.caches else self.window
+
+    @property
+    def caches(self) -> bool:
+        """Whether ranks may have fewer slots than experts whose home they are."""
+        return self.num_slots is not None
 
     def validate(self) -> None:
         """Check the configuration.
@@ -104,15 +119,18 @@ class HarMoEny(Policy):
         if self.window < 2:
             raise ValueError(f"window: {self.window}, must be at least 2: the latest batch and those before it")
         for name, value in self.costs.items():
-            if name not in Costs._fields:
-                raise ValueError(f"costs.{name}: {value}, must be one of {', '.join(Costs._fields)}")
+            if name not in _COST_NAMES:
+                raise ValueError(f"costs.{name}: {value}, must be one of {', '.join(_COST_NAMES)}")
             positive = name in ("token_s", "fetch_s", "tile_tokens")
             if not 0 <= value < float("inf") or (positive and value == 0):
                 raise ValueError(f"costs.{name}: {value}, must be a number {'above' if positive else 'of at least'} 0")
 
     def calibrated(self, cost: ExpertCost) -> Self:
         """Return the policy with the machine's costs, where they were not set."""
-        calibrated = replace(self, costs=machine_costs(cost)._asdict() | self.costs)
+        costs = machine_costs(cost)._asdict()
+        if cost.host_token_s > 0:
+            costs |= {name: float(getattr(cost, name)) for name in PlaceCosts._fields if name not in costs}
+        calibrated = replace(self, costs=costs | self.costs)
         calibrated._links = cost.links
         return calibrated
 
@@ -123,11 +141,20 @@ class HarMoEny(Policy):
             ValueError: a cost was neither set nor calibrated.
         """
         _, costs = self._costs()
-        room = self.room(*placement.resident.shape) or 0
+        room, resident = self.room(*placement.resident.shape) or 0, placement.resident
+        small = self.caches and not resident[np.arange(len(resident)), placement.home].all()
+        if small:
+            room, resident = 0, resident | placement.at_home  # who executes what is decided as if it were there
         tokens, fetch, from_peer, overlapped, predicted_s = plan_by_time(
-            counts, placement.home, placement.resident, room, costs, self._links, self.overlap, self.spread
+            counts, placement.home, resident, room, costs, self._links, self.overlap, self.spread
         )
-        return Plan(tokens, fetch, from_peer, [range(len(counts))] if overlapped else None, predicted_s)
+        groups = [range(len(counts))] if overlapped else None
+        if not small:
+            return Plan(tokens, fetch, from_peer, groups, predicted_s)
+        executed = tokens.sum(axis=0)
+        host = self._on_host(executed, placement)
+        fetch = (executed > 0) & ~placement.resident & ~host
+        return Plan(tokens, fetch, from_peer & ~placement.at_home, None if host.any() else groups, host=host)
 
     def executed(self, counts: IntArray, placement: Placement) -> IntArray:
         """Return int64 ``[num_experts, world_size]`` of the plan."""
@@ -160,6 +187,8 @@ class HarMoEny(Policy):
         later = len(history) - _FEWEST_BATCHES
         if not self.settle or self.fetch == Fetch.NONE or later < 0 or later % self.interval:
             return None
+        if not placement.resident[np.arange(placement.num_experts), placement.home].all():
+            return None  # what is held follows the batches already
         costs, _ = self._costs()
         known = history[-min(self.window, len(history)) :]
         middle = len(known) // 2
@@ -183,6 +212,39 @@ class HarMoEny(Policy):
         """Return float64 ``[num_batches]``, how long each would take."""
         return np.array([self.choose(counts, placement).predicted_s for counts in batches])
 
+    def place(self, layer: int, num_experts: int, world_size: int) -> Placement:
+        """Return a layer's residency before the first batch: of a rank's experts the first ones that have a slot."""
+        placement = super().place(layer, num_experts, world_size)
+        if self.num_slots is None:
+            return placement
+        return Placement(placement.home, with_slot(placement.resident, self.num_slots))
+
+    def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:
+        """Keep, on ranks with fewer slots than experts, what is used most; the latest batches count most.
+
+        What was fetched is there already and costs nothing to keep. Of the others one is copied in by every rank, every
+        few batches.
+
+        Args:
+            layer: MoE layer in order of execution.
+            history: int64 ``[world_size, num_experts]`` per batch, oldest first, with the one that was planned.
+            placement: the residency that it was planned from.
+        """
+        if self.num_slots is None or placement.resident[np.arange(placement.num_experts), placement.home].all():
+            return None
+        executed = home_executed(history[-1], placement)
+        allowed = placement.resident | ((executed > 0) & ~self._on_host(executed, placement))
+        scores = _decayed_use(history[-self.history_window :]) + 1e-9 * placement.resident.any(axis=1)
+        if (len(history) + layer) % self.interval == 0:
+            allowed |= hold_highest(scores, placement.at_home & ~allowed, 1)
+        return placement.with_residents(hold_highest(scores, allowed & placement.at_home, self.num_slots))
+
+    def _on_host(self, executed: IntArray, placement: Placement) -> BoolArray:
+        """Return bool ``[num_experts, world_size]``, what of ``executed``, of that shape, hosts execute."""
+        if not self.host:
+            return np.zeros_like(placement.resident)
+        return choose_host(executed, placement.resident, self._places)
+
     def room(self, num_experts: int, world_size: int) -> int | None:
         """Return the experts that a rank has room for in a layer."""
         if self.num_slots is not None or self.spare_slots == 0:
@@ -200,3 +262,15 @@ class HarMoEny(Policy):
             missing = next(name for name in Costs._fields if name not in self.costs)
             raise ValueError(f"costs.{missing}: missing, must be calibrated before planning (HarMoEny.calibrated)")
         return self._known
+
+
+def _decayed_use(history: Sequence[IntArray]) -> FloatArray:
+    """Return float64 ``[num_experts]``, the mean share of assignments that experts had; later batches weigh more.
+
+    Args:
+        history: int64 ``[world_size, num_experts]`` per batch, oldest first.
+    """
+    totals = np.array([counts.sum(axis=0) for counts in history], dtype=np.float64)
+    shares = totals / np.maximum(totals.sum(axis=1, keepdims=True), 1)
+    use: FloatArray = _DECAY ** np.arange(len(shares))[::-1] @ shares
+    return use

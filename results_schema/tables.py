@@ -61,6 +61,10 @@ def _numbers(*names: str, unit: str = "") -> tuple[Column, ...]:
     return tuple(Column(name, "int64", unit) for name in names)
 
 
+def _added(*names: str, unit: str = "") -> tuple[Column, ...]:
+    return tuple(Column(name, "int64", unit, added=0) for name in names)
+
+
 def _seconds(*names: str) -> tuple[Column, ...]:
     return tuple(Column(name, "float64", "s") for name in names)
 
@@ -84,6 +88,11 @@ LAYERS = Table(
         *_seconds(*(f"{phase}_s" for phase in PHASES)),
         *_seconds("layer_s"),
         Column("predicted_s", "float64", "s", added=0.0),
+        *_added("host_tokens", unit="tokens"),
+        *_added("activation_bytes", unit="bytes"),
+        *_added("num_misses"),
+        Column("host_s", "float64", "s", added=0.0),
+        Column("host_wait_s", "float64", "s", added=0.0),
         *_seconds("idle_s"),
         *_PLATFORM,
     ),
@@ -127,6 +136,11 @@ DECODE = Table(
         *_numbers("output_tokens", unit="tokens"),
         *_seconds("decode_s", "tpot_s"),
         Column("output_tokens_per_s", "float64", "tokens/s"),
+        *_added("executed_tokens", "host_tokens", unit="tokens"),
+        *_added("num_active_experts", "num_misses"),
+        *_added("fetch_bytes", "activation_bytes", unit="bytes"),
+        Column("fetch_s", "float64", "s", added=0.0),
+        Column("fetch_wait_s", "float64", "s", added=0.0),
     ),
 )
 YARDSTICK = Table(

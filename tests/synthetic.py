@@ -150,6 +150,8 @@ def write_serving(folder: Path, systems: Sequence[str], num_rounds: int) -> None
         platform
         | {"system": system, "round": r, "world_size": WORLD_SIZE, "num_sequences": 10, "output_tokens": 50}
         | {"decode_s": 5.0 * (r + 1), "tpot_s": 1.0 * (r + 1), "output_tokens_per_s": 10 / (r + 1)}
+        | {"executed_tokens": 400, "host_tokens": 100, "num_active_experts": 80, "num_misses": 20}
+        | {"fetch_bytes": 1 << 20, "activation_bytes": 1 << 16, "fetch_s": 0.5, "fetch_wait_s": 0.25}
         for system in systems
         for r in range(num_rounds)
     ]
@@ -203,6 +205,11 @@ def _layer(rng: random.Random, *, exact: bool) -> dict[str, Any]:
         "layer_s": sum(times.values()),
         "idle_s": rng.random() * 0.1,
         "predicted_s": 0.0,
+        "host_tokens": rng.randint(0, 100),
+        "activation_bytes": rng.randint(0, 1 << 20),
+        "num_misses": rng.randint(0, 1),
+        "host_s": rng.random() * 0.1,
+        "host_wait_s": rng.random() * 0.1,
     }
 
 

@@ -187,6 +187,17 @@ METRICS = (
         lambda layers, iterations: 1 + _share("padded_tokens", "executed_tokens")(layers, iterations),
     ),
     Metric(
+        "hit_share", "Experts that were in a slot", "", "higher",
+        "1 - sum of num_misses / sum of num_active_experts, over layers and ranks; 1 where none is active",
+        lambda layers, iterations: 1 - _share("num_misses", "num_active_experts")(layers, iterations),
+        short="Hits",
+    ),
+    Metric(
+        "host_share", "Assignments executed on hosts", "", "higher",
+        "sum of host_tokens / sum of executed_tokens, over layers and ranks", _share("host_tokens", "executed_tokens"),
+        short="On hosts",
+    ),
+    Metric(
         "prediction_error", "Error of the predicted time", "", "lower",
         "mean over layers with a predicted_s above 0 of the absolute value of max over ranks(dispatch_s + compute_s + "
         "combine_s) / predicted_s - 1; none where nothing is predicted",

@@ -80,7 +80,7 @@ def _check_options(point: Point) -> None:
     options = point.options
     for name in ("world_size", "ranks_per_gpu", "batch_size", "seq_len", "rounds", "timeout_s"):
         _check_at_least(1, name, getattr(options, name))
-    for name in ("warmup_rounds", "seed", "decode_tokens"):
+    for name in ("warmup_rounds", "seed", "decode_tokens", "host_threads"):
         _check_at_least(0, name, getattr(options, name))
     if options.world_size > _MOST_RANKS:
         raise ValueError(f"world_size: {options.world_size}, must be at most {_MOST_RANKS}")
@@ -167,6 +167,17 @@ def _check_system(name: str, policy: Policy, point: Point) -> None:
         raise ValueError(f"{error} (systems.{name})") from error
     if point.options.spare_slots is not None:
         _check_room(name, policy, point)
+    _check_host(name, policy, point)
+
+
+def _check_host(name: str, policy: Policy, point: Point) -> None:
+    """Refuse a system that computes on hosts where none computes."""
+    if not policy.needs_host:
+        return
+    if point.simulated and point.hardware.host_flops_per_s is None:
+        raise ValueError(f"hardware.host_flops_per_s: null, must be set for systems.{name}, which computes on the host")
+    if not point.simulated and point.options.host_threads == 0:
+        raise ValueError(f"host_threads: 0, must be at least 1 for systems.{name}, which computes on the host")
 
 
 def _check_room(name: str, policy: Policy, point: Point) -> None:

@@ -60,7 +60,11 @@ def register_components() -> None:
     ConfigStore.instance().store(
         name=ALL_SYSTEMS,
         group="system",
-        node={name: _options(cls) for name, cls in sorted(discover("system")[0].items(), key=_order)},
+        node={
+            name: _options(cls)
+            for name, cls in sorted(discover("system")[0].items(), key=_order)
+            if not cls.small_memory
+        },
         package="systems",
     )
     ConfigStore.instance().store(name="measured", group="hardware", node=_options(Hardware), package="hardware")

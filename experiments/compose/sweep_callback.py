@@ -277,7 +277,7 @@ def _loader() -> ConfigLoader:
 def _name_unavailable(point: Point) -> None:
     """Where all systems are compared, name those that this installation lacks."""
     found, unavailable = discover("system")
-    if is_main_rank() and set(found) <= set(point.systems):
+    if is_main_rank() and {name for name, cls in found.items() if not cls.small_memory} <= set(point.systems):
         for name, reason in unavailable.items():
             say(f"not compared: {name} ({reason})")
 

@@ -13,7 +13,9 @@ from experiments.launch.environment import num_threads
 from harmoeny.runtime.device import Device, choose_device
 
 
-def join(device_type: str, timeout_s: int, store: Store | None = None, *, ranks_per_gpu: int = 1) -> torch.device:
+def join(
+    device_type: str, timeout_s: int, store: Store | None = None, *, ranks_per_gpu: int = 1, host_threads: int = 0
+) -> torch.device:
     """Join the ranks that torchrun's variables name, once per process, and return this rank's device.
 
     Args:
@@ -21,11 +23,13 @@ def join(device_type: str, timeout_s: int, store: Store | None = None, *, ranks_
         timeout_s: how long a collective may take.
         store: where the ranks find each other; None: where torchrun's variables say.
         ranks_per_gpu: ranks that share a device; NCCL refuses several, so they talk gloo.
+        host_threads: of a rank's cores, those that play its host where the others play its device.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device_type, int(os.environ.get("LOCAL_RANK", rank)), ranks_per_gpu)
     if not Device.of(device).has_own_memory:
-        torch.set_num_threads(num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
+        cores = num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        torch.set_num_threads(max(1, cores - host_threads))
     if world_size > 1 and not dist.is_initialized():
         backend = Device.of(device).process_group if ranks_per_gpu == 1 else "gloo"
         dist.init_process_group(

@@ -48,7 +48,12 @@ def run_rank(runs: Sequence[BegunRun], tokens: TokenFile, *, on_timeout: Callabl
     """
     point = runs[0].point
     try:
-        device = join(point.device_type, point.options.timeout_s, ranks_per_gpu=point.options.ranks_per_gpu)
+        device = join(
+            point.device_type,
+            point.options.timeout_s,
+            ranks_per_gpu=point.options.ranks_per_gpu,
+            host_threads=point.options.host_threads,
+        )
         with torch.inference_mode():
             _run(runs, tokens, Communicator(device, timeout_s=point.options.timeout_s))
     except (dist.DistError, RuntimeError) as error:

@@ -55,7 +55,9 @@ class Rig:
         clock = RankClock(comm)
         progress.say("building the model")
         model = build_model(point, comm)
-        engine = start_rank(model.experts, comm, point.hardware, exchange=_exchange(point))
+        engine = start_rank(
+            model.experts, comm, point.hardware, exchange=_exchange(point), host_threads=point.options.host_threads
+        )
         model.connect(engine)
         return cls(model, engine, progress, clock, Yardstick(engine.comm))
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from experiments.measure.batch import Batch, assigned, dense
 from experiments.measure.bench import Bench
 from experiments.measure.turns import collector_paused, in_turn
-from experiments.results.request_rows import Decoded
+from experiments.results.layer_rows import layer_row
+from experiments.results.request_rows import Decoded, decode_totals
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.layer.system import System
 
@@ -90,7 +91,7 @@ def decode_error(bench: Bench, system: System, batch: DecodeBatch) -> float:
 
 def decode_rounds(bench: Bench, batches: Sequence[DecodeBatch]) -> list[Decoded]:
     """Measure the decode phase of every system on every batch, one batch a round; all ranks together."""
-    records = []
+    records, recorder = [], bench.engine.recorder
     bench.begin_loop()
     for round_index, batch in enumerate(batches):
         bench.rig.begin_round()
@@ -110,6 +111,7 @@ def decode_rounds(bench: Bench, batches: Sequence[DecodeBatch]) -> list[Decoded]
                     num_steps=num_steps,
                     first_token_s=first_s + bench.rig.clock_offset_s,
                     last_token_s=last_s + bench.rig.clock_offset_s,
+                    totals=decode_totals(layer_row(times, bench.comm.rank, 0.0) for times in recorder.collect()),
                 )
             )
             bench.progress.advance()
@@ -125,8 +127,8 @@ def _decode(bench: Bench, batch: DecodeBatch) -> tuple[Tensor, float, float]:
     logits, cache = model.prefill(batch.prompt.input_ids)
     logits.argmax(dim=-1)
     first_s = _now_s(bench)
+    recorder.begin_iteration()
     for tokens, expert_ids in zip(batch.tokens, batch.expert_ids, strict=True):
-        recorder.begin_iteration()
         model.context.tape.pin(expert_ids)
         logits = model.decode(tokens, cache)
         logits.argmax(dim=-1)

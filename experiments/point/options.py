@@ -78,6 +78,7 @@ class Options:
     max_minutes: float | None = None
     timeout_s: int = MISSING
     spare_slots: int | None = None
+    host_threads: int = 0
     exchange: str = MISSING
     ranks_per_gpu: int = MISSING
     gpu_sharing: str = MISSING

@@ -28,15 +28,17 @@ from results_schema.manifest import NOT_MEASURED
 _UNNAMED: dict[str, Any] = {
     "exchange": Exchange.AUTO, "ranks_per_gpu": 1, "gpu_sharing": GpuSharing.MPS,
     "until": None, "max_rounds": None, "max_minutes": None, "spare_slots": None,
+    "host_threads": 0,
 }  # fmt: skip
 #: Fields of the hardware of which the same is true, with the value that they have by default.
 _UNNAMED_HARDWARE = (
     "kernel", "expert_tile_rows", "expert_half_rate_width", "round_spread", "rank_spread", "link_factor",
+    "host_flops_per_s", "host_weights_bytes_per_s", "host_launch_s",
 )  # fmt: skip
 #: Options of routers of which the same is true.
 _UNNAMED_ROUTER = {"adapt": False, "sharpness": None, "drift": None}
 #: Options of systems of which the same is true.
-_UNNAMED_SYSTEM = {"spread": True}
+_UNNAMED_SYSTEM = {"spread": True, "host": True}
 #: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.
 _MOST_TIMES = 5
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.

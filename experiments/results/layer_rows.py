@@ -69,6 +69,11 @@ def layer_row(times: LayerTimes, rank: int, origin_s: float) -> dict[str, Any]:
         **{f"{phase.name.lower()}_s": times.phase_s(phase) for phase in PHASES},
         "layer_s": times.boundary_s[-1] - times.boundary_s[0],
         "predicted_s": marks.plan.predicted_s or 0.0,
+        "host_tokens": marks.host.num_tokens,
+        "activation_bytes": marks.host.activation_bytes,
+        "num_misses": marks.fetch.num_misses,
+        "host_s": times.host_s,
+        "host_wait_s": times.host_wait_s,
         "compute_end_s": origin_s + times.compute_end_s,
     }
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 
 from experiments.results.layer_rows import Platform, RankIteration
+from results_schema.tables import DECODE
+
+#: Columns of layers that the decode phase has the sums of, over its steps, MoE layers and ranks.
+DECODE_TOTALS = tuple(column.name for column in DECODE.columns if column.added is not None)
+
+
+def decode_totals(layers: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the sums of :data:`DECODE_TOTALS` over rows of layers."""
+    totals = dict.fromkeys(DECODE_TOTALS, 0.0)
+    for layer in layers:
+        for name in DECODE_TOTALS:
+            totals[name] += layer[name]
+    return totals
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,7 @@ class Decoded:
         num_steps: tokens after the first, per sequence.
         first_token_s: when it had its first tokens.
         last_token_s: when it had its last tokens.
+        totals: sums over its MoE layers, by the names in :data:`DECODE_TOTALS`.
     """
 
     system: str
@@ -58,6 +73,7 @@ class Decoded:
     num_steps: int
     first_token_s: float
     last_token_s: float
+    totals: Mapping[str, float]
 
 
 def request_frame(iterations: Sequence[RankIteration], served: Sequence[Served], platform: Platform) -> pd.DataFrame:
@@ -114,6 +130,8 @@ def decode_frame(decoded: Sequence[Decoded], platform: Platform) -> pd.DataFrame
                 "decode_s": decode_s,
                 "tpot_s": per_sequence / steps,
                 "output_tokens_per_s": num_sequences * steps / decode_s,
+                **{name: sum(r.totals[name] for r in ranks) for name in DECODE_TOTALS},
             }
         )
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return frame.astype({column.name: column.dtype for column in DECODE.columns if column.name in DECODE_TOTALS})

@@ -177,7 +177,7 @@ class SimulatedSystem:
         boundary_s[Phase.PLAN] = boundary_s[Phase.METADATA].max() + cost.metadata_s
         placed_s = self._place_anew(layer, counts, boundary_s[Phase.PLAN])
         flows, exchange, plan_s = self._plan(layer, counts)
-        exchange = exchange.at(pace)
+        exchange, placement = exchange.at(pace), self._residency.placements[layer]
         boundary_s[Phase.DISPATCH] = self._look_ahead(layer, counts, placed_s + plan_s * pace)
         ready_s = boundary_s[Phase.DISPATCH] + exchange.gather_s
         arrived_s = ready_s.max() + exchange.wire_s + exchange.group_s
@@ -185,7 +185,8 @@ class SimulatedSystem:
         done = self._memories.run(
             layer,
             flows,
-            self._residency.placements[layer],
+            placement,
+            self._residency.retain(layer),
             planned_s=boundary_s[Phase.DISPATCH],
             start_s=boundary_s[Phase.COMPUTE],
             arrived_s=arrived_s,

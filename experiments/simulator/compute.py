@@ -15,19 +15,22 @@ from experiments.simulator.flows import Flows
 from experiments.simulator.virtual import META, VirtualCommunicator, VirtualTransfers
 from harmoeny.choices import Fetch
 from harmoeny.moves import move_sources
-from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement, with_slot
 from harmoeny.policy import Policy
 from harmoeny.predict import machine_costs
 from harmoeny.runtime.device import span_s
 from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchStats, FetchStrategy, RankMemory
-from harmoeny.runtime.memory.residents import num_slots_needed, with_slot
+from harmoeny.runtime.memory.residents import num_slots_needed
 from harmoeny.runtime.memory.slots import SlotPool
 from harmoeny.runtime.memory.waves import Wave
 
-_COUNTS = ("num_host_fetches", "num_peer_fetches", "num_restores", "fetch_bytes")
-_TIMES = ("fetch_s", "fetch_wait_s", "restore_s", "restore_wait_s")
+_COUNTS = (
+    "num_host_fetches", "num_peer_fetches", "num_restores", "fetch_bytes", "host_tokens", "activation_bytes",
+    "num_misses",
+)  # fmt: skip
+_TIMES = ("fetch_s", "fetch_wait_s", "restore_s", "restore_wait_s", "host_s", "host_wait_s")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Computed:
     Attributes:
         end_s: float64, when a rank's computation ends.
         restoring_s: float64, how long restores keep the processor from what follows.
-        columns: the columns of ``layers.parquet`` about fetches and restores: int64, and float64 in seconds.
+        columns: the columns of ``layers.parquet`` about fetches, restores and hosts: int64, and float64 in seconds.
     """
 
     end_s: FloatArray
@@ -120,6 +123,7 @@ class RankMemories:
         layer: int,
         flows: Flows,
         placement: Placement,
+        retained: Placement | None = None,
         *,
         planned_s: FloatArray,
         start_s: FloatArray,
@@ -132,6 +136,7 @@ class RankMemories:
             layer: MoE layer in order of execution.
             flows: what is executed where.
             placement: whose home ranks send weights.
+            retained: the residents after the layer; None: those before it.
             planned_s: float64 ``[world_size]``, when fetches may begin.
             start_s: float64 ``[world_size]``, when computation may begin.
             arrived_s: float64 ``[world_size]``, when the rows of all other ranks are there; stages of the exchange
@@ -140,7 +145,12 @@ class RankMemories:
         """
         cost = self._cost
         computed, stages = flows.rows, flows.stages
-        missing = (computed > 0) & ~self._held[layer]
+        host = np.zeros_like(flows.fetch) if flows.host is None else flows.host
+        missing = (computed > 0) & ~self._held[layer] & ~host
+        after = self._held[layer]
+        if retained is not None:
+            after = with_slot(retained.resident, self._slots_of_layer[layer])
+        changing = (host | (after != self._held[layer])).any(axis=0)
         from_peers = np.zeros_like(missing)
         if self._policy.fetch == Fetch.PEER:
             from_peers = flows.fetch if flows.from_peer is None else flows.fetch & flows.from_peer
@@ -151,12 +161,14 @@ class RankMemories:
         restoring_s = np.zeros(len(end_s))
         columns: dict[str, IntArray | FloatArray] = {name: np.zeros(len(end_s), dtype=np.int64) for name in _COUNTS}
         columns |= {name: np.zeros(len(end_s)) for name in _TIMES}
-        for rank in np.flatnonzero(missing.any(axis=0) | self._moved[layer]).tolist():
+        for rank in np.flatnonzero(missing.any(axis=0) | self._moved[layer] | changing).tolist():
             own = self._rank(rank)
             transfers = own.transfers
             transfers.copy_s, transfers.restoring_s = float(host_s[rank]), 0.0
             own.comm.arrival_s = float(arrival_s[rank])
             transfers.now_s = float(planned_s[rank])
+            if retained is not None:
+                own.fetcher.retain(retained)
             head_s, rest_s = cost.expert.head_s(flows.traffic, rank, staged=flows.slices is not None)
             own.fetcher.begin(
                 layer,
@@ -166,14 +178,31 @@ class RankMemories:
                 grouped=cost.grouped,
                 head_s=head_s,
                 rest_s=rest_s,
+                host_E=host[:, rank],
             )
             transfers.now_s = float(start_s[rank])
             stats = self._execute(own, float(pace[rank]), float(arrived_s[rank]))
             end_s[rank], restoring_s[rank] = transfers.now_s, transfers.restoring_s
-            for name, value in _columns(stats, transfers.copy_s).items():
+            found = _columns(stats, transfers.copy_s)
+            if host[:, rank].any():
+                on_host = self._host_columns(computed[host[:, rank], rank], float(pace[rank]))
+                host_end_s = float(start_s[rank]) + on_host["host_s"] + cost.expert.host_trip_s
+                found |= on_host | {"host_wait_s": max(0.0, host_end_s - end_s[rank])}
+                end_s[rank] = max(end_s[rank], host_end_s)
+            for name, value in found.items():
                 columns[name][rank] = value
-        self._moved[layer] = False
+        self._moved[layer], self._held[layer] = False, after
         return Computed(end_s, restoring_s, columns)
+
+    def _host_columns(self, num_tokens: IntArray, pace: float) -> dict[str, int | float]:
+        """Return the columns about what a rank's host executes; ``num_tokens``: int64, rows of every slice."""
+        expert = self._cost.expert
+        total = int(num_tokens.sum())
+        return {
+            "host_tokens": total,
+            "activation_bytes": 2 * total * self._cost.work.row_bytes,
+            "host_s": (expert.host_s(num_tokens.tolist()) - expert.host_trip_s) * pace,
+        }
 
     def end_batch(self) -> FloatArray:
         """Complete all copies and set the clocks back to 0.
@@ -225,6 +254,7 @@ def _columns(stats: FetchStats, copy_s: float) -> dict[str, int | float]:
     return {
         "num_host_fetches": stats.num_host_fetches,
         "num_peer_fetches": stats.num_peer_fetches,
+        "num_misses": stats.num_misses,
         "num_restores": len(stats.restores),
         "fetch_bytes": stats.fetch_bytes,
         "fetch_s": sum(span_s(t.span) for t in stats.fetches if t.span is not None),

@@ -30,6 +30,7 @@ class Flows:
         slices: int64 ``[1 + num_groups, num_experts, world_size]``, the rows that are executed apart where a system
             executes them as they arrive: a rank's own, then those of every group of ranks; None: an expert's together.
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
+        host: bool ``[num_experts, world_size]``, what a rank executes on its host; None: nothing.
     """
 
     executed: IntArray
@@ -39,6 +40,7 @@ class Flows:
     computed: IntArray | None = None
     slices: IntArray | None = None
     predicted_s: float | None = None
+    host: BoolArray | None = None
 
     @property
     def rows(self) -> IntArray:
@@ -73,7 +75,15 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
     plan = policy.plan(counts, placement)
     slices = None if plan.source_groups is None else _slices(plan.tokens, plan.source_groups)
     traffic = plan.tokens.sum(axis=1).astype(np.float64)
-    return Flows(plan.executed(), plan.fetch, traffic, plan.from_peer, slices=slices, predicted_s=plan.predicted_s)
+    return Flows(
+        plan.executed(),
+        plan.fetch,
+        traffic,
+        plan.from_peer,
+        slices=slices,
+        predicted_s=plan.predicted_s,
+        host=plan.host,
+    )
 
 
 def _slices(tokens: IntArray, groups: Sequence[Sequence[int]]) -> IntArray:

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.console import PointProgress
 from experiments.point.point import Point
 from experiments.results.layer_rows import RankIteration
-from experiments.results.request_rows import Decoded, Served
+from experiments.results.request_rows import Decoded, Served, decode_totals
 from experiments.routers.base import FloatArray
 from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.model_work import TracedModel
@@ -88,9 +88,10 @@ class SystemLoops:
             counts = self.routing.counts(prompt_work, index, self.batch_size)
             first_s, _ = system.forward(counts, np.zeros(options.world_size))
             system.resize(step_work)
-            last_s = first_s
+            last_s, rows = first_s, []
             for step in range(options.decode_tokens):
-                last_s, _ = system.forward(self.routing.step_counts(step_work, index, step), last_s)
+                last_s, layers = system.forward(self.routing.step_counts(step_work, index, step), last_s)
+                rows += [row for layer in layers for row in layer.rows()]
             system.finish()
             decoded += [
                 Decoded(
@@ -101,6 +102,7 @@ class SystemLoops:
                     num_steps=options.decode_tokens,
                     first_token_s=float(first_s[rank]),
                     last_token_s=float(last_s[rank]),
+                    totals=decode_totals(row for row in rows if row["rank"] == rank),
                 )
                 for rank in range(options.world_size)
             ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -15,8 +16,10 @@ from harmoeny.cost import ExpertCost
 from harmoeny.runtime.device import Device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import LayerExperts
+from harmoeny.runtime.memory.host import Host
 from harmoeny.runtime.memory.slots import LayerSlots, Slot
 from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
+from harmoeny.runtime.memory.waves import HostSlice
 
 _TOKENS = 512
 #: Slices whose times give what a token costs: a small one, and one that takes at least so many times as long.
@@ -51,6 +54,70 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: Tr
     if comm.world_size > 1:
         dist.all_reduce(costs)
     return ExpertCost(*(costs / comm.world_size).tolist())
+
+
+def with_host_cost(
+    cost: ExpertCost, experts: LayerExperts, comm: Communicator, transfers: Transfers, host: Host
+) -> ExpertCost:
+    """Return the costs with those of the host, and with those of the device while the host computes beside it.
+
+    All ranks measure at once, devices and hosts with the same work at the same time, since they may share memory and
+    its bandwidth, as they do in a run. Times are those of one token, and of many; caches are cold.
+
+    Args:
+        cost: of a device alone.
+        experts: the layer.
+        comm: the ranks.
+        transfers: what copies experts in the run.
+        host: what executes experts beside the device in the run.
+    """
+    slot = LayerSlots(experts, comm.device).reserve(1)[0]
+    transfers.submit(CopyRequest(slot, 0, experts.expert(0)))
+    transfers.wait(slot)
+    comm.barrier()
+    one, many = (_both_s(experts, slot, comm.device, host, num_tokens) for num_tokens in (1, _TOKENS))
+    measured = torch.tensor([*one, *many], dtype=torch.float64, device=comm.device)
+    if comm.world_size > 1:
+        dist.all_reduce(measured)
+    (device_s, host_s, trip_s), (device_many_s, host_many_s, _) = (measured / comm.world_size).view(2, 3).tolist()
+    return replace(
+        cost,
+        token_s=(device_many_s - cost.launch_s) / _TOKENS,
+        weights_s=max(device_s - cost.launch_s, 0.0),
+        host_token_s=host_many_s / _TOKENS,
+        host_weights_s=host_s,
+        host_trip_s=trip_s,
+    )
+
+
+def _both_s(
+    experts: LayerExperts, slot: Slot, device: torch.device, host: Host, num_tokens: int
+) -> tuple[float, float, float]:
+    """Return median times in seconds: of a slice on the device, of one on the host, and of the rows' way for that.
+
+    Args:
+        experts: the layer.
+        slot: holds one of them.
+        device: where it is.
+        host: executes another one at the same time.
+        num_tokens: of both slices.
+    """
+    sample = next(iter(experts.weights.values()))
+    rows = torch.randn(num_tokens, experts.hidden_size).to(device=device, dtype=sample.dtype)
+    out, clear, found = torch.empty_like(rows), cold_caches(device), []
+    for call in range(_REPEATS + 1):
+        clear()
+        Device.of(device).synchronize()
+        begin = time.perf_counter()
+        host.start(experts, [HostSlice(call % experts.num_experts, 0, num_tokens)], rows, torch.empty_like(rows))
+        experts.function(slot.weights, rows, out)
+        Device.of(device).synchronize_compute()
+        device_end = time.perf_counter()
+        busy_s = span_s(host.finish().busy[0])
+        Device.of(device).synchronize()
+        found.append((device_end - begin, busy_s, max(0.0, time.perf_counter() - begin - busy_s)))
+    device_s, host_s, trip_s = (median(times) for times in zip(*found[1:], strict=True))
+    return device_s, host_s, trip_s
 
 
 def fit_expert(slice_s: Callable[[int], float]) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from harmoeny.choices import Exchange, KernelName
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
-from harmoeny.runtime.calibrate import measure_expert_cost
+from harmoeny.runtime.calibrate import measure_expert_cost, with_host_cost
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.choose import open_exchange
 from harmoeny.runtime.exchange.comm import Communicator
@@ -16,6 +16,7 @@ from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
 from harmoeny.runtime.memory.fetch.base import RankMemory
+from harmoeny.runtime.memory.host import make_host
 from harmoeny.runtime.memory.slots import SlotPool
 from harmoeny.runtime.memory.transfer import Transfers, make_transfers
 
@@ -29,6 +30,7 @@ def start_rank(
     cost: ExpertCost | None = None,
     transfers: Transfers | None = None,
     kernel: str = KernelName.AUTO,
+    host_threads: int = 0,
     record: bool = True,
 ) -> ExpertParallel:
     """Start the runtime on this rank; all ranks do it together. :meth:`ExpertParallel.close` undoes it.
@@ -42,6 +44,7 @@ def start_rank(
         cost: what an expert costs; None: as the hardware's calibration says, else measured now.
         transfers: copies weights into slots; shared with others, so whoever made it closes it. None: one of its own.
         kernel: what computes experts; :func:`harmoeny.runtime.kernels.make_kernel` explains it.
+        host_threads: threads that execute experts beside the device; 0: none do.
         record: take phase times.
 
     Raises:
@@ -57,9 +60,14 @@ def start_rank(
         if transfers is None:
             transfers = make_transfers(device, hardware)
             resources.callback(transfers.close)
+        host = make_host(device, hardware, host_threads) if host_threads else None
+        if host is not None:
+            resources.callback(host.close)
         if cost is None:
             cost = _calibrated_cost(layers[0], hardware) or measure_expert_cost(layers[0], comm, transfers)
-        memory = RankMemory(store, SlotPool(store, device), transfers, comm, cost, kernel)
+            if host is not None and cost.host_token_s == 0:
+                cost = with_host_cost(cost, layers[0], comm, transfers, host)
+        memory = RankMemory(store, SlotPool(store, device), transfers, comm, cost, kernel, host)
         return ExpertParallel(memory, Recorder(device, enabled=record), resources.pop_all())
 
 

@@ -36,7 +36,8 @@ def build(name: str, counts: IntArray, threshold: int, **options: Any) -> Policy
     world_size, num_experts = counts.shape
     policy = SYSTEMS[name](**QUICK.get(name, {}), **options)
     policy.validate()
-    policy = policy.calibrated(ExpertCost(token_s=1e-6, fetch_s=threshold * 1e-6))
+    cost = ExpertCost(token_s=1e-6, fetch_s=threshold * 1e-6, host_token_s=1e-5, host_weights_s=1e-4)
+    policy = policy.calibrated(cost)
     if not policy.calibration_batches:
         return policy
     rng = np.random.default_rng(threshold)
@@ -49,7 +50,7 @@ def build(name: str, counts: IntArray, threshold: int, **options: Any) -> Policy
 def own_placement(policy: Policy, counts: IntArray) -> Placement:
     world_size, num_experts = counts.shape
     placement = policy.place(NUM_LAYERS - 1, num_experts, world_size)
-    placement.validate()
+    placement.validate(complete=not policy.caches)
     assert placement.resident.shape == (num_experts, world_size)
     return placement
 
@@ -80,9 +81,12 @@ def check_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
     assert (executed_of_sender <= counts).all()
     np.testing.assert_array_equal(plan.dropped(counts), counts - executed_of_sender)
 
-    # Held or fetched, and nothing fetched that is held or not executed: the fetches are exactly those that are needed.
+    # Held, fetched or executed on the host, and nothing fetched that is held, on the host or not executed: the fetches
+    # are exactly those that are needed.
     runs_here = (plan.tokens > 0).any(axis=0)
-    np.testing.assert_array_equal(plan.fetch, np.where(placement.resident, False, runs_here))
+    on_host = np.zeros_like(plan.fetch) if plan.host is None else plan.host
+    assert (on_host <= runs_here).all()
+    np.testing.assert_array_equal(plan.fetch, np.where(placement.resident | on_host, False, runs_here))
     if policy.fetch == "none":
         assert not plan.fetch.any()
     plan.validate(counts, placement, exact=policy.exact)
@@ -94,6 +98,7 @@ def check_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
 def assert_same(a: Plan, b: Plan) -> None:
     np.testing.assert_array_equal(a.tokens, b.tokens)
     np.testing.assert_array_equal(a.fetch, b.fetch)
+    np.testing.assert_equal(a.host, b.host)
 
 
 @every_policy
@@ -174,6 +179,34 @@ def test_looking_ahead_gives_placements_to_plan_with(name: str, counts: IntArray
             room = policy.room(*ahead.resident.shape)
             assert room is None or ahead.resident.sum(axis=0).max() <= room
             check_plan(policy, np.roll(counts, 1, axis=1).copy(), ahead)
+
+
+@every_policy
+@examples(25)
+@given(
+    counts=counts_arrays(max_world_size=8, max_experts=16),
+    kind=st.sampled_from(PLACEMENTS),
+    num_slots=st.none() | st.integers(1, 16),
+)
+def test_retaining_gives_placements_to_plan_with(name: str, counts: IntArray, kind: str, num_slots: int | None) -> None:
+    if not SYSTEMS[name](num_slots=1).caches:
+        num_slots = None
+    policy, twin = (build(name, counts, 100, placement=kind, num_slots=num_slots) for _ in range(2))
+    placement = own_placement(policy, counts)
+    history: list[IntArray] = []
+    for batch in range(6):
+        history.append(np.roll(counts, batch, axis=1).copy())
+        check_plan(policy, history[-1], placement)
+        kept = copy.deepcopy((history, vars(placement)))
+        retained, same = (p.retain(batch % NUM_LAYERS, history, placement) for p in (policy, twin))
+        np.testing.assert_equal((history, vars(placement)), kept)
+        assert (retained is None) == (same is None)
+        if retained is not None and same is not None:
+            np.testing.assert_equal(vars(retained), vars(same))
+            retained.validate(complete=not policy.caches)
+            room = policy.room(*retained.resident.shape)
+            assert room is None or retained.resident.sum(axis=0).max() <= room
+            placement = retained
 
 
 @every_policy

@@ -54,9 +54,11 @@ class ExpertParallel:
         """
         layers, world_size = self.memory.store.layers, self.comm.world_size
         policy.validate_ranks(layers[0].num_experts, world_size)
+        if policy.needs_host and self.memory.host is None:
+            raise ValueError(f"host_threads: 0, must be at least 1 for {name}, which computes on the host")
         placements = [policy.place(layer, experts.num_experts, world_size) for layer, experts in enumerate(layers)]
         for placement in placements:
-            placement.validate()
+            placement.validate(complete=not policy.caches)
         make_executor = find_executor(policy.executor)
         planner = Planner(policy, placements, make_fetcher(policy, placements, self.memory))
         return System(name, planner, make_executor(planner, self.memory, self.recorder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from harmoeny.runtime.kernels import make_kernel
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.fetch.base import FetchStats, RankMemory
+from harmoeny.runtime.memory.host import HostStats
 from harmoeny.runtime.memory.waves import Schedule
 
 
@@ -45,12 +46,14 @@ class LayerResult:
             model itself does not leave out.
         fetch: what moving weights cost.
         padded_tokens: rows that this rank executed besides the plan's, to fill buffers of equal size.
+        host: what its host executed.
     """
 
     output_TH: Tensor
     assignment_S: Tensor | None
     fetch: FetchStats
     padded_tokens: int = 0
+    host: HostStats = field(default_factory=HostStats)
 
     def executed_mask(self, expert_ids_TK: Tensor) -> Tensor:
         """Return bool ``[num_tokens, top_k]``, true where an assignment, of the input's, was executed."""
@@ -101,7 +104,7 @@ class Executor(ABC):
         plan = self.planner.plan(given.layer, counts)
         result = self.execute(given, counts, plan)
         record.mark()  # end
-        record.describe(plan, int(counts[self.comm.rank].sum()), result.fetch, result.padded_tokens)
+        record.describe(plan, int(counts[self.comm.rank].sum()), result.fetch, result.padded_tokens, result.host)
         return result
 
     def begin(self, layer: int, plan: Plan, executed_SE: IntArray) -> Schedule:
@@ -119,7 +122,7 @@ class Executor(ABC):
             head_s, rest_s = self.memory.cost.head_s(traffic, rank, staged=staged)
         schedule = self.planner.fetcher.begin(
             layer, plan.fetch, executed_SE, from_peer=plan.from_peer, grouped=kernel.grouped,
-            head_s=head_s, rest_s=rest_s,
+            head_s=head_s, rest_s=rest_s, host_E=None if plan.host is None else plan.host[:, rank],
         )  # fmt: skip
         kernel.begin(schedule)
         return schedule

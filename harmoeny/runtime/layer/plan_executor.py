@@ -19,6 +19,7 @@ from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.layer.staged import execute_in_stages
 from harmoeny.runtime.memory.fetch.base import FetchStats, RankMemory
+from harmoeny.runtime.memory.host import HostStats
 
 
 class PlanExecutor(Executor):
@@ -94,10 +95,14 @@ class PlanExecutor(Executor):
         rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm, order)
         self.recorder.mark()  # compute
         results = Results(rows_RH)
+        host = self.memory.host if schedule.host else None
+        if host is not None:
+            host.start(self.memory.store.layers[given.layer], schedule.host, rows_RH, results.rows())
         fetch = fetcher.run(lambda wave: kernel(wave, rows_RH, results))
+        on_host = HostStats() if host is None else host.finish()
         self.recorder.mark()  # combine
         output_TH = combine(results.rows(), given.routing_weights_TK, dispatched)
-        return LayerResult(output_TH, dispatched.assignment_S, fetch)
+        return LayerResult(output_TH, dispatched.assignment_S, fetch, host=on_host)
 
 
 def find_executor(name: str) -> type[Executor]:

@@ -47,9 +47,14 @@ class Planner:
             layer: MoE layer in order of execution.
             counts: int64 ``[world_size, num_experts]``.
         """
-        if self.guard is not None:
-            return self.guard(layer, counts, lambda: self._plan(layer, counts))
-        return self._plan(layer, counts)
+        if self.guard is None:
+            plan = self._plan(layer, counts)
+        else:
+            plan = self.guard(layer, counts, lambda: self._plan(layer, counts))
+        retained = self._residency.retain(layer)
+        if retained is not None:
+            self.fetcher.retain(retained)
+        return plan
 
     def _plan(self, layer: int, counts: IntArray) -> Plan:
         changed = self._residency.update(layer, counts)

@@ -11,6 +11,7 @@ import torch
 from harmoeny.plan import Plan
 from harmoeny.runtime.device import Device, Mark, Span, span_s
 from harmoeny.runtime.memory.fetch.base import FetchStats
+from harmoeny.runtime.memory.host import HostStats
 
 
 class Phase(IntEnum):
@@ -38,6 +39,7 @@ class LayerMarks:
         num_assignments: assignments of this rank's tokens.
         fetch: what moving weights cost.
         padded_tokens: rows executed besides the plan's, to fill buffers of equal size.
+        host: what the host executed.
         boundaries: start of every phase and the end, as the device's clock gave them.
         describe: fills in the plan and the assignments once the device is waited for; None: they are there.
     """
@@ -47,6 +49,7 @@ class LayerMarks:
     num_assignments: int = 0
     fetch: FetchStats = field(default_factory=FetchStats)
     padded_tokens: int = 0
+    host: HostStats = field(default_factory=HostStats)
     boundaries: list[Mark] = field(default_factory=list)
     describe: Callable[[], tuple[Plan, int]] | None = None
 
@@ -62,6 +65,8 @@ class LayerTimes:
         fetch_wait_s: how long computation stood still for them.
         restore_s: how long the restores took, all together.
         restore_wait_s: how long computation stood still for those.
+        host_s: how long the host computed.
+        host_wait_s: how long computation stood still for that.
     """
 
     marks: LayerMarks
@@ -70,6 +75,8 @@ class LayerTimes:
     fetch_wait_s: float
     restore_s: float
     restore_wait_s: float
+    host_s: float = 0.0
+    host_wait_s: float = 0.0
 
     def phase_s(self, phase: Phase) -> float:
         """Return the length of a phase in seconds."""
@@ -111,12 +118,19 @@ class Recorder:
         if self.enabled:
             self._layers[-1].boundaries.append(self._device.now())
 
-    def describe(self, plan: Plan, num_assignments: int, fetch: FetchStats, padded_tokens: int = 0) -> None:
+    def describe(
+        self,
+        plan: Plan,
+        num_assignments: int,
+        fetch: FetchStats,
+        padded_tokens: int = 0,
+        host: HostStats | None = None,
+    ) -> None:
         """Attach what was executed to the open layer."""
         if self.enabled:
             marks = self._layers[-1]
             marks.plan, marks.num_assignments, marks.fetch = plan, num_assignments, fetch
-            marks.padded_tokens = padded_tokens
+            marks.padded_tokens, marks.host = padded_tokens, host or HostStats()
 
     def describe_later(self, describe: Callable[[], tuple[Plan, int]]) -> None:
         """Attach a plan that fetches nothing, and this rank's assignments, when the records are collected."""
@@ -140,6 +154,8 @@ class Recorder:
                 fetch_wait_s=_total_s(marks.fetch.fetch_waits),
                 restore_s=_total_s(transfer.span for transfer in marks.fetch.restores),
                 restore_wait_s=_total_s(marks.fetch.restore_waits),
+                host_s=_total_s(marks.host.busy),
+                host_wait_s=_total_s(marks.host.waits),
             )
             for marks in self._layers
         ]

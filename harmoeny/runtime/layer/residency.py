@@ -29,7 +29,8 @@ class Residency:
         self.placements = placements
         self._learns = places_anew(policy)
         self._looks_ahead = type(policy).look_ahead is not Policy.look_ahead
-        self.changes = self._learns or self._looks_ahead
+        self._retains = type(policy).retain is not Policy.retain
+        self.changes = self._learns or self._looks_ahead or self._retains
         self._policy = policy
         self._first_placements = list(placements)
         self.reset()
@@ -49,10 +50,24 @@ class Residency:
         Returns:
             The new placement, or None where nothing changed.
         """
-        if not self._learns:
+        changed = None
+        if self._learns:
+            changed = self._policy.update_placement(layer, self._history[layer], self.placements[layer])
+        if self._learns or self._retains:
+            self._history[layer].append(counts)
+        if changed is not None:
+            self.placements[layer] = changed
+        return changed
+
+    def retain(self, layer: int) -> Placement | None:
+        """Let the policy choose a layer's residents after the batch that was planned; return them, or None.
+
+        Args:
+            layer: MoE layer in order of execution.
+        """
+        if not self._retains:
             return None
-        changed = self._policy.update_placement(layer, self._history[layer], self.placements[layer])
-        self._history[layer].append(counts)
+        changed = self._policy.retain(layer, self._history[layer], self.placements[layer])
         if changed is not None:
             self.placements[layer] = changed
         return changed

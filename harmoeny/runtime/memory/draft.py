@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 from harmoeny.choices import WorkOrder
 from harmoeny.cost import ExpertCost
-from harmoeny.runtime.memory.residents import EMPTY
+from harmoeny.runtime.memory.residents import EMPTY, settled
 from harmoeny.runtime.memory.waves import Schedule, ScheduledFetch
 
 #: No slot, slice or wave.
@@ -42,7 +42,9 @@ class Predicted(NamedTuple):
     rest_s: float
 
 
-def draft_schedule(parts: Sequence[Slice], home: Sequence[int], times: Predicted, *, work_order: str) -> Schedule:
+def draft_schedule(
+    parts: Sequence[Slice], home: Sequence[int], times: Predicted, *, work_order: str, wanted: Set[int] | None = None
+) -> Schedule:
     """Return the schedule of slices, one after the other, whose experts are not all residents.
 
     Args:
@@ -50,11 +52,12 @@ def draft_schedule(parts: Sequence[Slice], home: Sequence[int], times: Predicted
         home: as for :func:`harmoeny.runtime.memory.schedule.make_schedule`, and so the rest.
         times: predicts when fetches and slices begin and end.
         work_order: ``covered`` or ``paper``.
+        wanted: the residents after the layer; None: those before it.
     """
     slot_of = {expert_id: slot for slot, expert_id in enumerate(home) if expert_id != EMPTY}
     hits = deque(p for p in parts if p.expert_id in slot_of)
     misses = deque(p for p in parts if p.expert_id not in slot_of)
-    draft = _Draft(home, slot_of, Counter(p.expert_id for p in hits), times)
+    draft = _Draft(home, slot_of, Counter(p.expert_id for p in hits), times, wanted)
     fetch: _Fetch | None = None
     while hits or misses:
         if misses and fetch is None:
@@ -67,15 +70,21 @@ def draft_schedule(parts: Sequence[Slice], home: Sequence[int], times: Predicted
     return draft.schedule()
 
 
-def restores(home: Sequence[int], content: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (expert, slot) of the residents that a layer overwrote.
+def closing(
+    home: Sequence[int], content: Sequence[int], wanted: Set[int] | None
+) -> tuple[list[tuple[int, int]], list[int] | None]:
+    """Return the :attr:`Schedule.restores` of a layer, and its :attr:`Schedule.after`.
 
     Args:
         home: expert in every slot before the layer.
-        content: and after it.
+        content: and after its last wave.
+        wanted: the residents after the layer; None: those before it.
     """
+    if wanted is not None:
+        after, copies = settled(content, wanted)
+        return copies, after
     slots = enumerate(zip(home, content, strict=True))
-    return [(expert_id, slot) for slot, (expert_id, now) in slots if expert_id not in (EMPTY, now)]
+    return [(expert_id, slot) for slot, (expert_id, now) in slots if expert_id not in (EMPTY, now)], None
 
 
 class _Fetch(NamedTuple):
@@ -98,7 +107,14 @@ class _Drafted(NamedTuple):
 class _Draft:
     """A schedule while it is being made; times are predicted seconds since the layer's first slice could begin."""
 
-    def __init__(self, home: Sequence[int], slot_of: dict[int, int], due: Counter[int], times: Predicted) -> None:
+    def __init__(
+        self,
+        home: Sequence[int],
+        slot_of: dict[int, int],
+        due: Counter[int],
+        times: Predicted,
+        wanted: Set[int] | None,
+    ) -> None:
         """Start with the slots as they are between batches.
 
         Args:
@@ -106,7 +122,9 @@ class _Draft:
             slot_of: slot per expert; updated.
             due: number of slices per resident that are still to be added; updated.
             times: predicts when fetches and slices begin and end.
+            wanted: the residents after the layer; None: those before it.
         """
+        self._wanted = wanted
         self._drafted: list[_Drafted] = []
         self._home, self._slot_of, self._due, self._times = home, slot_of, due, times
         self._content = list(home)
@@ -124,7 +142,7 @@ class _Draft:
         arrival_s = self._times.arrivals.get(expert_id)
         earliest_s = self._fetched_ends_s[0] if arrival_s is not None else max(self._link_s, self._fetched_ends_s[0])
         choices = [
-            (max(earliest_s, self._free_s[slot]), content == self._home[slot] != EMPTY, slot)
+            (max(earliest_s, self._free_s[slot]), self._stays(content, self._home[slot]), slot)
             for slot, content in enumerate(self._content)
             if not self._due.get(content)
         ]
@@ -134,6 +152,10 @@ class _Draft:
         if arrival_s is not None:
             return _Fetch(slot, max(start_s, arrival_s - self._times.head_s), needed=True)
         return _Fetch(slot, start_s + self._times.cost.fetch_s, needed=True)
+
+    def _stays(self, content: int, home: int) -> bool:
+        """Return whether an expert that lies in a slot, before the layer's ``home``, would be copied there again."""
+        return content == home != EMPTY if self._wanted is None else content in self._wanted
 
     def resident_first(self, fetch: _Fetch, work_order: str) -> bool:
         """Return whether a resident is executed before the expert that is fetched next."""
@@ -161,6 +183,7 @@ class _Draft:
     def schedule(self) -> Schedule:
         """Return what was drafted, every slice a wave."""
         drafted = self._drafted
+        restores, after = closing(self._home, self._content, self._wanted)
         return Schedule(
             stages=[d.part.stage for d in drafted],
             expert_ids=[d.part.expert_id for d in drafted],
@@ -173,7 +196,8 @@ class _Draft:
                 for number, d in enumerate(drafted)
                 if d.fetch is not None
             ],
-            restores=restores(self._home, self._content),
+            restores=restores,
+            after=after,
         )
 
     def _append(self, part: Slice, slot: int, fetch: _Fetch | None = None) -> None:

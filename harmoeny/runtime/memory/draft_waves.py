@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from harmoeny.choices import WorkOrder
-from harmoeny.runtime.memory.draft import NONE, PAPER_LEAD, Predicted, Slice, restores
+from harmoeny.runtime.memory.draft import NONE, PAPER_LEAD, Predicted, Slice, closing
 from harmoeny.runtime.memory.residents import EMPTY
 from harmoeny.runtime.memory.waves import Schedule, ScheduledFetch
 
 
-def draft_waves(parts: Sequence[Slice], home: Sequence[int], times: Predicted, *, work_order: str) -> Schedule:
+def draft_waves(
+    parts: Sequence[Slice], home: Sequence[int], times: Predicted, *, work_order: str, wanted: Set[int] | None = None
+) -> Schedule:
     """Return the grouped schedule of slices whose experts are not all residents.
 
     Every wave costs a launch. So a slice whose weights are on their way joins a wave if that has to wait for them for
@@ -23,8 +25,9 @@ def draft_waves(parts: Sequence[Slice], home: Sequence[int], times: Predicted, *
         home: expert in every slot.
         times: predicts when fetches and waves begin and end.
         work_order: ``covered`` or ``paper``.
+        wanted: the residents after the layer; None: those before it.
     """
-    draft = _Waves(parts, home, times)
+    draft = _Waves(parts, home, times, wanted)
     lead = PAPER_LEAD if work_order == WorkOrder.PAPER else len(parts)
     while draft.hits or draft.misses:
         draft.assign_slots()
@@ -43,7 +46,7 @@ class _Waves:
         misses: those of other experts, in the order in which they are fetched.
     """
 
-    def __init__(self, parts: Sequence[Slice], home: Sequence[int], times: Predicted) -> None:
+    def __init__(self, parts: Sequence[Slice], home: Sequence[int], times: Predicted, wanted: Set[int] | None) -> None:
         cost, arrivals, head_s = times.cost, times.arrivals, times.head_s
         held = {e for e in home if e != EMPTY}
         self.hits = [p for p in parts if p.expert_id in held]
@@ -53,6 +56,7 @@ class _Waves:
             key=lambda p: (p.stage, from_host_later.get(p.expert_id, not all(from_host_later.values()))),
         )
         self._home, self._cost, self._arrivals, self._times = home, cost, arrivals, times
+        self._wanted = wanted
         self._content = list(home)
         self._slot_of = {e: slot for slot, e in enumerate(home) if e != EMPTY}
         self._due = Counter(p.expert_id for p in self.hits)
@@ -87,11 +91,15 @@ class _Waves:
         """Return the slot that is free first; None while all hold experts that are still to be executed."""
         wanted = {p.expert_id for p in self.misses}
         choices = [
-            (content in wanted, max(self._link_s, self._free_s[slot]), content == self._home[slot] != EMPTY, slot)
+            (content in wanted, max(self._link_s, self._free_s[slot]), self._stays(content, slot), slot)
             for slot, content in enumerate(self._content)
             if not self._due.get(content) and content not in self._awaited
         ]
         return min(choices)[-1] if choices else None
+
+    def _stays(self, content: int, slot: int) -> bool:
+        """Return whether what lies in a slot would be copied there again."""
+        return content == self._home[slot] != EMPTY if self._wanted is None else content in self._wanted
 
     def has_fetched(self) -> bool:
         """Return whether the next fetched expert has a slot."""
@@ -168,6 +176,7 @@ class _Waves:
         for wave in self._waves:
             used += len(wave)
             ends.append(used)
+        restores, after = closing(self._home, self._content, self._wanted)
         return Schedule(
             stages=[part.stage for *_, part in placed],
             expert_ids=[part.expert_id for *_, part in placed],
@@ -176,7 +185,8 @@ class _Waves:
             num_tokens=[part.num_tokens for *_, part in placed],
             ends=ends,
             fetches=[ScheduledFetch(e, slot, self._first_wave(e, after), after) for e, slot, after in self._fetches],
-            restores=restores(self._home, self._content),
+            restores=restores,
+            after=after,
         )
 
     def _first_wave(self, expert_id: int, after: int) -> int:

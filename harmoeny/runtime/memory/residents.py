@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,17 +23,6 @@ def num_slots_needed(num_residents: IntArray, num_experts: int, num_slots: int |
     """
     wanted = np.maximum(num_residents, 1) if num_slots is None else np.full_like(num_residents, num_slots)
     return np.minimum(wanted, num_experts)
-
-
-def with_slot(resident: BoolArray, num_slots: IntArray | int) -> BoolArray:
-    """Return the residents that have a slot, bool: the first of every rank, where there are more than slots.
-
-    Args:
-        resident: bool ``[num_experts]`` of one rank or ``[num_experts, world_size]`` of all.
-        num_slots: slots of the rank, or int64 ``[world_size]``.
-    """
-    kept: BoolArray = resident & (np.cumsum(resident, axis=0) <= num_slots)
-    return kept
 
 
 def home_slots(resident: BoolArray, num_slots: int | None = None) -> list[int]:
@@ -62,3 +52,22 @@ def replace_residents(home: list[int], resident: BoolArray) -> list[int]:
             if home[index] != EMPTY:
                 changed.append(index)
     return changed
+
+
+def settled(content: Sequence[int], wanted: Iterable[int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return what slots hold once they were brought to other residents, and the (expert, slot) to copy for that.
+
+    Args:
+        content: expert in every slot now; one may be in several.
+        wanted: the residents, at most as many as there are slots count; what is in a slot already stays there.
+    """
+    missing = dict.fromkeys(sorted(wanted)[: len(content)])
+    after = []
+    for expert_id in content:
+        after.append(expert_id if expert_id in missing else EMPTY)
+        missing.pop(expert_id, None)
+    free = (slot for slot, expert_id in enumerate(after) if expert_id == EMPTY)
+    copies = list(zip(missing, free, strict=False))
+    for expert_id, slot in copies:
+        after[slot] = expert_id
+    return after, copies

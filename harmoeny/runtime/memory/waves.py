@@ -48,6 +48,25 @@ class ScheduledFetch(NamedTuple):
     after: int
 
 
+class HostSlice(NamedTuple):
+    """Rows of one expert that are executed on the host, from the store.
+
+    Attributes:
+        expert_id: the expert.
+        start: its first row.
+        num_tokens: its rows, at least 1.
+    """
+
+    expert_id: int
+    start: int
+    num_tokens: int
+
+    @property
+    def rows(self) -> slice:
+        """The slice's rows."""
+        return slice(self.start, self.start + self.num_tokens)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Order of a rank's work in one layer: waves of slices.
@@ -60,7 +79,9 @@ class Schedule:
         num_tokens: rows of every slice.
         ends: one behind the last slice of every wave.
         fetches: in the order in which they begin.
-        restores: (expert, slot) to copy after the last wave, so that the slots hold what they held before.
+        restores: (expert, slot) to copy after the last wave, so that the slots hold what they are to hold then.
+        after: expert in every slot once that is done, ``EMPTY`` where there is none; None: as before the layer.
+        host: what is executed on the host, beside the waves.
     """
 
     stages: Sequence[int] = ()
@@ -71,6 +92,8 @@ class Schedule:
     ends: Sequence[int] = ()
     fetches: Sequence[ScheduledFetch] = ()
     restores: Sequence[tuple[int, int]] = ()
+    after: Sequence[int] | None = None
+    host: Sequence[HostSlice] = ()
 
     def waves(self) -> Iterator[Wave]:
         """Return the waves in order of execution."""
@@ -84,6 +107,8 @@ class Schedule:
             begin = end
 
     def experts_by_row(self, stage: int = 0) -> list[int]:
-        """Return the experts of a stage's slices, ordered by the slices' rows."""
+        """Return the experts of a stage's slices, ordered by the slices' rows; those of the host are of stage 0."""
         slices = zip(self.stages, self.starts, self.expert_ids, strict=True)
-        return [expert_id for _, expert_id in sorted((start, e) for s, start, e in slices if s == stage)]
+        starts = [(start, e) for s, start, e in slices if s == stage]
+        starts += [(part.start, part.expert_id) for part in self.host if stage == 0]
+        return [expert_id for _, expert_id in sorted(starts)]

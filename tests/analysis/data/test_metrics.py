@@ -106,6 +106,8 @@ BY_HAND: dict[str, Callable[[list[Row], Row], float]] = {
         / sum(row["executed_tokens"] for row in layers)
     ),
 }
+BY_HAND["host_share"] = share("host_tokens", "executed_tokens")
+BY_HAND["hit_share"] = lambda layers, iteration: 1 - share("num_misses", "num_active_experts")(layers, iteration)
 BY_HAND["prediction_error"] = prediction_error
 BY_HAND |= {f"{phase}_s": per_rank(f"{phase}_s") for phase in PHASES}
 
@@ -125,7 +127,10 @@ def test_where_nothing_happens_shares_are_those_of_a_perfect_run(written: Synthe
     """Without fetches nothing was left unhidden, and without tokens no rank had more than another."""
     run = load_run(written.folder)
     zero = run.layers.assign(
-        **dict.fromkeys(("executed_tokens", "num_assignments", "dropped_tokens", "num_active_experts"), 0),
+        **dict.fromkeys(
+            ("executed_tokens", "num_assignments", "dropped_tokens", "num_active_experts", "num_misses"), 0
+        ),
+        host_tokens=0,
         **dict.fromkeys(("fetch_s", "fetch_wait_s", "idle_s", "layer_s", "predicted_s"), 0.0),
     )
     values = per_iteration(zero, run.iterations)
@@ -134,6 +139,8 @@ def test_where_nothing_happens_shares_are_those_of_a_perfect_run(written: Synthe
         "layer_imbalance": 1.0,
         "active_expert_imbalance": 1.0,
         "exposed_fetch_bytes": 0.0,
+        "hit_share": 1.0,
+        "host_share": 0.0,
     }
     for name, value in expected.items():
         assert (values[name] == value).all(), name

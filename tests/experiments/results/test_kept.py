@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.compose.load import load_point
 from experiments.point.point import Point
 from experiments.results.kept import is_done, is_kept, remarks, replaced
 from experiments.results.manifest import new_manifest
@@ -196,7 +197,7 @@ class TestPolicy:
         for name in [name for name in sys.modules if name.startswith(package.name)]:
             del sys.modules[name]
         self.change(package / "data.py", "one two", "three four")
-        again = point()
+        again = load_point(before.config)  # a process of its own would have built nothing of it before
         assert again.run_id == before.run_id
         assert not is_done(again)
         assert "a file of dataset has changed; tag=NAME measures beside it" in replaced(again)

@@ -15,11 +15,12 @@ from experiments.results.layer_rows import (
     routing_frame,
 )
 from experiments.results.manifest import new_manifest
-from experiments.results.request_rows import Decoded, Served, decode_frame, request_frame
+from experiments.results.request_rows import Decoded, Served, decode_frame, decode_totals, request_frame
 from experiments.results.run_folder import RunFolder
 from harmoeny.plan import Plan
 from harmoeny.runtime.layer.recorder import LayerMarks, LayerTimes
 from harmoeny.runtime.memory.fetch.base import FetchStats
+from harmoeny.runtime.memory.host import HostStats
 from harmoeny.runtime.memory.slots import Transfer
 from results_schema import tables
 from tests import documented
@@ -31,9 +32,13 @@ PLATFORM = Platform("gloo", "CPU of tests", "memcpy")
 def times(tokens: list[Any], *, num_assignments: int, boundary_s: list[float], layer: int = 0) -> LayerTimes:
     counts = np.array(tokens, dtype=np.int64)
     plan = Plan(tokens=counts, fetch=np.zeros((counts.shape[1], counts.shape[0]), dtype=np.bool_))
-    moved = FetchStats(num_host_fetches=3, num_peer_fetches=2, fetch_bytes=640, restores=[Transfer()] * 4)
-    marks = LayerMarks(layer, plan=plan, num_assignments=num_assignments, fetch=moved, padded_tokens=7)
-    return LayerTimes(marks, boundary_s, fetch_s=0.5, fetch_wait_s=0.25, restore_s=0.75, restore_wait_s=0.125)
+    moved = FetchStats(num_host_fetches=3, num_peer_fetches=2, num_misses=4, fetch_bytes=640, restores=[Transfer()] * 4)
+    host = HostStats(num_tokens=3, activation_bytes=96)
+    marks = LayerMarks(layer, plan=plan, num_assignments=num_assignments, fetch=moved, padded_tokens=7, host=host)
+    return LayerTimes(
+        marks, boundary_s, fetch_s=0.5, fetch_wait_s=0.25, restore_s=0.75, restore_wait_s=0.125, host_s=0.0625,
+        host_wait_s=0.03125,
+    )  # fmt: skip
 
 
 # tokens[src][expert][dst] of two ranks and three experts: rank 0 wants 12 and drops 2, rank 1 wants 8 and drops none.
@@ -68,6 +73,11 @@ def test_layer_row_by_hand() -> None:
         "combine_s": 0.25,
         "layer_s": 8.0,
         "predicted_s": 0.0,
+        "host_tokens": 3,
+        "activation_bytes": 96,
+        "num_misses": 4,
+        "host_s": 0.0625,
+        "host_wait_s": 0.03125,
         "compute_end_s": 108.75,
     }
 
@@ -151,14 +161,18 @@ def test_open_loop_by_hand() -> None:
 
 
 def test_decode_by_hand() -> None:
+    layer = layer_row(times(TOKENS, num_assignments=12, boundary_s=BOUNDARY_S), rank=0, origin_s=0.0)
     ranks = [
-        Decoded("x", 0, rank=0, num_sequences=3, num_steps=4, first_token_s=10.0, last_token_s=12.0),
-        Decoded("x", 0, rank=1, num_sequences=1, num_steps=4, first_token_s=10.5, last_token_s=13.0),
+        Decoded("x", 0, 0, 3, 4, first_token_s=10.0, last_token_s=12.0, totals=decode_totals([layer, layer])),
+        Decoded("x", 0, 1, 1, 4, first_token_s=10.5, last_token_s=13.0, totals=decode_totals([layer])),
     ]
     (row,) = decode_frame(ranks, PLATFORM).to_dict("records")
     assert row["output_tokens"] == 16
     assert row["decode_s"] == 2.5
     assert row["output_tokens_per_s"] == 16 / 2.5
+    assert [row[name] for name in ("executed_tokens", "host_tokens", "num_active_experts")] == [3 * 8, 3 * 3, 3 * 2]
+    assert [row[name] for name in ("num_misses", "fetch_bytes", "activation_bytes")] == [3 * 4, 3 * 640, 3 * 96]
+    assert (row["fetch_s"], row["fetch_wait_s"]) == (1.5, 0.75)
     assert row["tpot_s"] == (3 * 2.0 / 4 + 2.5 / 4) / 4
 
 
@@ -205,7 +219,7 @@ def test_routing_by_hand() -> None:
         (tables.ITERATIONS, iteration_frame(ITERATIONS, PLATFORM, "model")),
         (tables.REQUESTS, request_frame(ITERATIONS, [], PLATFORM)),
         (tables.ROUTING, routing_frame([np.ones((2, 4), dtype=np.int64)], [0, 0])),
-        (tables.DECODE, decode_frame([Decoded("x", 0, 0, 1, 1, 0.0, 1.0)], PLATFORM)),
+        (tables.DECODE, decode_frame([Decoded("x", 0, 0, 1, 1, 0.0, 1.0, decode_totals([]))], PLATFORM)),
     ],
 )
 def test_documentation_schema_and_records_have_the_same_columns(table: tables.Table, frame: pd.DataFrame) -> None:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+
 from harmoeny.choices import Fetch, KernelName, WorkOrder
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.runtime.device import Span
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
+from harmoeny.runtime.memory.host import Host
 from harmoeny.runtime.memory.residents import EMPTY, home_slots, replace_residents
 from harmoeny.runtime.memory.schedule import make_schedule
 from harmoeny.runtime.memory.slots import Slot, SlotPool, Transfer
@@ -29,6 +32,7 @@ class FetchStats:
     Attributes:
         num_host_fetches: experts fetched from host memory, new residents too.
         num_peer_fetches: experts fetched from another rank.
+        num_misses: executed experts that were in no slot when the layer began.
         fetch_bytes: size of the fetched experts.
         fetches: one transfer per fetched expert.
         fetch_waits: when computation stood still for them.
@@ -38,6 +42,7 @@ class FetchStats:
 
     num_host_fetches: int = 0
     num_peer_fetches: int = 0
+    num_misses: int = 0
     fetch_bytes: int = 0
     fetches: list[Transfer] = field(default_factory=list)
     fetch_waits: list[Span] = field(default_factory=list)
@@ -56,6 +61,7 @@ class RankMemory:
         comm: this rank's communicator.
         cost: an expert's costs on this machine.
         kernel: what computes experts; :func:`harmoeny.runtime.kernels.make_kernel` explains it.
+        host: executes experts beside the device; None: nothing does.
     """
 
     store: ExpertStore
@@ -64,6 +70,7 @@ class RankMemory:
     comm: Communicator
     cost: ExpertCost
     kernel: str = KernelName.AUTO
+    host: Host | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ class FetchStrategy:
         self._next_fetch = 0
         self._stats = FetchStats()
         self._moved = [FetchStats() for _ in self._home]  # by new placements, since the layer last began
+        self._wanted: frozenset[int] | None = None  # after the layer that is planned
 
     @property
     def device_bytes(self) -> int:
@@ -160,6 +168,7 @@ class FetchStrategy:
         grouped: bool = False,
         head_s: float = 0.0,
         rest_s: float = 0.0,
+        host_E: BoolArray | None = None,
     ) -> Schedule:
         """Order the layer's slices and start the fetches whose slots are free already.
 
@@ -172,14 +181,19 @@ class FetchStrategy:
             grouped: as it explains it too, and so the others.
             head_s: seconds.
             rest_s: seconds.
+            host_E: bool ``[num_experts]``.
         """
         self._layer, self._next_fetch = layer, 0
         self._stats, self._moved[layer] = self._moved[layer], FetchStats()
         self._open_sources(layer, fetch if from_peer is None else fetch & from_peer)
         self._schedule = make_schedule(
             executed_SE, self._home[layer], self.memory.cost, work_order=self._work_order, grouped=grouped,
-            arrivals=self._arrivals(), head_s=head_s, rest_s=rest_s,
+            arrivals=self._arrivals(), head_s=head_s, rest_s=rest_s, host_E=host_E, wanted=self._wanted,
         )  # fmt: skip
+        self._wanted = None
+        if self._schedule.fetches or self._schedule.host:
+            active = {f.expert_id for f in self._schedule.fetches} | {part.expert_id for part in self._schedule.host}
+            self._stats.num_misses = len(active.difference(self._home[layer]))
         if self.ahead:
             self._fetch_until(lambda fetch: fetch.after < 0)
         return self._schedule
@@ -228,6 +242,14 @@ class FetchStrategy:
             if not self.ahead and (stalled := self.memory.transfers.wait(slot)) is not None:
                 moved.fetch_waits.append(stalled)
 
+    def retain(self, placement: Placement) -> None:
+        """Let the layer that :meth:`begin` is called for next leave the residents of a placement, of all ranks.
+
+        Those that its slots do not hold then are copied in behind the layers that follow. Experts that this rank held
+        before count as restores, others as fetches.
+        """
+        self._wanted = frozenset(np.flatnonzero(placement.resident[:, self.memory.comm.rank]).tolist())
+
     def _wait(self, slot: Slot) -> None:
         """Wait for the copy into a slot, and count the stall by what is copied."""
         transfer = slot.transfer
@@ -251,13 +273,22 @@ class FetchStrategy:
         return self._copy(self._layer, slot, expert_id)
 
     def _restore(self) -> None:
-        """Copy back the residents that were overwritten: behind what follows, or at once and blocking."""
-        transfers, slots = self.memory.transfers, self._slots[self._layer]
+        """Copy in the residents that are not there: behind what follows, or at once and blocking."""
+        transfers, slots, stats = self.memory.transfers, self._slots[self._layer], self._stats
+        held, after = self._home[self._layer], self._schedule.after
         for expert_id, slot_index in self._schedule.restores:
             slot = slots[slot_index]
-            self._stats.restores.append(self._copy(self._layer, slot, expert_id, urgent=not self.ahead))
+            copy = self._copy(self._layer, slot, expert_id, urgent=not self.ahead)
+            if expert_id in held:
+                stats.restores.append(copy)
+            else:
+                stats.fetches.append(copy)
+                stats.num_host_fetches += 1
+                stats.fetch_bytes += slot.expert_bytes
             if not self.ahead and (stalled := transfers.wait(slot)) is not None:
-                self._stats.restore_waits.append(stalled)
+                stats.restore_waits.append(stalled)
+        if after is not None:
+            self._home[self._layer] = list(after)
 
     def _copy(self, layer: int, slot: Slot, expert_id: int, *, urgent: bool = True) -> Transfer:
         source = self.memory.store.layers[layer].expert(expert_id)

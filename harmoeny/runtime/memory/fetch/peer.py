@@ -11,12 +11,12 @@ from torch import Tensor
 
 from harmoeny.choices import Exchange, Fetch
 from harmoeny.moves import move_sources
-from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement, with_slot
 from harmoeny.predict import machine_costs
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, RankMemory
-from harmoeny.runtime.memory.residents import num_slots_needed, with_slot
+from harmoeny.runtime.memory.residents import num_slots_needed
 from harmoeny.runtime.memory.slots import Slot, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest
 from harmoeny.wire import arrivals_s

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harmoeny.cost import ExpertCost
-from harmoeny.placement import IntArray
-from harmoeny.runtime.memory.residents import EMPTY, home_slots, num_slots_needed, replace_residents, with_slot
+from harmoeny.placement import IntArray, with_slot
+from harmoeny.runtime.memory.residents import EMPTY, home_slots, num_slots_needed, replace_residents, settled
 from harmoeny.runtime.memory.schedule import make_schedule
 from harmoeny.runtime.memory.waves import Schedule
 from tests.strategies import examples
@@ -250,3 +250,54 @@ def test_what_all_ranks_hold_is_what_their_slots_hold(residents: list[list[list[
         changed = replace_residents(home, after[:, rank])
         assert sorted(e for e in home if e != EMPTY) == np.flatnonzero(with_slot(after, rooms)[:, rank]).tolist()
         assert sorted(home[slot] for slot in changed) == np.flatnonzero(new).tolist()
+
+
+@examples(300)
+@given(case=cases(), data=st.data())
+def test_what_the_host_executes_lies_beside_the_waves_and_slots_end_as_wanted(case: Case, data: st.DataObject) -> None:
+    executed = case.executed[:1]
+    num_experts = executed.shape[1]
+    host = np.array(data.draw(st.lists(st.booleans(), min_size=num_experts, max_size=num_experts)))
+    wanted = data.draw(st.none() | st.frozensets(st.integers(0, num_experts - 1), max_size=len(case.home)))
+    schedule = make_schedule(
+        executed, case.home, case.cost, work_order=case.work_order, grouped=case.grouped, arrivals=case.arrivals,
+        head_s=case.head_s, host_E=host, wanted=wanted,
+    )  # fmt: skip
+    rows = [(part.start, part.num_tokens, part.expert_id) for part in schedule.host]
+    assert {e for *_, e in rows} == set(np.flatnonzero(host & (executed[0] > 0)).tolist())
+    device = zip(schedule.starts, schedule.num_tokens, schedule.expert_ids, strict=True)
+    in_order = sorted([*rows, *device])
+    assert [e for *_, e in in_order] == schedule.experts_by_row()
+    assert sum(n for _, n, _ in in_order) == executed.sum()
+    next_row = 0
+    for start, n, expert in in_order:
+        assert (start, n) == (next_row, executed[0, expert])
+        next_row += n
+    if not case.grouped:
+        assert schedule.experts_by_row() == sorted(schedule.experts_by_row())
+
+    content = list(case.home)
+    for fetch in schedule.fetches:
+        assert not host[fetch.expert_id]
+        content[fetch.slot] = fetch.expert_id
+    for expert, slot in schedule.restores:
+        assert content[slot] != expert
+        content[slot] = expert
+    if wanted is None:
+        assert schedule.after is None
+    else:
+        assert schedule.after is not None
+        assert sorted(e for e in schedule.after if e != EMPTY) == sorted(wanted)
+        assert all(now in (EMPTY, then) for now, then in zip(schedule.after, content, strict=True))
+
+
+@examples(200)
+@given(st.lists(st.integers(EMPTY, 8), min_size=1, max_size=6), st.frozensets(st.integers(0, 8)))
+def test_settling_copies_no_more_than_what_is_missing(content: list[int], wanted: frozenset[int]) -> None:
+    after, copies = settled(content, wanted)
+    kept = sorted(wanted)[: len(content)]
+    assert sorted(e for e in after if e != EMPTY) == kept
+    assert sorted(e for e, _ in copies) == sorted(set(kept) - set(content))
+    assert all(after[slot] == e for e, slot in copies)
+    assert all(now in (EMPTY, then) for slot, (now, then) in enumerate(zip(after, content, strict=True))
+               if slot not in {s for _, s in copies})  # fmt: skip
