@@ -12,9 +12,10 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from baselines.kit.affinity import count_crossings, count_pairs, place_by_affinity
+from baselines.kit.affinity import count_crossings, place_by_affinity
 from baselines.static_ep import StaticEP
 from harmoeny.choices import Fetch, Knowledge
+from harmoeny.following import count_pairs
 from harmoeny.placement import IntArray, Placement
 from harmoeny.placement import place as place_evenly
 from harmoeny.trace import RoutingTrace

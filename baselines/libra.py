@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import ClassVar, Self
 
 import numpy as np
 
-from baselines.kit.affinity import count_pairs
-from baselines.kit.replicas import FloatArray
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.compiled import compiled
+from harmoeny.following import accuracy, expect, transitions
 from harmoeny.placement import BoolArray, IntArray, Placement, even_room
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
+from harmoeny.predict import FloatArray
 from harmoeny.trace import RoutingTrace
 
 #: Remote assignments move in amounts of at least the mean load over this.
 _LEAST_MOVE_DIVISOR = 256
-#: Tokens whose predictions are compared with the gate's choice.
-_MOST_TOKENS = 8192
 
 
 @dataclass(kw_only=True)
@@ -72,7 +68,7 @@ class Libra(Policy):
         """Return the policy with what follows what, and how well that predicts."""
         fitted = replace(self)
         fitted.following = transitions(trace, num_experts)
-        fitted.accuracy = _accuracy(trace, num_experts)
+        fitted.accuracy = accuracy(trace, num_experts)
         return fitted
 
     def fit_report(self) -> dict[str, float]:
@@ -110,71 +106,6 @@ class Libra(Policy):
         tokens = share_remote(counts, placement.home, placement.resident)
         groups = [list(range(len(counts)))] if len(counts) > 1 else None
         return Plan(tokens=tokens, fetch=np.zeros_like(placement.resident), source_groups=groups)
-
-
-def transitions(trace: RoutingTrace, num_experts: int) -> list[FloatArray | None]:
-    """Return, per layer but the last, the shares of the next layer's experts by expert; rows sum to 1.
-
-    An expert that no token had is followed as the average one is.
-
-    Args:
-        trace: the calibration batches.
-        num_experts: experts per layer.
-    """
-    found: list[FloatArray | None] = []
-    for layer, (stack, next_stack) in enumerate(pairwise(trace.stacks)):
-        if stack != next_stack:
-            found.append(None)
-            continue
-        pairs = count_pairs(trace.expert_ids[layer], trace.expert_ids[layer + 1], num_experts).astype(np.float64)
-        average = pairs.sum(axis=0) + 1e-9
-        pairs[pairs.sum(axis=1) == 0] = average
-        found.append(pairs / pairs.sum(axis=1, keepdims=True))
-    return found
-
-
-def _accuracy(trace: RoutingTrace, num_experts: int) -> dict[str, float]:
-    """Fit to every other token and predict the rest: shares of experts and of assignments, means over layers."""
-    seen = RoutingTrace([ids[::2] for ids in trace.expert_ids], trace.stacks)
-    of_tokens, of_loads = [], []
-    for layer, then in enumerate(transitions(seen, num_experts)):
-        ids, actual = (trace.expert_ids[at][1::2][:_MOST_TOKENS] for at in (layer, layer + 1))
-        if then is None or not (whole := (ids >= 0).all(axis=1) & (actual >= 0).all(axis=1)).any():
-            continue
-        ids, actual = ids[whole], actual[whole]
-        scores = sum(then[ids[:, k]] for k in range(ids.shape[1]))
-        guess = np.argsort(-np.asarray(scores), axis=1, kind="stable")[:, : actual.shape[1]]
-        of_tokens.append(float((guess[:, :, None] == actual[:, None, :]).any(axis=1).mean()))
-        expected = np.bincount(ids.ravel(), minlength=num_experts) @ then
-        missed = np.abs(expected - np.bincount(actual.ravel(), minlength=num_experts)).sum() / 2
-        of_loads.append(float(1 - missed / actual.size))
-    return {"predicted_experts": _mean(of_tokens), "predicted_load": _mean(of_loads)} if of_tokens else {}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
-
-
-@compiled
-def expect(counts: IntArray, then: FloatArray) -> FloatArray:
-    """Return float64 ``[world_size, num_experts]``, the next layer's counts if shares are those of ``then``.
-
-    Not a library's product, whose last bits may differ from rank to rank.
-
-    Args:
-        counts: int64 ``[world_size, num_experts]``.
-        then: float64 ``[num_experts, num_experts]``.
-    """
-    world_size, num_experts = counts.shape
-    expected = np.zeros((world_size, num_experts))
-    for rank in range(world_size):
-        row = expected[rank]
-        for expert in range(num_experts):
-            number, shares = counts[rank, expert], then[expert]
-            if number > 0:
-                for following in range(num_experts):
-                    row[following] += number * shares[following]
-    return expected
 
 
 @compiled

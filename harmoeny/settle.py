@@ -217,3 +217,27 @@ def _copy_inside(load: FloatArray, filled: BoolArray, left: IntArray) -> None:
         filled[expert, taker] = True
         left[taker] -= 1
         share[expert] = after
+
+
+def renew_copies(expected: FloatArray, present: Placement, num_slots: IntArray, most: int, costs: Costs) -> BoolArray:
+    """Return the residents with up to ``most`` other copies on every rank, those with the least load in exchange.
+
+    Args:
+        expected: float64 ``[world_size, num_experts]``, assignments that are expected.
+        present: the present residency; homes stay.
+        num_slots: int64 ``[world_size]``, experts that every rank has room for.
+        most: copies per rank.
+        costs: the machine's.
+
+    Returns:
+        bool ``[num_experts, world_size]``.
+    """
+    resident, world_size = present.resident.copy(), present.world_size
+    share = expected.sum(axis=0) / present.resident.sum(axis=1)
+    free = np.minimum(num_slots - resident.sum(axis=0), most)
+    for rank in range(world_size):
+        copies = np.flatnonzero(resident[:, rank] & (present.home != rank))
+        given = copies[np.argsort(share[copies], kind="stable")][: most - free[rank]]
+        resident[given, rank] = False
+        free[rank] += len(given)
+    return copy_hottest(expected, resident, free, nodes(world_size, costs))

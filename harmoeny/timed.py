@@ -11,13 +11,15 @@ import numpy as np
 from harmoeny.balance import Chosen, choose_shares, plan_by_time
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import NO_LINKS, ExpertCost
+from harmoeny.following import accuracy, expect_alike, reliable
 from harmoeny.moves import move_sources
 from harmoeny.placement import BoolArray, IntArray, Placement, even_room, hold_highest, with_slot
 from harmoeny.places import PlaceCosts, choose_host
 from harmoeny.plan import Plan, home_executed
 from harmoeny.policy import Policy
 from harmoeny.predict import Costs, FloatArray, machine_costs
-from harmoeny.settle import placements_for
+from harmoeny.settle import placements_for, renew_copies
+from harmoeny.trace import RoutingTrace
 
 #: What a new placement has to gain, as a share of a layer's time.
 _LEAST_GAIN = 0.01
@@ -25,6 +27,8 @@ _LEAST_GAIN = 0.01
 _SERVED_BATCHES = 128
 #: Batches that the first new placement follows: one that it is derived from, and two in which it has to pay.
 _FEWEST_BATCHES = 3
+#: What copies ahead of the gate have to gain, as a share of a layer's time.
+_LEAST_GAIN_AHEAD = 0.05
 #: Share of what it gains in the batches that it is derived from that it has to gain in the latest, too.
 _LEAST_KEPT = 0.5
 #: Batches that a cache remembers, and how much less each counts than the next.
@@ -54,6 +58,7 @@ class HarMoEny(Policy):
         overlap: whether a rank's own rows may be executed while the others are on their way.
         spread: whether hot experts may be brought to all ranks.
         settle: whether placements follow what earlier batches needed.
+        ahead: whether spare slots of the next layer get what it is predicted to need, while a layer is executed.
         interval: batches between two new placements of a layer.
         window: latest batches that they follow.
         host: whether ranks that hold fewer experts than are at home there (``num_slots``) may execute some on their
@@ -64,13 +69,15 @@ class HarMoEny(Policy):
     name: ClassVar[str] = "harmoeny"
     description: ClassVar[str] = "moves tokens and weights in every batch such that the slowest rank is soonest ready"
     baseline: ClassVar[bool] = False
-    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT, Knowledge.HISTORY})
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT, Knowledge.HISTORY, Knowledge.LOOKAHEAD})
+    calibration_batches: ClassVar[int] = 4
 
     fetch: str = Fetch.PEER.value
     spare_slots: int = 0
     overlap: bool = True
     spread: bool = True
     settle: bool = True
+    ahead: bool = True
     interval: int = 8
     window: int = 8
     host: bool = True
@@ -81,6 +88,9 @@ class HarMoEny(Policy):
         self._known: tuple[Costs, FloatArray] | None = None
         #: Between ranks, as calibrated. No option.
         self._links = NO_LINKS
+        #: Per layer, what follows what where that is reliable, and how well it predicts. No options.
+        self._following: list[FloatArray | None] = []
+        self._accuracy: dict[str, float] = {}
         if all(name in self.costs for name in Costs._fields):
             costs = Costs(**{name: float(value) for name, value in self.costs.items() if name in Costs._fields})
             costs = costs if self.fetch == Fetch.PEER else costs._replace(peer_fetch_s=0.0)
@@ -133,6 +143,18 @@ class HarMoEny(Policy):
         calibrated = replace(self, costs=costs | self.costs)
         calibrated._links = cost.links
         return calibrated
+
+    def fitted(self, trace: RoutingTrace, num_experts: int, world_size: int) -> Self:
+        """Return the policy with what follows what, which is needed only to look ahead."""
+        fitted = replace(self)
+        fitted._links = self._links
+        if self.ahead and (self.room(num_experts, world_size) or 0) * world_size > num_experts:
+            fitted._following, fitted._accuracy = reliable(trace, num_experts), accuracy(trace, num_experts)
+        return fitted
+
+    def fit_report(self) -> dict[str, float]:
+        """Return the accuracy on tokens that the prediction was not fitted to."""
+        return self._accuracy
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Plan ``counts`` (int64 ``[world_size, num_experts]``).
@@ -207,6 +229,33 @@ class HarMoEny(Policy):
             if (now_s - then_s).mean() >= _LEAST_KEPT * gained_s.mean():
                 best, best_s = candidate, then_s.sum()
         return best
+
+    def look_ahead(self, layer: int, counts: IntArray, following: Placement) -> Placement | None:
+        """Give spare slots of the next layer to what it is predicted to need most, where that is predicted to pay.
+
+        No more is copied than the host's link brings while the layer's mean rank computes and exchanges.
+
+        Args:
+            layer: the layer that was planned.
+            counts: int64 ``[world_size, num_experts]``, its counts.
+            following: the present residency of the next layer.
+        """
+        then = self._following[layer] if layer < len(self._following) else None
+        if then is None:
+            return None
+        costs, _ = self._costs()
+        mean_s = counts.sum() * (costs.token_s + 2 * costs.exchange_token_s) / len(counts)
+        most = int(mean_s / costs.fetch_s)
+        if most == 0:
+            return None
+        expected = expect_alike(counts, then)
+        resident = renew_copies(expected, following, self._num_slots(following), most, costs)
+        if np.array_equal(resident, following.resident):
+            return None
+        changed = Placement(following.home, resident)
+        whole = np.rint(expected).astype(np.int64)
+        now_s, then_s = (self.choose(whole, placement).predicted_s for placement in (following, changed))
+        return changed if then_s < now_s * (1 - _LEAST_GAIN_AHEAD) else None
 
     def _predicted_s(self, batches: Sequence[IntArray], placement: Placement) -> FloatArray:
         """Return float64 ``[num_batches]``, how long each would take."""

@@ -197,6 +197,8 @@ def _layer(rng: random.Random, *, exact: bool) -> dict[str, Any]:
         "num_host_fetches": rng.randint(0, 3),
         "num_peer_fetches": rng.randint(0, 3),
         "num_restores": rng.randint(0, 3),
+        "num_ahead": (ahead := rng.randint(0, 3)),
+        "num_ahead_used": rng.randint(0, ahead),
         "fetch_bytes": rng.randint(0, 1 << 20),
         "fetch_s": fetch_s,
         "fetch_wait_s": rng.random() * fetch_s,

@@ -110,6 +110,11 @@ def _prediction_error(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
     return error.groupby("iteration").mean()
 
 
+def _ahead_hits(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+    sums = layers.groupby("iteration")[["num_ahead_used", "num_ahead"]].sum()
+    return (sums["num_ahead_used"] / sums["num_ahead"]).where(sums["num_ahead"] > 0)
+
+
 METRICS = (
     Metric(
         "throughput_tokens_per_s", "Throughput", "tokens/s", "higher",
@@ -162,6 +167,11 @@ METRICS = (
     Metric(
         "num_restores", "Restores per batch", "", "lower",
         "sum of num_restores over layers and ranks", _total("num_restores"),
+    ),
+    Metric(
+        "ahead_hit_rate", "Hit rate of looking ahead", "", "higher",
+        "sum of num_ahead_used / sum of num_ahead over layers and ranks; none where nothing was copied ahead",
+        _ahead_hits,
     ),
     Metric(
         "fetch_hidden_share", "Share of fetch time hidden", "", "higher",

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linear_sum_assignment, milp
 from scipy.sparse import csr_array
 
-from harmoeny.compiled import compiled
 from harmoeny.placement import IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -37,28 +36,6 @@ class Solution:
     ranks: list[IntArray]
     crossings: int
     lower_bound: int
-
-
-@compiled
-def count_pairs(first: IntArray, second: IntArray, num_experts: int) -> IntArray:
-    """Count how often a token goes to one expert in a layer and to another in the next; every pair of a token counts.
-
-    Args:
-        first: int64 ``[num_tokens, top_k]``, experts in a layer; negative where a token has none.
-        second: int64 ``[num_tokens, top_k]``, in the next layer; row t is the same token.
-        num_experts: experts per layer.
-
-    Returns:
-        int64 ``[num_experts, num_experts]``.
-    """
-    pairs = np.zeros((num_experts, num_experts), dtype=np.int64)
-    for token in range(first.shape[0]):
-        for before in first[token]:
-            if before >= 0:
-                for after in second[token]:
-                    if after >= 0:
-                        pairs[before, after] += 1
-    return pairs
 
 
 def count_crossings(pairs: Sequence[IntArray], ranks: Sequence[IntArray]) -> int:

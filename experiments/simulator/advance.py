@@ -216,7 +216,7 @@ class SimulatedSystem:
     def _look_ahead(self, layer: int, counts: IntArray, now_s: FloatArray) -> FloatArray:
         """Let the policy change the residents of the next layer; return when every rank can go on."""
         changed = self._residency.look_ahead(layer, counts)
-        return now_s if changed is None else self._memories.replace_residents(layer + 1, changed, now_s)
+        return now_s if changed is None else self._memories.replace_residents(layer + 1, changed, now_s, ahead=True)
 
     def _plan(self, layer: int, counts: IntArray) -> tuple[Flows, ExchangeTimes, float]:
         """Return the plan's flows, what they cost to exchange, and how long planning took."""

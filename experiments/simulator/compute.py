@@ -28,7 +28,7 @@ from harmoeny.runtime.memory.waves import Wave
 
 _COUNTS = (
     "num_host_fetches", "num_peer_fetches", "num_restores", "fetch_bytes", "host_tokens", "activation_bytes",
-    "num_misses",
+    "num_misses", "num_ahead", "num_ahead_used",
 )  # fmt: skip
 _TIMES = ("fetch_s", "fetch_wait_s", "restore_s", "restore_wait_s", "host_s", "host_wait_s")
 
@@ -93,13 +93,16 @@ class RankMemories:
         self._ranks: dict[int, _Rank] = {}
         self.num_slots: IntArray = np.sum(self._slots_of_layer, axis=0)
 
-    def replace_residents(self, layer: int, placement: Placement, now_s: FloatArray) -> FloatArray:
+    def replace_residents(
+        self, layer: int, placement: Placement, now_s: FloatArray, *, ahead: bool = False
+    ) -> FloatArray:
         """Start copying a layer's new residents, which count as fetches; return when every rank can go on."""
         held = with_slot(placement.resident, self._slots_of_layer[layer])
         new, before = held & ~self._held[layer], self._placements[layer]
         from_peers, changed = np.zeros_like(new), (held != self._held[layer]).any(axis=0)
         if self._policy.fetch == Fetch.PEER:
             changed[:] = True  # all know where the homes are
+        if self._policy.fetch == Fetch.PEER and not ahead:
             expert = self._cost.expert
             sources = move_sources(new, self._held[layer], before.home, machine_costs(expert), expert.links)
             from_peers = sources.from_peer
@@ -111,10 +114,10 @@ class RankMemories:
             transfers = own.transfers
             transfers.now_s, transfers.copy_s = float(now_s[rank]), float(copy_s[rank])
             own.comm.arrival_s = float(arrival_s[rank])
-            own.fetcher.replace_residents(layer, placement)
+            own.fetcher.replace_residents(layer, placement, ahead=ahead)
             transfers.owed_s = 0.0  # moves of residents are taken to leave the processor alone
             ready_s[rank] = transfers.now_s
-        self._held[layer], self._moved[layer] = held, new.any(axis=0)
+        self._held[layer], self._moved[layer] = held, self._moved[layer] | new.any(axis=0)
         self._placements[layer] = placement
         return ready_s
 
@@ -257,6 +260,8 @@ def _columns(stats: FetchStats, copy_s: float) -> dict[str, int | float]:
         "num_misses": stats.num_misses,
         "num_restores": len(stats.restores),
         "fetch_bytes": stats.fetch_bytes,
+        "num_ahead": stats.num_ahead,
+        "num_ahead_used": stats.num_ahead_used,
         "fetch_s": sum(span_s(t.span) for t in stats.fetches if t.span is not None),
         "fetch_wait_s": sum(map(span_s, stats.fetch_waits)),
         "restore_s": len(stats.restores) * copy_s,

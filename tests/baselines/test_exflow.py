@@ -11,7 +11,8 @@ import pytest
 
 from baselines.exflow import ExFlow
 from baselines.kit import affinity
-from baselines.kit.affinity import count_crossings, count_pairs, place_by_affinity
+from baselines.kit.affinity import count_crossings, place_by_affinity
+from harmoeny.following import count_pairs
 from harmoeny.placement import IntArray
 from harmoeny.trace import RoutingTrace
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from baselines.libra import Libra, import_experts, share_remote, transitions
+from baselines.libra import Libra, import_experts, share_remote
+from harmoeny.following import transitions
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.runtime.layer.residency import Residency
 from harmoeny.trace import RoutingTrace

@@ -63,5 +63,5 @@ class Planner:
         plan = self.policy.plan(counts, self.placements[layer])
         ahead = self._residency.look_ahead(layer, counts)
         if ahead is not None:
-            self.fetcher.replace_residents(layer + 1, ahead)
+            self.fetcher.replace_residents(layer + 1, ahead, ahead=True)
         return plan

@@ -98,6 +98,11 @@ BY_HAND: dict[str, Callable[[list[Row], Row], float]] = {
     "exchanged_tokens": lambda layers, _: sum(row["sent_tokens"] for row in layers),
     "num_fetches": lambda layers, _: sum(row["num_host_fetches"] + row["num_peer_fetches"] for row in layers),
     "num_restores": lambda layers, _: sum(row["num_restores"] for row in layers),
+    "ahead_hit_rate": lambda layers, _: (
+        sum(row["num_ahead_used"] for row in layers) / ahead
+        if (ahead := sum(row["num_ahead"] for row in layers))
+        else float("nan")
+    ),
     "fetch_hidden_share": hidden,
     "fetch_wait_share": share("fetch_wait_s", "layer_s"),
     "dropped_share": share("dropped_tokens", "num_assignments"),

@@ -33,6 +33,7 @@ def times(tokens: list[Any], *, num_assignments: int, boundary_s: list[float], l
     counts = np.array(tokens, dtype=np.int64)
     plan = Plan(tokens=counts, fetch=np.zeros((counts.shape[1], counts.shape[0]), dtype=np.bool_))
     moved = FetchStats(num_host_fetches=3, num_peer_fetches=2, num_misses=4, fetch_bytes=640, restores=[Transfer()] * 4)
+    moved.num_ahead, moved.num_ahead_used = 3, 1
     host = HostStats(num_tokens=3, activation_bytes=96)
     marks = LayerMarks(layer, plan=plan, num_assignments=num_assignments, fetch=moved, padded_tokens=7, host=host)
     return LayerTimes(
@@ -60,6 +61,8 @@ def test_layer_row_by_hand() -> None:
         "num_host_fetches": 3,
         "num_peer_fetches": 2,
         "num_restores": 4,
+        "num_ahead": 3,
+        "num_ahead_used": 1,
         "fetch_bytes": 640,
         "fetch_s": 0.5,
         "fetch_wait_s": 0.25,

@@ -38,6 +38,8 @@ class FetchStats:
         fetch_waits: when computation stood still for them.
         restores: one transfer per overwritten resident that is copied back.
         restore_waits: when computation stood still for those.
+        num_ahead: experts that were copied ahead of the gate.
+        num_ahead_used: those of them that then had assignments here.
     """
 
     num_host_fetches: int = 0
@@ -48,6 +50,8 @@ class FetchStats:
     fetch_waits: list[Span] = field(default_factory=list)
     restores: list[Transfer] = field(default_factory=list)
     restore_waits: list[Span] = field(default_factory=list)
+    num_ahead: int = 0
+    num_ahead_used: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class FetchStrategy:
         self._stats = FetchStats()
         self._moved = [FetchStats() for _ in self._home]  # by new placements, since the layer last began
         self._wanted: frozenset[int] | None = None  # after the layer that is planned
+        self._ahead: list[list[int]] = [[] for _ in self._home]  # of them, experts copied ahead of the gate
 
     @property
     def device_bytes(self) -> int:
@@ -141,6 +146,7 @@ class FetchStrategy:
         """Return to the residents of the beginning; :meth:`prepare` copies them in, and nothing is counted."""
         self._home = [list(home) for home in self._first_home]
         self._moved = [FetchStats() for _ in self._home]
+        self._ahead = [[] for _ in self._home]
 
     def prepare(self) -> None:
         """Copy in the residents that the slots do not hold, and block until they are there."""
@@ -185,6 +191,9 @@ class FetchStrategy:
         """
         self._layer, self._next_fetch = layer, 0
         self._stats, self._moved[layer] = self._moved[layer], FetchStats()
+        ahead, self._ahead[layer] = self._ahead[layer], []
+        self._stats.num_ahead = len(ahead)
+        self._stats.num_ahead_used = int(executed_SE[:, ahead].any(axis=0).sum())
         self._open_sources(layer, fetch if from_peer is None else fetch & from_peer)
         self._schedule = make_schedule(
             executed_SE, self._home[layer], self.memory.cost, work_order=self._work_order, grouped=grouped,
@@ -226,18 +235,23 @@ class FetchStrategy:
         """Block until all copies are complete."""
         self.memory.transfers.drain()
 
-    def replace_residents(self, layer: int, placement: Placement) -> None:
+    def replace_residents(self, layer: int, placement: Placement, *, ahead: bool = False) -> None:
         """Follow a new placement of a layer; new residents are copied in and counted as fetches of the next batch.
 
         Args:
             layer: MoE layer in order of execution.
             placement: the new one, of all ranks.
+            ahead: it is a guess, made while the layer before is executed: the copies come from host memory, and
+                whatever is needed for sure goes before them.
         """
         moved = self._moved[layer]
-        self._open_moves(layer, placement)
+        self._open_moves(layer, placement, ahead=ahead)
         for index in replace_residents(self._home[layer], placement.resident[:, self.memory.comm.rank]):
             slot = self._slots[layer][index]
-            moved.fetches.append(self._move_into(layer, slot, self._home[layer][index]))
+            expert_id = self._home[layer][index]
+            moved.fetches.append(self._move_into(layer, slot, expert_id, urgent=not ahead))
+            if ahead:
+                self._ahead[layer].append(expert_id)
             moved.fetch_bytes += slot.expert_bytes
             if not self.ahead and (stalled := self.memory.transfers.wait(slot)) is not None:
                 moved.fetch_waits.append(stalled)
@@ -256,7 +270,8 @@ class FetchStrategy:
         stalled = self.memory.transfers.wait(slot)
         if stalled is not None:
             assert transfer is not None, "nothing else is waited for"
-            (self._stats.fetch_waits if transfer.urgent else self._stats.restore_waits).append(stalled)
+            fetched = transfer.urgent or any(transfer is fetch for fetch in self._stats.fetches)
+            (self._stats.fetch_waits if fetched else self._stats.restore_waits).append(stalled)
 
     def _fetch_until(self, begins: Callable[[ScheduledFetch], bool]) -> None:
         """Start fetches, in the order of the schedule, up to the first that does not begin yet."""
@@ -294,13 +309,13 @@ class FetchStrategy:
         source = self.memory.store.layers[layer].expert(expert_id)
         return self.memory.transfers.submit(CopyRequest(slot, expert_id, source, urgent))
 
-    def _open_moves(self, layer: int, placement: Placement) -> None:
+    def _open_moves(self, layer: int, placement: Placement, *, ahead: bool) -> None:
         """Prepare sources other than the store for a layer's new residents."""
 
-    def _move_into(self, layer: int, slot: Slot, expert_id: int) -> Transfer:
+    def _move_into(self, layer: int, slot: Slot, expert_id: int, *, urgent: bool) -> Transfer:
         """Start copying a new resident, and count it by its source."""
         self._moved[layer].num_host_fetches += 1
-        return self._copy(layer, slot, expert_id)
+        return self._copy(layer, slot, expert_id, urgent=urgent)
 
     def _open_sources(self, layer: int, fetch: BoolArray) -> None:
         """Prepare sources other than the store for a layer's fetches."""

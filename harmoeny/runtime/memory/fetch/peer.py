@@ -88,15 +88,17 @@ class PeerFetch(FetchStrategy):
         super().reset()
         self._placements = list(self._first_placements)
 
-    def _open_moves(self, layer: int, placement: Placement) -> None:
+    def _open_moves(self, layer: int, placement: Placement, *, ahead: bool) -> None:
         before, self._placements[layer] = self._placements[layer], placement
+        if ahead:
+            return
         held, wanted = (with_slot(p.resident, self._num_slots[layer]) for p in (before, placement))
         sources = move_sources(wanted & ~held, held, before.home, self._costs, self.memory.cost.links)
         self._moving = self._exchange(self._moves_comm, layer, sources.from_peer, before.home)
 
-    def _move_into(self, layer: int, slot: Slot, expert_id: int) -> Transfer:
-        if expert_id not in self._moving.experts:
-            return super()._move_into(layer, slot, expert_id)
+    def _move_into(self, layer: int, slot: Slot, expert_id: int, *, urgent: bool) -> Transfer:
+        if not urgent or expert_id not in self._moving.experts:
+            return super()._move_into(layer, slot, expert_id, urgent=urgent)
         self._moved[layer].num_peer_fetches += 1
         transfer = self.memory.transfers.submit(self._moving.copy_into(slot, expert_id))
         self._moved_slots.append((slot, transfer))
