@@ -11,7 +11,7 @@ import numpy as np
 from baselines.kit.cache import CachePolicy
 from harmoeny.compiled import compiled
 from harmoeny.cost import ExpertCost
-from harmoeny.placement import BoolArray, IntArray, Placement, hold_highest
+from harmoeny.placement import BoolArray, IntArray, Placement, hold_fetched
 from harmoeny.places import PlaceCosts, device_slice_s, host_slice_s
 from harmoeny.plan import home_executed
 from harmoeny.predict import FloatArray
@@ -28,8 +28,8 @@ class HybriMoE(CachePolicy):
     its head and the host from its tail, whoever would be done first, so that each takes from the other's where it would
     be idle. What the device lacks travels over the link first.
 
-    A slot's expert is overwritten by a fetched one with a higher score: the mean of the shares of tokens that it had,
-    which decays from batch to batch (MRS).
+    A fetched expert takes the slot of the one with the least score: the mean of the shares of tokens that it had, which
+    decays from batch to batch (MRS).
 
     Attributes:
         decay: weight of the latest batch in the scores, the authors' alpha.
@@ -87,15 +87,14 @@ class HybriMoE(CachePolicy):
         return take_from_both_ends(executed, placement.resident, self._costs)
 
     def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
-        """Keep the highest scores, of what ranks held and what they fetched."""
+        """Keep what ranks fetched, in place of the least scores."""
         if self.num_slots is None:
             return None
         executed = home_executed(history[-1], placement)
         fetched = (executed > 0) & ~self.on_host(executed, placement)
-        allowed = (placement.resident | fetched) & placement.at_home
         scores = self.scores([counts.sum(axis=0) for counts in history[-self.history_window :]])
-        scores += 1e-9 * placement.resident.any(axis=1)  # of two alike the one that is there stays
-        return placement.with_residents(hold_highest(scores, allowed, self.num_slots))
+        fetched &= ~placement.resident
+        return placement.with_residents(hold_fetched(scores, fetched, placement, self.num_slots))
 
     def scores(self, totals: Sequence[IntArray]) -> FloatArray:
         """Return float64 ``[num_experts]``; ``totals``: int64 ``[num_experts]`` per batch, oldest first."""

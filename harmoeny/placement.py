@@ -95,6 +95,30 @@ def with_slot(resident: BoolArray, num_slots: IntArray | int) -> BoolArray:
     return kept
 
 
+def hold_fetched(
+    scores: npt.NDArray[np.float64], fetched: BoolArray, placement: Placement, num_slots: int
+) -> BoolArray:
+    """Return bool ``[num_experts, world_size]``: what ranks fetched, in place of their residents with the least scores.
+
+    So nothing has to be copied back. Where there are more fetched ones than slots, those with the least scores stay,
+    which are fetched last.
+
+    Args:
+        scores: float64 ``[num_experts]``, from 0 to 1; of two alike the first counts.
+        fetched: bool ``[num_experts, world_size]``, experts that were fetched to their home ranks.
+        placement: the residency before.
+        num_slots: slots of a rank.
+    """
+    held = np.zeros_like(fetched)
+    for rank in np.flatnonzero(fetched.any(axis=0)):
+        first = np.where(fetched[:, rank], 2.0 - scores, scores)
+        allowed = (placement.resident | fetched)[:, rank, None]
+        held[:, rank] = hold_highest(first, allowed, num_slots)[:, 0]
+    others = ~fetched.any(axis=0)
+    held[:, others] = placement.resident[:, others]
+    return held
+
+
 def hold_highest(scores: npt.NDArray[np.float64], allowed: BoolArray, num_slots: int) -> BoolArray:
     """Return bool ``[num_experts, world_size]``, the experts with the highest scores that every rank has slots for.
 

@@ -13,7 +13,7 @@ from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import NO_LINKS, ExpertCost
 from harmoeny.following import accuracy, expect_alike, reliable
 from harmoeny.moves import move_sources
-from harmoeny.placement import BoolArray, IntArray, Placement, even_room, hold_highest, with_slot
+from harmoeny.placement import BoolArray, IntArray, Placement, even_room, hold_fetched, hold_highest, with_slot
 from harmoeny.places import PlaceCosts, choose_host
 from harmoeny.plan import Plan, home_executed
 from harmoeny.policy import Policy
@@ -271,8 +271,8 @@ class HarMoEny(Policy):
     def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:
         """Keep, on ranks with fewer slots than experts, what is used most; the latest batches count most.
 
-        What was fetched is there already and costs nothing to keep. Of the others one is copied in by every rank, every
-        few batches.
+        What was fetched stays, in place of what is used least: to copy that back would take the link from what follows.
+        Of the others one is copied in by every rank, every few batches, if it is used twice as much as one there.
 
         Args:
             layer: MoE layer in order of execution.
@@ -282,11 +282,13 @@ class HarMoEny(Policy):
         if self.num_slots is None or placement.resident[np.arange(placement.num_experts), placement.home].all():
             return None
         executed = home_executed(history[-1], placement)
-        allowed = placement.resident | ((executed > 0) & ~self._on_host(executed, placement))
-        scores = _decayed_use(history[-self.history_window :]) + 1e-9 * placement.resident.any(axis=1)
+        needed = (executed > 0) & ~placement.resident
+        scores = _decayed_use(history[-self.history_window :])
+        held = hold_fetched(scores, needed & ~self._on_host(executed, placement), placement, self.num_slots)
         if (len(history) + layer) % self.interval == 0:
-            allowed |= hold_highest(scores, placement.at_home & ~allowed, 1)
-        return placement.with_residents(hold_highest(scores, allowed & placement.at_home, self.num_slots))
+            other = hold_highest(scores, placement.at_home & ~held, 1)
+            held = hold_highest(scores * (1 + held.any(axis=1)), held | other, self.num_slots)
+        return placement.with_residents(held & placement.at_home)
 
     def _on_host(self, executed: IntArray, placement: Placement) -> BoolArray:
         """Return bool ``[num_experts, world_size]``, what of ``executed``, of that shape, hosts execute."""

@@ -55,7 +55,10 @@ def draft_schedule(
         wanted: the residents after the layer; None: those before it.
     """
     slot_of = {expert_id: slot for slot, expert_id in enumerate(home) if expert_id != EMPTY}
-    hits = deque(p for p in parts if p.expert_id in slot_of)
+    held = [p for p in parts if p.expert_id in slot_of]
+    if wanted is not None:  # those that make room come first, so that nothing has to be copied back
+        held.sort(key=lambda p: (p.stage, p.expert_id in wanted))
+    hits = deque(held)
     misses = deque(p for p in parts if p.expert_id not in slot_of)
     draft = _Draft(home, slot_of, Counter(p.expert_id for p in hits), times, wanted)
     fetch: _Fetch | None = None
