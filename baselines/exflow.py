@@ -70,7 +70,6 @@ class ExFlow(StaticEP):
     name: ClassVar[str] = "exflow"
     description: ClassVar[str] = "static, experts placed by their affinity between consecutive layers"
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY})
-    calibration_batches: ClassVar[int] = 4
 
     node_limit: int = 1
     placement_file: str | None = None
@@ -88,6 +87,11 @@ class ExFlow(StaticEP):
         super().validate()
         if self.node_limit < 0:
             raise ValueError(f"node_limit: {self.node_limit}, must be at least 0")
+
+    @property
+    def calibration_batches(self) -> int:
+        """Batches that say what follows what."""
+        return 4
 
     def fitted(self, trace: RoutingTrace, num_experts: int, world_size: int) -> Self:
         """Return the policy with the placement from ``placement_file``, or from the trace.

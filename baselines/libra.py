@@ -39,7 +39,6 @@ class Libra(Policy):
     name: ClassVar[str] = "libra"
     description: ClassVar[str] = "replicas for the next layer by a prediction, copied while a layer computes"
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY, Knowledge.LOOKAHEAD, Knowledge.EXACT})
-    calibration_batches: ClassVar[int] = 4
 
     spare_slots: int = 2
     own_share: float = 0.5
@@ -63,6 +62,11 @@ class Libra(Policy):
             raise ValueError(f"spare_slots: {self.spare_slots}, must be at least 0")
         if not 0 <= self.own_share <= 1:
             raise ValueError(f"own_share: {self.own_share}, must be between 0 and 1")
+
+    @property
+    def calibration_batches(self) -> int:
+        """Batches that say what follows what."""
+        return 4
 
     def fitted(self, trace: RoutingTrace, num_experts: int, world_size: int) -> Self:  # noqa: ARG002
         """Return the policy with what follows what, and how well that predicts."""

@@ -50,8 +50,6 @@ class Policy(ABC):
     small_memory: ClassVar[bool] = False
     #: What the policy may see of the routing; it is given nothing else (:func:`check_knowledge`).
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT})
-    #: Batches whose routing :meth:`fitted` wants to see before the measured ones.
-    calibration_batches: ClassVar[int] = 0
 
     placement: str = "contiguous"
     fetch: str = Fetch.ASYNC.value
@@ -115,6 +113,11 @@ class Policy(ABC):
     def calibrated(self, cost: ExpertCost) -> Self:  # noqa: ARG002  (for policies that have a cost model)
         """Return the policy with what it left open filled in from the machine's costs."""
         return self
+
+    @property
+    def calibration_batches(self) -> int:
+        """Batches whose routing :meth:`fitted` wants to see before the measured ones."""
+        return 0
 
     def fitted(self, trace: RoutingTrace, num_experts: int, world_size: int) -> Self:  # noqa: ARG002
         """Return the policy with what it derives from the routing of :attr:`calibration_batches` batches."""
@@ -251,7 +254,7 @@ def check_knowledge(policy: Policy) -> None:
     """
     cls = type(policy)
     blind = all(getattr(cls, name, None) is vars(BlindPolicy)[name] for name in ("plan", "executed"))
-    learns = places_anew(policy) or cls.retain is not Policy.retain or cls.calibration_batches > 0
+    learns = places_anew(policy) or cls.retain is not Policy.retain or policy.calibration_batches > 0
     for needed, asks, way in (
         (Knowledge.EXACT, not blind, "plans for itself (BlindPolicy leaves that to the runtime)"),
         (Knowledge.HISTORY, learns, "learns from earlier batches"),

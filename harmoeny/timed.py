@@ -70,7 +70,6 @@ class HarMoEny(Policy):
     description: ClassVar[str] = "moves tokens and weights in every batch such that the slowest rank is soonest ready"
     baseline: ClassVar[bool] = False
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT, Knowledge.HISTORY, Knowledge.LOOKAHEAD})
-    calibration_batches: ClassVar[int] = 4
 
     fetch: str = Fetch.PEER.value
     spare_slots: int = 0
@@ -144,6 +143,11 @@ class HarMoEny(Policy):
         calibrated._links = cost.links
         return calibrated
 
+    @property
+    def calibration_batches(self) -> int:
+        """Batches that say what follows what, where there are slots to look ahead with."""
+        return 4 if self.ahead and self.spare_slots > 0 else 0
+
     def fitted(self, trace: RoutingTrace, num_experts: int, world_size: int) -> Self:
         """Return the policy with what follows what, which is needed only to look ahead."""
         fitted = replace(self)
@@ -163,10 +167,7 @@ class HarMoEny(Policy):
             ValueError: a cost was neither set nor calibrated.
         """
         _, costs = self._costs()
-        room, resident = self.room(*placement.resident.shape) or 0, placement.resident
-        small = self.caches and not resident[np.arange(len(resident)), placement.home].all()
-        if small:
-            room, resident = 0, resident | placement.at_home  # who executes what is decided as if it were there
+        room, resident, small = self._as_if_there(placement)
         tokens, fetch, from_peer, overlapped, predicted_s = plan_by_time(
             counts, placement.home, resident, room, costs, self._links, self.overlap, self.spread
         )
@@ -189,11 +190,20 @@ class HarMoEny(Policy):
             ValueError: a cost was neither set nor calibrated.
         """
         costs, _ = self._costs()
-        room = self.room(*placement.resident.shape) or 0
+        room, resident, _ = self._as_if_there(placement)
         chosen: Chosen = choose_shares(
-            counts, placement.home, placement.resident, room, costs, self._links, self.overlap, self.spread
+            counts, placement.home, resident, room, costs, self._links, self.overlap, self.spread
         )
         return chosen
+
+    def _as_if_there(self, placement: Placement) -> tuple[int, BoolArray, bool]:
+        """Return a rank's room and what it holds, and whether a rank holds less than what is at home there.
+
+        Then who executes what is decided as if that were there.
+        """
+        if self.caches and not placement.resident[np.arange(placement.num_experts), placement.home].all():
+            return 0, placement.resident | placement.at_home, True
+        return self.room(*placement.resident.shape) or 0, placement.resident, False
 
     def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
         """Place a layer anew where that would have paid in every batch of the latest half of the window.

@@ -38,7 +38,7 @@ _UNNAMED_HARDWARE = (
 #: Options of routers of which the same is true.
 _UNNAMED_ROUTER = {"adapt": False, "sharpness": None, "drift": None}
 #: Options of systems of which the same is true.
-_UNNAMED_SYSTEM = {"spread": True, "host": True}
+_UNNAMED_SYSTEM = {"spread": True, "host": True, "ahead": True}
 #: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.
 _MOST_TIMES = 5
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.

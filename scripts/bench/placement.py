@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     systems = [cls for _, cls in sorted(discover("system")[0].items())]
     replacing = [cls for cls in systems if cls.update_placement is not Policy.update_placement]
-    fitting = [cls for cls in systems if cls.calibration_batches > 0]
+    fitting = [cls for cls in systems if cls.fitted is not Policy.fitted]
     replacements = [time_replacement(cls, *size) for cls in replacing for size in (*SIZES, LARGE)]
     fits = [time_fit(cls, *size) for cls in fitting for size in SIZES]
     show(replacements, fits, Console())

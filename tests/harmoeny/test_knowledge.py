@@ -63,7 +63,10 @@ class Fitting(BlindPolicy):
     name: ClassVar[str] = "fitting"
     description: ClassVar[str] = "for the test"
     knows: ClassVar[frozenset[Knowledge]] = NOTHING
-    calibration_batches: ClassVar[int] = 1
+
+    @property
+    def calibration_batches(self) -> int:
+        return 1
 
     def serving(self, placement: Placement) -> BoolArray:
         return placement.resident

@@ -16,7 +16,7 @@ from experiments.routing.trace import RecordedRouting
 from experiments.routing.trace_files import write_trace
 from tests.programs import Programs
 
-EXPERTS, TOP_K, BATCHES, LAYERS, TOKENS = 64, 4, 12, 2, 2**20
+EXPERTS, TOP_K, BATCHES, LAYERS, TOKENS = 64, 4, 16, 2, 2**20
 SYSTEMS = "[static_ep,harmoeny,eplb]"
 #: Slots beside an even share: in none of them EPLB has a replica.
 SPARE = (2, 0)

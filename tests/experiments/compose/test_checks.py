@@ -210,7 +210,7 @@ class TestRunId:
         changing = {".".join(path) for path in leaves if run_id(path) != point.run_id}
         assert {".".join(path) for path in leaves} - changing == {
             "experiment", "results_dir", "force", "dry_run", "timeout_s", "trace.record", "trace.token_paths",
-            "wandb.mode", "wandb.project",
+            "wandb.mode", "wandb.project", "slo.ttft_s", "slo.tpot_s",
         }  # fmt: skip
 
     def test_of_software_only_that_of_the_systems_counts(self, load: Load) -> None:
