@@ -34,6 +34,7 @@ figures: $(INSTALLED) ## draw all figures that results/ allows into results/figu
 test: $(INSTALLED) $(DEEPSPEED) $(TRITON) ## install into .venv, DeepSpeed too, and run linters, type checker and all tests
 	$(LINT)
 	$(PYTEST)
+	$(if $(TRITON),PYTHONPATH=$(VENV)/triton $(BIN)/python -m pytest tests/harmoeny/runtime/kernels)
 
 test-lowest: ## run the library's tests with the lowest releases that pyproject.toml claims, in $(VENV)-lowest
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, as python3.11 or python3, or PYTHON=/its/path"; exit 1; }
@@ -69,9 +70,10 @@ $(INSTALLED): pyproject.toml
 	$(INSTALL) -e '.[dev,slurm]'
 	@touch $@
 
-# For the tests of one kernel, which is interpreted here: 300 MB, so only where it is asked for. Without it they skip.
+# For the tests of one kernel, which is interpreted here: 300 MB, so only where it is asked for. Without it they skip. In a
+# folder of its own, since every process that finds it imports it, and its 3.9.0 prints lines when the process ends.
 $(VENV)/installed-triton: $(INSTALLED)
-	@$(INSTALL) triton || echo "Triton cannot be installed: the tests of its kernel skip"
+	@$(INSTALL) --no-deps --target $(VENV)/triton triton || echo "Triton cannot be installed: the tests of its kernel skip"
 	@touch $@
 
 # DeepSpeed's build asks for the installed torch, hence no isolated build; without DS_BUILD_OPS it would compile CUDA.
