@@ -42,6 +42,12 @@ class Placement:
         here: BoolArray = self.home[:, None] == np.arange(self.world_size)
         return here
 
+    @property
+    def lacks_homes(self) -> BoolArray:
+        """True for every expert that its home rank does not hold, bool ``[num_experts]``."""
+        lacking: BoolArray = ~self.resident[np.arange(self.num_experts), self.home]
+        return lacking
+
     def with_residents(self, resident: BoolArray) -> Placement | None:
         """Return the same homes with other residents, or None where they are the same."""
         return None if np.array_equal(resident, self.resident) else Placement(self.home, resident)
@@ -64,8 +70,7 @@ class Placement:
             raise ValueError(
                 f"placement.home[{expert}]: rank {int(self.home[expert])}, must be 0 to {self.world_size - 1}"
             )
-        missing = ~self.resident[np.arange(self.num_experts), self.home]
-        if complete and missing.any():
+        if complete and (missing := self.lacks_homes).any():
             expert = int(np.flatnonzero(missing)[0])
             raise ValueError(
                 f"placement.resident: expert {expert} is not resident on its home rank {int(self.home[expert])}"

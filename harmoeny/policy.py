@@ -12,7 +12,7 @@ import numpy as np
 
 from harmoeny.choices import PLAN_EXECUTOR, Fetch, Knowledge, WorkOrder
 from harmoeny.cost import ExpertCost
-from harmoeny.placement import PLACEMENTS, BoolArray, IntArray, Placement, even_room, place
+from harmoeny.placement import PLACEMENTS, BoolArray, IntArray, Placement, even_room, place, with_slot
 from harmoeny.plan import Plan, even_shares, home_executed, home_tokens, plan_from_tokens, tokens_of_shares
 from harmoeny.trace import RoutingTrace
 
@@ -135,10 +135,12 @@ class Policy(ABC):
         return ""
 
     def place(self, layer: int, num_experts: int, world_size: int) -> Placement:  # noqa: ARG002
-        """Return a MoE layer's residency before the first batch."""
+        """Return a MoE layer's residency before the first batch; of a cache, the first experts that have a slot."""
         placement = place(self.placement, num_experts, world_size)
         if self.fetch == Fetch.NONE:
-            return Placement(home=placement.home, resident=np.ones_like(placement.resident))
+            placement = Placement(home=placement.home, resident=np.ones_like(placement.resident))
+        if self.caches and self.num_slots is not None:
+            return Placement(placement.home, with_slot(placement.resident, self.num_slots))
         return placement
 
     def room(self, num_experts: int, world_size: int) -> int | None:  # noqa: ARG002  (for policies with spare slots)

@@ -13,7 +13,7 @@ from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import NO_LINKS, ExpertCost
 from harmoeny.following import accuracy, expect_alike, reliable
 from harmoeny.moves import move_sources
-from harmoeny.placement import BoolArray, IntArray, Placement, even_room, hold_fetched, hold_highest, with_slot
+from harmoeny.placement import BoolArray, IntArray, Placement, even_room, hold_fetched, hold_highest
 from harmoeny.places import PlaceCosts, choose_host
 from harmoeny.plan import Plan, home_executed
 from harmoeny.policy import Policy
@@ -201,7 +201,7 @@ class HarMoEny(Policy):
 
         Then who executes what is decided as if that were there.
         """
-        if self.caches and not placement.resident[np.arange(placement.num_experts), placement.home].all():
+        if self.caches and placement.lacks_homes.any():
             return 0, placement.resident | placement.at_home, True
         return self.room(*placement.resident.shape) or 0, placement.resident, False
 
@@ -219,7 +219,7 @@ class HarMoEny(Policy):
         later = len(history) - _FEWEST_BATCHES
         if not self.settle or self.fetch == Fetch.NONE or later < 0 or later % self.interval:
             return None
-        if not placement.resident[np.arange(placement.num_experts), placement.home].all():
+        if placement.lacks_homes.any():
             return None  # what is held follows the batches already
         costs, _ = self._costs()
         known = history[-min(self.window, len(history)) :]
@@ -271,13 +271,6 @@ class HarMoEny(Policy):
         """Return float64 ``[num_batches]``, how long each would take."""
         return np.array([self.choose(counts, placement).predicted_s for counts in batches])
 
-    def place(self, layer: int, num_experts: int, world_size: int) -> Placement:
-        """Return a layer's residency before the first batch: of a rank's experts the first ones that have a slot."""
-        placement = super().place(layer, num_experts, world_size)
-        if self.num_slots is None:
-            return placement
-        return Placement(placement.home, with_slot(placement.resident, self.num_slots))
-
     def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:
         """Keep, on ranks with fewer slots than experts, what is used most; the latest batches count most.
 
@@ -289,7 +282,7 @@ class HarMoEny(Policy):
             history: int64 ``[world_size, num_experts]`` per batch, oldest first, with the one that was planned.
             placement: the residency that it was planned from.
         """
-        if self.num_slots is None or placement.resident[np.arange(placement.num_experts), placement.home].all():
+        if self.num_slots is None or not placement.lacks_homes.any():
             return None
         executed = home_executed(history[-1], placement)
         needed = (executed > 0) & ~placement.resident

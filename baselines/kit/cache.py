@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from harmoeny.choices import Knowledge
-from harmoeny.placement import BoolArray, IntArray, Placement, with_slot
+from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, home_executed, home_tokens
 from harmoeny.policy import Policy
 from harmoeny.predict import FloatArray
@@ -38,13 +38,6 @@ class CachePolicy(Policy):
     def history_window(self) -> int:
         """Batches that a cache remembers."""
         return _REMEMBERED
-
-    def place(self, layer: int, num_experts: int, world_size: int) -> Placement:
-        """Return the first experts of every rank, as many as it has slots."""
-        placement = super().place(layer, num_experts, world_size)
-        if self.num_slots is None:
-            return placement
-        return Placement(placement.home, with_slot(placement.resident, self.num_slots))
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Execute ``counts`` (int64 ``[world_size, num_experts]``) at home, from slots, fetched, or on the host."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from experiments.routers.base import Router, RoutingRequest
+from experiments.routers.kit.power import check_exponent
 from harmoeny.placement import IntArray
 
 
@@ -34,8 +35,7 @@ class DrawnRouter(Router):
         Raises:
             ValueError: an exponent outside 0 to 10.
         """
-        if not 0 <= self.exponent <= 10:
-            raise ValueError(f"router.exponent: {self.exponent}, must be 0 to 10")
+        check_exponent(self.exponent)
 
     def assign(self, request: RoutingRequest) -> IntArray:
         """Return int64 ``[num_tokens, top_k]``."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from experiments.routers.base import FloatArray, RoutingRequest, SharesRouter
+from experiments.routers.kit.power import check_exponent
 
 
 @dataclass(kw_only=True)
@@ -29,8 +30,7 @@ class ZipfRouter(SharesRouter):
         Raises:
             ValueError: an exponent outside 0 to 10.
         """
-        if not 0 <= self.exponent <= 10:
-            raise ValueError(f"router.exponent: {self.exponent}, must be 0 to 10")
+        check_exponent(self.exponent)
 
     def shares(self, request: RoutingRequest) -> FloatArray:
         """Return the shares."""
