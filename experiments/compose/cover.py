@@ -9,6 +9,7 @@ import numpy as np
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
+from experiments.compose.part import PartSweeper
 from harmoeny.placement import IntArray
 
 #: The sweeper of ``hydra/sweeper=pairs``.
@@ -19,7 +20,7 @@ _LARGEST_GRID = 200_000
 _DISCOUNT = 64.0
 
 
-class PairwiseSweeper(BasicSweeper):
+class PairwiseSweeper(PartSweeper):
     """Hydra's own sweeper, which runs a part of the grid.
 
     Args:
@@ -39,15 +40,9 @@ class PairwiseSweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
         self.points, self.also = points, also
 
-    def split_arguments(  # type: ignore[override]  # it is no static method here
-        self, overrides: list[Override], max_batch_size: int | None
-    ) -> list[list[list[str]]]:
-        """Return the jobs in batches."""
-        jobs = covering_jobs(overrides, self.points, self.also)
-        return [list(chunk) for chunk in self.split_overrides_to_chunks(jobs, max_batch_size)]
-
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose nothing: all points were composed and checked before the sweep begins (`sweep_callback`)."""
+    def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
+        """Return the jobs."""
+        return covering_jobs(overrides, self.points, self.also)
 
 
 def covering_jobs(overrides: Sequence[Override], points: int, also: str | None = None) -> list[list[str]]:

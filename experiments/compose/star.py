@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 
+from experiments.compose.part import PartSweeper
+
 #: The sweeper of ``hydra/sweeper=star``.
 STAR_SWEEPER = "hydra_plugins.harmoeny_star.Star"
 
 
-class StarSweeper(BasicSweeper):
+class StarSweeper(PartSweeper):
     """Hydra's own sweeper, which runs a part of the grid.
 
     Args:
@@ -29,15 +31,9 @@ class StarSweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
         self.centres = dict(centres or {})
 
-    def split_arguments(  # type: ignore[override]  # it is no static method here
-        self, overrides: list[Override], max_batch_size: int | None
-    ) -> list[list[list[str]]]:
-        """Return the jobs in batches."""
-        jobs = star_jobs(overrides, self.centres)
-        return [list(chunk) for chunk in self.split_overrides_to_chunks(jobs, max_batch_size)]
-
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose nothing: all points were composed and checked before the sweep begins (`sweep_callback`)."""
+    def jobs(self, overrides: Sequence[Override]) -> list[list[str]]:
+        """Return the jobs."""
+        return star_jobs(overrides, self.centres)
 
 
 def star_jobs(overrides: Sequence[Override], centres: Mapping[str, int]) -> list[list[str]]:

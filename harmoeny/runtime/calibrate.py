@@ -90,6 +90,12 @@ def with_host_cost(
     )
 
 
+def _rows(experts: LayerExperts, num_tokens: int, device: torch.device) -> Tensor:
+    """Return tokens as a layer gets them; whoever starts a session keeps the random numbers that come next."""
+    own, sample = torch.Generator().manual_seed(0), next(iter(experts.weights.values()))
+    return torch.randn(num_tokens, experts.hidden_size, generator=own).to(device=device, dtype=sample.dtype)
+
+
 def _both_s(
     experts: LayerExperts, slot: Slot, device: torch.device, host: Host, num_tokens: int
 ) -> tuple[float, float, float]:
@@ -102,8 +108,7 @@ def _both_s(
         host: executes another one at the same time.
         num_tokens: of both slices.
     """
-    sample = next(iter(experts.weights.values()))
-    rows = torch.randn(num_tokens, experts.hidden_size).to(device=device, dtype=sample.dtype)
+    rows = _rows(experts, num_tokens, device)
     out, clear, found = torch.empty_like(rows), cold_caches(device), []
     for call in range(_REPEATS + 1):
         clear()
@@ -145,9 +150,7 @@ def expert_s(experts: LayerExperts, slot: Slot, transfers: Transfers, num_tokens
     """
     transfers.submit(CopyRequest(slot, 0, experts.expert(0)))
     transfers.wait(slot)
-    sample = next(iter(experts.weights.values()))
-    own = torch.Generator().manual_seed(0)  # whoever starts a session keeps the random numbers that come next
-    rows = torch.randn(num_tokens, experts.hidden_size, generator=own).to(device=slot.layer.device, dtype=sample.dtype)
+    rows = _rows(experts, num_tokens, slot.layer.device)
     out = torch.empty_like(rows)
     return median_s(
         lambda _: experts.function(slot.weights, rows, out), slot.layer.device, before=cold_caches(slot.layer.device)

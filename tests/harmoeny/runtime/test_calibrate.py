@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from harmoeny.hardware import Hardware
-from harmoeny.runtime.calibrate import fit_expert, measure_expert_cost
+from harmoeny.runtime.calibrate import fit_expert, measure_expert_cost, with_host_cost
 from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.memory.host import make_host
 from harmoeny.runtime.memory.transfer import make_transfers
 from tests.harmoeny.runtime.cases import random_experts
 
@@ -33,8 +34,10 @@ def test_times_that_are_noise_are_no_reason_to_divide_by_nothing() -> None:
 
 def test_it_leaves_the_callers_random_numbers_as_they_are() -> None:
     cpu = torch.device("cpu")
-    transfers = make_transfers(cpu, Hardware())
+    transfers, host = make_transfers(cpu, Hardware()), make_host(cpu, Hardware(), 1)
+    experts, comm = random_experts(2, 0), Communicator(cpu)
     before = torch.random.get_rng_state()
-    measure_expert_cost(random_experts(2, 0), Communicator(cpu), transfers)
+    with_host_cost(measure_expert_cost(experts, comm, transfers), experts, comm, transfers, host)
     transfers.close()
+    host.close()
     assert torch.equal(torch.random.get_rng_state(), before)
