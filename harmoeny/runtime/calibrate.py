@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,11 @@ _TOKENS = 512
 _FEW_TOKENS, _MOST_TOKENS = 128, 32768
 _TIMES_AS_LONG = 2.0
 _REPEATS = 7
+#: Fields of :class:`ExpertCost` that ranks measure.
+_MEASURED = (
+    "token_s", "fetch_s", "exchange_token_s", "peer_fetch_s", "launch_s", "weights_s", "exchange_latency_s",
+    "copy_token_s",
+)  # fmt: skip
 #: More than the caches of a processor or a device hold.
 _SCRATCH_BYTES = 64 * 2**20
 
@@ -44,22 +50,26 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: Tr
     comm.barrier()
     slot = LayerSlots(experts, comm.device).reserve(1)[0]
     launch_s, token_s = fit_expert(lambda num_tokens: expert_s(experts, slot, transfers, num_tokens))
-    measured = [token_s, fetch_s(experts, slot, transfers), 0.0, 0.0, launch_s]
+    cost = ExpertCost(token_s=token_s, fetch_s=fetch_s(experts, slot, transfers), launch_s=launch_s)
     if comm.world_size > 1:
         dtype = next(iter(experts.weights.values())).dtype
         rows = torch.zeros(_TOKENS * comm.world_size, experts.hidden_size, dtype=dtype, device=comm.device)
-        measured[2] = all_to_all_s(rows, comm) / (_TOKENS * (comm.world_size - 1))
-        measured[3] = measured[2] * experts.expert_bytes / rows[0].nbytes
-    costs = torch.tensor(measured, dtype=torch.float64, device=comm.device)
-    if comm.world_size > 1:
-        dist.all_reduce(costs)
-    return ExpertCost(*(costs / comm.world_size).tolist())
+        row_s = all_to_all_s(rows, comm) / (_TOKENS * (comm.world_size - 1))
+        cost = replace(cost, exchange_token_s=row_s, peer_fetch_s=row_s * experts.expert_bytes / rows[0].nbytes)
+    return mean_cost(cost, comm)
+
+
+def mean_cost(cost: ExpertCost, comm: Communicator) -> ExpertCost:
+    """Return the mean over ranks of what each measured, the same on every rank; all call it together."""
+    everyone = [own.numbers() for own in comm.gather_objects(cost)]
+    means: dict[str, Any] = {name: float(np.mean([numbers[name] for numbers in everyone])) for name in _MEASURED}
+    return replace(cost, **means)
 
 
 def with_host_cost(
     cost: ExpertCost, experts: LayerExperts, comm: Communicator, transfers: Transfers, host: Host
 ) -> ExpertCost:
-    """Return the costs with those of the host, and with those of the device while the host computes beside it.
+    """Return the costs with those of the host, and with those of a device that shares its memory, while both compute.
 
     All ranks measure at once, devices and hosts with the same work at the same time, since they may share memory and
     its bandwidth, as they do in a run. Times are those of one token, and of many; caches are cold.
@@ -80,10 +90,12 @@ def with_host_cost(
     if comm.world_size > 1:
         dist.all_reduce(measured)
     (device_s, host_s, trip_s), (device_many_s, host_many_s, _) = (measured / comm.world_size).view(2, 3).tolist()
+    if not Device.of(comm.device).has_own_memory:
+        # The host takes bandwidth from the device then; otherwise so few tokens say nothing of the device's rate.
+        token_s, weights_s = (device_many_s - cost.launch_s) / _TOKENS, max(device_s - cost.launch_s, 0.0)
+        cost = replace(cost, token_s=token_s, weights_s=weights_s)
     return replace(
         cost,
-        token_s=(device_many_s - cost.launch_s) / _TOKENS,
-        weights_s=max(device_s - cost.launch_s, 0.0),
         host_token_s=host_many_s / _TOKENS,
         host_weights_s=host_s,
         host_trip_s=trip_s,

@@ -9,6 +9,7 @@ from harmoeny.choices import Exchange, KernelName
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.runtime.calibrate import measure_expert_cost, with_host_cost
+from harmoeny.runtime.calibrate_device import measure_device_cost
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.choose import open_exchange
 from harmoeny.runtime.exchange.comm import Communicator
@@ -48,7 +49,7 @@ def start_rank(
         record: take phase times.
 
     Raises:
-        ValueError: the exchange is not possible here.
+        ValueError: the exchange is not possible here, or the kernel cannot compute these experts.
     """
     hardware = hardware or Hardware()
     device = comm.device
@@ -64,11 +65,17 @@ def start_rank(
         if host is not None:
             resources.callback(host.close)
         if cost is None:
-            cost = _calibrated_cost(layers[0], hardware) or measure_expert_cost(layers[0], comm, transfers)
+            cost = _calibrated_cost(layers[0], hardware) or _measured_cost(layers[0], comm, transfers, kernel)
             if host is not None and cost.host_token_s == 0:
                 cost = with_host_cost(cost, layers[0], comm, transfers, host)
         memory = RankMemory(store, SlotPool(store, device), transfers, comm, cost, kernel, host)
         return ExpertParallel(memory, Recorder(device, enabled=record), resources.pop_all())
+
+
+def _measured_cost(experts: LayerExperts, comm: Communicator, transfers: Transfers, kernel: str) -> ExpertCost:
+    if Device.of(comm.device).has_own_memory:
+        return measure_device_cost(experts, comm, transfers, kernel)
+    return measure_expert_cost(experts, comm, transfers)
 
 
 def _calibrated_cost(experts: LayerExperts, hardware: Hardware) -> ExpertCost | None:

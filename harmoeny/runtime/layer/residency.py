@@ -27,9 +27,11 @@ class Residency:
         """
         check_knowledge(policy)
         self.placements = placements
-        self._learns = places_anew(policy)
-        self._looks_ahead = type(policy).look_ahead is not Policy.look_ahead
-        self._retains = type(policy).retain is not Policy.retain
+        # A single rank that holds every expert has no other placement.
+        free = any(p.world_size > 1 or not p.resident.all() for p in placements)
+        self._learns = free and places_anew(policy)
+        self._looks_ahead = free and type(policy).look_ahead is not Policy.look_ahead
+        self._retains = free and type(policy).retain is not Policy.retain
         self.changes = self._learns or self._looks_ahead or self._retains
         self._policy = policy
         self._first_placements = list(placements)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from harmoeny.runtime.memory import pinning
-from harmoeny.runtime.memory.pinning import pages_of
+from harmoeny.runtime.memory.pinning import pages_of, with_own_pages
 
 #: Applies one expert: (weights by name, rows ``[n, H]``, output ``[n, H]`` to write).
 ExpertFunction = Callable[[Mapping[str, Tensor], Tensor, Tensor], None]
@@ -70,13 +70,20 @@ class ExpertStore:
         Args:
             layers: the layers in order of execution.
             pin: lock the weights in memory until :meth:`close`, so that CUDA can copy from them beside its computation.
-                They are locked in place: they may be shared between ranks, and a pinned copy would be one per rank.
+                They are locked in place, but for small ones: they may be shared between ranks, and a pinned copy would
+                be one per rank.
 
         Raises:
             RuntimeError: CUDA refuses.
         """
         self.layers = list(layers)
-        pages = pages_of(w for layer in self.layers for w in layer.weights.values()) if pin else []
+        pages: list[pinning.Pages] = []
+        if pin:
+            self.layers = [
+                replace(layer, weights={name: with_own_pages(w) for name, w in layer.weights.items()})
+                for layer in layers
+            ]
+            pages = pages_of(w for layer in self.layers for w in layer.weights.values())
         pins = pinning.PINS
         pins.add(pages)
         # Whoever drops a store without closing it, as by an error, must not leave memory locked that is given away.

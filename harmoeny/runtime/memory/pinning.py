@@ -1,4 +1,8 @@
-"""Host memory that CUDA may copy from beside its computation: registered in place and once, while it is needed."""
+"""Host memory that CUDA may copy from beside its computation: registered in place and once, while it is needed.
+
+What is small is copied into memory that was locked when it was made. Whole pages are locked, an allocator puts other
+tensors on the pages of a small one, and CUDA refuses to copy what lies on locked pages in part ("invalid argument").
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+#: The C library maps memory of this size on pages of its own (M_MMAP_THRESHOLD's largest value, mallopt(3)).
+_OWN_PAGES_BYTES = 32 * 2**20
 
 
 class Pages(NamedTuple):
@@ -21,8 +28,8 @@ class Pins:
     """What is registered in this process.
 
     CUDA registers pages, refuses one that is registered already, and gives up only whole ranges as they were
-    registered. Small tensors share pages, with others of their store and of other stores; so what is registered are the
-    joined ranges of all that is wanted, and a range is registered anew where one of its owners comes or goes.
+    registered. Stores may have tensors in common, or parts of one mapped file; so what is registered are the joined
+    ranges of all that is wanted, and a range is registered anew where one of its owners comes or goes.
     """
 
     def __init__(self, register: Callable[[Pages], None], unregister: Callable[[Pages], None]) -> None:
@@ -70,9 +77,14 @@ def joined(ranges: Iterable[Pages]) -> set[Pages]:
     return set(found)
 
 
+def with_own_pages(tensor: Tensor) -> Tensor:
+    """Return a tensor whose pages can be registered: the same, or where it is small a copy, which is locked already."""
+    return tensor if tensor.untyped_storage().nbytes() >= _OWN_PAGES_BYTES else tensor.pin_memory()
+
+
 def pages_of(tensors: Iterable[Tensor]) -> list[Pages]:
-    """Return the pages that tensors lie on, one range per storage."""
-    storages = {s.data_ptr(): s for s in (tensor.untyped_storage() for tensor in tensors) if s.nbytes()}
+    """Return the pages that large tensors lie on, one range per storage."""
+    storages = {s.data_ptr(): s for s in (t.untyped_storage() for t in tensors) if s.nbytes() >= _OWN_PAGES_BYTES}
     size = mmap.PAGESIZE
     return [Pages(at // size * size, -(-(at + s.nbytes()) // size) * size) for at, s in sorted(storages.items())]
 

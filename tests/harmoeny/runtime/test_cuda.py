@@ -128,9 +128,13 @@ def test_copies_do_not_block_the_host_and_overlap_with_computation() -> None:
         assert torch.equal(slot.weights["up"].cpu(), experts.weights["up"][e])
 
 
-def test_pinned_in_place() -> None:
-    experts = random_experts(4, 1)
-    before = experts.weights["up"].data_ptr()
-    store = ExpertStore([experts], pin=True)
-    assert store.layers[0].weights["up"].data_ptr() == before
-    assert store.layers[0].weights["up"].is_pinned()
+def test_pinned_in_place_where_no_pages_are_shared() -> None:
+    for size, in_place in ((2048, True), (8, False)):
+        experts = random_experts(4, 1, hidden_size=size, width=size)
+        store = ExpertStore([experts], pin=True)
+        for name, weights in experts.weights.items():
+            pinned = store.layers[0].weights[name]
+            assert (pinned.data_ptr() == weights.data_ptr()) == in_place
+            assert pinned.is_pinned()
+            assert torch.equal(pinned, weights)
+        store.close()

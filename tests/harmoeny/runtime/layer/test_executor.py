@@ -17,17 +17,20 @@ from baselines.drop import Drop
 from baselines.eplb import EPLB
 from baselines.fastermoe import FasterMoE
 from baselines.static_ep import StaticEP
+from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
+from harmoeny.policy import Policy
 from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.executor import LayerInput, LayerResult
 from harmoeny.runtime.layer.plan_executor import PlanExecutor, find_executor
 from harmoeny.runtime.memory.slots import Slot
 from harmoeny.runtime.memory.transfer import ThreadTransfers
+from harmoeny.timed import HarMoEny
 from tests.conftest import Load
-from tests.harmoeny.runtime.cases import CPU, random_experts, random_tokens, start
+from tests.harmoeny.runtime.cases import CPU, expected_output, random_experts, random_tokens, start
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
 
@@ -198,16 +201,33 @@ def test_without_a_plan_a_rank_records_and_shows_the_plan_that_it_carried_out(gu
     assert plans[0] == plans[1]
 
 
-def test_a_policy_that_drops_or_moves_experts_is_asked_for_its_plan() -> None:
-    tokens = random_tokens(0, 400, 6, 1)
-    for policy in (Drop(capacity_factor=1.0), EPLB(interval=1, window=1)):
-        engine = start([random_experts(6, 0, width=16)], kernel="grouped_mm")
-        engine.use(engine.build_system("x", policy))
+@pytest.mark.parametrize(
+    ("policy", "asked"),
+    [
+        (Drop(capacity_factor=1.0), True),
+        (TokenHarMoEny(threshold=1, num_slots=2), True),
+        (EPLB(interval=1, window=1), False),
+        (HarMoEny(interval=1, window=2).calibrated(ExpertCost(1e-6, 1e-4)), False),
+    ],
+)
+def test_a_rank_asks_for_a_plan_before_a_layer_where_that_could_drop_or_fetch(policy: Policy, asked: bool) -> None:
+    experts = random_experts(6, 0, width=16)
+    engine = start([experts], kernel="grouped_mm")
+    system = engine.build_system("x", policy)
+    engine.use(system)
+    placement = system.planner.placements[0]
+    for batch in range(3):  # what learns would place anew
+        tokens = random_tokens(batch, 400, 6, 1)
         engine.recorder.begin_iteration()
         engine.recorder.begin_layer(0)
-        engine.forward(0, tokens.hidden, tokens.ids, tokens.weights)
-        assert engine.recorder._layers[0].describe is None
-        engine.close()
+        output = engine.forward(0, tokens.hidden, tokens.ids, tokens.weights)
+        assert (engine.recorder._layers[-1].describe is None) == asked
+        engine.recorder.collect()
+        if not asked:
+            wanted = expected_output(experts, tokens.hidden, tokens.ids, tokens.weights, tokens.ids >= 0)
+            torch.testing.assert_close(output.double(), wanted, rtol=1e-4, atol=1e-4)
+            assert system.planner.placements[0] is placement
+    engine.close()
 
 
 def test_a_token_that_is_no_number_stays_alone() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from harmoeny.runtime.memory import pinning
 from harmoeny.runtime.memory.experts import ExpertStore
@@ -73,10 +74,36 @@ def test_what_is_refused_leaves_everything_as_it_was() -> None:
     assert not cuda.ranges
 
 
-def test_small_tensors_of_several_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+def strict(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     cuda = Cuda()
     cuda.refuse_from = 2**64
     monkeypatch.setattr(pinning, "PINS", Pins(cuda.register, cuda.unregister))
+    return cuda
+
+
+def test_what_is_small_may_share_its_pages_and_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, copied = strict(monkeypatch), list[Tensor]()
+
+    def pin_memory(own: Tensor) -> Tensor:
+        copied.append(own)
+        return own.clone()
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    small, large = random_experts(3, 0), random_experts(2, 1, hidden_size=2**11, width=2**12)
+    store = ExpertStore([small, large], pin=True)
+    assert {id(w) for w in copied} == {id(w) for w in small.weights.values()}
+    for experts, there in zip([small, large], store.layers, strict=True):
+        assert all(torch.equal(w, there.weights[name]) for name, w in experts.weights.items())
+    assert all(w is store.layers[1].weights[name] for name, w in large.weights.items())
+    assert len(cuda.ranges) == len(large.weights)
+    assert not any(cuda.holds(Pages(w.data_ptr(), w.data_ptr() + 1)) for w in small.weights.values())
+    store.close()
+    assert not cuda.ranges
+
+
+def test_tensors_of_several_stores_that_share_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = strict(monkeypatch)
+    monkeypatch.setattr(pinning, "_OWN_PAGES_BYTES", 1)
     layers = [random_experts(3, seed) for seed in range(16)]  # hundreds of bytes each: many share a page
     stores = [ExpertStore(layers[i : i + 4], pin=True) for i in range(0, 16, 4)]
     for layer in layers:
@@ -92,12 +119,12 @@ def test_small_tensors_of_several_stores(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_pages_of_tensors() -> None:
-    one = torch.zeros(3 * mmap.PAGESIZE, dtype=torch.uint8)
+    one = torch.zeros(2**25 + mmap.PAGESIZE, dtype=torch.uint8)
     (pages,) = pages_of([one, one[5:]])
     assert pages.begin % mmap.PAGESIZE == pages.end % mmap.PAGESIZE == 0
     assert pages.begin <= one.data_ptr() < one.data_ptr() + one.nbytes <= pages.end
-    assert pages.end - pages.begin <= 4 * mmap.PAGESIZE
-    assert pages_of([torch.empty(0)]) == []
+    assert pages.end - pages.begin <= one.nbytes + 2 * mmap.PAGESIZE
+    assert pages_of([torch.empty(0), torch.empty(100)]) == []
 
 
 def test_memory_that_cuda_does_not_lock_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

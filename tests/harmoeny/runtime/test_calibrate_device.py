@@ -1,0 +1,96 @@
+"""What waves and links cost, from times that are made up here; and that it can be measured, with ranks that send."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harmoeny.choices import Exchange, KernelName
+from harmoeny.cost import ExpertCost
+from harmoeny.hardware import Hardware
+from harmoeny.runtime.calibrate_device import fit_link, fit_wave, measure_device_cost
+from harmoeny.runtime.exchange.choose import open_exchange
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.memory.transfer import make_transfers
+from tests.harmoeny.runtime.cases import random_experts
+from tests.ranks import run_ranks
+from tests.strategies import examples
+
+CPU = torch.device("cpu")
+
+
+@examples(100)
+@given(
+    launch_s=st.floats(1e-6, 1e-4), token_s=st.floats(1e-9, 1e-6), weights_s=st.floats(1e-7, 1e-5),
+    num_slices=st.sampled_from([2, 8, 16]),
+)  # fmt: skip
+def test_a_waves_launch_its_weights_and_its_rows_are_told_apart(
+    launch_s: float, token_s: float, weights_s: float, num_slices: int
+) -> None:
+    def wave_s(slices: int, tokens: int) -> float:
+        return launch_s + max(slices * tokens * token_s, slices * weights_s)
+
+    found = fit_wave(wave_s, num_slices)
+    assert found.launch_s + max(1 * token_s, found.weights_s) == pytest.approx(wave_s(1, 1), rel=1e-6)
+    assert found.weights_s == pytest.approx(max(weights_s, token_s), rel=1e-6)
+    if wave_s(num_slices, 32768 // num_slices) > 2 * wave_s(num_slices, 1):  # so many rows that their time is seen
+        assert found.token_s == pytest.approx(token_s, rel=1e-6)
+
+
+def test_one_expert_has_its_weights_in_the_launch() -> None:
+    found = fit_wave(lambda slices, tokens: 1e-5 + max(1e-4, slices * tokens * 1e-7), 1)
+    assert found == pytest.approx((1.1e-4, 1e-7, 0.0))
+
+
+def test_noise_is_no_negative_cost() -> None:
+    found = fit_wave(lambda slices, tokens: 1e-3 - slices * 1e-6 - tokens * 1e-9, 4)
+    assert min(found) >= 0
+    assert found.token_s > 0
+    link = fit_link([2e-3, 1e-3], [1e-3, 2e-3], 100, 1000)
+    assert min(link) >= 0
+    assert link.token_s > 0
+
+
+def test_a_links_start_its_rows_and_their_copies_are_told_apart() -> None:
+    latency_s, copy_s, row_s = 5e-5, 1e-8, 4e-8
+    apart, at_home = ([latency_s + n * (2 * copy_s + s) for n in (100, 3000)] for s in (row_s, 0.0))
+    assert fit_link(apart, at_home, 100, 3000) == pytest.approx((latency_s, row_s, copy_s))
+
+
+def test_ranks_that_share_memory_send_almost_for_nothing() -> None:
+    times = [1e-5 + n * 2e-8 for n in (100, 3000)]
+    link = fit_link(times, times, 100, 3000)
+    assert link.token_s == pytest.approx(0.01 * 2e-8)
+    assert link.copy_s == pytest.approx(1e-8)
+
+
+def measured_on(rank: int, exchange: str) -> ExpertCost:
+    del rank
+    comm = open_exchange(Communicator(CPU, timeout_s=60), exchange)
+    transfers = make_transfers(CPU, Hardware())
+    with torch.inference_mode():
+        cost = measure_device_cost(random_experts(3, 0, hidden_size=64, width=32), comm, transfers, "grouped_mm")
+    transfers.close()
+    comm.close()
+    return cost
+
+
+@pytest.mark.parametrize("exchange", [Exchange.PUT, Exchange.COLLECTIVE])
+def test_ranks_agree_on_what_they_measured(exchange: str, tmp_path: Path) -> None:
+    first, second = run_ranks(2, measured_on, tmp_path, exchange)
+    assert first.numbers() == second.numbers()
+    assert first.grouped
+    assert min(first.token_s, first.fetch_s, first.exchange_token_s, first.peer_fetch_s, first.copy_token_s + 1e-30) > 0
+    assert first.peer_fetch_s > first.exchange_latency_s
+
+
+def test_one_rank_sends_nobody_anything() -> None:
+    transfers = make_transfers(CPU, Hardware())
+    cost = measure_device_cost(random_experts(2, 0), Communicator(CPU), transfers, KernelName.LOOP)
+    transfers.close()
+    assert (cost.grouped, cost.exchange_token_s, cost.peer_fetch_s) == (False, 0.0, 0.0)
+    assert cost.token_s > 0
