@@ -12,6 +12,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(VEN
 INSTALLED := $(VENV)/installed-torch-$(TORCH)
 DEEPSPEED := $(VENV)/installed-deepspeed
 TRITON := $(if $(HARMOENY_INSTALL_TRITON),$(VENV)/installed-triton)
+TRITON_TESTS := tests/harmoeny/runtime/kernels tests/harmoeny/runtime/exchange/test_fused.py tests/harmoeny/runtime/exchange/test_movers.py
 LINT := set -e; $(BIN)/ruff check; $(BIN)/ruff format --check; $(BIN)/mypy; $(BIN)/lint-imports
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 LOWEST := $(VENV)-lowest
@@ -34,7 +35,7 @@ figures: $(INSTALLED) ## draw all figures that results/ allows into results/figu
 test: $(INSTALLED) $(DEEPSPEED) $(TRITON) ## install into .venv, DeepSpeed too, and run linters, type checker and all tests
 	$(LINT)
 	$(PYTEST)
-	$(if $(TRITON),PYTHONPATH=$(VENV)/triton $(BIN)/python -m pytest tests/harmoeny/runtime/kernels)
+	$(if $(TRITON),PYTHONPATH=$(VENV)/triton $(BIN)/python -m pytest $(TRITON_TESTS))
 
 test-lowest: ## run the library's tests with the lowest releases that pyproject.toml claims, in $(VENV)-lowest
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, as python3.11 or python3, or PYTHON=/its/path"; exit 1; }
@@ -70,10 +71,10 @@ $(INSTALLED): pyproject.toml
 	$(INSTALL) -e '.[dev,slurm]'
 	@touch $@
 
-# For the tests of one kernel, which is interpreted here: 300 MB, so only where it is asked for. Without it they skip. In a
+# For the tests of our kernels, which are interpreted here: 300 MB, so only where it is asked for. Without it they skip. In a
 # folder of its own, since every process that finds it imports it, and its 3.9.0 prints lines when the process ends.
 $(VENV)/installed-triton: $(INSTALLED)
-	@$(INSTALL) --no-deps --target $(VENV)/triton triton || echo "Triton cannot be installed: the tests of its kernel skip"
+	@$(INSTALL) --no-deps --target $(VENV)/triton triton || echo "Triton cannot be installed: the tests of its kernels skip"
 	@touch $@
 
 # DeepSpeed's build asks for the installed torch, hence no isolated build; without DS_BUILD_OPS it would compile CUDA.

@@ -212,6 +212,9 @@ def median_s(
 def all_to_all_s(rows: Tensor, comm: Communicator) -> float:
     """Return the median time in which every rank sends all ranks equal shares of ``rows``, in seconds."""
     num_ranks = comm.world_size
-    tokens_WEW = np.broadcast_to(np.eye(num_ranks, dtype=np.int64) * (len(rows) // num_ranks), (num_ranks,) * 3)
-    order = torch.arange(len(rows) // num_ranks * num_ranks, device=comm.device)
-    return median_s(lambda _: comm.send_rows(rows, order, tokens_WEW), comm.device, before=comm.barrier)
+    per_rank = len(rows) // num_ranks
+    # As many experts as ranks, each on its own.
+    tokens_WEW = np.broadcast_to(np.eye(num_ranks, dtype=np.int64) * per_rank, (num_ranks,) * 3)
+    expert_ids_T1 = torch.arange(num_ranks, device=comm.device).repeat_interleave(per_rank)[:, None]
+    given = (rows[: len(expert_ids_T1)], expert_ids_T1, np.full(num_ranks, per_rank), tokens_WEW)
+    return median_s(lambda _: comm.send_rows(*given), comm.device, before=comm.barrier)

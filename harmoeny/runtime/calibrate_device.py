@@ -165,10 +165,12 @@ def measure_link(experts: LayerExperts, comm: Communicator) -> LinkCost:
     def exchange_s(tokens_WW: IntArray) -> float:
         num_rows = int(tokens_WW[comm.rank].sum())
         rows = torch.zeros(num_rows, experts.hidden_size, dtype=sample.dtype, device=comm.device)
-        order = torch.arange(num_rows, device=comm.device)
         # Every destination is an expert of its own.
         tokens_WEW = tokens_WW[:, :, None] * own[None]
-        return median_s(lambda _: comm.send_rows(rows, order, tokens_WEW), comm.device, before=comm.barrier)
+        sent_E = tokens_WW[comm.rank]
+        expert_ids_T1 = torch.from_numpy(np.repeat(np.arange(num_ranks), sent_E)[:, None]).to(comm.device)
+        given = (rows, expert_ids_T1, sent_E, tokens_WEW)
+        return median_s(lambda _: comm.send_rows(*given), comm.device, before=comm.barrier)
 
     few, many = ((num_ranks - 1) * n for n in _SENT_ROWS)
     apart = [exchange_s(n * others) for n in _SENT_ROWS]

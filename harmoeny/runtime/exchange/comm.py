@@ -15,7 +15,7 @@ from torch import Tensor
 from harmoeny.choices import Exchange
 from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
-from harmoeny.runtime.exchange.order import by_expert
+from harmoeny.runtime.exchange.order import by_expert, send_order, tokens_of
 
 T = TypeVar("T")
 #: Brings the results of rows home, in the order in which the rows were sent.
@@ -25,6 +25,23 @@ Beside = Callable[[Callable[[], None]], Any]
 
 #: PyTorch 2.13 renamed it and warns about the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+@dataclass(frozen=True)
+class SentRows:
+    """What came of the exchange of rows, on one rank; memory is valid until the next rows are sent.
+
+    Attributes:
+        rows_RH: ``[R, H]``, the rows for this rank by expert and source.
+        assignment_S: int64 ``[S]``, the assignment (token * K + k) behind every row sent, by destination and expert.
+        bring_back: makes ``[S, H]``, the results of the rows sent, of ``[R, H]``, those of :attr:`rows_RH`.
+        row_TK: int64 ``[T, K]``, the row of every assignment, -1 for those not sent; None where it was not made.
+    """
+
+    rows_RH: Tensor
+    assignment_S: Tensor
+    bring_back: BringBack
+    row_TK: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -105,20 +122,25 @@ class Communicator:
         return np.ascontiguousarray(host)
 
     def send_rows(
-        self, hidden_TH: Tensor, token_S: Tensor, tokens_WEW: IntArray, order: Sequence[int] | None = None
-    ) -> tuple[Tensor, BringBack]:
+        self,
+        hidden_TH: Tensor,
+        expert_ids_TK: Tensor,
+        counts_E: IntArray,
+        tokens_WEW: IntArray,
+        order: Sequence[int] | None = None,
+    ) -> SentRows:
         """Send tokens where the plan wants them; all ranks call it together.
 
         Args:
             hidden_TH: ``[T, H]``, this rank's tokens.
-            token_S: int64 ``[S]``, the token of every row to send, by destination and expert.
-            tokens_WEW: int64 ``[W, E, W]``, how many rows of every source and expert go to every rank.
+            expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
+            counts_E: int64 ``[E]``, this rank's assignments of every expert.
+            tokens_WEW: int64 ``[W, E, W]``, how many rows of every source and expert go to every rank; which of them,
+                :func:`~harmoeny.runtime.exchange.order.send_order` says.
             order: the experts with rows for this rank, in the order in which it wants their rows; None: ascending.
-
-        Returns:
-            ``[R, H]``, the rows for this rank by expert and source, and what brings their results home: it makes
-            ``[S, H]`` in the order of ``token_S`` of ``[R, H]``. Both are valid until the next rows are sent.
         """
+        assignment_S = send_order(expert_ids_TK, counts_E, tokens_WEW[self.rank])
+        token_S = tokens_of(assignment_S, expert_ids_TK.shape[1])
         send_splits = tokens_WEW[self.rank].sum(axis=0).tolist()
         received_WE = tokens_WEW[:, :, self.rank]
         recv_splits = received_WE.sum(axis=1).tolist()
@@ -134,7 +156,7 @@ class Communicator:
                 rows = torch.empty_like(results_RH).index_copy_(0, grouping_R, results_RH)
             return self.exchange_rows(rows, recv_splits, send_splits)
 
-        return rows_RH, bring_back
+        return SentRows(rows_RH, assignment_S, bring_back)
 
     def exchange_rows(self, rows: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Tensor:
         """All-to-all of matrix rows.

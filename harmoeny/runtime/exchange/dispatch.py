@@ -15,8 +15,9 @@ from torch.nn.functional import embedding_bag, pad
 
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
+from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.comm import BringBack, Communicator
-from harmoeny.runtime.exchange.order import send_order
+from harmoeny.runtime.exchange.order import tokens_of
 
 #: Above all slots.
 NO_SLOT = 2**31 - 1
@@ -28,11 +29,13 @@ class Dispatched:
 
     Attributes:
         assignment_S: int64 ``[S]``, the assignment (token * K + k) behind every row sent, by destination and expert.
+        row_TK: int64 ``[T, K]``, the row of every assignment, -1 for those not sent; None where it was not made.
         num_executed_E: int64 ``[E]`` on the host, rows per expert that arrived.
         bring_back: brings the results of the rows that arrived to where these came from.
     """
 
     assignment_S: Tensor
+    row_TK: Tensor | None
     num_executed_E: IntArray
     bring_back: BringBack
 
@@ -73,10 +76,9 @@ def dispatch(
     Returns:
         ``[R, H]``, the rows to execute, grouped by expert, and what :func:`combine` needs.
     """
-    assignment_S = send_order(expert_ids_TK, counts[comm.rank], plan.tokens[comm.rank])
-    token_S = tokens_of(assignment_S, expert_ids_TK.shape[1])
-    rows_RH, bring_back = comm.send_rows(hidden_TH, token_S, plan.tokens, order)
-    return rows_RH, Dispatched(assignment_S, plan.tokens[:, :, comm.rank].sum(axis=0), bring_back)
+    sent = comm.send_rows(hidden_TH, expert_ids_TK, counts[comm.rank], plan.tokens, order)
+    num_executed_E = plan.tokens[:, :, comm.rank].sum(axis=0)
+    return sent.rows_RH, Dispatched(sent.assignment_S, sent.row_TK, num_executed_E, sent.bring_back)
 
 
 def combine(results_RH: Tensor, routing_weights_TK: Tensor, dispatched: Dispatched) -> Tensor:
@@ -90,7 +92,10 @@ def combine(results_RH: Tensor, routing_weights_TK: Tensor, dispatched: Dispatch
     Returns:
         ``[T, H]``; assignments that nobody executed contribute nothing.
     """
-    return weighted_sum(dispatched.bring_back(results_RH), routing_weights_TK, dispatched.assignment_S)
+    rows_SH = dispatched.bring_back(results_RH)
+    if dispatched.row_TK is not None:
+        return fused.add_up(rows_SH, routing_weights_TK, dispatched.row_TK, len(rows_SH))
+    return weighted_sum(rows_SH, routing_weights_TK, dispatched.assignment_S)
 
 
 def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, assignment_S: Tensor) -> Tensor:
@@ -170,8 +175,3 @@ def sum_by_token(rows_RH: Tensor, routing_weights_TK: Tensor, order: SlotOrder) 
 def gather_rows(hidden_TH: Tensor, assignment_S: Tensor, top_k: int) -> Tensor:
     """Return ``[S, H]``, the token of every assignment (token * K + k), int64 ``[S]``; ``hidden_TH``: ``[T, H]``."""
     return hidden_TH.index_select(0, tokens_of(assignment_S, top_k))
-
-
-def tokens_of(assignment_S: Tensor, top_k: int) -> Tensor:
-    """Return int64 ``[S]``, the token of every assignment (token * K + k)."""
-    return assignment_S if top_k == 1 else assignment_S // top_k

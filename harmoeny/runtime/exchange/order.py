@@ -61,6 +61,11 @@ def send_order(expert_ids_TK: Tensor, counts_E: IntArray, sent_EW: IntArray) -> 
     return grouped.index_select(0, ranges(starts_EW.T, sent_EW.T, ids.device))
 
 
+def tokens_of(assignment_S: Tensor, top_k: int) -> Tensor:
+    """Return int64 ``[S]``, the token of every assignment (token * K + k)."""
+    return assignment_S if top_k == 1 else assignment_S // top_k
+
+
 def exclusive_cumsum(values: IntArray, axis: int = 0) -> IntArray:
     """Return the sum of all values before each, along an axis."""
     total: IntArray = np.cumsum(values, axis=axis)

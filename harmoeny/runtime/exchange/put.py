@@ -12,7 +12,7 @@ why no memory is overwritten while somebody still reads it:
 - Whole tensors lie in memory that is used anew from :meth:`PutCommunicator.reserve` on, which follows the counts of a
   layer too, and when a rank comes to those, it has used what it received before.
 
-Shape letters: T tokens of this rank, S rows sent, R rows received, H hidden size, E experts, W ranks.
+Shape letters: T tokens of this rank, K top_k, R rows received, H hidden size, E experts, W ranks.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from torch import Tensor
 from harmoeny.choices import Exchange
 from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device, Mark
-from harmoeny.runtime.exchange.comm import Beside, BringBack, Communicator, PeerCopies
-from harmoeny.runtime.exchange.order import exclusive_cumsum, is_ascending, ranges
+from harmoeny.runtime.exchange.comm import Beside, Communicator, PeerCopies, SentRows
+from harmoeny.runtime.exchange.layout import Layout
+from harmoeny.runtime.exchange.movers import Mover, Rows
 from harmoeny.runtime.exchange.windows import Windows, WindowsError
 
 T = TypeVar("T")
@@ -89,47 +90,36 @@ class PutCommunicator(Communicator):
         return host
 
     def send_rows(
-        self, hidden_TH: Tensor, token_S: Tensor, tokens_WEW: IntArray, order: Sequence[int] | None = None
-    ) -> tuple[Tensor, BringBack]:
-        """Gather every block of rows right into its receiver's memory; see :meth:`Communicator.send_rows`."""
-        rank, (_, hidden_size), dtype = self.rank, hidden_TH.shape, hidden_TH.dtype
-        lengths_DES = tokens_WEW.transpose(2, 1, 0)  # by destination, expert and source, as rows lie there
-        starts_DES = exclusive_cumsum(lengths_DES.reshape(self.world_size, -1), axis=1).reshape(lengths_DES.shape)
-        row_bytes = hidden_size * dtype.itemsize
-        received_D, sent_S = lengths_DES.sum(axis=(1, 2)), lengths_DES.sum(axis=(0, 1))
-        if not self._makes_room(self._rows, row_bytes * int(received_D.max())):
-            return self._inner.send_rows(hidden_TH, token_S, tokens_WEW, order)
-        if not self._makes_room(self._results, row_bytes * int(sent_S.max())):
-            return self._inner.send_rows(hidden_TH, token_S, tokens_WEW, order)
-        row_memory, result_memory = self._rows.memory, self._results.memory
+        self,
+        hidden_TH: Tensor,
+        expert_ids_TK: Tensor,
+        counts_E: IntArray,
+        tokens_WEW: IntArray,
+        order: Sequence[int] | None = None,
+    ) -> SentRows:
+        """Write every row right into its receiver's memory; see :meth:`Communicator.send_rows`."""
+        hidden_size, dtype = hidden_TH.shape[1], hidden_TH.dtype
+        received_D, sent_S = tokens_WEW.sum(axis=(0, 1)), tokens_WEW.sum(axis=(1, 2))
+        for memory, num_rows in ((self._rows, received_D), (self._results, sent_S)):
+            if not self._makes_room(memory, hidden_size * dtype.itemsize * int(num_rows.max())):
+                return self._inner.send_rows(hidden_TH, expert_ids_TK, counts_E, tokens_WEW, order)
 
-        blocks = _Blocks(starts_DES[:, :, rank], lengths_DES[:, :, rank])
-        targets = [_view(m, dtype, (int(n), hidden_size)) for m, n in zip(row_memory, received_D, strict=True)]
-        blocks.write(hidden_TH, token_S, targets)
-        arrived_ES, executed_ES = starts_DES[rank], lengths_DES[rank]
-        regrouping_R = None
-        if not is_ascending(order):
-            # The order that this rank wants its experts in is nothing that the others know.
-            regrouping_R = ranges(arrived_ES[order], executed_ES[order], self.device)
-            arrived_ES = np.zeros_like(arrived_ES)
-            arrived_ES[order] = exclusive_cumsum(executed_ES[order].reshape(-1)).reshape(-1, self.world_size)
-        # What every source sent here, in the order in which it sent it, for the way back.
-        order_R = ranges(arrived_ES.T, executed_ES.T, self.device)
-        order_S = torch.split(order_R, executed_ES.sum(axis=0).tolist())
+        def views(memory: _Memory, num_rows: IntArray) -> list[Tensor]:
+            sizes = zip(memory.memory, num_rows.tolist(), strict=True)
+            return [_view(window, dtype, (rows, hidden_size)) for window, rows in sizes]
+
+        layout = Layout.of(tokens_WEW, self.rank, order)
+        targets, results = views(self._rows, received_D), views(self._results, sent_S)
+        mover = Mover.of(Rows(layout, hidden_TH, expert_ids_TK, counts_E, targets, results))
+        mover.send()
         self._windows.barrier()
-        rows_RH = targets[rank]
-        if regrouping_R is not None:
-            rows_RH = rows_RH.index_select(0, regrouping_R)
 
         def bring_back(results_RH: Tensor) -> Tensor:
-            begins_S = exclusive_cumsum(lengths_DES.sum(axis=1), axis=0)[rank]
-            for memory, begin, order in zip(result_memory, begins_S.tolist(), order_S, strict=True):
-                target = _view(memory, dtype, (begin + len(order), hidden_size))[begin:]
-                torch.index_select(results_RH, 0, order, out=target)
+            mover.bring_back(results_RH)
             self._windows.barrier()
-            return _view(result_memory[rank], dtype, (len(token_S), hidden_size))
+            return results[self.rank]
 
-        return rows_RH, bring_back
+        return SentRows(mover.arrived(), mover.assignment_S, bring_back, mover.row_TK)
 
     def exchange_rows(self, rows: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Tensor:
         """Leave it to the inner communicator."""
@@ -237,44 +227,6 @@ class _Memory:
             self.memory = []  # what is there is freed first
             # More than asked for, so that it is not done again for every batch that is a little larger.
             self.memory = self._windows.allocate(_aligned(max(1, num_bytes + num_bytes // 2)))
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Where this rank's rows go.
-
-    Attributes:
-        starts_DE: int64 ``[W, E]``, first row of the block at every destination.
-        lengths_DE: int64 ``[W, E]``, its rows.
-    """
-
-    starts_DE: IntArray
-    lengths_DE: IntArray
-
-    def write(self, hidden_TH: Tensor, token_S: Tensor, targets: Sequence[Tensor]) -> None:
-        """Gather tokens into the targets ``[R, H]``, one per destination; ``token_S`` is by destination and expert."""
-        if Device.of(hidden_TH.device).has_own_memory:
-            self._write_by_row(hidden_TH, token_S, targets)
-        else:
-            self._write_by_block(hidden_TH, token_S, targets)
-
-    def _write_by_row(self, hidden_TH: Tensor, token_S: Tensor, targets: Sequence[Tensor]) -> None:
-        """One kernel per destination that reads, and one that writes."""
-        position_S = ranges(self.starts_DE, self.lengths_DE, hidden_TH.device)
-        splits = self.lengths_DE.sum(axis=1).tolist()
-        parts = zip(targets, torch.split(token_S, splits), torch.split(position_S, splits), strict=True)
-        for target, tokens, positions in parts:
-            target.index_copy_(0, positions, hidden_TH.index_select(0, tokens))
-
-    def _write_by_block(self, hidden_TH: Tensor, token_S: Tensor, targets: Sequence[Tensor]) -> None:
-        """One pass over the rows, without memory in between: on a CPU an ``index_copy_`` takes ten times as long."""
-        begin = 0
-        for target, starts_E, lengths_E in zip(targets, self.starts_DE, self.lengths_DE, strict=True):
-            experts = np.flatnonzero(lengths_E)
-            for start, length in zip(starts_E[experts].tolist(), lengths_E[experts].tolist(), strict=True):
-                out = target.narrow(0, start, length)
-                torch.index_select(hidden_TH, 0, token_S.narrow(0, begin, length), out=out)
-                begin += length
 
 
 @dataclass

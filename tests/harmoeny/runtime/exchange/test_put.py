@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from harmoeny.placement import IntArray
 from harmoeny.runtime.exchange import shared
 from harmoeny.runtime.exchange.choose import open_exchange
-from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.exchange.comm import Communicator, SentRows
 from harmoeny.runtime.exchange.put import PutCommunicator
 from harmoeny.runtime.exchange.shared import SharedWindows
 from harmoeny.runtime.exchange.windows import PeerLostError, Windows, WindowsError
@@ -44,14 +45,23 @@ def run_layers(comm: Communicator, num_layers: int) -> None:
         tokens = random_plan(layer)
         num_sent = int(tokens[comm.rank].sum())
         hidden = (1000.0 * layer + 100 * comm.rank + torch.arange(num_sent))[:, None].expand(-1, HIDDEN_SIZE)
-        rows, bring_back = comm.send_rows(hidden.contiguous(), torch.arange(num_sent), tokens)
+        sent = send_all(comm, hidden.contiguous(), tokens)
         for _ in range(2):
-            assert rows[:, 0].tolist() == expected_rows(layer, comm.rank, tokens), f"layer {layer}: rows changed"
+            assert sent.rows_RH[:, 0].tolist() == expected_rows(layer, comm.rank, tokens), (
+                f"layer {layer}: rows changed"
+            )
             pause()
-        results = bring_back(-rows)
+        results = sent.bring_back(-sent.rows_RH)
         for _ in range(2):
             assert torch.equal(results, -hidden), f"layer {layer}: results changed"
             pause()
+
+
+def send_all(comm: Communicator, hidden: Tensor, tokens: IntArray) -> SentRows:
+    """Send every token once, to the ranks in turn and to the experts in turn."""
+    own = tokens[comm.rank]
+    expert_ids = torch.from_numpy(np.repeat(np.tile(np.arange(NUM_EXPERTS), WORLD_SIZE), own.T.reshape(-1)))
+    return comm.send_rows(hidden, expert_ids[:, None], own.sum(axis=1), tokens)
 
 
 def expected_rows(layer: int, receiver: int, tokens: IntArray) -> list[float]:
@@ -183,9 +193,9 @@ def test_a_shared_folder_that_is_too_small(asked: str, monkeypatch: pytest.Monke
         hidden = torch.full((num_sent, HIDDEN_SIZE), float(comm.rank))
         for _ in range(2):
             comm.gather_counts(torch.zeros(1, dtype=torch.int64))
-            rows, bring_back = comm.send_rows(hidden, torch.arange(num_sent), tokens)
-            assert rows[:, 0].tolist() == NUM_EXPERTS * ([0.0] * 50 + [1.0] * 50 + [2.0] * 50)
-            assert torch.equal(bring_back(rows), hidden)
+            sent = send_all(comm, hidden, tokens)
+            assert sent.rows_RH[:, 0].tolist() == NUM_EXPERTS * ([0.0] * 50 + [1.0] * 50 + [2.0] * 50)
+            assert torch.equal(sent.bring_back(sent.rows_RH), hidden)
         return comm.exchange, comm.remark
 
     if asked == "put":

@@ -6,14 +6,12 @@ import sys
 import threading
 import weakref
 from collections import defaultdict
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from harmoeny.runtime.exchange import put, symmetric
+from harmoeny.runtime.exchange import symmetric
 from harmoeny.runtime.exchange.choose import open_exchange
 from harmoeny.runtime.exchange.put import PutCommunicator
 from harmoeny.runtime.exchange.symmetric import SymmetricWindows
@@ -162,21 +160,3 @@ def test_pytorch_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for used, remark in run_threads(WORLD_SIZE, rank_main):
         assert used == "collective"
         assert remark.startswith(f"PyTorch {torch.__version__} has no symmetric memory here (")
-
-
-def test_both_ways_to_write_blocks_write_the_same() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        lengths = rng.integers(0, 4, (3, 5))
-        # Another source's rows lie between this one's.
-        others = rng.integers(0, 4, lengths.shape)
-        starts = np.cumsum(lengths + others, axis=1) - lengths
-        hidden, tokens = torch.randn(7, 2), torch.from_numpy(rng.integers(0, 7, int(lengths.sum())))
-        blocks: Any = put._Blocks(starts, lengths)
-        written = []
-        for write in (blocks._write_by_row, blocks._write_by_block):
-            targets = [torch.zeros(int((lengths + others)[d].sum()), 2) for d in range(3)]
-            write(hidden, tokens, targets)
-            written.append(torch.cat(targets))
-        assert torch.equal(*written)
-        assert int((written[0] != 0).any(dim=1).sum()) == len(tokens)

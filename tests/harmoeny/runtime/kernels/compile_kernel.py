@@ -1,32 +1,74 @@
-"""Compiles the Triton kernel for GPUs that need not be there; run in a process of its own, without the interpreter."""
+"""Compiles the Triton kernels for GPUs that need not be there; run in a process of its own, without the interpreter."""
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from harmoeny.runtime.exchange import triton_rows
 from harmoeny.runtime.kernels.triton_kernel import grouped_linear
 
 
-def compile_for(capability: int, dtype: str, *, bias: bool) -> str:
-    """Returns the assembly."""
-    pointers = dict.fromkeys(("rows", "matrices", "bias", "out"), f"*{dtype}") | {"ends": "*i32"}
+def compile_for(
+    capability: int, kernel: Any, pointers: dict[str, str], constants: dict[str, Any], num_warps: int = 4
+) -> str:
+    """Returns the assembly; pointers are at multiples of 16 bytes unless the kernel's launch does not look at that."""
+    names = list(inspect.signature(kernel.fn).parameters)
+    types = dict.fromkeys(names, "i32") | {name: f"*{dtype}" for name, dtype in pointers.items()}
+    signature = types | dict.fromkeys(constants, "constexpr")
+    aligned = pointers.keys() - constants.keys() - set(kernel.do_not_specialize_on_alignment)
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    target = GPUTarget("cuda", capability, 32)
+    assembly: str = triton.compile(source, target=target, options={"num_warps": num_warps}).asm["ptx"]
+    return assembly
+
+
+def compile_linear(capability: int, dtype: str, *, bias: bool) -> str:
+    pointers = dict.fromkeys(("rows", "matrices", "bias", "out"), dtype) | {"ends": "i32"}
     constants = {
         "NUM_IN": 768,
         "HAS_BIAS": bias, "SLOTS": 128, "PRECISION": "ieee", "UPCAST": False, "TILE_ROWS": 64, "TILE_OUT": 64,
         "TILE_IN": 32, "stride_in": 1, **({} if bias else {"bias": None}),
     }  # fmt: skip
-    names = list(inspect.signature(grouped_linear.fn).parameters)
-    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
-    source = ASTSource(grouped_linear, signature, {(names.index(k),): v for k, v in constants.items()})
-    assembly: str = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
-    return assembly
+    return compile_for(capability, grouped_linear, pointers, constants)
+
+
+def compile_rows(capability: int, dtype: str, hidden_size: int, alignment: int) -> list[str]:
+    """Returns the assembly of what moves rows of this size, one for each kernel."""
+    common = {"NUM_COLUMNS": hidden_size, "TILE_COLUMNS": 1024}
+    put = common | {"ALIGNMENT": alignment}
+    choice = {"TOP_K": 8, "TILE_K": 8}
+    where = {"ids": "i64", "numbers": "i32", "blocks": "i64", "row_of": "i64", "assignment_of": "i64"}
+    return [
+        compile_for(
+            capability, triton_rows.put_tokens, {"hidden": dtype} | where,
+            put | choice | {"NUM_RANKS": 6, "TILE_RANKS": 8}, num_warps=1,
+        ),
+        compile_for(capability, triton_rows.put_rows, {"source": dtype, "blocks": "i64"}, put | {"TILE_ROWS": 4}),
+        compile_for(
+            capability, triton_rows.add_up,
+            {"rows": dtype, "row_of": "i64", "weights": "fp32", "out": dtype}, common | choice,
+        ),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    assert "mma" in compile_for(90, "bf16", bias=True), "tensor cores are used"
-    assert "fma" in compile_for(80, "fp32", bias=False)
+    assert "mma" in compile_linear(90, "bf16", bias=True), "tensor cores are used"
+    assert "fma" in compile_linear(80, "fp32", bias=False)
+    for assembly in compile_rows(90, "bf16", 2880, alignment=16) + compile_rows(80, "fp32", 768, alignment=16):
+        assert "ld.global.v4" in assembly, "a thread reads 16 bytes at a time"
+        assert "st.global.v4" in assembly, "and writes them"
+    for assembly in compile_rows(90, "bf16", 2049, alignment=2):
+        assert "st.global.v4" not in assembly, "what is not aligned is written piece by piece"
+    counted = {"ids": "i64", "numbers": "i32", "counts": "i64"}
+    compile_for(90, triton_rows.number_assignments, counted, {"TILE": 1024})
     print("compiled")

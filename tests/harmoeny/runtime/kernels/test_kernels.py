@@ -140,7 +140,7 @@ def test_a_norm_is_applied_to_the_output(kernel: str) -> None:
 
 
 @NO_TRITON
-def test_the_kernel_compiles_for_gpus(tmp_path: Path) -> None:
+def test_the_kernels_compile_for_gpus(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "tests.harmoeny.runtime.kernels.compile_kernel"],
         env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}, cwd=ROOT, text=True,

@@ -1,0 +1,139 @@
+"""Passes over rows that are one Triton kernel each, where Triton is; it comes with PyTorch for CUDA.
+
+Shape letters: T tokens of this rank, K top_k, S rows sent, R rows, H hidden size, E experts, W ranks, B blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+#: Bytes that a thread copies at a time.
+_VECTOR_BYTES = 16
+#: What a program holds at a time.
+_TILE_COLUMNS, _TILE_BYTES, _TILE_ELEMENTS = 1024, 8192, 8192
+_TILE_ASSIGNMENTS = 1024
+
+
+def is_available(device: torch.device) -> bool:
+    """Return whether rows on the device can be moved by these; it is imported with the first that is."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def number_assignments(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Count this rank's assignments of every expert, and number them in token order.
+
+    Args:
+        expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
+        num_experts: number of experts.
+
+    Returns:
+        int64 ``[E]``, counts; int32 ``[T, K]``, numbers from 0, undefined for what is left out.
+    """
+    from harmoeny.runtime.exchange.triton_rows import number_assignments
+
+    numbers_TK = torch.empty_like(expert_ids_TK, dtype=torch.int32, memory_format=torch.contiguous_format)
+    counts_E = expert_ids_TK.new_empty(num_experts)
+    number_assignments[(num_experts,)](
+        expert_ids_TK.contiguous(), numbers_TK, counts_E, expert_ids_TK.numel(), TILE=_TILE_ASSIGNMENTS
+    )
+    return counts_E, numbers_TK
+
+
+def put_tokens(
+    hidden_TH: Tensor, expert_ids_TK: Tensor, numbers_TK: Tensor, blocks: Tensor, bases: Sequence[int], num_sent: int
+) -> tuple[Tensor, Tensor]:
+    """Write every token to wherever its experts are executed.
+
+    Args:
+        hidden_TH: ``[T, H]``.
+        expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
+        numbers_TK: int32 ``[T, K]``, as :func:`number_assignments` returns them.
+        blocks: int64 ``[3, E, W]``, of every expert's assignments that go to a rank: their end; what to add to a number
+            to get the row among those sent; the address at the rank that number 0 would have.
+        bases: where the ranks' memory begins.
+        num_sent: S.
+
+    Returns:
+        int64 ``[T, K]``, the row of every assignment among those sent, -1 for what is not; int64 ``[S]``, the reverse.
+    """
+    from harmoeny.runtime.exchange.triton_rows import put_tokens
+
+    (num_tokens, top_k), (_, num_experts, num_ranks) = expert_ids_TK.shape, blocks.shape
+    row_TK = torch.empty_like(expert_ids_TK, memory_format=torch.contiguous_format)
+    assignment_S = expert_ids_TK.new_empty(num_sent)
+    if num_tokens > 0:
+        put_tokens[(num_tokens,)](
+            hidden_TH.contiguous(), expert_ids_TK.contiguous(), numbers_TK, blocks, num_experts * num_ranks, row_TK,
+            assignment_S,
+            TOP_K=top_k, NUM_RANKS=num_ranks, NUM_COLUMNS=hidden_TH.shape[1],
+            ALIGNMENT=_alignment(hidden_TH, bases), TILE_K=_power_of_2(top_k), TILE_RANKS=_power_of_2(num_ranks),
+            TILE_COLUMNS=_tile_columns(hidden_TH),
+            num_warps=1,  # what a warp finds out about its token, every other would find out too
+        )  # fmt: skip
+    return row_TK, assignment_S
+
+
+def put_rows(source: Tensor, blocks: Tensor, bases: Sequence[int], num_rows: int) -> None:
+    """Copy rows, block by block.
+
+    Args:
+        source: ``[R, H]``.
+        blocks: int64 ``[3, B]``, of consecutive rows: their end; what to add to a row's number to get its number in
+            ``source``; the address that row 0 would have if it lay before them.
+        bases: where the memory that they go to begins.
+        num_rows: how many.
+    """
+    from harmoeny.runtime.exchange.triton_rows import put_rows
+
+    if num_rows > 0:
+        source, num_blocks, columns = source.contiguous(), blocks.shape[1], _tile_columns(source)
+        rows = max(1, min(64, _TILE_BYTES // (columns * source.element_size())))
+        put_rows[(-(-num_rows // rows),)](
+            source, blocks, num_blocks, num_rows, num_blocks.bit_length(),
+            NUM_COLUMNS=source.shape[1], ALIGNMENT=_alignment(source, [*bases, source.data_ptr()]), TILE_ROWS=rows,
+            TILE_COLUMNS=columns,
+        )  # fmt: skip
+
+
+def add_up(rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows: int) -> Tensor:
+    """Add up the results of every token, weighted by the router, in FP32 whatever their type.
+
+    Args:
+        rows_RH: ``[R, H]``, results.
+        routing_weights_TK: ``[T, K]``.
+        row_TK: int64 ``[T, K]``, the row of every assignment; it contributes nothing where that is no row.
+        num_rows: how many of the rows are results, from the first.
+
+    Returns:
+        ``[T, H]``.
+    """
+    from harmoeny.runtime.exchange.triton_rows import add_up
+
+    num_tokens, top_k = row_TK.shape
+    columns = min(_tile_columns(rows_RH), max(1, _TILE_ELEMENTS // _power_of_2(top_k)))
+    out = rows_RH.new_empty(num_tokens, rows_RH.shape[1])
+    if num_tokens > 0:
+        add_up[(num_tokens, -(-rows_RH.shape[1] // columns))](
+            rows_RH.contiguous(), num_rows, row_TK, routing_weights_TK.contiguous(), out,
+            TOP_K=top_k, NUM_COLUMNS=rows_RH.shape[1], TILE_K=_power_of_2(top_k), TILE_COLUMNS=columns,
+        )  # fmt: skip
+    return out
+
+
+def _alignment(rows: Tensor, addresses: Sequence[int]) -> int:
+    """Return the bytes that may be copied at once between rows at these addresses."""
+    return math.gcd(_VECTOR_BYTES, rows.shape[1] * rows.element_size(), *addresses)
+
+
+def _tile_columns(rows: Tensor) -> int:
+    return min(_TILE_COLUMNS, _power_of_2(rows.shape[1]))
+
+
+def _power_of_2(number: int) -> int:
+    """Return the smallest power of 2 that is at least ``number``."""
+    return 1 << max(0, number - 1).bit_length()

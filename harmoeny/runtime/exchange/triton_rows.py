@@ -1,0 +1,115 @@
+"""Triton kernels that move rows, to wherever in mapped memory they belong, and that find out where that is.
+
+Tables of blocks, int64 ``[3, num_blocks]``, say of consecutive rows where they end, what to add to a row's number to
+find it at its source, and the address that row 0 would have if it lay before them. Rows count in 64 bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+# No types: Triton takes annotations for its own. What changes from layer to layer is nothing to compile anew for.
+@triton.jit  # type: ignore[untyped-decorator]
+def number_assignments(ids, numbers, counts, num, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Number the assignments of every expert in token order, and count them; grid: experts."""
+    expert = tl.program_id(0)
+    before = expert * 0
+    for begin in range(0, num, TILE):
+        assignment = begin + tl.arange(0, TILE)
+        own = tl.load(ids + assignment, mask=assignment < num, other=-1) == expert
+        ones = own.to(tl.int32)
+        tl.store(numbers + assignment, before + tl.cumsum(ones, 0) - 1, mask=own)
+        before += tl.sum(ones, 0)
+    tl.store(counts + expert, before.to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["num_blocks"], do_not_specialize_on_alignment=["blocks"])  # type: ignore[untyped-decorator]
+def put_tokens(  # type: ignore[no-untyped-def]
+    hidden, ids, numbers, blocks, num_blocks, row_of, assignment_of,
+    TOP_K: tl.constexpr, NUM_RANKS: tl.constexpr, NUM_COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
+    TILE_K: tl.constexpr, TILE_RANKS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Read a token once and write it wherever its experts are executed; grid: tokens.
+
+    A block is what an expert's assignments, numbered for themselves, send to one rank; blocks are by expert and rank.
+    ``row_of`` gets the row of every assignment among those sent, or -1, and ``assignment_of`` the reverse.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    k, rank = tl.arange(0, TILE_K), tl.arange(0, TILE_RANKS)
+    assignment = token * TOP_K + k
+    expert = tl.load(ids + assignment, mask=k < TOP_K, other=-1)
+    chosen = expert >= 0
+    number = tl.load(numbers + assignment, mask=chosen, other=0).to(tl.int64)
+    first = expert * NUM_RANKS
+    is_rank = (rank < NUM_RANKS)[None, :]
+    ends = tl.load(blocks + first[:, None] + rank[None, :], mask=chosen[:, None] & is_rank, other=0)
+    goes_to = tl.sum(((ends <= number[:, None]) & is_rank).to(tl.int32), 1)
+    sent = chosen & (goes_to < NUM_RANKS)
+    block = blocks + first + goes_to
+    row = tl.load(block + num_blocks, mask=sent, other=0) + number
+    ROW_BYTES: tl.constexpr = NUM_COLUMNS * (hidden.dtype.element_ty.primitive_bitwidth // 8)
+    address = tl.load(block + 2 * num_blocks, mask=sent, other=0) + number * ROW_BYTES
+    tl.store(row_of + assignment, tl.where(sent, row, -1), mask=k < TOP_K)
+    tl.store(assignment_of + row, assignment, mask=sent)
+    target = tl.multiple_of(address, ALIGNMENT).to(tl.pointer_type(hidden.dtype.element_ty))
+    target = tl.multiple_of(target, ALIGNMENT)
+    for begin in range(0, NUM_COLUMNS, TILE_COLUMNS):
+        column = begin + tl.arange(0, TILE_COLUMNS)
+        values = tl.load(hidden + token * NUM_COLUMNS + column, mask=column < NUM_COLUMNS)
+        tl.store(
+            target[:, None] + column[None, :], values[None, :], mask=sent[:, None] & (column < NUM_COLUMNS)[None, :]
+        )
+
+
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["num_blocks", "num_rows", "steps"], do_not_specialize_on_alignment=["source", "blocks"]
+)
+def put_rows(  # type: ignore[no-untyped-def]
+    source, blocks, num_blocks, num_rows, steps,
+    NUM_COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Copy rows, block by block, to where the table says; ``2 ** steps`` exceeds the blocks; grid: tiles of rows."""
+    row = tl.program_id(0).to(tl.int64) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    there = row < num_rows
+    low = tl.zeros((TILE_ROWS,), tl.int32)
+    high = low + num_blocks
+    for _ in range(steps):
+        middle = (low + high) // 2
+        open_ = low < high
+        beyond = open_ & (tl.load(blocks + middle, mask=open_, other=0) <= row)
+        high = tl.where(beyond, high, tl.minimum(middle, high))
+        low = tl.where(beyond, middle + 1, low)
+    ROW_BYTES: tl.constexpr = NUM_COLUMNS * (source.dtype.element_ty.primitive_bitwidth // 8)
+    begin_at = row + tl.load(blocks + num_blocks + low, mask=there, other=0)
+    address = tl.load(blocks + 2 * num_blocks + low, mask=there, other=0) + row * ROW_BYTES
+    target = address.to(tl.pointer_type(source.dtype.element_ty))
+    target = tl.multiple_of(target, ALIGNMENT)
+    origin = tl.multiple_of(source + begin_at * NUM_COLUMNS, ALIGNMENT)
+    for begin in range(0, NUM_COLUMNS, TILE_COLUMNS):
+        column = begin + tl.arange(0, TILE_COLUMNS)
+        inside = there[:, None] & (column < NUM_COLUMNS)[None, :]
+        values = tl.load(origin[:, None] + column[None, :], mask=inside)
+        tl.store(target[:, None] + column[None, :], values, mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+def add_up(  # type: ignore[no-untyped-def]
+    rows, num_rows, row_of, weights, out,
+    TOP_K: tl.constexpr, NUM_COLUMNS: tl.constexpr, TILE_K: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Add up the rows of every token, weighted; a row that is none adds nothing; grid: tokens, tiles of columns."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
+    k = tl.arange(0, TILE_K)
+    row = tl.load(row_of + token * TOP_K + k, mask=k < TOP_K, other=-1)
+    there = (row >= 0) & (row < num_rows)
+    weight = tl.load(weights + token * TOP_K + k, mask=there, other=0.0).to(rows.dtype.element_ty).to(tl.float32)
+    values = tl.load(
+        rows + row[:, None] * NUM_COLUMNS + column[None, :],
+        mask=there[:, None] & (column < NUM_COLUMNS)[None, :],
+        other=0.0,
+    )
+    total = tl.sum(weight[:, None] * values.to(tl.float32), 0)
+    tl.store(out + token * NUM_COLUMNS + column, total.to(out.dtype.element_ty), mask=column < NUM_COLUMNS)

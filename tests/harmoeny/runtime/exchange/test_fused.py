@@ -1,0 +1,75 @@
+"""Fused passes over rows against PyTorch's calls and against loops: in Triton's interpreter, or on the device."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from harmoeny.runtime.exchange import fused
+from harmoeny.runtime.exchange.dispatch import weighted_sum
+from tests.harmoeny.runtime.cases import random_tokens
+from tests.strategies import examples
+
+ON_CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_CUDA else "cpu")
+NO_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which is not installed")
+pytestmark = [NO_TRITON, pytest.mark.cuda] if ON_CUDA else [NO_TRITON]
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+#: Rows of 2 bytes up to several tiles, of whole vectors and not.
+HIDDEN_SIZES = st.sampled_from([1, 3, 8, 21, 64, 1025])
+
+
+def draw_ids(rng: np.random.Generator, num_tokens: int, top_k: int, num_experts: int, masked: float) -> Tensor:
+    ids = rng.integers(0, num_experts, (num_tokens, top_k))
+    ids[rng.random(ids.shape) < masked] = -1
+    return torch.from_numpy(ids).to(DEVICE)
+
+
+@examples(60)
+@given(
+    num_tokens=st.sampled_from([0, 1, 6]), top_k=st.integers(1, 4), hidden_size=HIDDEN_SIZES, dtype=DTYPES,
+    drop=st.booleans(), seed=st.integers(0, 2**31 - 1),
+)  # fmt: skip
+def test_results_add_up(
+    num_tokens: int, top_k: int, hidden_size: int, dtype: torch.dtype, drop: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    assignment = rng.permutation(num_tokens * top_k)
+    assignment = assignment[: rng.integers(0, len(assignment) + 1)] if drop else assignment
+    row = np.full(num_tokens * top_k, -1)
+    row[assignment] = np.arange(len(assignment))
+    t = random_tokens(seed, num_tokens, 8, top_k, dtype=dtype)
+    weights = t.weights.to(DEVICE)
+    # Behind the results lies what is no number.
+    rows = torch.from_numpy(rng.standard_normal((len(assignment), hidden_size))).to(DEVICE, dtype)
+    more = torch.cat([rows, torch.full_like(rows[:1], torch.nan)]) if len(rows) else rows
+    found = fused.add_up(more, weights, torch.from_numpy(row.reshape(t.ids.shape)).to(DEVICE), len(rows))
+    torch.testing.assert_close(found, weighted_sum(rows, weights, torch.from_numpy(assignment).to(DEVICE)))
+    wanted = torch.zeros(num_tokens, hidden_size, dtype=torch.float64)
+    for number, a in enumerate(assignment):
+        wanted[a // top_k] += t.weights.double().reshape(-1)[a] * rows[number].cpu().double()
+    torch.testing.assert_close(found.cpu().double(), wanted, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@examples(40)
+@given(
+    num_tokens=st.sampled_from([0, 1, 5, 700]), top_k=st.integers(1, 4), num_experts=st.integers(1, 6),
+    masked=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_assignments_are_counted_and_numbered(
+    num_tokens: int, top_k: int, num_experts: int, masked: float, seed: int
+) -> None:
+    ids = draw_ids(np.random.default_rng(seed), num_tokens, top_k, num_experts, masked)
+    counts, numbers = fused.number_assignments(ids, num_experts)
+    seen = [0] * num_experts
+    for expert, number in zip(ids.flatten().tolist(), numbers.flatten().tolist(), strict=True):
+        if expert >= 0:
+            assert number == seen[expert]
+            seen[expert] += 1
+    assert counts.tolist() == seen

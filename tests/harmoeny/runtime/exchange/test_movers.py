@@ -1,0 +1,135 @@
+"""All ways to move rows, between ranks whose memory is this process's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from harmoeny.placement import IntArray
+from harmoeny.runtime.exchange import fused
+from harmoeny.runtime.exchange.dispatch import count_assignments
+from harmoeny.runtime.exchange.layout import Layout
+from harmoeny.runtime.exchange.movers import Mover, Rows, TorchMover, TritonMover
+from harmoeny.runtime.exchange.order import tokens_of
+from tests.harmoeny.runtime.cases import TOLERANCE, RandomPlan, random_tokens
+from tests.harmoeny.runtime.exchange.test_fused import DEVICE, DTYPES, HIDDEN_SIZES, NO_TRITON, draw_ids
+from tests.harmoeny.runtime.layer.test_engine import run_layers
+from tests.strategies import examples
+
+pytestmark = [pytest.mark.cuda] if torch.cuda.is_available() else []
+
+
+def spread(counts: IntArray, rng: np.random.Generator, *, drop: bool) -> IntArray:
+    """Any plan's tokens: every source's assignments of an expert go anywhere, some nowhere."""
+    kept = rng.integers(0, counts + 1) if drop else counts
+    shares = rng.dirichlet(np.full(len(counts), 0.5), size=counts.shape)
+    return rng.multinomial(kept, shares)
+
+
+class ByBlock(TorchMover):
+    """As on a CPU."""
+
+    def send(self) -> None:
+        self._send_by_block(tokens_of(self.assignment_S, self._rows.expert_ids_TK.shape[1]))
+
+
+class ByRow(TorchMover):
+    """As on CUDA without Triton."""
+
+    def send(self) -> None:
+        self._send_by_row(tokens_of(self.assignment_S, self._rows.expert_ids_TK.shape[1]))
+
+
+@pytest.mark.parametrize("kind", [ByRow, pytest.param(TritonMover, marks=NO_TRITON)])
+@examples(60)
+@given(
+    world_size=st.sampled_from([1, 2, 4]),
+    num_experts=st.integers(1, 7),
+    top_k=st.integers(1, 5),
+    tokens=st.lists(st.sampled_from([0, 1, 2, 9]), min_size=4, max_size=4),
+    hidden_size=HIDDEN_SIZES,
+    dtype=DTYPES,
+    masked=st.sampled_from([0.0, 0.3]),
+    drop=st.booleans(),
+    reorder=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_all_movers_move_alike(
+    world_size: int, num_experts: int, top_k: int, tokens: list[int], hidden_size: int, dtype: torch.dtype,
+    masked: float, drop: bool, reorder: bool, seed: int, kind: Callable[[Rows], Mover],
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    ids = [draw_ids(rng, tokens[rank], top_k, num_experts, masked) for rank in range(world_size)]
+    hidden = [torch.from_numpy(rng.standard_normal((n, hidden_size))).to(DEVICE, dtype) for n in tokens[:world_size]]
+    counts = np.stack([count_assignments(own, num_experts).cpu().numpy() for own in ids])
+    plan = spread(counts, rng, drop=drop)
+    orders = [
+        rng.permutation(np.flatnonzero(plan[:, :, rank].any(axis=0))).tolist() if reorder else None
+        for rank in range(world_size)
+    ]
+
+    def exchange(kind: Callable[[Rows], Mover]) -> list[list[Tensor]]:
+        """Return all memory that was written, of one kind a list."""
+        # What nobody writes keeps a value that tells it.
+        targets = [hidden[0].new_full((n, hidden_size), 77) for n in plan.sum(axis=(0, 1))]
+        results = [hidden[0].new_full((n, hidden_size), 88) for n in plan.sum(axis=(1, 2))]
+        movers = [
+            kind(Rows(Layout.of(plan, rank, orders[rank]), hidden[rank], ids[rank], counts[rank], targets, results))
+            for rank in range(world_size)
+        ]
+        for mover in movers:
+            mover.send()
+        arrived = [mover.arrived().clone() for mover in movers]
+        for mover, rows in zip(movers, arrived, strict=True):
+            mover.bring_back(-rows)
+        return [[target.clone() for target in targets], arrived, results, [mover.assignment_S for mover in movers]]
+
+    by_block, by_kind = exchange(ByBlock), exchange(kind)
+    for theirs, ours in zip(by_block, by_kind, strict=True):
+        for wanted, found in zip(theirs, ours, strict=True):
+            assert torch.equal(wanted, found)
+    for own, result, assignment in zip(hidden, *by_kind[2:], strict=True):
+        assert torch.equal(result, -own[assignment // top_k]), "a token's own rows come back to it"
+
+
+@pytest.fixture
+def fused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpret the kernels between ranks that are threads: one at a time, as the interpreter has one state."""
+    turn = threading.Lock()
+
+    def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            with turn:
+                return function(*args, **options)
+
+        return call
+
+    for name in ("number_assignments", "put_tokens", "put_rows", "add_up"):
+        monkeypatch.setattr(fused, name, one_at_a_time(getattr(fused, name)))
+    monkeypatch.setattr(fused, "is_available", lambda _: True)
+
+
+@NO_TRITON
+@pytest.mark.skipif(torch.cuda.is_available(), reason="interprets kernels, which is for machines without a GPU")
+@pytest.mark.usefixtures("fused_everywhere")
+@pytest.mark.parametrize(
+    ("world_size", "drop", "num_slots"), [(3, False, None), (2, True, 1), (3, True, 2), (4, False, 1)]
+)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_layers_are_exact_over_triton(world_size: int, drop: bool, num_slots: int | None, dtype: torch.dtype) -> None:
+    tokens = [
+        [random_tokens(10 * layer + rank, 9 * rank, 6, 2, dtype=dtype, masked=0.1) for rank in range(world_size)]
+        for layer in range(2)
+    ]
+    policy = RandomPlan(world_size, drop=drop, num_slots=num_slots)
+    run_layers(
+        world_size, policy, tokens, num_experts=6, batches=2, kernel="grouped_mm", exchange="put", width=16, dtype=dtype
+    )
