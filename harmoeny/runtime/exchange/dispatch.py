@@ -11,16 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, pad
+from torch.nn.functional import embedding_bag
 
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.comm import BringBack, Communicator
 from harmoeny.runtime.exchange.order import tokens_of
-
-#: Above all slots.
-NO_SLOT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -123,53 +120,6 @@ def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, assignment_S: Tens
     first_T = torch.searchsorted(executed_S, torch.arange(0, len(weight_A), top_k, device=executed_S.device))
     weight_S = weight_A.index_select(0, executed_S)
     return embedding_bag(row_S, rows_SH, first_T, mode="sum", per_sample_weights=weight_S)
-
-
-@dataclass(frozen=True)
-class SlotOrder:
-    """This rank's assignments in the order of the slots that execute them, as the device knows it.
-
-    There is one row more than assignments; it is last, behind the rows of assignments that the model leaves out, and
-    belongs to no slot.
-
-    Attributes:
-        token_R: int64 ``[T * K + 1]``, the token of every row.
-        row_TK: int64 ``[T, K]``, the row of every assignment; the last one where it is left out.
-        ends: int32 ``[num_slots]``, one behind the last row of every slot.
-    """
-
-    token_R: Tensor
-    row_TK: Tensor
-    ends: Tensor
-
-
-def order_by_slot(expert_ids_TK: Tensor, slot_of_E: Tensor, num_slots: int) -> SlotOrder:
-    """Order assignments by slot where every expert has one, without telling the host how many there are of each.
-
-    Args:
-        expert_ids_TK: int64 ``[T, K]``, at least one token; a negative id leaves the assignment out.
-        slot_of_E: int32 ``[E + 1]``, :data:`NO_SLOT` and then every expert's slot.
-        num_slots: number of slots.
-    """
-    num_tokens, top_k = expert_ids_TK.shape
-    num_rows = num_tokens * top_k
-    slot_A = slot_of_E.index_select(0, expert_ids_TK.reshape(-1) + 1)
-    slot_R, assignment_R = torch.sort(pad(slot_A, (0, 1), value=NO_SLOT), stable=True)
-    device = slot_R.device
-    slots = torch.arange(num_slots, dtype=slot_R.dtype, device=device)
-    row_R = torch.empty_like(assignment_R).scatter_(0, assignment_R, torch.arange(num_rows + 1, device=device))
-    return SlotOrder(
-        token_R=(assignment_R // top_k).clamp_(max=num_tokens - 1),
-        row_TK=row_R[:num_rows].view_as(expert_ids_TK).masked_fill(expert_ids_TK < 0, num_rows),
-        ends=torch.searchsorted(slot_R, slots, right=True, out_int32=True),
-    )
-
-
-def sum_by_token(rows_RH: Tensor, routing_weights_TK: Tensor, order: SlotOrder) -> Tensor:
-    """Return ``[T, H]``, the results ``[R, H]`` of every token, weighted by the router and added up in one pass."""
-    weights = routing_weights_TK.to(rows_RH.dtype)
-    last = len(rows_RH) - 1
-    return embedding_bag(order.row_TK, rows_RH, mode="sum", per_sample_weights=weights, padding_idx=last)
 
 
 def gather_rows(hidden_TH: Tensor, assignment_S: Tensor, top_k: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Passes over rows that are one Triton kernel each, where Triton is; it comes with PyTorch for CUDA.
+"""Passes over a rank's rows or assignments that are one Triton kernel each; Triton comes with PyTorch for CUDA.
 
 Shape letters: T tokens of this rank, K top_k, S rows sent, R rows, H hidden size, E experts, W ranks, B blocks.
 """
@@ -16,7 +16,10 @@ from torch import Tensor
 _VECTOR_BYTES = 16
 #: What a program holds at a time.
 _TILE_COLUMNS, _TILE_BYTES, _TILE_ELEMENTS = 1024, 8192, 8192
-_TILE_ASSIGNMENTS = 1024
+#: As many are numbered at a time.
+_FEW_ASSIGNMENTS, _MANY_ASSIGNMENTS = 1024, 4096
+#: What a warp finds out about its token, every other warp would find out too.
+_TOKEN_WARPS = 1
 
 
 def is_available(device: torch.device) -> bool:
@@ -24,24 +27,60 @@ def is_available(device: torch.device) -> bool:
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-def number_assignments(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Count this rank's assignments of every expert, and number them in token order.
+def number_assignments(
+    expert_ids_TK: Tensor, num_groups: int, group_of_E: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Number this rank's assignments of every group in token order, and count them.
 
     Args:
         expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
-        num_experts: number of experts.
+        num_groups: number of groups.
+        group_of_E: int32 ``[E + 1]``, anything and then every expert's group; None: experts are groups.
 
     Returns:
-        int64 ``[E]``, counts; int32 ``[T, K]``, numbers from 0, undefined for what is left out.
+        int32 ``[T, K]``, numbers from 0, undefined for what is left out; and how many assignments are of each group,
+        int64 ``[E]``, or with ``group_of_E`` of the groups up to each, int32 ``[num_groups]``.
     """
     from harmoeny.runtime.exchange.triton_rows import number_assignments
 
     numbers_TK = torch.empty_like(expert_ids_TK, dtype=torch.int32, memory_format=torch.contiguous_format)
-    counts_E = expert_ids_TK.new_empty(num_experts)
-    number_assignments[(num_experts,)](
-        expert_ids_TK.contiguous(), numbers_TK, counts_E, expert_ids_TK.numel(), TILE=_TILE_ASSIGNMENTS
-    )
-    return counts_E, numbers_TK
+    totals = expert_ids_TK.new_empty(num_groups, dtype=torch.int64 if group_of_E is None else torch.int32)
+    num, few = expert_ids_TK.numel(), expert_ids_TK.numel() <= _FEW_ASSIGNMENTS
+    number_assignments[(num_groups,)](
+        expert_ids_TK.contiguous(), group_of_E, num, numbers_TK, totals, MAPPED=group_of_E is not None,
+        TILE=_FEW_ASSIGNMENTS if few else _MANY_ASSIGNMENTS, num_warps=4 if few else 8,
+    )  # fmt: skip
+    return numbers_TK, totals
+
+
+def spread_tokens(
+    hidden_TH: Tensor, expert_ids_TK: Tensor, numbers_TK: Tensor, group_of_E: Tensor, ends: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Copy every token to its rows, which are ordered by group.
+
+    Args:
+        hidden_TH: ``[T, H]``.
+        expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
+        numbers_TK: int32 ``[T, K]``, as :func:`number_assignments` returns them.
+        group_of_E: int32 ``[E + 1]``, as for it.
+        ends: int32 ``[num_groups]``, one behind the last row of every group.
+
+    Returns:
+        ``[T * K, H]``, with anything in the rows behind the last group; int64 ``[T, K]``, the row of every assignment,
+        ``T * K`` where it is left out.
+    """
+    from harmoeny.runtime.exchange.triton_rows import spread_tokens
+
+    (num_tokens, top_k), hidden_size = expert_ids_TK.shape, hidden_TH.shape[1]
+    rows_RH = hidden_TH.new_empty(num_tokens * top_k, hidden_size)
+    row_TK = torch.empty_like(expert_ids_TK, memory_format=torch.contiguous_format)
+    if num_tokens > 0:
+        spread_tokens[(num_tokens,)](
+            hidden_TH.contiguous(), expert_ids_TK.contiguous(), numbers_TK, group_of_E, ends, rows_RH, row_TK,
+            TOP_K=top_k, NUM_COLUMNS=hidden_size, TILE_K=_power_of_2(top_k), TILE_COLUMNS=_tile_columns(hidden_TH),
+            num_warps=_TOKEN_WARPS,
+        )  # fmt: skip
+    return rows_RH, row_TK
 
 
 def put_tokens(
@@ -73,7 +112,7 @@ def put_tokens(
             TOP_K=top_k, NUM_RANKS=num_ranks, NUM_COLUMNS=hidden_TH.shape[1],
             ALIGNMENT=_alignment(hidden_TH, bases), TILE_K=_power_of_2(top_k), TILE_RANKS=_power_of_2(num_ranks),
             TILE_COLUMNS=_tile_columns(hidden_TH),
-            num_warps=1,  # what a warp finds out about its token, every other would find out too
+            num_warps=_TOKEN_WARPS,
         )  # fmt: skip
     return row_TK, assignment_S
 

@@ -152,7 +152,7 @@ class TritonMover(Mover):
     def send(self) -> None:
         """Read every token once, and write it to all of its experts."""
         rows = self._rows
-        _, numbers_TK = fused.number_assignments(rows.expert_ids_TK, len(rows.counts_E))
+        numbers_TK, _ = fused.number_assignments(rows.expert_ids_TK, len(rows.counts_E))
         self.row_TK, self.assignment_S = fused.put_tokens(
             rows.hidden_TH, rows.expert_ids_TK, numbers_TK, self._tables[0], self._target_at, rows.layout.num_sent
         )

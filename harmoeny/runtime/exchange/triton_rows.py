@@ -11,18 +11,58 @@ import triton.language as tl
 
 
 # No types: Triton takes annotations for its own. What changes from layer to layer is nothing to compile anew for.
-@triton.jit  # type: ignore[untyped-decorator]
-def number_assignments(ids, numbers, counts, num, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Number the assignments of every expert in token order, and count them; grid: experts."""
-    expert = tl.program_id(0)
-    before = expert * 0
+@triton.jit(do_not_specialize=["num"])  # type: ignore[untyped-decorator]
+def number_assignments(  # type: ignore[no-untyped-def]
+    ids, group_of, num, numbers, totals, MAPPED: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """Number the assignments of every group in token order; grid: groups.
+
+    A group is an expert, and ``totals`` gets how many assignments it has; or it is what ``group_of`` says of an expert,
+    behind what it says of none, and ``totals`` gets how many there are up to this group.
+    """
+    group = tl.program_id(0)
+    before, total = group * 0, group * 0
     for begin in range(0, num, TILE):
         assignment = begin + tl.arange(0, TILE)
-        own = tl.load(ids + assignment, mask=assignment < num, other=-1) == expert
-        ones = own.to(tl.int32)
-        tl.store(numbers + assignment, before + tl.cumsum(ones, 0) - 1, mask=own)
-        before += tl.sum(ones, 0)
-    tl.store(counts + expert, before.to(tl.int64))
+        their = tl.load(ids + assignment, mask=assignment < num, other=-1)
+        chosen = their >= 0
+        if MAPPED:
+            their = tl.load(group_of + 1 + their, mask=chosen, other=0)
+        own = (chosen & (their == group)).to(tl.int32)
+        tl.store(numbers + assignment, before + tl.cumsum(own, 0) - 1, mask=own > 0)
+        before += tl.sum(own, 0)
+        if MAPPED:
+            total += tl.sum((chosen & (their <= group)).to(tl.int32), 0)
+        else:
+            total = before
+    tl.store(totals + group, total.to(totals.dtype.element_ty))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def spread_tokens(  # type: ignore[no-untyped-def]
+    hidden, ids, numbers, group_of, ends, out, row_of,
+    TOP_K: tl.constexpr, NUM_COLUMNS: tl.constexpr, TILE_K: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Read a token once and write it to its rows, which are by group and number; grid: tokens.
+
+    ``row_of`` gets the row of every assignment, or one more than there can be.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, TILE_K)
+    assignment = token * TOP_K + k
+    expert = tl.load(ids + assignment, mask=k < TOP_K, other=-1)
+    chosen = expert >= 0
+    group = tl.load(group_of + 1 + expert, mask=chosen, other=0)
+    first = tl.load(ends + group - 1, mask=chosen & (group > 0), other=0)
+    row = first.to(tl.int64) + tl.load(numbers + assignment, mask=chosen, other=0)
+    tl.store(row_of + assignment, tl.where(chosen, row, tl.num_programs(0) * TOP_K), mask=k < TOP_K)
+    target = out + row * NUM_COLUMNS
+    for begin in range(0, NUM_COLUMNS, TILE_COLUMNS):
+        column = begin + tl.arange(0, TILE_COLUMNS)
+        values = tl.load(hidden + token * NUM_COLUMNS + column, mask=column < NUM_COLUMNS)
+        tl.store(
+            target[:, None] + column[None, :], values[None, :], mask=chosen[:, None] & (column < NUM_COLUMNS)[None, :]
+        )
 
 
 @triton.jit(do_not_specialize=["num_blocks"], do_not_specialize_on_alignment=["blocks"])  # type: ignore[untyped-decorator]

@@ -11,7 +11,8 @@ from torch import Tensor
 from harmoeny.choices import PLAN_EXECUTOR
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
-from harmoeny.runtime.exchange.dispatch import NO_SLOT, combine, dispatch, order_by_slot, sum_by_token
+from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot, sum_by_token
+from harmoeny.runtime.exchange.dispatch import combine, dispatch
 from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.kernels.grouped import GroupedKernel
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
@@ -50,14 +51,13 @@ class PlanExecutor(Executor):
         assert isinstance(kernel, GroupedKernel)
         for _ in ("metadata", "plan", "dispatch"):
             self.recorder.mark()
-        order = order_by_slot(given.expert_ids_TK, slot_of_E, len(kernel.slots.slots))
-        rows_RH = given.hidden_TH.index_select(0, order.token_R)
+        by_slot = rows_by_slot(given.hidden_TH, given.expert_ids_TK, slot_of_E, len(kernel.slots.slots))
         self.recorder.mark()  # compute
-        results_RH = kernel.apply(rows_RH, order.ends)
+        results_RH = kernel.apply(by_slot.rows_RH, by_slot.ends)
         self.recorder.mark()  # combine
-        output_TH = sum_by_token(results_RH, given.routing_weights_TK, order)
+        output_TH = sum_by_token(results_RH, given.routing_weights_TK, by_slot.row_TK)
         self.recorder.mark()  # end
-        self._describe(given.layer, order.ends)
+        self._describe(given.layer, by_slot.ends)
         return LayerResult(output_TH, None, FetchStats())
 
     def _describe(self, layer: int, ends: Tensor) -> None:
@@ -76,7 +76,7 @@ class PlanExecutor(Executor):
             self.recorder.describe(*describe(), FetchStats())
 
     def _slot_by_expert(self, layer: int) -> Tensor | None:
-        """Return the slot of every expert, as :func:`order_by_slot` wants it; None where one has none."""
+        """Return the slot of every expert, as :func:`rows_by_slot` wants it; None where one has none."""
         residents, num_experts = self.planner.fetcher.residents(layer), self.memory.store.layers[layer].num_experts
         if len(residents) < num_experts:
             return None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harmoeny.runtime.exchange import fused
+from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot
 from harmoeny.runtime.exchange.dispatch import weighted_sum
 from tests.harmoeny.runtime.cases import random_tokens
 from tests.strategies import examples
@@ -57,7 +58,7 @@ def test_results_add_up(
     torch.testing.assert_close(found.cpu().double(), wanted, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
-@examples(40)
+@examples(60)
 @given(
     num_tokens=st.sampled_from([0, 1, 5, 700]), top_k=st.integers(1, 4), num_experts=st.integers(1, 6),
     masked=st.sampled_from([0.0, 0.3, 1.0]), seed=st.integers(0, 2**32 - 1),
@@ -66,10 +67,37 @@ def test_assignments_are_counted_and_numbered(
     num_tokens: int, top_k: int, num_experts: int, masked: float, seed: int
 ) -> None:
     ids = draw_ids(np.random.default_rng(seed), num_tokens, top_k, num_experts, masked)
-    counts, numbers = fused.number_assignments(ids, num_experts)
+    numbers, counts = fused.number_assignments(ids, num_experts)
     seen = [0] * num_experts
     for expert, number in zip(ids.flatten().tolist(), numbers.flatten().tolist(), strict=True):
         if expert >= 0:
             assert number == seen[expert]
             seen[expert] += 1
     assert counts.tolist() == seen
+
+
+@examples(60)
+@given(
+    num_tokens=st.sampled_from([1, 5, 300]), top_k=st.integers(1, 5), num_experts=st.integers(1, 6),
+    spare=st.integers(0, 2), masked=st.sampled_from([0.0, 0.3, 1.0]), hidden_size=HIDDEN_SIZES, dtype=DTYPES,
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_rows_by_slot_are_those_of_a_sort(
+    num_tokens: int, top_k: int, num_experts: int, spare: int, masked: float, hidden_size: int, dtype: torch.dtype,
+    seed: int,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    ids = draw_ids(rng, num_tokens, top_k, num_experts, masked)
+    hidden = torch.from_numpy(rng.standard_normal((num_tokens, hidden_size))).to(DEVICE, dtype)
+    num_slots = num_experts + spare
+    slots = rng.permutation(num_slots)[:num_experts]
+    slot_of = torch.tensor([NO_SLOT, *slots.tolist()], dtype=torch.int32, device=DEVICE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "is_available", lambda _: False)
+        wanted = rows_by_slot(hidden, ids, slot_of, num_slots)
+        patch.setattr(fused, "is_available", lambda _: True)
+        found = rows_by_slot(hidden, ids, slot_of, num_slots)
+    assert torch.equal(found.row_TK, wanted.row_TK)
+    assert torch.equal(found.ends, wanted.ends)
+    executed = int(wanted.ends[-1])
+    assert torch.equal(found.rows_RH[:executed], wanted.rows_RH[:executed])

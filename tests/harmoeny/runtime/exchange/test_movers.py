@@ -112,7 +112,7 @@ def fused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for name in ("number_assignments", "put_tokens", "put_rows", "add_up"):
+    for name in ("number_assignments", "spread_tokens", "put_tokens", "put_rows", "add_up"):
         monkeypatch.setattr(fused, name, one_at_a_time(getattr(fused, name)))
     monkeypatch.setattr(fused, "is_available", lambda _: True)
 
@@ -121,12 +121,12 @@ def fused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="interprets kernels, which is for machines without a GPU")
 @pytest.mark.usefixtures("fused_everywhere")
 @pytest.mark.parametrize(
-    ("world_size", "drop", "num_slots"), [(3, False, None), (2, True, 1), (3, True, 2), (4, False, 1)]
+    ("world_size", "drop", "num_slots"), [(1, False, None), (3, False, None), (2, True, 1), (3, True, 2), (4, False, 1)]
 )
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_layers_are_exact_over_triton(world_size: int, drop: bool, num_slots: int | None, dtype: torch.dtype) -> None:
     tokens = [
-        [random_tokens(10 * layer + rank, 9 * rank, 6, 2, dtype=dtype, masked=0.1) for rank in range(world_size)]
+        [random_tokens(10 * layer + rank, 9 * rank + 4, 6, 2, dtype=dtype, masked=0.1) for rank in range(world_size)]
         for layer in range(2)
     ]
     policy = RandomPlan(world_size, drop=drop, num_slots=num_slots)

@@ -18,6 +18,7 @@ def compile_for(
 ) -> str:
     """Returns the assembly; pointers are at multiples of 16 bytes unless the kernel's launch does not look at that."""
     names = list(inspect.signature(kernel.fn).parameters)
+    pointers = {name: dtype for name, dtype in pointers.items() if name in names}
     types = dict.fromkeys(names, "i32") | {name: f"*{dtype}" for name, dtype in pointers.items()}
     signature = types | dict.fromkeys(constants, "constexpr")
     aligned = pointers.keys() - constants.keys() - set(kernel.do_not_specialize_on_alignment)
@@ -53,6 +54,10 @@ def compile_rows(capability: int, dtype: str, hidden_size: int, alignment: int) 
             capability, triton_rows.put_tokens, {"hidden": dtype} | where,
             put | choice | {"NUM_RANKS": 6, "TILE_RANKS": 8}, num_warps=1,
         ),
+        compile_for(
+            capability, triton_rows.spread_tokens,
+            {"hidden": dtype, "out": dtype, "group_of": "i32", "ends": "i32"} | where, common | choice, num_warps=1,
+        ),
         compile_for(capability, triton_rows.put_rows, {"source": dtype, "blocks": "i64"}, put | {"TILE_ROWS": 4}),
         compile_for(
             capability, triton_rows.add_up,
@@ -69,6 +74,8 @@ if __name__ == "__main__":
         assert "st.global.v4" in assembly, "and writes them"
     for assembly in compile_rows(90, "bf16", 2049, alignment=2):
         assert "st.global.v4" not in assembly, "what is not aligned is written piece by piece"
-    counted = {"ids": "i64", "numbers": "i32", "counts": "i64"}
-    compile_for(90, triton_rows.number_assignments, counted, {"TILE": 1024})
+    numbered = {"ids": "i64", "group_of": "i32", "numbers": "i32", "totals": "i32"}
+    compile_for(90, triton_rows.number_assignments, numbered, {"MAPPED": True, "TILE": 4096}, num_warps=8)
+    counted = numbered | {"totals": "i64"}
+    compile_for(90, triton_rows.number_assignments, counted, {"MAPPED": False, "TILE": 1024, "group_of": None})
     print("compiled")
