@@ -50,6 +50,7 @@ class ExpertCost:
         pair_share: what a single expert takes from one rank to another, as a multiple of :attr:`peer_fetch_s`, which is
             the mean of many that a rank sends to all others at once.
         fetch_together_s: :attr:`fetch_s` while all ranks fetch, where they share links or memory; 0: the same.
+        overlaps: whether rows travel while a rank computes.
         links: which links an expert crosses between two ranks, and for how long.
         host_token_s: seconds in which the rank's host executes one more token, its row's way there and back included;
             0: the host computes nothing.
@@ -73,6 +74,7 @@ class ExpertCost:
     network_share: float = 1.0
     pair_share: float = 1.0
     fetch_together_s: float = 0.0
+    overlaps: bool = True
     links: Links = NO_LINKS
     host_token_s: float = 0.0
     host_launch_s: float = 0.0

@@ -55,7 +55,8 @@ class HarMoEny(Policy):
         fetch: ``peer``: an expert comes from its home rank or from host memory, whichever is sooner there; ``async``
             and ``sync``: always from host memory; ``none``: every expert is resident everywhere.
         spare_slots: room for experts on every rank, beside those that it holds at the start.
-        overlap: whether a rank's own rows may be executed while the others are on their way.
+        overlap: whether a rank's own rows may be executed while the others are on their way; only where they travel
+            while ranks compute.
         spread: whether hot experts may be brought to all ranks.
         settle: whether placements follow what earlier batches needed.
         ahead: whether spare slots of the next layer get what it is predicted to need, while a layer is executed.
@@ -139,7 +140,7 @@ class HarMoEny(Policy):
         costs = machine_costs(cost)._asdict()
         if cost.host_token_s > 0:
             costs |= {name: float(getattr(cost, name)) for name in PlaceCosts._fields if name not in costs}
-        calibrated = replace(self, costs=costs | self.costs)
+        calibrated = replace(self, costs=costs | self.costs, overlap=self.overlap and cost.overlaps)
         calibrated._links = cost.links
         return calibrated
 

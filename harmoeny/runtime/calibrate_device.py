@@ -33,7 +33,7 @@ _MOST_SLICES, _MOST_BYTES = 16, 2**30
 _FEW_ROWS, _MOST_ROWS = 4096, 65536
 _TIMES_AS_LONG = 2.0
 #: Rows that every rank sends each other, few and many.
-_SENT_ROWS = (64, 2048)
+_SENT_ROWS = (256, 8192)
 #: Experts that every rank sends the next one, few and many.
 _SENT_EXPERTS = (1, 3)
 _REPEATS = 7
@@ -99,7 +99,7 @@ def measure_device_cost(
     cost = ExpertCost(
         token_s=wave.token_s, fetch_s=host_fetch_s, exchange_token_s=link.token_s, peer_fetch_s=peer_s,
         launch_s=wave.launch_s, weights_s=wave.weights_s, exchange_latency_s=link.latency_s, copy_token_s=link.copy_s,
-        grouped=computes.grouped,
+        grouped=computes.grouped, overlaps=comm.overlaps,
     )  # fmt: skip
     return mean_cost(cost, comm)
 

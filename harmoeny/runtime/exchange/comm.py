@@ -90,6 +90,11 @@ class Communicator:
         self.world_size = dist.get_world_size() if initialized else 1
 
     @property
+    def overlaps(self) -> bool:
+        """Whether rows travel while this rank computes: a process group has threads or streams of its own."""
+        return True
+
+    @property
     def backend(self) -> str:
         """The library that moves tensors of :attr:`device`, as the process group says; gloo where there is none."""
         if not dist.is_initialized():

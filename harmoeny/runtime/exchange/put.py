@@ -66,6 +66,11 @@ class PutCommunicator(Communicator):
         self._duplicates: list[PutCommunicator] = []
 
     @property
+    def overlaps(self) -> bool:
+        """On CUDA, rows are put by kernels between those that compute; on a CPU, while a rank waits for others."""
+        return self.exchange != Exchange.PUT or not Device.of(self.device).has_own_memory
+
+    @property
     def backend(self) -> str:
         """The library that moves what is not put."""
         return self._inner.backend

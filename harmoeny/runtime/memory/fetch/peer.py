@@ -105,6 +105,9 @@ class PeerFetch(FetchStrategy):
         return transfer
 
     def _open_sources(self, layer: int, fetch: BoolArray) -> None:
+        if not fetch.any():
+            self._fetching = _Arriving()
+            return
         home, costs = self._placements[layer].home, self._costs
         if costs.peer_fetch_s <= 0:  # not measured
             costs = costs._replace(peer_fetch_s=costs.fetch_s)
@@ -120,6 +123,8 @@ class PeerFetch(FetchStrategy):
             sent: bool ``[num_experts, world_size]``, the ranks that every expert goes to.
             home: int64 ``[num_experts]``, who sends it.
         """
+        if not sent.any():
+            return _Arriving()
         rank, experts = comm.rank, self.memory.store.layers[layer]
         sends: list[tuple[Tensor, int]] = []
         receives: list[tuple[Tensor, int]] = []
