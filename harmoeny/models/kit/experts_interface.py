@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harmoeny.dependencies import require
 from harmoeny.models.base import TOLERANCE, AdaptedModule, MoEContext
 from harmoeny.models.kit.modules import device_of
-from harmoeny.runtime.memory.experts import ExpertMLP, LayerExperts, gated_mlp, mlp
+from harmoeny.runtime.memory.experts import ExpertMLP, LayerExperts, gated_mlp, mlp, swiglu
 
 #: Our name among Transformers' implementations of experts.
 IMPLEMENTATION = "harmoeny"
@@ -100,8 +100,18 @@ def _function(experts: Any, *, gated: bool) -> ExpertMLP:
     transposed = bool(experts.is_transposed)
     norm = experts.post_expert_norm if getattr(experts, "has_post_expert_norm", False) else None
     if gated:
-        return gated_mlp(experts._apply_gate, transposed=transposed, norm=norm)
+        gate = swiglu if _is_swiglu(experts) else experts._apply_gate
+        return gated_mlp(gate, transposed=transposed, norm=norm)
     return mlp(experts.act_fn, transposed=transposed, norm=norm)
+
+
+def _is_swiglu(experts: Any) -> bool:
+    """Tell whether the gate is the interface's own, with SiLU, which kernels know by that name."""
+    from transformers import activations
+    from transformers.integrations import moe
+
+    own = getattr(type(experts), "_apply_gate", None) is getattr(moe, "_default_apply_gate", _NAMES)
+    return own and isinstance(experts.act_fn, (nn.SiLU, getattr(activations, "SiLUActivation", nn.SiLU)))
 
 
 def bind(experts: Any, weights: Mapping[str, Tensor], call: ExpertsCall) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.kernels.base import Kernel, Results
+from harmoeny.runtime.kernels.gates import fastest_gate
 from harmoeny.runtime.memory.experts import ExpertMLP, LayerExperts
 from harmoeny.runtime.memory.slots import LayerSlots
 from harmoeny.runtime.memory.waves import Schedule, Wave
@@ -49,6 +51,9 @@ class GroupedKernel(Kernel):
     def __init__(self, slots: LayerSlots, products: GroupedProducts) -> None:
         """Take a layer whose experts the products support."""
         super().__init__(slots)
+        function = slots.experts.function
+        assert isinstance(function, ExpertMLP), "the products support it"
+        self._function = replace(function, between=fastest_gate(function.between, slots.device))
         self.name = products.name
         self._products = products
         self._ends_WS = torch.empty(0)
@@ -66,8 +71,7 @@ class GroupedKernel(Kernel):
 
     def apply(self, rows: Tensor, ends: Tensor) -> Tensor:
         """Return ``[n, H]``, the results of rows ``[n, H]``; ``ends`` as for :meth:`GroupedProducts.__call__`."""
-        function, weights = self.slots.experts.function, self.slots.weights
-        assert isinstance(function, ExpertMLP), "the products support it"
+        function, weights = self._function, self.slots.weights
 
         def linear(name: str, rows: Tensor) -> Tensor:
             matrices = weights[name] if function.transposed else weights[name].transpose(1, 2)

@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from harmoeny.runtime.exchange import triton_rows
+from harmoeny.runtime.kernels.triton_gates import swiglu_rows
 from harmoeny.runtime.kernels.triton_kernel import grouped_linear
 
 
@@ -78,4 +79,8 @@ if __name__ == "__main__":
     compile_for(90, triton_rows.number_assignments, numbered, {"MAPPED": True, "TILE": 4096}, num_warps=8)
     counted = numbered | {"totals": "i64"}
     compile_for(90, triton_rows.number_assignments, counted, {"MAPPED": False, "TILE": 1024, "group_of": None})
+    gate = {"WIDTH": 768, "TILE_ROWS": 8, "TILE_COLUMNS": 256}
+    assembly = compile_for(90, swiglu_rows, {"gate_up": "bf16", "out": "bf16"}, gate)
+    assert "ld.global.v4" in assembly
+    assert "st.global.v4" in assembly
     print("compiled")
