@@ -19,17 +19,16 @@ def join(
     """Join the ranks that torchrun's variables name, once per process, and return this rank's device.
 
     Args:
-        device_type: ``cpu`` (gloo; the host's cores are shared out) or ``cuda`` (NCCL; one device per rank).
+        device_type: ``cpu`` (gloo) or ``cuda`` (NCCL; one device per rank); the host's cores are shared out.
         timeout_s: how long a collective may take.
         store: where the ranks find each other; None: where torchrun's variables say.
         ranks_per_gpu: ranks that share a device; NCCL refuses several, so they talk gloo.
-        host_threads: of a rank's cores, those that play its host where the others play its device.
+        host_threads: of a rank's cores, those that compute as its host beside its device.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(device_type, int(os.environ.get("LOCAL_RANK", rank)), ranks_per_gpu)
-    if not Device.of(device).has_own_memory:
-        cores = num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
-        torch.set_num_threads(max(1, cores - host_threads))
+    cores = num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    torch.set_num_threads(max(1, cores - host_threads))
     if world_size > 1 and not dist.is_initialized():
         backend = Device.of(device).process_group if ranks_per_gpu == 1 else "gloo"
         dist.init_process_group(

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.gpu_check", description=about)
     parser.add_argument("--minutes", type=float, default=7, help="for everything together (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: results/gpu/DATE_TIME)")
-    parser.add_argument("--only", metavar="PART,...", default="", help="run just these parts")
+    parser.add_argument("--only", metavar="PART,...", default="", help="run just these parts, in this order")
     parser.add_argument("--list", action="store_true", help="list the parts and what is missing here, and end")
     parser.add_argument(
         "--rehearse", action="store_true", help="tiny sizes on this CPU: shows that the check itself works"
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     title = "GPU check, rehearsed on a CPU: says nothing of a GPU" if given.rehearse else "GPU check"
     machine = {"title": title, "when": datetime.now(UTC).isoformat(timespec="seconds"), **describe_machine(device_type)}
-    chosen = [part for name, part in parts.items() if not only or name in only]
+    chosen = [parts[name] for name in only or parts]
     outcomes = check(chosen, out.resolve(), given.minutes, machine, console)
     console.print(escape(f"written to {out}"))
     return 0 if all(outcome.reached for outcome in outcomes) else 1

@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def all_parts(device_type: str, *, rehearsal: bool) -> list[Part]:
 
     def tests(out: Path) -> list[str]:
         xml = f"--junitxml={out / 'tests.xml'}"
-        return _module("pytest", "-m", "cuda", "-p", "no:cacheprovider", xml, CUDA_TESTS)
+        at_once = ["-n", "4"] if find_spec("xdist") else []
+        return _module("pytest", "-m", "cuda", "-p", "no:cacheprovider", *at_once, xml, CUDA_TESTS)
 
     model = measuring("gpu_check.model", *sizes)
     prefetch = measuring("bench.prefetch", "--rounds", rounds)

@@ -227,7 +227,13 @@ class TestDepth:
 
 def test_a_sequence_longer_than_the_models_positions_is_refused(whole: Path, load: Load) -> None:
     change_config(whole, max_position_embeddings=64, vocab_size=300)
-    common = ("model=transformers", f"model.local_path={whole}", "model.random_weights=true", "router=model")
+    common = (
+        "model=transformers",
+        f"model.local_path={whole}",
+        "model.random_weights=true",
+        "router=model",
+        "device=cpu",
+    )
     load(*common, "seq_len=64")
     with pytest.raises(ValueError, match=r"\Aseq_len: 65, must be at most 64, the positions of the model"):
         load(*common, "seq_len=65")
