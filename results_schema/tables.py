@@ -10,7 +10,7 @@ from results_schema.manifest import SIMULATOR
 #: Phases of a MoE layer in their order.
 PHASES = ("route", "metadata", "plan", "dispatch", "compute", "combine")
 
-DType = Literal["str", "int64", "float64", "list[int64]"]
+DType = Literal["str", "int64", "float64", "list[int64]", "list[float64]"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Column:
     dtype: DType
     unit: str = ""
     values: tuple[str, ...] = ()
-    added: float | None = None
+    added: float | tuple[()] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,11 @@ REQUESTS = Table(
         *_seconds("arrival_s", "start_s", "first_token_s"),
         Column("loop", "str", values=("closed", "open")),
         *_seconds("queue_s", "ttft_s"),
+        Column("rate_per_s", "float64", "1/s", added=0.0),
+        Column("output_tokens", "int64", "tokens", added=1),
+        Column("decode_s", "float64", "s", added=0.0),
+        Column("tpot_s", "float64", "s", added=0.0),
+        Column("itl_s", "list[float64]", "s", added=()),
         *_PLATFORM,
     ),
 )

@@ -107,7 +107,9 @@ def load_run(folder: Path) -> Run:
     for table in tables.TABLES:
         for column in table.columns:
             if column.added is not None and table.name in frames and column.name not in frames[table.name]:
-                frames[table.name][column.name] = column.added
+                frame = frames[table.name]
+                empty = column.added == ()
+                frame[column.name] = [()] * len(frame) if empty else column.added
     run = Run(folder, manifest, config, **frames)
     _check_complete(run, frames)
     return run

@@ -136,10 +136,16 @@ def _check_sharing(options: Options, *, simulated: bool) -> None:
 
 def _check_positions(point: Point) -> None:
     options, limit = point.options, point.model.max_positions
-    if limit is not None and options.seq_len + options.decode_tokens > limit:
-        what = "seq_len" if options.decode_tokens == 0 else "seq_len + decode_tokens"
+    length = options.seq_len + options.num_decode_steps
+    if limit is not None and length > limit:
+        what = "seq_len"
+        if options.num_decode_steps:
+            more = (
+                "decode_tokens" if options.decode_tokens == options.num_decode_steps else "requests.output_tokens - 1"
+            )
+            what = f"seq_len + {more}"
         raise ValueError(
-            f"{what}: {options.seq_len + options.decode_tokens}, must be at most {limit}, the positions of the model "
+            f"{what}: {length}, must be at most {limit}, the positions of the model "
             "(max_position_embeddings of its configuration)"
         )
 
@@ -196,10 +202,11 @@ def _check_room(name: str, policy: Policy, point: Point) -> None:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What checks need to know of a model without weights: tokens per MoE layer, and whether it decodes."""
+    """What checks need to know of a model without weights: tokens per MoE layer, and what it computes after them."""
 
     layer_tokens: list[int]
     decodes: bool
+    serves: bool
 
 
 #: Drawing even the shapes of a large model takes seconds, so each is drawn once per process.
@@ -211,7 +218,7 @@ def _shape(point: Point) -> _Shape:
     key = json.dumps([options.model, options.batch_size, options.seq_len])
     if key not in _SHAPES:
         model = point.model.build(0, "meta")
-        _SHAPES[key] = _Shape(model.layer_tokens(options.batch_size, options.seq_len), model.decodes)
+        _SHAPES[key] = _Shape(model.layer_tokens(options.batch_size, options.seq_len), model.decodes, model.serves)
     return _SHAPES[key]
 
 
@@ -226,19 +233,35 @@ def _check_extra_loops(point: Point) -> None:
     requests, decode_tokens = point.options.requests, point.options.decode_tokens
     requests.validate()
     point.options.slo.validate()
+    if requests.rate_step is not None and not point.options.slo.limits:
+        raise ValueError(
+            f"requests.rate_step: {requests.rate_step}, must be null without limits to fall behind: set slo.ttft_s, "
+            "slo.tpot_s or slo.e2e_s, or choose a slo="
+        )
     if decode_tokens:
-        if point.simulated and point.router.from_model:
+        _check_decodes(point, "decode_tokens", decode_tokens, 0)
+    if requests.output_tokens > 1:
+        _check_decodes(point, "requests.output_tokens", requests.output_tokens, 1)
+        if not _shape(point).serves:
             raise ValueError(
-                f"decode_tokens: {decode_tokens}, must be 0 with backend={point.options.backend} and "
-                f"router={point.router.name}: what a model decodes depends on its weights"
+                f"requests.output_tokens: {requests.output_tokens}, must be 1: this model keeps more than keys "
+                "and values of all tokens, so sequences of different lengths cannot be computed together"
             )
-        if not _shape(point).decodes:
-            raise ValueError(
-                f"decode_tokens: {decode_tokens}, must be 0: model={point.model.name} is no decoder that "
-                "keeps keys and values"
-            )
-        if point.router.limited:
-            raise ValueError(f"decode_tokens: {decode_tokens}, must be 0 with router={point.router.name}")
+
+
+def _check_decodes(point: Point, name: str, value: int, none: int) -> None:
+    """Refuse tokens after the first where nobody knows them; ``none``: the value that asks for none."""
+    if point.simulated and point.router.from_model:
+        raise ValueError(
+            f"{name}: {value}, must be {none} with backend={point.options.backend} and "
+            f"router={point.router.name}: what a model decodes depends on its weights"
+        )
+    if not _shape(point).decodes:
+        raise ValueError(
+            f"{name}: {value}, must be {none}: model={point.model.name} is no decoder that keeps keys and values"
+        )
+    if point.router.limited:
+        raise ValueError(f"{name}: {value}, must be {none} with router={point.router.name}")
 
 
 def _check_recording(point: Point) -> None:

@@ -14,6 +14,7 @@ _ABOUT = {
     **{name: group.description for name, group in GROUPS.items()},
     "hardware": "what is known of the machine",
     "what_if": "what else might be: one thing about the machine or the recorded routing that is taken to be different",
+    "slo": "limits that a request must keep, for goodput; without one, slo.* as below",
     "machine": "a whole machine to simulate, hardware= and as many ranks as it has GPUs; or here",
 }
 #: Folders of conf that hold settings of Hydra or of one machine rather than choices.

@@ -82,8 +82,8 @@ class Checker:
         self._tolerance = TOLERANCE[self._dtype]
         self._complete: Tensor | None = None
         self._decode: DecodeBatch | None = None
-        if bench.point.options.decode_tokens:
-            self._decode = make_decode_batch(bench, bench.warm_up, WARM_UP_BATCH)
+        if num_steps := bench.point.options.num_decode_steps:
+            self._decode = make_decode_batch(bench, bench.warm_up, WARM_UP_BATCH, num_steps)
 
     def check(self, system: System) -> dict[str, Any]:
         """Check one system; all ranks together."""

@@ -37,7 +37,7 @@ class DecodeBatch:
     logits: Tensor
 
 
-def make_decode_batch(bench: Bench, prompt: Batch, index: int) -> DecodeBatch:
+def make_decode_batch(bench: Bench, prompt: Batch, index: int, num_steps: int) -> DecodeBatch:
     """Let the untouched model decode, and keep its tokens and the routing of every step.
 
     With ``router=model`` the routing is the model's own; other routers decide every step anew, with their shares.
@@ -46,6 +46,7 @@ def make_decode_batch(bench: Bench, prompt: Batch, index: int) -> DecodeBatch:
         bench: has the model and the router.
         prompt: this rank's share of a batch.
         index: of the batch.
+        num_steps: tokens after the first, at least 1.
     """
     model, point = bench.model, bench.point
     steps: list[list[Tensor]] = []
@@ -53,7 +54,7 @@ def make_decode_batch(bench: Bench, prompt: Batch, index: int) -> DecodeBatch:
     with dense(model):
         model.context.tape.pin(prompt.expert_ids)
         logits, cache = model.prefill(prompt.input_ids)
-        for step in range(point.options.decode_tokens):
+        for step in range(num_steps):
             tokens.append(logits.argmax(dim=-1))
             pinned = None if point.router.from_model else _step_routing(bench, prompt, index, step)
             model.context.tape.pin(pinned)

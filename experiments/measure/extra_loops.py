@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from experiments.measure.bench import Bench
 from experiments.measure.decode import decode_rounds, make_decode_batch
-from experiments.measure.serving import serve_rounds
+from experiments.measure.serving import serve_rates
 from experiments.point.point import Point
 from experiments.results.request_rows import Decoded, Served
 
@@ -33,13 +33,10 @@ def num_extra_passes(point: Point) -> int:
 def measure_extra_loops(bench: Bench) -> Extra:
     """Measure what the point asks for; all ranks together, all systems interleaved on the same requests."""
     extra = Extra()
-    options = bench.point.options
-    if options.requests.open_loop:
-        default = 2 * options.world_size * options.batch_size
-        arrivals_s = [options.requests.times(options.seed, i, default) for i in range(len(bench.batches))]
-        extra.served.extend(serve_rounds(bench, arrivals_s))
-    if options.decode_tokens:
+    if bench.point.options.requests.open_loop:
+        extra.served.extend(serve_rates(bench))
+    if num_steps := bench.point.options.decode_tokens:
         bench.progress.say("decoding with the dense model")
-        prompts = [make_decode_batch(bench, batch, i) for i, batch in enumerate(bench.batches)]
+        prompts = [make_decode_batch(bench, batch, i, num_steps) for i, batch in enumerate(bench.batches)]
         extra.decoded.extend(decode_rounds(bench, prompts))
     return extra

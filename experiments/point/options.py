@@ -37,20 +37,30 @@ class TraceOptions:
 
 @dataclass
 class SloOptions:
-    """Limits that a request must keep; what is measured does not depend on them."""
+    """Limits that a request must keep; conf/config.yaml says what the values mean."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
+    e2e_s: float | None = None
+    share: float = 0.9
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that there are, by name."""
+        found = {"ttft_s": self.ttft_s, "tpot_s": self.tpot_s, "e2e_s": self.e2e_s}
+        return {name: limit for name, limit in found.items() if limit is not None}
 
     def validate(self) -> None:
         """Check the limits.
 
         Raises:
-            ValueError: one that is not above 0.
+            ValueError: one that is not above 0, or a share that is none.
         """
-        for name, value in (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s)):
-            if value is not None and not 0 < value < float("inf"):
+        for name, value in self.limits.items():
+            if not 0 < value < float("inf"):
                 raise ValueError(f"slo.{name}: {value}, must be a number above 0, or null")
+        if not 0 < self.share < 1:
+            raise ValueError(f"slo.share: {self.share}, must be above 0 and below 1: 0.9 for 90 % of the requests")
 
 
 @dataclass
@@ -93,6 +103,11 @@ class Options:
     simulator: Any = MISSING
     systems: dict[str, Any] = field(default_factory=dict)
     wandb: WandbOptions = field(default_factory=WandbOptions)
+
+    @property
+    def num_decode_steps(self) -> int:
+        """The most tokens after the first that a sequence gets."""
+        return max(self.decode_tokens, self.requests.output_tokens - 1)
 
 
 _COMPONENTS = ("model", "dataset", "router", "hardware", "simulator", "systems")

@@ -37,6 +37,8 @@ _UNNAMED_HARDWARE = (
 )  # fmt: skip
 #: Options of routers of which the same is true.
 _UNNAMED_ROUTER = {"adapt": False, "sharpness": None, "drift": None}
+#: Options of requests of which the same is true.
+_UNNAMED_REQUESTS = {"cv": None, "output_tokens": 1, "rate_step": None, "max_rates": 10}
 #: Options of systems of which the same is true.
 _UNNAMED_SYSTEM = {"spread": True, "host": True, "ahead": True}
 #: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.
@@ -158,6 +160,12 @@ class Point:
         identity["router"] = {
             k: v for k, v in given["router"].items() if k not in _UNNAMED_ROUTER or v != _UNNAMED_ROUTER[k]
         }
+        requests = {
+            k: v for k, v in given["requests"].items() if k not in _UNNAMED_REQUESTS or v != _UNNAMED_REQUESTS[k]
+        }
+        identity["requests"] = requests
+        if self.options.requests.rate_step is not None:  # limits say which rates are measured
+            identity["slo"] = self.config["slo"]
         identity |= {"device": self.device_type, "dataset": [self.dataset.name, self.dataset.fingerprint()]}
         contents = {
             "routing": self.router.fingerprint(),

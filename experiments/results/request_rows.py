@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from experiments.results.layer_rows import Platform, RankIteration
+from results_schema.slo import keeps_limits
 from results_schema.tables import DECODE
 
 #: Columns of layers that the decode phase has the sums of, over its steps, MoE layers and ranks.
@@ -38,6 +40,8 @@ class Served:
         arrival_s: when it arrived.
         start_s: when its batch began.
         first_token_s: when its first token was out.
+        later_s: when its further tokens were out, ascending.
+        rate_per_s: requests that arrived per second on average; 0 where no such rate was asked for.
     """
 
     system: str
@@ -49,6 +53,45 @@ class Served:
     arrival_s: float
     start_s: float
     first_token_s: float
+    later_s: Sequence[float] = ()
+    rate_per_s: float = 0.0
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to first token."""
+        return self.first_token_s - self.arrival_s
+
+    @property
+    def decode_s(self) -> float:
+        """Time from the first token to the last."""
+        return self.later_s[-1] - self.first_token_s if self.later_s else 0.0
+
+    @property
+    def tpot_s(self) -> float:
+        """Time per token after the first; 0 where there is none."""
+        return self.decode_s / len(self.later_s) if self.later_s else 0.0
+
+    def row(self, loop: str) -> dict[str, Any]:
+        """Return the columns of ``requests.parquet`` but those of the platform."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "later_s"}
+        return values | {
+            "loop": loop,
+            "queue_s": self.start_s - self.arrival_s,
+            "ttft_s": self.ttft_s,
+            "output_tokens": 1 + len(self.later_s),
+            "decode_s": self.decode_s,
+            "tpot_s": self.tpot_s,
+            "itl_s": np.diff([self.first_token_s, *self.later_s]),
+        }
+
+
+def num_good(served: Iterable[Served], system: str, limits: Mapping[str, float]) -> int:
+    """Return how many of a system's requests keep all limits."""
+    return sum(
+        keeps_limits(limits, ttft_s=one.ttft_s, tpot_s=one.tpot_s, decode_s=one.decode_s)
+        for one in served
+        if one.system == system
+    )
 
 
 @dataclass(frozen=True)
@@ -99,12 +142,8 @@ def request_frame(iterations: Sequence[RankIteration], served: Sequence[Served],
                     first_token_s=it.end_s - begins[it.iteration],
                 )
             )
-    in_order = sorted(served, key=lambda request: (request.round, request.system, request.request))
-    frame = pd.DataFrame(
-        [asdict(row) | {"loop": "closed"} for row in rows] + [asdict(row) | {"loop": "open"} for row in in_order]
-    )
-    frame["queue_s"] = frame["start_s"] - frame["arrival_s"]
-    frame["ttft_s"] = frame["first_token_s"] - frame["arrival_s"]
+    in_order = sorted(served, key=lambda one: (one.rate_per_s, one.round, one.system, one.request))
+    frame = pd.DataFrame([row.row("closed") for row in rows] + [row.row("open") for row in in_order])
     return frame.assign(**asdict(platform))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,10 @@ from experiments.console import PointProgress
 from experiments.point.point import Point
 from experiments.results.layer_rows import RankIteration
 from experiments.results.request_rows import Decoded, Served, decode_totals
-from experiments.routers.base import FloatArray
 from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.model_work import TracedModel
+from experiments.simulator.open_loop import OpenLoop
 from experiments.simulator.routing import Routing
-from harmoeny.placement import IntArray
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,9 @@ class SystemLoops:
         return records
 
     def served(self) -> list[Served]:
-        """Serve requests as they arrive; a round's are the sequences of its batch, again and again."""
-        system, options = self.make_system(), self.point.options
-        default = 2 * options.world_size * options.batch_size
-        served = []
-        for index in range(options.rounds):
-            system.begin_round("open", index)
-            served += self._serve(system, index, options.requests.times(options.seed, index, default))
-            self.progress.advance()
-        return served
+        """Serve requests as they arrive, at every rate; a round's are the sequences of its batch, again and again."""
+        loop = OpenLoop(self.point, self.name, self.batch_size, self.traced, self.routing)
+        return loop.run(self.make_system, self.progress)
 
     def decoded(self) -> list[Decoded]:
         """Execute one batch per round, then the steps that follow it."""
@@ -108,58 +101,3 @@ class SystemLoops:
             ]
             self.progress.advance()
         return decoded
-
-    def _serve(self, system: SimulatedSystem, index: int, arrivals_s: FloatArray) -> list[Served]:
-        """Serve a round's requests (float64 ``[num_requests]``, ascending), batch after batch of those that wait."""
-        world_size, seq_len = self.point.options.world_size, self.point.options.seq_len
-        pool = self._pool(index)
-        served: list[Served] = []
-        now_s, batch = 0.0, 0
-        while len(served) < len(arrivals_s):
-            first = len(served)
-            now_s = max(now_s, float(arrivals_s[first]))
-            waiting = int(np.searchsorted(arrivals_s, now_s, side="right")) - first
-            requests = np.arange(first, first + min(waiting, self.batch_size * world_size))
-            ranks = requests % world_size
-            # All ranks take part in a layer, so the one with the most sequences decides how long the rest takes.
-            system.resize(self.traced.work(int(np.bincount(ranks).max())))
-            end_s, _ = system.forward(_counts(pool, requests, ranks, world_size), np.full(world_size, now_s))
-            served += [
-                Served(
-                    system=self.name,
-                    round=index,
-                    batch=batch,
-                    request=int(request),
-                    rank=int(rank),
-                    input_tokens=seq_len,
-                    arrival_s=float(arrivals_s[request]),
-                    start_s=now_s,
-                    first_token_s=float(end_s[rank]),
-                )
-                for request, rank in zip(requests, ranks, strict=True)
-            ]
-            now_s, batch = float(end_s.max()), batch + 1
-        system.finish()
-        return served
-
-    def _pool(self, index: int) -> list[IntArray]:
-        """Return int64 ``[num_sequences of all ranks, num_experts]`` per MoE layer, a batch's assignments."""
-        work = self.traced.work(self.batch_size)
-        num_sequences = self.batch_size * self.point.options.world_size
-        pool = []
-        for ids in self.routing.expert_ids(work, index):
-            counts = np.zeros((num_sequences, work.num_experts + 1), dtype=np.int64)
-            # Negative ids are assignments that are left out.
-            np.add.at(counts, (np.arange(num_sequences)[:, None], ids.reshape(num_sequences, -1)), 1)
-            pool.append(counts[:, :-1])
-        return pool
-
-
-def _counts(pool: Sequence[IntArray], requests: IntArray, ranks: IntArray, world_size: int) -> list[IntArray]:
-    """Return int64 ``[world_size, num_experts]`` per MoE layer of requests that are dealt out to ranks."""
-    found = []
-    for of_sequence in pool:
-        counts = np.zeros((world_size, of_sequence.shape[1]), dtype=np.int64)
-        np.add.at(counts, ranks, of_sequence[requests % len(of_sequence)])
-        found.append(counts)
-    return found

@@ -114,6 +114,7 @@ class TracedModel:
         self._model = config.build(0, "meta")
         self._seq_len = seq_len
         self._work: dict[int, ModelWork] = {}
+        self._decode_work: dict[tuple[int, int], ModelWork] = {}
 
     def work(self, batch_size: int) -> ModelWork:
         """Return what the model computes for ``batch_size`` sequences."""
@@ -125,7 +126,13 @@ class TracedModel:
 
     def decode_work(self, batch_size: int, num_steps: int) -> ModelWork:
         """Return what the model computes for one more token of ``batch_size`` sequences, in the middle of the steps."""
-        input_ids = torch.empty(batch_size, self._seq_len + num_steps // 2, dtype=torch.int64, device="meta")
+        key = (batch_size, num_steps)
+        if key not in self._decode_work:
+            self._decode_work[key] = self._trace_step(batch_size, self._seq_len + num_steps // 2)
+        return self._decode_work[key]
+
+    def _trace_step(self, batch_size: int, length: int) -> ModelWork:
+        input_ids = torch.empty(batch_size, length, dtype=torch.int64, device="meta")
         tokens = input_ids[:, -1]
         self._model.connect(_NoExperts(_Counter()))  # type: ignore[arg-type]
         with torch.no_grad():

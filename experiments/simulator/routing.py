@@ -47,18 +47,27 @@ class Routing:
 
     def expert_ids(self, work: ModelWork, index: int) -> list[IntArray]:
         """Return int64 ``[num_tokens of all ranks, top_k]`` per MoE layer of one batch."""
-        ranks = range(self._point.options.world_size)
         if self._model is not None:
-            batches = [self._recorded(index, rank) for rank in ranks]
+            batches = [self._recorded(index, rank) for rank in range(self._point.options.world_size)]
             return [np.concatenate([batch[layer] for batch in batches]) for layer in range(len(work.layer_tokens))]
+        return self._assigned(work, index, 0)
+
+    def step_expert_ids(self, work: ModelWork, index: int, step: int) -> list[IntArray]:
+        """Return int64 ``[sequences of all ranks, top_k]`` per MoE layer of one step of a batch's decode phase.
+
+        Args:
+            work: of one step.
+            index: of the batch.
+            step: from 0.
+        """
+        return self._assigned(work, index, (step + 1) * len(work.layer_tokens))
+
+    def _assigned(self, work: ModelWork, index: int, first: int) -> list[IntArray]:
+        """Let the router assign the tokens of all ranks in layers that follow the first one."""
+        router, ranks = self._point.router, range(self._point.options.world_size)
         return [
-            np.concatenate(
-                [
-                    self._point.router.assign(self._request(index, layer, rank, work.layer_tokens[layer]))
-                    for rank in ranks
-                ]
-            )
-            for layer in range(len(work.layer_tokens))
+            np.concatenate([router.assign(self._request(index, first + layer, rank, num_tokens)) for rank in ranks])
+            for layer, num_tokens in enumerate(work.layer_tokens)
         ]
 
     def _count(self, work: ModelWork, index: int) -> list[IntArray]:

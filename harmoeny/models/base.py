@@ -217,6 +217,20 @@ class MoEModel(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no decode phase")
 
+    @property
+    def serves(self) -> bool:
+        """Whether :meth:`decode_running` works."""
+        return False
+
+    def decode_running(self, tokens: Tensor, running: Any) -> Tensor:
+        """Compute the next token's logits of sequences of different lengths, ``[batch_size, vocab_size]``.
+
+        Args:
+            tokens: int64 ``[batch_size]``, the present token of every sequence.
+            running: keys and values of all tokens before (``kit/sequences.py``); updated.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decode phase")
+
     @abstractmethod
     def layer_tokens(self, batch_size: int, seq_len: int) -> list[int]:
         """Return the number of tokens that reach every MoE layer in one forward pass."""

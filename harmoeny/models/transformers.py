@@ -26,6 +26,7 @@ from harmoeny.models.kit.loading import (
     num_experts_of,
     top_k_of,
 )
+from harmoeny.models.kit.sequences import RunningSequences, only_keys_and_values
 from harmoeny.models.switch import SwitchModel, is_switch
 
 
@@ -55,6 +56,20 @@ class TransformersModel(MoEModel):
     def decode(self, tokens: Tensor, cache: Any) -> Tensor:
         """Compute the next token's logits with the keys and values of all before."""
         output = self.module(input_ids=tokens[:, None], use_cache=True, **{self._cache: cache}, **self._options)
+        logits: Tensor = output.logits
+        return logits[:, -1]
+
+    @property
+    def serves(self) -> bool:
+        """Whether sequences of different lengths can be computed together."""
+        return only_keys_and_values(self.module.config)
+
+    def decode_running(self, tokens: Tensor, running: RunningSequences) -> Tensor:
+        """Compute the next token's logits of sequences of different lengths."""
+        inputs = running.next_inputs(tokens.device)
+        output = self.module(
+            input_ids=tokens[:, None], use_cache=True, **inputs, **{self._cache: running.cache}, **self._options
+        )
         logits: Tensor = output.logits
         return logits[:, -1]
 

@@ -21,6 +21,7 @@ ARROW = {
     "int64": {pa.int64()},
     "float64": {pa.float64()},
     "list[int64]": {pa.list_(pa.field("element", pa.int64()))},
+    "list[float64]": {pa.list_(pa.field("element", pa.float64()))},
 }
 
 

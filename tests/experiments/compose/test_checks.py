@@ -210,8 +210,15 @@ class TestRunId:
         changing = {".".join(path) for path in leaves if run_id(path) != point.run_id}
         assert {".".join(path) for path in leaves} - changing == {
             "experiment", "results_dir", "force", "dry_run", "timeout_s", "trace.record", "trace.token_paths",
-            "wandb.mode", "wandb.project", "slo.ttft_s", "slo.tpot_s",
+            "wandb.mode", "wandb.project", "slo.ttft_s", "slo.tpot_s", "slo.e2e_s",
+            "slo.share",
         }  # fmt: skip
+
+    def test_limits_count_where_they_say_which_rates_are_measured(self, load: Load) -> None:
+        sweep = ("requests.arrivals=poisson", "requests.rate_per_s=5", "requests.rate_step=2", "slo.ttft_s=1")
+        assert load(*sweep).run_id != load(*sweep, "slo.ttft_s=2").run_id
+        assert load(*sweep).run_id != load(*sweep, "slo.share=0.99").run_id
+        assert load(*sweep[:2]).run_id == load(*sweep[:2], "slo.ttft_s=2", "slo.share=0.99").run_id
 
     def test_of_software_only_that_of_the_systems_counts(self, load: Load) -> None:
         def run_id(*overrides: str) -> str:

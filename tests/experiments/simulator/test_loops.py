@@ -41,6 +41,61 @@ def test_requests_wait_for_the_batch_before_them(tmp_path: Path) -> None:
     np.testing.assert_allclose(closed["ttft_s"], 3, rtol=1e-6)
 
 
+def test_further_tokens_wait_for_prompts_and_are_computed_together(tmp_path: Path) -> None:
+    # Two layers: every pass takes 2 s. Prompts at 0 and, when that is read, at 2; then both get two more tokens each.
+    arrivals = tmp_path / "arrivals.txt"
+    arrivals.write_text("0\n0.5\n1\n100\n")
+    options = ("rounds=1", "batch_size=1", "model=qwen3_tiny", f"requests.arrivals={arrivals}")
+    served = tables(*options, "requests.output_tokens=3")[REQUESTS.name].query("loop == 'open'")
+    assert served["batch"].tolist() == [0, 1, 4, 7]
+    np.testing.assert_allclose(served["start_s"], [0, 2, 8, 100], rtol=1e-4)  # the third: its rank has room for one
+    np.testing.assert_allclose(served["first_token_s"], [2, 4, 10, 102], rtol=1e-4)
+    np.testing.assert_allclose(np.stack(list(served["itl_s"])), [[4, 2], [2, 2], [2, 2], [2, 2]], rtol=1e-4)
+    np.testing.assert_allclose(served["tpot_s"], [3, 2, 2, 2], rtol=1e-4)
+    np.testing.assert_allclose(served["decode_s"], [6, 4, 4, 4], rtol=1e-4)
+    assert served["output_tokens"].tolist() == [3] * 4
+    single = tables(*options)[REQUESTS.name].query("loop == 'open'")
+    np.testing.assert_allclose(single["first_token_s"], [2, 4, 4, 102], rtol=1e-4)
+    assert single["tpot_s"].tolist() == [0.0] * 4
+    assert [len(gaps) for gaps in single["itl_s"]] == [0] * 4
+
+
+def test_a_server_of_one_request_at_a_time_has_lindleys_waiting_times() -> None:
+    # One rank, one layer: 1 s per request at 0.8 requests per second. Lindley (1952): a request waits as long as the
+    # one before it waited and was served, less the gap between the two.
+    options = (
+        "model=moe_stack", "model.num_layers=1", "batch_size=1", "rounds=1", "world_size=1", "seq_len=8",
+        "requests.arrivals=gamma", "requests.cv=1.5", "requests.rate_per_s=0.8", "requests.per_round=400",
+    )  # fmt: skip
+    served = tables(*options)[REQUESTS.name].query("loop == 'open'")
+    waits = [0.0]
+    for gap in np.diff(served["arrival_s"]):
+        waits.append(max(0.0, waits[-1] + 1 - gap))
+    assert max(waits) > 3
+    np.testing.assert_allclose(served["queue_s"], waits, atol=1e-4)
+
+
+def test_rates_grow_until_too_few_keep_the_limits() -> None:
+    # Drop's requests take 1 s, those of static EP 2 s: it falls behind at half the rate.
+    options = (
+        "model=moe_stack", "model.num_layers=1", "batch_size=1", "rounds=2", "world_size=1", "seq_len=8",
+        "requests.arrivals=poisson", "requests.rate_per_s=0.1", "requests.per_round=60", "requests.rate_step=2",
+        "slo.ttft_s=3", "system=[static_ep,drop]", "+simulator.software.static_ep.layer_s=1",
+        "+simulator.software.drop.plan_s=0",
+    )  # fmt: skip
+    served = tables(*options, "requests.max_rates=6")[REQUESTS.name].query("loop == 'open'")
+    assert served.groupby(["system", "rate_per_s"]).size().eq(120).all()
+    good = served.assign(good=served["ttft_s"] <= 3).groupby(["system", "rate_per_s"])["good"].mean()
+    for system in ("static_ep", "drop"):
+        shares = good[system]
+        assert (shares.iloc[:-1] >= 0.9).all()
+        assert list(shares.index) == pytest.approx([0.1 * 2**k for k in range(len(shares))])
+    assert good["static_ep"].iloc[-1] < 0.9
+    assert len(good["static_ep"]) < len(good["drop"])
+    capped = tables(*options, "requests.max_rates=2")[REQUESTS.name].query("loop == 'open'")
+    assert sorted(capped["rate_per_s"].unique()) == [0.1, 0.2]
+
+
 def test_a_decode_step_takes_what_its_layers_take() -> None:
     found = tables("rounds=2", "model=qwen3_tiny", "batch_size=2", "decode_tokens=5")
     num_layers = found[LAYERS.name]["layer"].nunique()
