@@ -91,6 +91,7 @@ def measure_device_cost(
     else:
         launch_s, token_s = fit_expert(lambda num_tokens: expert_s(experts, slot, transfers, num_tokens))
         wave = WaveCost(launch_s, token_s, 0.0)
+    comm.barrier()  # ranks may share the link
     host_fetch_s = fetch_s(experts, slot, transfers)
     link, peer_s = NO_LINK, 0.0
     if comm.world_size > 1:

@@ -123,9 +123,7 @@ def test_copies_do_not_block_the_host_and_overlap_with_computation() -> None:
     torch.cuda.synchronize()
     for transfer in copies:
         assert transfer.span is not None
-        assert span_s((begin, transfer.span[1])) < span_s((begin, end)), (
-            "the copy waited for what was queued later"
-        )
+        assert span_s((begin, transfer.span[1])) < span_s((begin, end)), "the copy waited for what was queued later"
     for e, slot in enumerate(slots):
         assert torch.equal(slot.weights["up"].cpu(), experts.weights["up"][e])
 
