@@ -15,7 +15,7 @@ from torch import Tensor
 from harmoeny.choices import Exchange
 from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
-from harmoeny.runtime.exchange.order import by_expert, send_order, tokens_of
+from harmoeny.runtime.exchange.order import Assignments, by_expert, send_order, tokens_of
 
 T = TypeVar("T")
 #: Brings the results of rows home, in the order in which the rows were sent.
@@ -127,25 +127,19 @@ class Communicator:
         return np.ascontiguousarray(host)
 
     def send_rows(
-        self,
-        hidden_TH: Tensor,
-        expert_ids_TK: Tensor,
-        counts_E: IntArray,
-        tokens_WEW: IntArray,
-        order: Sequence[int] | None = None,
+        self, hidden_TH: Tensor, assignments: Assignments, tokens_WEW: IntArray, order: Sequence[int] | None = None
     ) -> SentRows:
         """Send tokens where the plan wants them; all ranks call it together.
 
         Args:
             hidden_TH: ``[T, H]``, this rank's tokens.
-            expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
-            counts_E: int64 ``[E]``, this rank's assignments of every expert.
+            assignments: what they want executed.
             tokens_WEW: int64 ``[W, E, W]``, how many rows of every source and expert go to every rank; which of them,
                 :func:`~harmoeny.runtime.exchange.order.send_order` says.
             order: the experts with rows for this rank, in the order in which it wants their rows; None: ascending.
         """
-        assignment_S = send_order(expert_ids_TK, counts_E, tokens_WEW[self.rank])
-        token_S = tokens_of(assignment_S, expert_ids_TK.shape[1])
+        assignment_S = send_order(assignments, tokens_WEW[self.rank])
+        token_S = tokens_of(assignment_S, assignments.expert_ids_TK.shape[1])
         send_splits = tokens_WEW[self.rank].sum(axis=0).tolist()
         received_WE = tokens_WEW[:, :, self.rank]
         recv_splits = received_WE.sum(axis=1).tolist()

@@ -17,7 +17,7 @@ from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.comm import BringBack, Communicator
-from harmoeny.runtime.exchange.order import tokens_of
+from harmoeny.runtime.exchange.order import Assignments, tokens_of
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,22 @@ class Dispatched:
     bring_back: BringBack
 
 
-def count_assignments(expert_ids_TK: Tensor, num_experts: int) -> Tensor:
-    """Count this rank's assignments.
+def count_assignments(expert_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor | None]:
+    """Count this rank's assignments, and number them where that is one pass.
 
     Args:
         expert_ids_TK: int64 ``[T, K]``; a negative id marks an assignment that the model itself leaves out.
         num_experts: number of experts.
 
     Returns:
-        int64 ``[E]``.
+        int64 ``[E]``, counts, and what :class:`Assignments` knows as numbers.
     """
+    if fused.is_available(expert_ids_TK.device):
+        numbers_TK, counts_E = fused.number_assignments(expert_ids_TK, num_experts)
+        return counts_E, numbers_TK
     ids = expert_ids_TK.reshape(-1) + 1
     # Unlike bincount, this never asks the device for the largest id.
-    return ids.new_zeros(num_experts + 1).scatter_add_(0, ids, torch.ones_like(ids))[1:]
+    return ids.new_zeros(num_experts + 1).scatter_add_(0, ids, torch.ones_like(ids))[1:], None
 
 
 def dispatch(
@@ -59,6 +62,7 @@ def dispatch(
     plan: Plan,
     comm: Communicator,
     order: Sequence[int] | None = None,
+    numbers_TK: Tensor | None = None,
 ) -> tuple[Tensor, Dispatched]:
     """Send this rank's tokens where the plan wants them and group what arrives by expert.
 
@@ -69,11 +73,13 @@ def dispatch(
         plan: the same plan on all ranks.
         comm: the ranks.
         order: the experts with rows for this rank, in the order in which it wants their rows; None: ascending.
+        numbers_TK: what :func:`count_assignments` returned.
 
     Returns:
         ``[R, H]``, the rows to execute, grouped by expert, and what :func:`combine` needs.
     """
-    sent = comm.send_rows(hidden_TH, expert_ids_TK, counts[comm.rank], plan.tokens, order)
+    assignments = Assignments(expert_ids_TK, counts[comm.rank], numbers_TK)
+    sent = comm.send_rows(hidden_TH, assignments, plan.tokens, order)
     num_executed_E = plan.tokens[:, :, comm.rank].sum(axis=0)
     return sent.rows_RH, Dispatched(sent.assignment_S, sent.row_TK, num_executed_E, sent.bring_back)
 

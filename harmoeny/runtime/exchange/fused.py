@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from harmoeny.runtime.device import Device
 
 #: Bytes that a thread copies at a time.
 _VECTOR_BYTES = 16
@@ -137,6 +141,18 @@ def put_rows(source: Tensor, blocks: Tensor, bases: Sequence[int], num_rows: int
             NUM_COLUMNS=source.shape[1], ALIGNMENT=_alignment(source, [*bases, source.data_ptr()]), TILE_ROWS=rows,
             TILE_COLUMNS=columns,
         )  # fmt: skip
+
+
+def put_copies(source: Tensor, addresses: tuple[int, ...]) -> None:
+    """Copy a tensor ``[n]`` to several addresses."""
+    put_rows(source[None], _copies(source.device, addresses, source.nbytes), addresses, len(addresses))
+
+
+@lru_cache(maxsize=256)
+def _copies(device: torch.device, addresses: tuple[int, ...], num_bytes: int) -> Tensor:
+    """Return the blocks for :func:`put_rows` by which as many rows, all of them row 0, go to these addresses."""
+    copy = np.arange(len(addresses))
+    return Device.of(device).upload(np.stack([copy + 1, -copy, np.array(addresses) - copy * num_bytes]))
 
 
 def add_up(rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows: int) -> Tensor:

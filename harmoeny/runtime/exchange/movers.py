@@ -17,7 +17,7 @@ from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.layout import Layout
-from harmoeny.runtime.exchange.order import exclusive_cumsum, ranges, send_order, tokens_of
+from harmoeny.runtime.exchange.order import Assignments, exclusive_cumsum, ranges, send_order, tokens_of
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class Rows:
     Attributes:
         layout: from where to where.
         hidden_TH: ``[T, H]``, this rank's tokens.
-        expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
-        counts_E: int64 ``[E]`` on the host, this rank's assignments.
+        assignments: what they want executed.
         targets: by rank, ``[rows, H]`` in its memory, where what it executes arrives.
         results: by rank, ``[rows, H]`` in its memory, where the results of what it sent come back, by
             destination and expert.
@@ -36,8 +35,7 @@ class Rows:
 
     layout: Layout
     hidden_TH: Tensor
-    expert_ids_TK: Tensor
-    counts_E: IntArray
+    assignments: Assignments
     targets: Sequence[Tensor]
     results: Sequence[Tensor]
 
@@ -77,7 +75,7 @@ class TorchMover(Mover):
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         layout, device = rows.layout, rows.hidden_TH.device
-        self.assignment_S = send_order(rows.expert_ids_TK, rows.counts_E, layout.sent_EW)
+        self.assignment_S = send_order(rows.assignments, layout.sent_EW)
         arrived_ES, executed_ES = layout.starts_DES[layout.rank], layout.lengths_DES[layout.rank]
         self._regrouping_R: Tensor | None = None
         if layout.order is not None:
@@ -90,7 +88,7 @@ class TorchMover(Mover):
 
     def send(self) -> None:
         """Gather tokens."""
-        token_S = tokens_of(self.assignment_S, self._rows.expert_ids_TK.shape[1])
+        token_S = tokens_of(self.assignment_S, self._rows.assignments.expert_ids_TK.shape[1])
         if Device.of(token_S.device).has_own_memory:
             self._send_by_row(token_S)
         else:
@@ -151,10 +149,11 @@ class TritonMover(Mover):
 
     def send(self) -> None:
         """Read every token once, and write it to all of its experts."""
-        rows = self._rows
-        numbers_TK, _ = fused.number_assignments(rows.expert_ids_TK, len(rows.counts_E))
+        ids_TK, numbers_TK = self._rows.assignments.expert_ids_TK, self._rows.assignments.numbers_TK
+        if numbers_TK is None:
+            numbers_TK, _ = fused.number_assignments(ids_TK, len(self._rows.layout.sent_EW))
         self.row_TK, self.assignment_S = fused.put_tokens(
-            rows.hidden_TH, rows.expert_ids_TK, numbers_TK, self._tables[0], self._target_at, rows.layout.num_sent
+            self._rows.hidden_TH, ids_TK, numbers_TK, self._tables[0], self._target_at, self._rows.layout.num_sent
         )
 
     def arrived(self) -> Tensor:
@@ -194,3 +193,12 @@ class TritonMover(Mover):
         firsts = exclusive_cumsum(lengths)
         starts = layout.in_order(layout.starts_DES[layout.rank])[:, 0]
         return np.stack([firsts + lengths, starts - firsts, np.full_like(firsts, address)])
+
+
+def write_to_all(source: Tensor, targets: Sequence[Tensor]) -> None:
+    """Copy a tensor ``[n]`` to several, which may lie in other ranks' memory."""
+    if fused.is_available(source.device):
+        fused.put_copies(source, tuple(target.data_ptr() for target in targets))
+        return
+    for target in targets:
+        target.copy_(source)

@@ -92,7 +92,9 @@ class PlanExecutor(Executor):
         schedule = self.begin(given.layer, plan, executed_SE)
         self.recorder.mark()  # dispatch
         order = schedule.experts_by_row() if kernel.grouped else None
-        rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm, order)
+        rows_RH, dispatched = dispatch(
+            given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm, order, given.numbers_TK
+        )
         self.recorder.mark()  # compute
         results = Results(rows_RH)
         host = self.memory.host if schedule.host else None

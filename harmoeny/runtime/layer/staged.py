@@ -17,7 +17,7 @@ from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
 from harmoeny.runtime.exchange.dispatch import gather_rows, weighted_sum
-from harmoeny.runtime.exchange.order import by_expert, send_order
+from harmoeny.runtime.exchange.order import Assignments, by_expert, send_order
 from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.memory.waves import Schedule, Wave
@@ -73,7 +73,7 @@ def execute_in_stages(
     schedule = executor.begin(given.layer, plan, executed_SE)
     recorder.mark()  # dispatch
     stages = _make_stages(partners, received_WE, schedule if kernel.grouped else None, comm.device)
-    assignment_S = send_order(given.expert_ids_TK, counts[rank], plan.tokens[rank])
+    assignment_S = send_order(Assignments(given.expert_ids_TK, counts[rank]), plan.tokens[rank])
     sent_SH = gather_rows(given.hidden_TH, assignment_S, given.expert_ids_TK.shape[1])
     exchange = _Exchange(comm, plan, sent_SH, stages)
     recorder.mark()  # compute
