@@ -8,8 +8,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from harmoeny.placement import IntArray
 from harmoeny.runtime.exchange.order import exclusive_cumsum, is_ascending
+
+
+def rows_as_sent(sent_EW: IntArray) -> IntArray:
+    """Return int64 ``[E, W]``, the first row of every block, in the order in which they are sent.
+
+    Args:
+        sent_EW: int64 ``[E, W]``, how many of a rank's assignments of every expert go to every rank.
+    """
+    return exclusive_cumsum(sent_EW.T.reshape(-1)).reshape(sent_EW.T.shape).T
+
+
+def send_blocks(sent_EW: IntArray, starts_EW: IntArray, bases: Sequence[int], row_bytes: int) -> IntArray:
+    """Return int64 ``[3, E, W]``, what :func:`~harmoeny.runtime.exchange.fused.put_tokens` must know of the blocks.
+
+    Args:
+        sent_EW: int64 ``[E, W]``, how many of a rank's assignments of every expert go to every rank.
+        starts_EW: int64 ``[E, W]``, the first row of every block where it goes to.
+        bases: by rank, the address of row 0 there.
+        row_bytes: bytes of a row.
+    """
+    firsts_EW = exclusive_cumsum(sent_EW, axis=1)
+    addresses_EW = (starts_EW - firsts_EW) * row_bytes + bases
+    return np.stack([firsts_EW + sent_EW, rows_as_sent(sent_EW) - firsts_EW, addresses_EW])
 
 
 @dataclass(frozen=True)

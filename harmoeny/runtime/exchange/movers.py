@@ -16,8 +16,8 @@ from torch import Tensor
 from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange import fused
-from harmoeny.runtime.exchange.layout import Layout
-from harmoeny.runtime.exchange.order import Assignments, exclusive_cumsum, ranges, send_order, tokens_of
+from harmoeny.runtime.exchange.layout import Layout, send_blocks
+from harmoeny.runtime.exchange.order import Assignments, Sent, exclusive_cumsum, ranges, send_order, tokens_of
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,10 @@ class Mover(ABC):
     """Moves the rows of one layer; what the device must know for all of it is brought there before anything moves.
 
     Attributes:
-        assignment_S: int64 ``[S]``, the assignment (token * K + k) behind every row sent; defined once they are.
-        row_TK: int64 ``[T, K]``, the reverse, likewise; -1 for what is not sent. None: not made.
+        sent: the rows that this rank sends; known once it has sent them.
     """
 
-    assignment_S: Tensor
-    row_TK: Tensor | None = None
+    sent: Sent
 
     @staticmethod
     def of(rows: Rows) -> Mover:
@@ -75,7 +73,7 @@ class TorchMover(Mover):
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         layout, device = rows.layout, rows.hidden_TH.device
-        self.assignment_S = send_order(rows.assignments, layout.sent_EW)
+        self.sent = Sent(send_order(rows.assignments, layout.sent_EW))
         arrived_ES, executed_ES = layout.starts_DES[layout.rank], layout.lengths_DES[layout.rank]
         self._regrouping_R: Tensor | None = None
         if layout.order is not None:
@@ -88,7 +86,7 @@ class TorchMover(Mover):
 
     def send(self) -> None:
         """Gather tokens."""
-        token_S = tokens_of(self.assignment_S, self._rows.assignments.expert_ids_TK.shape[1])
+        token_S = tokens_of(self.sent.assignment_S, self._rows.assignments.expert_ids_TK.shape[1])
         if Device.of(token_S.device).has_own_memory:
             self._send_by_row(token_S)
         else:
@@ -139,7 +137,8 @@ class TritonMover(Mover):
         self._target_at = [target.data_ptr() for target in rows.targets]
         self._result_at = [result.data_ptr() for result in rows.results]
         self._regrouped_RH: Tensor | None = None
-        tables = [self._sends(), self._returns()]
+        starts_EW = layout.starts_DES[:, :, layout.rank].T
+        tables = [send_blocks(layout.sent_EW, starts_EW, self._target_at, self._row_bytes), self._returns()]
         if layout.order is not None:
             self._regrouped_RH = hidden_TH.new_empty(layout.num_received, hidden_TH.shape[1])
             tables.append(self._regroups(self._regrouped_RH.data_ptr()))
@@ -149,11 +148,9 @@ class TritonMover(Mover):
 
     def send(self) -> None:
         """Read every token once, and write it to all of its experts."""
-        ids_TK, numbers_TK = self._rows.assignments.expert_ids_TK, self._rows.assignments.numbers_TK
-        if numbers_TK is None:
-            numbers_TK, _ = fused.number_assignments(ids_TK, len(self._rows.layout.sent_EW))
-        self.row_TK, self.assignment_S = fused.put_tokens(
-            self._rows.hidden_TH, ids_TK, numbers_TK, self._tables[0], self._target_at, self._rows.layout.num_sent
+        rows = self._rows
+        self.sent = fused.put_tokens(
+            rows.hidden_TH, rows.assignments, self._tables[0], self._target_at, rows.layout.num_sent
         )
 
     def arrived(self) -> Tensor:
@@ -167,16 +164,6 @@ class TritonMover(Mover):
     def bring_back(self, results_RH: Tensor) -> None:
         """Write every result to where its row came from."""
         fused.put_rows(results_RH, self._tables[1], self._result_at, self._rows.layout.num_received)
-
-    def _sends(self) -> IntArray:
-        """Return what :func:`fused.put_tokens` must know of experts' assignments and ranks."""
-        layout = self._rows.layout
-        firsts_EW = exclusive_cumsum(layout.sent_EW, axis=1)
-        rows_WE = exclusive_cumsum(layout.sent_EW.T.reshape(-1)).reshape(layout.sent_EW.T.shape)
-        starts_EW = layout.starts_DES[:, :, layout.rank].T - firsts_EW
-        return np.stack(
-            [firsts_EW + layout.sent_EW, rows_WE.T - firsts_EW, starts_EW * self._row_bytes + self._target_at]
-        )
 
     def _returns(self) -> IntArray:
         """Return the blocks of results, in their order here, for :func:`fused.put_rows`."""

@@ -56,6 +56,19 @@ class Assignments:
     numbers_TK: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What a rank's rows are, in the order in which it sends them: by destination and expert.
+
+    Attributes:
+        assignment_S: int64 ``[S]``, the assignment (token * K + k) behind every row.
+        row_TK: int64 ``[T, K]``, the reverse, -1 for what is not sent; None where it was not made.
+    """
+
+    assignment_S: Tensor
+    row_TK: Tensor | None = None
+
+
 def send_order(assignments: Assignments, sent_EW: IntArray) -> Tensor:
     """Order this rank's assignments by (destination, expert).
 

@@ -120,7 +120,7 @@ class PutCommunicator(Communicator):
             self._windows.barrier()
             return results[self.rank]
 
-        return SentRows(mover.arrived(), mover.assignment_S, bring_back, mover.row_TK)
+        return SentRows(mover.arrived(), mover.sent, bring_back)
 
     def exchange_rows(self, rows: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Tensor:
         """Leave it to the inner communicator."""

@@ -104,7 +104,7 @@ class PlanExecutor(Executor):
         on_host = HostStats() if host is None else host.finish()
         self.recorder.mark()  # combine
         output_TH = combine(results.rows(), given.routing_weights_TK, dispatched)
-        return LayerResult(output_TH, dispatched.assignment_S, fetch, host=on_host)
+        return LayerResult(output_TH, dispatched.sent.assignment_S, fetch, host=on_host)
 
 
 def find_executor(name: str) -> type[Executor]:

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from harmoeny.placement import place
 from harmoeny.runtime.exchange.choose import open_exchange
-from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch, weighted_sum
+from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch
+from harmoeny.runtime.exchange.gather import weighted_sum
+from harmoeny.runtime.exchange.order import Sent
 from tests.harmoeny.runtime.cases import RandomPlan, random_tokens
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 from tests.strategies import examples
@@ -50,7 +52,7 @@ def test_dispatch_then_combine_is_the_identity_on_what_the_plan_keeps(
 
         output = combine(rows, t.weights, dispatched)
         kept = torch.zeros(t.ids.numel(), dtype=torch.bool)
-        kept[dispatched.assignment_S] = True
+        kept[dispatched.sent.assignment_S] = True
         kept = kept.view_as(t.ids)
         for expert in range(num_experts):
             sent = int(plan.tokens[comm.rank, expert].sum())
@@ -70,6 +72,6 @@ def test_counts_leave_out_masked_assignments() -> None:
 
 def test_a_result_that_is_no_number_stays_with_its_token() -> None:
     rows = torch.tensor([[float("nan")], [2.0], [3.0]])
-    output = weighted_sum(rows, torch.full((4, 2), 0.5), assignment_S=torch.tensor([2, 0, 7]))
+    output = weighted_sum(rows, torch.full((4, 2), 0.5), Sent(torch.tensor([2, 0, 7])))
     assert output.isnan().squeeze(1).tolist() == [False, True, False, False]
     assert output[[0, 2, 3], 0].tolist() == [1.0, 0.0, 1.5]

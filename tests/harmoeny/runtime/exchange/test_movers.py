@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,14 @@ class ByBlock(TorchMover):
     """As on a CPU."""
 
     def send(self) -> None:
-        self._send_by_block(tokens_of(self.assignment_S, self._rows.assignments.expert_ids_TK.shape[1]))
+        self._send_by_block(tokens_of(self.sent.assignment_S, self._rows.assignments.expert_ids_TK.shape[1]))
 
 
 class ByRow(TorchMover):
     """As on CUDA without Triton."""
 
     def send(self) -> None:
-        self._send_by_row(tokens_of(self.assignment_S, self._rows.assignments.expert_ids_TK.shape[1]))
+        self._send_by_row(tokens_of(self.sent.assignment_S, self._rows.assignments.expert_ids_TK.shape[1]))
 
 
 @pytest.mark.parametrize("kind", [ByRow, pytest.param(TritonMover, marks=NO_TRITON)])
@@ -98,7 +99,7 @@ def test_all_movers_move_alike(
         arrived = [mover.arrived().clone() for mover in movers]
         for mover, rows in zip(movers, arrived, strict=True):
             mover.bring_back(-rows)
-        return [[target.clone() for target in targets], arrived, results, [mover.assignment_S for mover in movers]]
+        return [[target.clone() for target in targets], arrived, results, [mover.sent.assignment_S for mover in movers]]
 
     by_block, by_kind = exchange(ByBlock), exchange(kind)
     for theirs, ours in zip(by_block, by_kind, strict=True):
@@ -131,13 +132,23 @@ def fused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("world_size", "drop", "num_slots"), [(1, False, None), (3, False, None), (2, True, 1), (3, True, 2), (4, False, 1)]
 )
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_layers_are_exact_over_triton(world_size: int, drop: bool, num_slots: int | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "exchange"), [*product(TOLERANCE, ["put"]), (torch.float32, "collective")])
+def test_layers_are_exact_over_triton(
+    world_size: int, drop: bool, num_slots: int | None, dtype: torch.dtype, exchange: str
+) -> None:
     tokens = [
         [random_tokens(10 * layer + rank, 9 * rank + 4, 6, 2, dtype=dtype, masked=0.1) for rank in range(world_size)]
         for layer in range(2)
     ]
     policy = RandomPlan(world_size, drop=drop, num_slots=num_slots)
     run_layers(
-        world_size, policy, tokens, num_experts=6, batches=2, kernel="grouped_mm", exchange="put", width=16, dtype=dtype
+        world_size,
+        policy,
+        tokens,
+        num_experts=6,
+        batches=2,
+        kernel="grouped_mm",
+        exchange=exchange,
+        width=16,
+        dtype=dtype,
     )
