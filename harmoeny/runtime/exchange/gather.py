@@ -5,6 +5,7 @@ Shape letters: T tokens of this rank, K top_k, S rows sent, H hidden size, E exp
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -33,7 +34,8 @@ def gather_rows(hidden_TH: Tensor, assignments: Assignments, sent_EW: IntArray) 
         return hidden_TH.index_select(0, token_S), Sent(assignment_S)
     rows_SH = hidden_TH.new_empty(int(sent_EW.sum()), hidden_TH.shape[1])
     at_W = [rows_SH.data_ptr()] * sent_EW.shape[1]
-    blocks = send_blocks(sent_EW, rows_as_sent(sent_EW), at_W, hidden_TH.shape[1] * hidden_TH.element_size())
+    row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
+    blocks = send_blocks(np.ascontiguousarray(sent_EW), rows_as_sent(sent_EW), np.array(at_W), row_bytes)
     uploaded = Device.of(hidden_TH.device).upload(blocks)
     return rows_SH, fused.put_tokens(hidden_TH, assignments, uploaded, at_W, len(rows_SH))
 

@@ -100,8 +100,8 @@ class PutCommunicator(Communicator):
     ) -> SentRows:
         """Write every row right into its receiver's memory; see :meth:`Communicator.send_rows`."""
         hidden_size, dtype = hidden_TH.shape[1], hidden_TH.dtype
-        received_D, sent_S = tokens_WEW.sum(axis=(0, 1)), tokens_WEW.sum(axis=(1, 2))
-        for memory, num_rows in ((self._rows, received_D), (self._results, sent_S)):
+        layout = Layout.of(tokens_WEW, self.rank, order)
+        for memory, num_rows in ((self._rows, layout.received_D), (self._results, layout.sent_S)):
             if not self._makes_room(memory, hidden_size * dtype.itemsize * int(num_rows.max())):
                 return self._inner.send_rows(hidden_TH, assignments, tokens_WEW, order)
 
@@ -109,8 +109,7 @@ class PutCommunicator(Communicator):
             sizes = zip(memory.memory, num_rows.tolist(), strict=True)
             return [_view(window, dtype, (rows, hidden_size)) for window, rows in sizes]
 
-        layout = Layout.of(tokens_WEW, self.rank, order)
-        targets, results = views(self._rows, received_D), views(self._results, sent_S)
+        targets, results = views(self._rows, layout.received_D), views(self._results, layout.sent_S)
         mover = Mover.of(Rows(layout, hidden_TH, assignments, targets, results))
         mover.send()
         self._windows.barrier()
