@@ -21,7 +21,7 @@ from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.device import Device
-from harmoeny.runtime.exchange.order import ranges, send_order
+from harmoeny.runtime.exchange.order import Assignments, ranges, send_order
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
@@ -139,7 +139,7 @@ class DeepSpeedExecutor(Executor):
         layer, num_experts = self._layers[given.layer], plan.num_experts
         capacity = self._capacity(counts)
         sent_EW = plan.tokens[self.comm.rank]
-        assignment_S = send_order(given.expert_ids_TK, counts[self.comm.rank], sent_EW)
+        assignment_S = send_order(Assignments(given.expert_ids_TK, counts[self.comm.rank]), sent_EW)
         sent_E = sent_EW.sum(axis=1)[layer.order_E]
         device = self.comm.device
         expert_S = Device.of(device).upload(np.repeat(np.arange(num_experts), sent_E))

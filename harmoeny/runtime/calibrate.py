@@ -16,6 +16,7 @@ from torch import Tensor
 from harmoeny.cost import ExpertCost
 from harmoeny.runtime.device import Device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.exchange.order import Assignments
 from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.host import Host
 from harmoeny.runtime.memory.slots import LayerSlots, Slot
@@ -216,5 +217,6 @@ def all_to_all_s(rows: Tensor, comm: Communicator) -> float:
     # As many experts as ranks, each on its own.
     tokens_WEW = np.broadcast_to(np.eye(num_ranks, dtype=np.int64) * per_rank, (num_ranks,) * 3)
     expert_ids_T1 = torch.arange(num_ranks, device=comm.device).repeat_interleave(per_rank)[:, None]
-    given = (rows[: len(expert_ids_T1)], expert_ids_T1, np.full(num_ranks, per_rank), tokens_WEW)
+    assignments = Assignments(expert_ids_T1, np.full(num_ranks, per_rank))
+    given = (rows[: len(expert_ids_T1)], assignments, tokens_WEW)
     return median_s(lambda _: comm.send_rows(*given), comm.device, before=comm.barrier)

@@ -21,6 +21,7 @@ from harmoeny.placement import IntArray
 from harmoeny.runtime.calibrate import cold_caches, expert_s, fetch_s, fit_expert, mean_cost, median_s
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.exchange.order import Assignments
 from harmoeny.runtime.kernels import make_kernel
 from harmoeny.runtime.kernels.grouped import GroupedKernel
 from harmoeny.runtime.memory.experts import LayerExperts
@@ -170,7 +171,7 @@ def measure_link(experts: LayerExperts, comm: Communicator) -> LinkCost:
         tokens_WEW = tokens_WW[:, :, None] * own[None]
         sent_E = tokens_WW[comm.rank]
         expert_ids_T1 = torch.from_numpy(np.repeat(np.arange(num_ranks), sent_E)[:, None]).to(comm.device)
-        given = (rows, expert_ids_T1, sent_E, tokens_WEW)
+        given = (rows, Assignments(expert_ids_T1, sent_E), tokens_WEW)
         return median_s(lambda _: comm.send_rows(*given), comm.device, before=comm.barrier)
 
     few, many = ((num_ranks - 1) * n for n in _SENT_ROWS)

@@ -43,13 +43,14 @@ def measure(
     for index in range(-_WARM_UP, rounds):
         for kind in range(len(exchanges)) if index % 2 else reversed(range(len(exchanges))):
             exchange = exchanges[kind]
-            counts = exchange.gather_counts(count_assignments(expert_ids, num_experts))
+            own_counts, numbers = count_assignments(expert_ids, num_experts)
+            counts = exchange.gather_counts(own_counts)
             tokens = np.zeros((comm.world_size, num_experts, comm.world_size), dtype=np.int64)
             tokens[:, np.arange(num_experts), placement.home] = counts
             plan = plan_from_tokens(tokens, placement)
             comm.barrier()
             start = time.perf_counter()
-            rows, dispatched = dispatch(hidden, expert_ids, counts, plan, exchange)
+            rows, dispatched = dispatch(hidden, expert_ids, counts, plan, exchange, numbers_TK=numbers)
             Device.of(device).synchronize()
             elapsed = time.perf_counter() - start
             results = rows.clone()

@@ -15,7 +15,8 @@ from torch import Tensor
 from harmoeny.choices import Exchange
 from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
-from harmoeny.runtime.exchange.order import by_expert, send_order, tokens_of
+from harmoeny.runtime.exchange.gather import gather_rows
+from harmoeny.runtime.exchange.order import Assignments, Sent, by_expert
 
 T = TypeVar("T")
 #: Brings the results of rows home, in the order in which the rows were sent.
@@ -33,15 +34,13 @@ class SentRows:
 
     Attributes:
         rows_RH: ``[R, H]``, the rows for this rank by expert and source.
-        assignment_S: int64 ``[S]``, the assignment (token * K + k) behind every row sent, by destination and expert.
+        sent: the rows that this rank sent.
         bring_back: makes ``[S, H]``, the results of the rows sent, of ``[R, H]``, those of :attr:`rows_RH`.
-        row_TK: int64 ``[T, K]``, the row of every assignment, -1 for those not sent; None where it was not made.
     """
 
     rows_RH: Tensor
-    assignment_S: Tensor
+    sent: Sent
     bring_back: BringBack
-    row_TK: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -127,31 +126,24 @@ class Communicator:
         return np.ascontiguousarray(host)
 
     def send_rows(
-        self,
-        hidden_TH: Tensor,
-        expert_ids_TK: Tensor,
-        counts_E: IntArray,
-        tokens_WEW: IntArray,
-        order: Sequence[int] | None = None,
+        self, hidden_TH: Tensor, assignments: Assignments, tokens_WEW: IntArray, order: Sequence[int] | None = None
     ) -> SentRows:
         """Send tokens where the plan wants them; all ranks call it together.
 
         Args:
             hidden_TH: ``[T, H]``, this rank's tokens.
-            expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
-            counts_E: int64 ``[E]``, this rank's assignments of every expert.
+            assignments: what they want executed.
             tokens_WEW: int64 ``[W, E, W]``, how many rows of every source and expert go to every rank; which of them,
                 :func:`~harmoeny.runtime.exchange.order.send_order` says.
             order: the experts with rows for this rank, in the order in which it wants their rows; None: ascending.
         """
-        assignment_S = send_order(expert_ids_TK, counts_E, tokens_WEW[self.rank])
-        token_S = tokens_of(assignment_S, expert_ids_TK.shape[1])
         send_splits = tokens_WEW[self.rank].sum(axis=0).tolist()
         received_WE = tokens_WEW[:, :, self.rank]
         recv_splits = received_WE.sum(axis=1).tolist()
         # Before the exchange is queued: what is uploaded afterwards would wait for it.
         grouping_R = by_expert(received_WE, self.device, order)
-        rows_RH = self.exchange_rows(hidden_TH.index_select(0, token_S), send_splits, recv_splits)
+        rows_SH, sent = gather_rows(hidden_TH, assignments, tokens_WEW[self.rank])
+        rows_RH = self.exchange_rows(rows_SH, send_splits, recv_splits)
         if grouping_R is not None:
             rows_RH = rows_RH.index_select(0, grouping_R)
 
@@ -161,7 +153,7 @@ class Communicator:
                 rows = torch.empty_like(results_RH).index_copy_(0, grouping_R, results_RH)
             return self.exchange_rows(rows, recv_splits, send_splits)
 
-        return SentRows(rows_RH, assignment_S, bring_back)
+        return SentRows(rows_RH, sent, bring_back)
 
     def exchange_rows(self, rows: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Tensor:
         """All-to-all of matrix rows.

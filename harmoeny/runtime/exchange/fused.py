@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from harmoeny.runtime.device import Device
+from harmoeny.runtime.exchange.order import Assignments, Sent
 
 #: Bytes that a thread copies at a time.
 _VECTOR_BYTES = 16
@@ -84,25 +89,24 @@ def spread_tokens(
 
 
 def put_tokens(
-    hidden_TH: Tensor, expert_ids_TK: Tensor, numbers_TK: Tensor, blocks: Tensor, bases: Sequence[int], num_sent: int
-) -> tuple[Tensor, Tensor]:
+    hidden_TH: Tensor, assignments: Assignments, blocks: Tensor, bases: Sequence[int], num_sent: int
+) -> Sent:
     """Write every token to wherever its experts are executed.
 
     Args:
         hidden_TH: ``[T, H]``.
-        expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
-        numbers_TK: int32 ``[T, K]``, as :func:`number_assignments` returns them.
+        assignments: what they want executed.
         blocks: int64 ``[3, E, W]``, of every expert's assignments that go to a rank: their end; what to add to a number
             to get the row among those sent; the address at the rank that number 0 would have.
         bases: where the ranks' memory begins.
-        num_sent: S.
-
-    Returns:
-        int64 ``[T, K]``, the row of every assignment among those sent, -1 for what is not; int64 ``[S]``, the reverse.
+        num_sent: how many.
     """
     from harmoeny.runtime.exchange.triton_rows import put_tokens
 
+    expert_ids_TK, numbers_TK = assignments.expert_ids_TK, assignments.numbers_TK
     (num_tokens, top_k), (_, num_experts, num_ranks) = expert_ids_TK.shape, blocks.shape
+    if numbers_TK is None:
+        numbers_TK, _ = number_assignments(expert_ids_TK, num_experts)
     row_TK = torch.empty_like(expert_ids_TK, memory_format=torch.contiguous_format)
     assignment_S = expert_ids_TK.new_empty(num_sent)
     if num_tokens > 0:
@@ -114,7 +118,7 @@ def put_tokens(
             TILE_COLUMNS=_tile_columns(hidden_TH),
             num_warps=_TOKEN_WARPS,
         )  # fmt: skip
-    return row_TK, assignment_S
+    return Sent(assignment_S, row_TK)
 
 
 def put_rows(source: Tensor, blocks: Tensor, bases: Sequence[int], num_rows: int) -> None:
@@ -137,6 +141,18 @@ def put_rows(source: Tensor, blocks: Tensor, bases: Sequence[int], num_rows: int
             NUM_COLUMNS=source.shape[1], ALIGNMENT=_alignment(source, [*bases, source.data_ptr()]), TILE_ROWS=rows,
             TILE_COLUMNS=columns,
         )  # fmt: skip
+
+
+def put_copies(source: Tensor, addresses: tuple[int, ...]) -> None:
+    """Copy a tensor ``[n]`` to several addresses."""
+    put_rows(source[None], _copies(source.device, addresses, source.nbytes), addresses, len(addresses))
+
+
+@lru_cache(maxsize=256)
+def _copies(device: torch.device, addresses: tuple[int, ...], num_bytes: int) -> Tensor:
+    """Return the blocks for :func:`put_rows` by which as many rows, all of them row 0, go to these addresses."""
+    copy = np.arange(len(addresses))
+    return Device.of(device).upload(np.stack([copy + 1, -copy, np.array(addresses) - copy * num_bytes]))
 
 
 def add_up(rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows: int) -> Tensor:

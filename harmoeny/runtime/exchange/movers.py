@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange import fused
-from harmoeny.runtime.exchange.layout import Layout
-from harmoeny.runtime.exchange.order import exclusive_cumsum, ranges, send_order, tokens_of
+from harmoeny.runtime.exchange.layout import Layout, regroup_blocks, return_blocks, send_blocks
+from harmoeny.runtime.exchange.order import Assignments, Sent, exclusive_cumsum, ranges, send_order, tokens_of
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ class Rows:
     Attributes:
         layout: from where to where.
         hidden_TH: ``[T, H]``, this rank's tokens.
-        expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
-        counts_E: int64 ``[E]`` on the host, this rank's assignments.
+        assignments: what they want executed.
         targets: by rank, ``[rows, H]`` in its memory, where what it executes arrives.
         results: by rank, ``[rows, H]`` in its memory, where the results of what it sent come back, by
             destination and expert.
@@ -36,8 +34,7 @@ class Rows:
 
     layout: Layout
     hidden_TH: Tensor
-    expert_ids_TK: Tensor
-    counts_E: IntArray
+    assignments: Assignments
     targets: Sequence[Tensor]
     results: Sequence[Tensor]
 
@@ -46,12 +43,10 @@ class Mover(ABC):
     """Moves the rows of one layer; what the device must know for all of it is brought there before anything moves.
 
     Attributes:
-        assignment_S: int64 ``[S]``, the assignment (token * K + k) behind every row sent; defined once they are.
-        row_TK: int64 ``[T, K]``, the reverse, likewise; -1 for what is not sent. None: not made.
+        sent: the rows that this rank sends; known once it has sent them.
     """
 
-    assignment_S: Tensor
-    row_TK: Tensor | None = None
+    sent: Sent
 
     @staticmethod
     def of(rows: Rows) -> Mover:
@@ -77,8 +72,8 @@ class TorchMover(Mover):
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         layout, device = rows.layout, rows.hidden_TH.device
-        self.assignment_S = send_order(rows.expert_ids_TK, rows.counts_E, layout.sent_EW)
-        arrived_ES, executed_ES = layout.starts_DES[layout.rank], layout.lengths_DES[layout.rank]
+        self.sent = Sent(send_order(rows.assignments, layout.sent_EW))
+        arrived_ES, executed_ES = layout.arrived_ES, layout.received_ES
         self._regrouping_R: Tensor | None = None
         if layout.order is not None:
             self._regrouping_R = ranges(layout.in_order(arrived_ES), layout.in_order(executed_ES), device)
@@ -90,7 +85,7 @@ class TorchMover(Mover):
 
     def send(self) -> None:
         """Gather tokens."""
-        token_S = tokens_of(self.assignment_S, self._rows.expert_ids_TK.shape[1])
+        token_S = tokens_of(self.sent.assignment_S, self._rows.assignments.expert_ids_TK.shape[1])
         if Device.of(token_S.device).has_own_memory:
             self._send_by_row(token_S)
         else:
@@ -99,7 +94,7 @@ class TorchMover(Mover):
     def _send_by_row(self, token_S: Tensor) -> None:
         """One kernel per destination that reads, and one that writes."""
         layout, hidden_TH = self._rows.layout, self._rows.hidden_TH
-        starts_DE, lengths_DE = layout.starts_DES[:, :, layout.rank], layout.lengths_DES[:, :, layout.rank]
+        starts_DE, lengths_DE = layout.starts_EW.T, layout.sent_EW.T
         position_S = ranges(starts_DE, lengths_DE, token_S.device)
         splits = lengths_DE.sum(axis=1).tolist()
         parts = zip(self._rows.targets, torch.split(token_S, splits), torch.split(position_S, splits), strict=True)
@@ -109,7 +104,7 @@ class TorchMover(Mover):
     def _send_by_block(self, token_S: Tensor) -> None:
         """One pass over the rows, without memory in between: on a CPU an ``index_copy_`` takes ten times as long."""
         layout, hidden_TH, begin = self._rows.layout, self._rows.hidden_TH, 0
-        starts_DE, lengths_DE = layout.starts_DES[:, :, layout.rank], layout.lengths_DES[:, :, layout.rank]
+        starts_DE, lengths_DE = layout.starts_EW.T, layout.sent_EW.T
         for target, starts_E, lengths_E in zip(self._rows.targets, starts_DE, lengths_DE, strict=True):
             experts = np.flatnonzero(lengths_E)
             for start, length in zip(starts_E[experts].tolist(), lengths_E[experts].tolist(), strict=True):
@@ -125,7 +120,7 @@ class TorchMover(Mover):
     def bring_back(self, results_RH: Tensor) -> None:
         """Gather what every source sent."""
         layout = self._rows.layout
-        order_S = torch.split(self._order_R, layout.lengths_DES[layout.rank].sum(axis=0).tolist())
+        order_S = torch.split(self._order_R, layout.received_ES.sum(axis=0).tolist())
         begins = layout.returns_ES[0].tolist()
         for result, begin, order in zip(self._rows.results, begins, order_S, strict=True):
             torch.index_select(results_RH, 0, order, out=result[begin : begin + len(order)])
@@ -137,14 +132,18 @@ class TritonMover(Mover):
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         layout, hidden_TH = rows.layout, rows.hidden_TH
-        self._row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
-        self._target_at = [target.data_ptr() for target in rows.targets]
-        self._result_at = [result.data_ptr() for result in rows.results]
+        row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
+        self._target_at, self._result_at = ([to.data_ptr() for to in at] for at in (rows.targets, rows.results))
+        received_ES, returns_ES = layout.in_order(layout.received_ES), layout.in_order(layout.returns_ES)
+        tables = [
+            send_blocks(layout.sent_EW, layout.starts_EW, np.array(self._target_at), row_bytes),
+            return_blocks(received_ES, returns_ES, np.array(self._result_at), row_bytes),
+        ]
         self._regrouped_RH: Tensor | None = None
-        tables = [self._sends(), self._returns()]
         if layout.order is not None:
             self._regrouped_RH = hidden_TH.new_empty(layout.num_received, hidden_TH.shape[1])
-            tables.append(self._regroups(self._regrouped_RH.data_ptr()))
+            arrived_ES = layout.in_order(layout.arrived_ES)
+            tables.append(regroup_blocks(received_ES, arrived_ES, self._regrouped_RH.data_ptr()))
         uploaded = Device.of(hidden_TH.device).upload(np.concatenate([table.reshape(-1) for table in tables]))
         parts = torch.split(uploaded, [table.size for table in tables])
         self._tables = [part.view(table.shape) for part, table in zip(parts, tables, strict=True)]
@@ -152,9 +151,8 @@ class TritonMover(Mover):
     def send(self) -> None:
         """Read every token once, and write it to all of its experts."""
         rows = self._rows
-        numbers_TK, _ = fused.number_assignments(rows.expert_ids_TK, len(rows.counts_E))
-        self.row_TK, self.assignment_S = fused.put_tokens(
-            rows.hidden_TH, rows.expert_ids_TK, numbers_TK, self._tables[0], self._target_at, rows.layout.num_sent
+        self.sent = fused.put_tokens(
+            rows.hidden_TH, rows.assignments, self._tables[0], self._target_at, rows.layout.num_sent
         )
 
     def arrived(self) -> Tensor:
@@ -169,28 +167,11 @@ class TritonMover(Mover):
         """Write every result to where its row came from."""
         fused.put_rows(results_RH, self._tables[1], self._result_at, self._rows.layout.num_received)
 
-    def _sends(self) -> IntArray:
-        """Return what :func:`fused.put_tokens` must know of experts' assignments and ranks."""
-        layout = self._rows.layout
-        firsts_EW = exclusive_cumsum(layout.sent_EW, axis=1)
-        rows_WE = exclusive_cumsum(layout.sent_EW.T.reshape(-1)).reshape(layout.sent_EW.T.shape)
-        starts_EW = layout.starts_DES[:, :, layout.rank].T - firsts_EW
-        return np.stack(
-            [firsts_EW + layout.sent_EW, rows_WE.T - firsts_EW, starts_EW * self._row_bytes + self._target_at]
-        )
 
-    def _returns(self) -> IntArray:
-        """Return the blocks of results, in their order here, for :func:`fused.put_rows`."""
-        layout = self._rows.layout
-        lengths = layout.in_order(layout.lengths_DES[layout.rank]).reshape(-1)
-        firsts = exclusive_cumsum(lengths)
-        starts = layout.in_order(layout.returns_ES * self._row_bytes + self._result_at).reshape(-1)
-        return np.stack([firsts + lengths, np.zeros_like(firsts), starts - firsts * self._row_bytes])
-
-    def _regroups(self, address: int) -> IntArray:
-        """Return the blocks of what arrived, in the order that is wanted at an address, for :func:`fused.put_rows`."""
-        layout = self._rows.layout
-        lengths = layout.in_order(layout.lengths_DES[layout.rank]).sum(axis=1)
-        firsts = exclusive_cumsum(lengths)
-        starts = layout.in_order(layout.starts_DES[layout.rank])[:, 0]
-        return np.stack([firsts + lengths, starts - firsts, np.full_like(firsts, address)])
+def write_to_all(source: Tensor, targets: Sequence[Tensor]) -> None:
+    """Copy a tensor ``[n]`` to several, which may lie in other ranks' memory."""
+    if fused.is_available(source.device):
+        fused.put_copies(source, tuple(target.data_ptr() for target in targets))
+        return
+    for target in targets:
+        target.copy_(source)

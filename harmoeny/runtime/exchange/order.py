@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -39,21 +40,49 @@ def is_ascending(order: Sequence[int] | None) -> bool:
     return order is None or all(a < b for a, b in pairwise(order))
 
 
-def send_order(expert_ids_TK: Tensor, counts_E: IntArray, sent_EW: IntArray) -> Tensor:
+@dataclass(frozen=True)
+class Assignments:
+    """What one rank's tokens want executed.
+
+    Attributes:
+        expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
+        counts_E: int64 ``[E]`` on the host, assignments of every expert.
+        numbers_TK: int32 ``[T, K]``, which of its expert's assignments each is, in token order, from 0; undefined for
+            those left out. None: they were not numbered.
+    """
+
+    expert_ids_TK: Tensor
+    counts_E: IntArray
+    numbers_TK: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a rank's rows are, in the order in which it sends them: by destination and expert.
+
+    Attributes:
+        assignment_S: int64 ``[S]``, the assignment (token * K + k) behind every row.
+        row_TK: int64 ``[T, K]``, the reverse, -1 for what is not sent; None where it was not made.
+    """
+
+    assignment_S: Tensor
+    row_TK: Tensor | None = None
+
+
+def send_order(assignments: Assignments, sent_EW: IntArray) -> Tensor:
     """Order this rank's assignments by (destination, expert).
 
     Of an expert's assignments, in token order, the first ``sent_EW[e, 0]`` go to rank 0, the next to rank 1, and so on;
     what is left over is dropped.
 
     Args:
-        expert_ids_TK: int64 ``[T, K]``; negative ids go nowhere.
-        counts_E: int64 ``[E]``, this rank's assignments of every expert.
-        sent_EW: int64 ``[E, W]``, how many of them go to every rank.
+        assignments: this rank's.
+        sent_EW: int64 ``[E, W]``, how many of an expert's go to every rank.
 
     Returns:
         int64 ``[S]``, assignments.
     """
-    ids = expert_ids_TK.reshape(-1)
+    ids, counts_E = assignments.expert_ids_TK.reshape(-1), assignments.counts_E
     grouped = torch.argsort(ids, stable=True)
     # The masked ids, being negative, come first; what the plan drops of an expert stays between its blocks.
     starts_E = exclusive_cumsum(counts_E) + (len(ids) - counts_E.sum())

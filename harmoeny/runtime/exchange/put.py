@@ -31,7 +31,8 @@ from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device, Mark
 from harmoeny.runtime.exchange.comm import Beside, Communicator, PeerCopies, SentRows
 from harmoeny.runtime.exchange.layout import Layout
-from harmoeny.runtime.exchange.movers import Mover, Rows
+from harmoeny.runtime.exchange.movers import Mover, Rows, write_to_all
+from harmoeny.runtime.exchange.order import Assignments
 from harmoeny.runtime.exchange.windows import Windows, WindowsError
 
 T = TypeVar("T")
@@ -85,37 +86,31 @@ class PutCommunicator(Communicator):
         self._counts.grow(2 * self.world_size * num_experts * counts.element_size())
         tables = self._counts.memory
         self._table = 1 - self._table
-        for table in tables:
-            _view(table, counts.dtype, (2, self.world_size, num_experts))[self._table, self.rank] = counts
+        shape = (2, self.world_size, num_experts)
+        write_to_all(counts, [_view(table, counts.dtype, shape)[self._table, self.rank] for table in tables])
         self._windows.barrier()
-        own = _view(tables[self.rank], counts.dtype, (2, self.world_size, num_experts))[self._table]
+        own = _view(tables[self.rank], counts.dtype, shape)[self._table]
         # Here the host waits for a CUDA device, once per layer: planning is its work. A copy on a CPU too, since the
         # table is written again.
         host: IntArray = np.array(own.cpu().numpy())
         return host
 
     def send_rows(
-        self,
-        hidden_TH: Tensor,
-        expert_ids_TK: Tensor,
-        counts_E: IntArray,
-        tokens_WEW: IntArray,
-        order: Sequence[int] | None = None,
+        self, hidden_TH: Tensor, assignments: Assignments, tokens_WEW: IntArray, order: Sequence[int] | None = None
     ) -> SentRows:
         """Write every row right into its receiver's memory; see :meth:`Communicator.send_rows`."""
         hidden_size, dtype = hidden_TH.shape[1], hidden_TH.dtype
-        received_D, sent_S = tokens_WEW.sum(axis=(0, 1)), tokens_WEW.sum(axis=(1, 2))
-        for memory, num_rows in ((self._rows, received_D), (self._results, sent_S)):
+        layout = Layout.of(tokens_WEW, self.rank, order)
+        for memory, num_rows in ((self._rows, layout.received_D), (self._results, layout.sent_S)):
             if not self._makes_room(memory, hidden_size * dtype.itemsize * int(num_rows.max())):
-                return self._inner.send_rows(hidden_TH, expert_ids_TK, counts_E, tokens_WEW, order)
+                return self._inner.send_rows(hidden_TH, assignments, tokens_WEW, order)
 
         def views(memory: _Memory, num_rows: IntArray) -> list[Tensor]:
             sizes = zip(memory.memory, num_rows.tolist(), strict=True)
             return [_view(window, dtype, (rows, hidden_size)) for window, rows in sizes]
 
-        layout = Layout.of(tokens_WEW, self.rank, order)
-        targets, results = views(self._rows, received_D), views(self._results, sent_S)
-        mover = Mover.of(Rows(layout, hidden_TH, expert_ids_TK, counts_E, targets, results))
+        targets, results = views(self._rows, layout.received_D), views(self._results, layout.sent_S)
+        mover = Mover.of(Rows(layout, hidden_TH, assignments, targets, results))
         mover.send()
         self._windows.barrier()
 
@@ -124,7 +119,7 @@ class PutCommunicator(Communicator):
             self._windows.barrier()
             return results[self.rank]
 
-        return SentRows(mover.arrived(), mover.assignment_S, bring_back, mover.row_TK)
+        return SentRows(mover.arrived(), mover.sent, bring_back)
 
     def exchange_rows(self, rows: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Tensor:
         """Leave it to the inner communicator."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,12 +28,15 @@ class LayerInput:
         hidden_TH: ``[num_tokens, hidden_size]``; ranks may differ in num_tokens, and it may be 0.
         expert_ids_TK: int64 ``[num_tokens, top_k]``; a negative id leaves the assignment out.
         routing_weights_TK: ``[num_tokens, top_k]``.
+        numbers_TK: int32 ``[num_tokens, top_k]``, which of its expert's assignments on this rank each is; None before
+            they are counted, and where that does not number them.
     """
 
     layer: int
     hidden_TH: Tensor
     expert_ids_TK: Tensor
     routing_weights_TK: Tensor
+    numbers_TK: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,11 @@ class Executor(ABC):
         """
         record, num_experts = self.recorder, self.memory.store.layers[given.layer].num_experts
         record.mark()  # metadata
-        counts = self.comm.gather_counts(count_assignments(given.expert_ids_TK, num_experts))
+        counts_E, numbers_TK = count_assignments(given.expert_ids_TK, num_experts)
+        counts = self.comm.gather_counts(counts_E)
         record.mark()  # plan
         plan = self.planner.plan(given.layer, counts)
-        result = self.execute(given, counts, plan)
+        result = self.execute(replace(given, numbers_TK=numbers_TK), counts, plan)
         record.mark()  # end
         record.describe(plan, int(counts[self.comm.rank].sum()), result.fetch, result.padded_tokens, result.host)
         return result

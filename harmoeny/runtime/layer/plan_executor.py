@@ -92,7 +92,9 @@ class PlanExecutor(Executor):
         schedule = self.begin(given.layer, plan, executed_SE)
         self.recorder.mark()  # dispatch
         order = schedule.experts_by_row() if kernel.grouped else None
-        rows_RH, dispatched = dispatch(given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm, order)
+        rows_RH, dispatched = dispatch(
+            given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm, order, given.numbers_TK
+        )
         self.recorder.mark()  # compute
         results = Results(rows_RH)
         host = self.memory.host if schedule.host else None
@@ -102,7 +104,7 @@ class PlanExecutor(Executor):
         on_host = HostStats() if host is None else host.finish()
         self.recorder.mark()  # combine
         output_TH = combine(results.rows(), given.routing_weights_TK, dispatched)
-        return LayerResult(output_TH, dispatched.assignment_S, fetch, host=on_host)
+        return LayerResult(output_TH, dispatched.sent.assignment_S, fetch, host=on_host)
 
 
 def find_executor(name: str) -> type[Executor]:

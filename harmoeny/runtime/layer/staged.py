@@ -16,8 +16,8 @@ from torch import Tensor
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
-from harmoeny.runtime.exchange.dispatch import gather_rows, weighted_sum
-from harmoeny.runtime.exchange.order import by_expert, send_order
+from harmoeny.runtime.exchange.gather import gather_rows, weighted_sum
+from harmoeny.runtime.exchange.order import Assignments, by_expert
 from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.memory.waves import Schedule, Wave
@@ -73,8 +73,8 @@ def execute_in_stages(
     schedule = executor.begin(given.layer, plan, executed_SE)
     recorder.mark()  # dispatch
     stages = _make_stages(partners, received_WE, schedule if kernel.grouped else None, comm.device)
-    assignment_S = send_order(given.expert_ids_TK, counts[rank], plan.tokens[rank])
-    sent_SH = gather_rows(given.hidden_TH, assignment_S, given.expert_ids_TK.shape[1])
+    assignments = Assignments(given.expert_ids_TK, counts[rank], given.numbers_TK)
+    sent_SH, sent = gather_rows(given.hidden_TH, assignments, plan.tokens[rank])
     exchange = _Exchange(comm, plan, sent_SH, stages)
     recorder.mark()  # compute
     results = Results(exchange.rows_RH)
@@ -89,8 +89,8 @@ def execute_in_stages(
     fetch = fetcher.run(execute)
     recorder.mark()  # combine
     returned_SH = exchange.await_results(results.rows())
-    output_TH = weighted_sum(returned_SH, given.routing_weights_TK, assignment_S)
-    return LayerResult(output_TH, assignment_S, fetch)
+    output_TH = weighted_sum(returned_SH, given.routing_weights_TK, sent)
+    return LayerResult(output_TH, sent.assignment_S, fetch)
 
 
 def _partners(rank: int, groups: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:

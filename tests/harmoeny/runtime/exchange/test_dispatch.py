@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from harmoeny.placement import place
 from harmoeny.runtime.exchange.choose import open_exchange
-from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch, weighted_sum
+from harmoeny.runtime.exchange.dispatch import combine, count_assignments, dispatch
+from harmoeny.runtime.exchange.gather import weighted_sum
+from harmoeny.runtime.exchange.order import Sent
 from tests.harmoeny.runtime.cases import RandomPlan, random_tokens
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 from tests.strategies import examples
@@ -34,7 +36,7 @@ def test_dispatch_then_combine_is_the_identity_on_what_the_plan_keeps(
     def rank_main(threads: ThreadCommunicator) -> None:
         comm = open_exchange(threads, exchange)
         t = random_tokens(seed % 2**31 + comm.rank, token_counts[comm.rank], num_experts, top_k, masked=masked)
-        counts = comm.gather_counts(count_assignments(t.ids, num_experts))
+        counts = comm.gather_counts(count_assignments(t.ids, num_experts)[0])
         plan = RandomPlan(seed, drop=drop).plan(counts, placement)
         rows, dispatched = dispatch(t.hidden, t.ids, counts, plan, comm)
 
@@ -50,7 +52,7 @@ def test_dispatch_then_combine_is_the_identity_on_what_the_plan_keeps(
 
         output = combine(rows, t.weights, dispatched)
         kept = torch.zeros(t.ids.numel(), dtype=torch.bool)
-        kept[dispatched.assignment_S] = True
+        kept[dispatched.sent.assignment_S] = True
         kept = kept.view_as(t.ids)
         for expert in range(num_experts):
             sent = int(plan.tokens[comm.rank, expert].sum())
@@ -64,12 +66,12 @@ def test_dispatch_then_combine_is_the_identity_on_what_the_plan_keeps(
 
 def test_counts_leave_out_masked_assignments() -> None:
     ids = torch.tensor([[0, 2], [-1, 2], [3, -1]])
-    assert count_assignments(ids, 5).tolist() == [1, 0, 2, 1, 0]
-    assert count_assignments(torch.empty(0, 2, dtype=torch.int64), 3).tolist() == [0, 0, 0]
+    assert count_assignments(ids, 5)[0].tolist() == [1, 0, 2, 1, 0]
+    assert count_assignments(torch.empty(0, 2, dtype=torch.int64), 3)[0].tolist() == [0, 0, 0]
 
 
 def test_a_result_that_is_no_number_stays_with_its_token() -> None:
     rows = torch.tensor([[float("nan")], [2.0], [3.0]])
-    output = weighted_sum(rows, torch.full((4, 2), 0.5), assignment_S=torch.tensor([2, 0, 7]))
+    output = weighted_sum(rows, torch.full((4, 2), 0.5), Sent(torch.tensor([2, 0, 7])))
     assert output.isnan().squeeze(1).tolist() == [False, True, False, False]
     assert output[[0, 2, 3], 0].tolist() == [1.0, 0.0, 1.5]

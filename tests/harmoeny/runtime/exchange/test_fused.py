@@ -13,7 +13,8 @@ from torch import Tensor
 
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot
-from harmoeny.runtime.exchange.dispatch import weighted_sum
+from harmoeny.runtime.exchange.gather import gather_rows, weighted_sum
+from harmoeny.runtime.exchange.order import Assignments, Sent
 from tests.harmoeny.runtime.cases import random_tokens
 from tests.strategies import examples
 
@@ -51,7 +52,7 @@ def test_results_add_up(
     rows = torch.from_numpy(rng.standard_normal((len(assignment), hidden_size))).to(DEVICE, dtype)
     more = torch.cat([rows, torch.full_like(rows[:1], torch.nan)]) if len(rows) else rows
     found = fused.add_up(more, weights, torch.from_numpy(row.reshape(t.ids.shape)).to(DEVICE), len(rows))
-    torch.testing.assert_close(found, weighted_sum(rows, weights, torch.from_numpy(assignment).to(DEVICE)))
+    torch.testing.assert_close(found, weighted_sum(rows, weights, Sent(torch.from_numpy(assignment).to(DEVICE))))
     wanted = torch.zeros(num_tokens, hidden_size, dtype=torch.float64)
     for number, a in enumerate(assignment):
         wanted[a // top_k] += t.weights.double().reshape(-1)[a] * rows[number].cpu().double()
@@ -101,3 +102,31 @@ def test_rows_by_slot_are_those_of_a_sort(
     assert torch.equal(found.ends, wanted.ends)
     executed = int(wanted.ends[-1])
     assert torch.equal(found.rows_RH[:executed], wanted.rows_RH[:executed])
+
+
+@examples(60)
+@given(
+    num_tokens=st.sampled_from([0, 1, 9]), top_k=st.integers(1, 5), num_experts=st.integers(1, 6),
+    world_size=st.sampled_from([1, 3, 4]), masked=st.sampled_from([0.0, 0.3]), hidden_size=HIDDEN_SIZES, dtype=DTYPES,
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_rows_are_gathered_in_the_order_of_a_sort(
+    num_tokens: int, top_k: int, num_experts: int, world_size: int, masked: float, hidden_size: int,
+    dtype: torch.dtype, seed: int,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    ids = draw_ids(rng, num_tokens, top_k, num_experts, masked)
+    hidden = torch.from_numpy(rng.standard_normal((num_tokens, hidden_size))).to(DEVICE, dtype)
+    counts = np.array([int((ids == expert).sum()) for expert in range(num_experts)])
+    sent_by_expert = rng.multinomial(rng.integers(0, counts + 1), rng.dirichlet(np.ones(world_size), num_experts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "is_available", lambda _: False)
+        wanted, wanted_sent = gather_rows(hidden, Assignments(ids, counts), sent_by_expert)
+        patch.setattr(fused, "is_available", lambda _: True)
+        found, found_sent = gather_rows(hidden, Assignments(ids, counts), sent_by_expert)
+    assert torch.equal(found, wanted)
+    assert torch.equal(found_sent.assignment_S, wanted_sent.assignment_S)
+    assert found_sent.row_TK is not None
+    row = torch.full((ids.numel(),), -1, device=DEVICE)
+    row[wanted_sent.assignment_S] = torch.arange(len(wanted), device=DEVICE)
+    assert torch.equal(found_sent.row_TK.flatten(), row)

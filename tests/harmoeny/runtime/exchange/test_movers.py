@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.dispatch import count_assignments
 from harmoeny.runtime.exchange.layout import Layout
 from harmoeny.runtime.exchange.movers import Mover, Rows, TorchMover, TritonMover
-from harmoeny.runtime.exchange.order import tokens_of
+from harmoeny.runtime.exchange.order import Assignments, tokens_of
 from tests.harmoeny.runtime.cases import TOLERANCE, RandomPlan, random_tokens
 from tests.harmoeny.runtime.exchange.test_fused import DEVICE, DTYPES, HIDDEN_SIZES, NO_TRITON, draw_ids
 from tests.harmoeny.runtime.layer.test_engine import run_layers
@@ -38,14 +39,14 @@ class ByBlock(TorchMover):
     """As on a CPU."""
 
     def send(self) -> None:
-        self._send_by_block(tokens_of(self.assignment_S, self._rows.expert_ids_TK.shape[1]))
+        self._send_by_block(tokens_of(self.sent.assignment_S, self._rows.assignments.expert_ids_TK.shape[1]))
 
 
 class ByRow(TorchMover):
     """As on CUDA without Triton."""
 
     def send(self) -> None:
-        self._send_by_row(tokens_of(self.assignment_S, self._rows.expert_ids_TK.shape[1]))
+        self._send_by_row(tokens_of(self.sent.assignment_S, self._rows.assignments.expert_ids_TK.shape[1]))
 
 
 @pytest.mark.parametrize("kind", [ByRow, pytest.param(TritonMover, marks=NO_TRITON)])
@@ -69,7 +70,7 @@ def test_all_movers_move_alike(
     rng = np.random.default_rng(seed)
     ids = [draw_ids(rng, tokens[rank], top_k, num_experts, masked) for rank in range(world_size)]
     hidden = [torch.from_numpy(rng.standard_normal((n, hidden_size))).to(DEVICE, dtype) for n in tokens[:world_size]]
-    counts = np.stack([count_assignments(own, num_experts).cpu().numpy() for own in ids])
+    counts = np.stack([count_assignments(own, num_experts)[0].cpu().numpy() for own in ids])
     plan = spread(counts, rng, drop=drop)
     orders = [
         rng.permutation(np.flatnonzero(plan[:, :, rank].any(axis=0))).tolist() if reorder else None
@@ -82,7 +83,15 @@ def test_all_movers_move_alike(
         targets = [hidden[0].new_full((n, hidden_size), 77) for n in plan.sum(axis=(0, 1))]
         results = [hidden[0].new_full((n, hidden_size), 88) for n in plan.sum(axis=(1, 2))]
         movers = [
-            kind(Rows(Layout.of(plan, rank, orders[rank]), hidden[rank], ids[rank], counts[rank], targets, results))
+            kind(
+                Rows(
+                    Layout.of(plan, rank, orders[rank]),
+                    hidden[rank],
+                    Assignments(ids[rank], counts[rank]),
+                    targets,
+                    results,
+                )
+            )
             for rank in range(world_size)
         ]
         for mover in movers:
@@ -90,7 +99,7 @@ def test_all_movers_move_alike(
         arrived = [mover.arrived().clone() for mover in movers]
         for mover, rows in zip(movers, arrived, strict=True):
             mover.bring_back(-rows)
-        return [[target.clone() for target in targets], arrived, results, [mover.assignment_S for mover in movers]]
+        return [[target.clone() for target in targets], arrived, results, [mover.sent.assignment_S for mover in movers]]
 
     by_block, by_kind = exchange(ByBlock), exchange(kind)
     for theirs, ours in zip(by_block, by_kind, strict=True):
@@ -103,7 +112,7 @@ def test_all_movers_move_alike(
 @pytest.fixture
 def fused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpret the kernels between ranks that are threads: one at a time, as the interpreter has one state."""
-    turn = threading.Lock()
+    turn = threading.RLock()
 
     def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
@@ -112,7 +121,7 @@ def fused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for name in ("number_assignments", "spread_tokens", "put_tokens", "put_rows", "add_up"):
+    for name in ("number_assignments", "spread_tokens", "put_tokens", "put_rows", "put_copies", "add_up"):
         monkeypatch.setattr(fused, name, one_at_a_time(getattr(fused, name)))
     monkeypatch.setattr(fused, "is_available", lambda _: True)
 
@@ -123,13 +132,23 @@ def fused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("world_size", "drop", "num_slots"), [(1, False, None), (3, False, None), (2, True, 1), (3, True, 2), (4, False, 1)]
 )
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_layers_are_exact_over_triton(world_size: int, drop: bool, num_slots: int | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "exchange"), [*product(TOLERANCE, ["put"]), (torch.float32, "collective")])
+def test_layers_are_exact_over_triton(
+    world_size: int, drop: bool, num_slots: int | None, dtype: torch.dtype, exchange: str
+) -> None:
     tokens = [
         [random_tokens(10 * layer + rank, 9 * rank + 4, 6, 2, dtype=dtype, masked=0.1) for rank in range(world_size)]
         for layer in range(2)
     ]
     policy = RandomPlan(world_size, drop=drop, num_slots=num_slots)
     run_layers(
-        world_size, policy, tokens, num_experts=6, batches=2, kernel="grouped_mm", exchange="put", width=16, dtype=dtype
+        world_size,
+        policy,
+        tokens,
+        num_experts=6,
+        batches=2,
+        kernel="grouped_mm",
+        exchange=exchange,
+        width=16,
+        dtype=dtype,
     )

@@ -19,6 +19,7 @@ from harmoeny.placement import IntArray
 from harmoeny.runtime.exchange import shared
 from harmoeny.runtime.exchange.choose import open_exchange
 from harmoeny.runtime.exchange.comm import Communicator, SentRows
+from harmoeny.runtime.exchange.order import Assignments
 from harmoeny.runtime.exchange.put import PutCommunicator
 from harmoeny.runtime.exchange.shared import SharedWindows
 from harmoeny.runtime.exchange.windows import PeerLostError, Windows, WindowsError
@@ -61,7 +62,7 @@ def send_all(comm: Communicator, hidden: Tensor, tokens: IntArray) -> SentRows:
     """Send every token once, to the ranks in turn and to the experts in turn."""
     own = tokens[comm.rank]
     expert_ids = torch.from_numpy(np.repeat(np.tile(np.arange(NUM_EXPERTS), WORLD_SIZE), own.T.reshape(-1)))
-    return comm.send_rows(hidden, expert_ids[:, None], own.sum(axis=1), tokens)
+    return comm.send_rows(hidden, Assignments(expert_ids[:, None], own.sum(axis=1)), tokens)
 
 
 def expected_rows(layer: int, receiver: int, tokens: IntArray) -> list[float]:

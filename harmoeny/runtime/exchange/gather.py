@@ -1,0 +1,69 @@
+"""This rank's rows in the order in which it sends them, and the sum of their results by token.
+
+Shape letters: T tokens of this rank, K top_k, S rows sent, H hidden size, E experts, W ranks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from harmoeny.placement import IntArray
+from harmoeny.runtime.device import Device
+from harmoeny.runtime.exchange import fused
+from harmoeny.runtime.exchange.layout import rows_as_sent, send_blocks
+from harmoeny.runtime.exchange.order import Assignments, Sent, send_order, tokens_of
+
+
+def gather_rows(hidden_TH: Tensor, assignments: Assignments, sent_EW: IntArray) -> tuple[Tensor, Sent]:
+    """Gather a rank's tokens in the order in which they are sent, see :func:`send_order`.
+
+    Args:
+        hidden_TH: ``[T, H]``.
+        assignments: what they want executed.
+        sent_EW: int64 ``[E, W]``, how many of an expert's go to every rank.
+
+    Returns:
+        ``[S, H]``, the rows, and what they are.
+    """
+    if not fused.is_available(hidden_TH.device):
+        assignment_S = send_order(assignments, sent_EW)
+        token_S = tokens_of(assignment_S, assignments.expert_ids_TK.shape[1])
+        return hidden_TH.index_select(0, token_S), Sent(assignment_S)
+    rows_SH = hidden_TH.new_empty(int(sent_EW.sum()), hidden_TH.shape[1])
+    at_W = [rows_SH.data_ptr()] * sent_EW.shape[1]
+    row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
+    blocks = send_blocks(np.ascontiguousarray(sent_EW), rows_as_sent(sent_EW), np.array(at_W), row_bytes)
+    uploaded = Device.of(hidden_TH.device).upload(blocks)
+    return rows_SH, fused.put_tokens(hidden_TH, assignments, uploaded, at_W, len(rows_SH))
+
+
+def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent) -> Tensor:
+    """Add up the results of every token, weighted by the router.
+
+    Args:
+        rows_SH: ``[S, H]``, results.
+        routing_weights_TK: ``[T, K]``.
+        sent: what the rows are; assignments that are not among them contribute nothing.
+
+    Returns:
+        ``[T, H]``.
+    """
+    if sent.row_TK is not None:
+        return fused.add_up(rows_SH, routing_weights_TK, sent.row_TK, len(rows_SH))
+    assignment_S, (num_tokens, top_k) = sent.assignment_S, routing_weights_TK.shape
+    if len(rows_SH) == 0:
+        return rows_SH.new_zeros(num_tokens, rows_SH.shape[1])
+    # Gathers, weights and adds up in one pass over the rows, in FP32 whatever their type.
+    weight_A = routing_weights_TK.to(rows_SH.dtype).reshape(-1)
+    if len(rows_SH) == len(weight_A):
+        row_A = torch.empty_like(assignment_S)
+        row_A.scatter_(0, assignment_S, torch.arange(len(row_A), device=row_A.device))
+        first_T = torch.arange(0, len(row_A), top_k, device=row_A.device)
+        return embedding_bag(row_A, rows_SH, first_T, mode="sum", per_sample_weights=weight_A)
+    executed_S, row_S = torch.sort(assignment_S)
+    first_T = torch.searchsorted(executed_S, torch.arange(0, len(weight_A), top_k, device=executed_S.device))
+    weight_S = weight_A.index_select(0, executed_S)
+    return embedding_bag(row_S, rows_SH, first_T, mode="sum", per_sample_weights=weight_S)
