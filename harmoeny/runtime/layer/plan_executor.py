@@ -29,14 +29,15 @@ class PlanExecutor(Executor):
     A plan that groups its sources is carried out in stages that overlap, see
     :func:`harmoeny.runtime.layer.staged.execute_in_stages`.
 
-    One rank that holds every expert executes everything itself, whatever the policy: with a grouped kernel it does so
+    One rank without a host that holds every expert executes everything itself, whatever the policy: with a grouped kernel it does so
     without a plan, which would need the counts on the host. The plan is made when the records are collected.
     """
 
     def __init__(self, planner: Planner, memory: RankMemory, recorder: Recorder) -> None:
         """Keep what the layers are executed with; see :class:`Executor`."""
         super().__init__(planner, memory, recorder)
-        decides_nothing = self.comm.world_size == 1 and planner.policy.exact and not planner.places_anew
+        alone = self.comm.world_size == 1 and memory.host is None
+        decides_nothing = alone and planner.policy.exact and not planner.places_anew
         as_it_is = type(self).execute is PlanExecutor.execute
         self._slots_of = [
             self._slot_by_expert(layer) if decides_nothing and as_it_is and isinstance(kernel, GroupedKernel) else None
