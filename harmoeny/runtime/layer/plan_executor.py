@@ -29,8 +29,9 @@ class PlanExecutor(Executor):
     A plan that groups its sources is carried out in stages that overlap, see
     :func:`harmoeny.runtime.layer.staged.execute_in_stages`.
 
-    One rank without a host that holds every expert executes everything itself, whatever the policy: with a grouped kernel it does so
-    without a plan, which would need the counts on the host. The plan is made when the records are collected.
+    One rank without a host that holds every expert executes everything itself, whatever the policy: with a grouped
+    kernel it does so without a plan, which would need the counts on the host. The plan is made when the records are
+    collected.
     """
 
     def __init__(self, planner: Planner, memory: RankMemory, recorder: Recorder) -> None:
