@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harmoeny.choices import Exchange
-from harmoeny.placement import IntArray
+from harmoeny.placement import BoolArray, IntArray
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.gather import gather_rows
 from harmoeny.runtime.exchange.order import Assignments, Sent, by_expert
@@ -33,7 +33,7 @@ class SentRows:
     """What came of the exchange of rows, on one rank; memory is valid until the next rows are sent.
 
     Attributes:
-        rows_RH: ``[R, H]``, the rows for this rank by expert and source.
+        rows_RH: ``[R, H]``, the rows for this rank by expert, as it wanted them, and source.
         sent: the rows that this rank sent.
         bring_back: makes ``[S, H]``, the results of the rows sent, of ``[R, H]``, those of :attr:`rows_RH`.
     """
@@ -126,7 +126,12 @@ class Communicator:
         return np.ascontiguousarray(host)
 
     def send_rows(
-        self, hidden_TH: Tensor, assignments: Assignments, tokens_WEW: IntArray, order: Sequence[int] | None = None
+        self,
+        hidden_TH: Tensor,
+        assignments: Assignments,
+        tokens_WEW: IntArray,
+        order: Sequence[int] | None = None,
+        fetched_EW: BoolArray | None = None,
     ) -> SentRows:
         """Send tokens where the plan wants them; all ranks call it together.
 
@@ -136,7 +141,10 @@ class Communicator:
             tokens_WEW: int64 ``[W, E, W]``, how many rows of every source and expert go to every rank; which of them,
                 :func:`~harmoeny.runtime.exchange.order.send_order` says.
             order: the experts with rows for this rank, in the order in which it wants their rows; None: ascending.
+            fetched_EW: bool ``[E, W]``, the experts that ranks are expected to want last, the same on all ranks; None:
+                none of them.
         """
+        del fetched_EW  # rows are grouped on arrival anyway
         send_splits = tokens_WEW[self.rank].sum(axis=0).tolist()
         received_WE = tokens_WEW[:, :, self.rank]
         recv_splits = received_WE.sum(axis=1).tolist()

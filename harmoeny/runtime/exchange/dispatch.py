@@ -77,7 +77,9 @@ def dispatch(
         ``[R, H]``, the rows to execute, grouped by expert, and what :func:`combine` needs.
     """
     assignments = Assignments(expert_ids_TK, counts[comm.rank], numbers_TK)
-    rows = comm.send_rows(hidden_TH, assignments, plan.tokens, order)
+    # Where slices are executed in waves, those of fetched experts come last.
+    fetched_EW = plan.fetch if fused.is_available(hidden_TH.device) else None
+    rows = comm.send_rows(hidden_TH, assignments, plan.tokens, order, fetched_EW)
     num_executed_E = plan.tokens[:, :, comm.rank].sum(axis=0)
     return rows.rows_RH, Dispatched(rows.sent, num_executed_E, rows.bring_back)
 

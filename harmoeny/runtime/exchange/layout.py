@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harmoeny.compiled import compiled
-from harmoeny.placement import IntArray
+from harmoeny.placement import BoolArray, IntArray
 from harmoeny.runtime.exchange.order import exclusive_cumsum, is_ascending
 
 
@@ -19,7 +19,9 @@ from harmoeny.runtime.exchange.order import exclusive_cumsum, is_ascending
 class Layout:
     """The rows of one layer, as one of the ranks sees them.
 
-    Rows arrive by expert and source; their results come back by destination and expert.
+    Rows arrive by expert and source; first come the experts that a rank holds, then those that it fetches, from the one
+    with the most rows on: so a rank that executes all that it holds and then what it fetches has them in its own order.
+    Results come back by destination and expert.
 
     Attributes:
         rank: the rank.
@@ -30,8 +32,8 @@ class Layout:
         returns_ES: int64 ``[E, S]``, the first of their results at the source.
         received_D: int64 ``[W]``, all rows that arrive at every rank.
         sent_S: int64 ``[W]``, all rows that every rank sends.
-        order: the experts with rows here, in the order in which the rank wants them, which no other rank knows; None:
-            as they arrive.
+        order: the experts with rows here, in the order in which the rank wants them; None: ascending.
+        regroups: whether that, which no other rank knows, is not the order in which they arrive.
     """
 
     rank: int
@@ -43,22 +45,35 @@ class Layout:
     received_D: IntArray
     sent_S: IntArray
     order: Sequence[int] | None
+    regroups: bool
 
     @classmethod
-    def of(cls, tokens_WEW: IntArray, rank: int, order: Sequence[int] | None = None) -> Layout:
+    def of(
+        cls,
+        tokens_WEW: IntArray,
+        rank: int,
+        order: Sequence[int] | None = None,
+        fetched_EW: BoolArray | None = None,
+    ) -> Layout:
         """Lay rows out.
 
         Args:
             tokens_WEW: int64 ``[W, E, W]``, how many rows of every source and expert go to every destination.
             rank: this rank.
             order: as :meth:`~harmoeny.runtime.exchange.comm.Communicator.send_rows` takes it.
+            fetched_EW: likewise.
         """
-        blocks, totals = _lay_out(np.ascontiguousarray(tokens_WEW), rank)
+        tokens_WEW = np.ascontiguousarray(tokens_WEW)
+        last_EW = np.zeros(tokens_WEW.shape[1:], np.bool_) if fetched_EW is None else np.ascontiguousarray(fetched_EW)
+        experts_DE = _by_arrival(tokens_WEW, last_EW)
+        blocks, totals = _lay_out(tokens_WEW, experts_DE, rank)
         sent_EW, starts_EW, received_ES, arrived_ES, returns_ES = blocks
         received_D, sent_S = totals
+        arriving = experts_DE[rank][received_ES.any(axis=1)[experts_DE[rank]]].tolist()
+        wanted = sorted(arriving) if order is None else list(order)
         return cls(
             rank, sent_EW, starts_EW, received_ES, arrived_ES, returns_ES, received_D, sent_S,
-            order=None if is_ascending(order) else order,
+            order=None if is_ascending(wanted) else wanted, regroups=wanted != arriving,
         )  # fmt: skip
 
     @property
@@ -154,14 +169,38 @@ def regroup_blocks(received_ES: IntArray, arrived_ES: IntArray, base: int) -> In
 
 
 @compiled
-def _lay_out(tokens_WEW: IntArray, rank: int) -> tuple[IntArray, IntArray]:
+def _by_arrival(tokens_WEW: IntArray, last_EW: BoolArray) -> IntArray:
+    """Return int64 ``[D, E]``, the experts in the order in which their rows arrive."""
+    num_ranks, num_experts, _ = tokens_WEW.shape
+    experts_DE, rows = np.empty((num_ranks, num_experts), np.int64), np.empty(num_experts, np.int64)
+    for destination in range(num_ranks):
+        first = 0
+        for expert in range(num_experts):
+            if not last_EW[expert, destination]:
+                experts_DE[destination, first] = expert
+                first += 1
+        end = first
+        for expert in range(num_experts):
+            if last_EW[expert, destination]:
+                rows[expert] = tokens_WEW[:, expert, destination].sum()
+                place = end
+                while place > first and rows[experts_DE[destination, place - 1]] < rows[expert]:
+                    experts_DE[destination, place] = experts_DE[destination, place - 1]
+                    place -= 1
+                experts_DE[destination, place] = expert
+                end += 1
+    return experts_DE
+
+
+@compiled
+def _lay_out(tokens_WEW: IntArray, experts_DE: IntArray, rank: int) -> tuple[IntArray, IntArray]:
     """Return int64 ``[5, E, W]`` and ``[2, W]``: the arrays of a layout."""
     num_ranks, num_experts, _ = tokens_WEW.shape
     blocks, totals = np.empty((5, num_experts, num_ranks), np.int64), np.empty((2, num_ranks), np.int64)
     sent, starts, received, arrived, returns = blocks[0], blocks[1], blocks[2], blocks[3], blocks[4]
     for destination in range(num_ranks):
         row = 0
-        for expert in range(num_experts):
+        for expert in experts_DE[destination]:
             for source in range(num_ranks):
                 length = tokens_WEW[source, expert, destination]
                 if source == rank:

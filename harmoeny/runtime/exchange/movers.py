@@ -75,7 +75,7 @@ class TorchMover(Mover):
         self.sent = Sent(send_order(rows.assignments, layout.sent_EW))
         arrived_ES, executed_ES = layout.arrived_ES, layout.received_ES
         self._regrouping_R: Tensor | None = None
-        if layout.order is not None:
+        if layout.regroups:
             self._regrouping_R = ranges(layout.in_order(arrived_ES), layout.in_order(executed_ES), device)
             arrived_ES = np.zeros_like(arrived_ES)
             wanted = exclusive_cumsum(layout.in_order(executed_ES).reshape(-1))
@@ -140,7 +140,7 @@ class TritonMover(Mover):
             return_blocks(received_ES, returns_ES, np.array(self._result_at), row_bytes),
         ]
         self._regrouped_RH: Tensor | None = None
-        if layout.order is not None:
+        if layout.regroups:
             self._regrouped_RH = hidden_TH.new_empty(layout.num_received, hidden_TH.shape[1])
             arrived_ES = layout.in_order(layout.arrived_ES)
             tables.append(regroup_blocks(received_ES, arrived_ES, self._regrouped_RH.data_ptr()))

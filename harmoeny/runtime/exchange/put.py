@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from harmoeny.choices import Exchange
-from harmoeny.placement import IntArray
+from harmoeny.placement import BoolArray, IntArray
 from harmoeny.runtime.device import Device, Mark
 from harmoeny.runtime.exchange.comm import Beside, Communicator, PeerCopies, SentRows
 from harmoeny.runtime.exchange.layout import Layout
@@ -96,11 +96,16 @@ class PutCommunicator(Communicator):
         return host
 
     def send_rows(
-        self, hidden_TH: Tensor, assignments: Assignments, tokens_WEW: IntArray, order: Sequence[int] | None = None
+        self,
+        hidden_TH: Tensor,
+        assignments: Assignments,
+        tokens_WEW: IntArray,
+        order: Sequence[int] | None = None,
+        fetched_EW: BoolArray | None = None,
     ) -> SentRows:
         """Write every row right into its receiver's memory; see :meth:`Communicator.send_rows`."""
         hidden_size, dtype = hidden_TH.shape[1], hidden_TH.dtype
-        layout = Layout.of(tokens_WEW, self.rank, order)
+        layout = Layout.of(tokens_WEW, self.rank, order, fetched_EW)
         for memory, num_rows in ((self._rows, layout.received_D), (self._results, layout.sent_S)):
             if not self._makes_room(memory, hidden_size * dtype.itemsize * int(num_rows.max())):
                 return self._inner.send_rows(hidden_TH, assignments, tokens_WEW, order)

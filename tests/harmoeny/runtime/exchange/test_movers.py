@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harmoeny.placement import IntArray
+from harmoeny.placement import BoolArray, IntArray
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.dispatch import count_assignments
 from harmoeny.runtime.exchange.layout import Layout
@@ -77,22 +77,18 @@ def test_all_movers_move_alike(
         for rank in range(world_size)
     ]
 
-    def exchange(kind: Callable[[Rows], Mover]) -> list[list[Tensor]]:
-        """Return all memory that was written, of one kind a list."""
+    last = rng.random((num_experts, world_size)) < 0.4
+
+    def exchange(kind: Callable[[Rows], Mover], fetched: BoolArray | None) -> list[list[Tensor]]:
+        """Return all memory that was written, of one kind a list; first what arrives before it is in order."""
         # What nobody writes keeps a value that tells it.
         targets = [hidden[0].new_full((n, hidden_size), 77) for n in plan.sum(axis=(0, 1))]
         results = [hidden[0].new_full((n, hidden_size), 88) for n in plan.sum(axis=(1, 2))]
+        layouts = [Layout.of(plan, rank, orders[rank], fetched) for rank in range(world_size)]
+        wanted = [Assignments(own, own_counts) for own, own_counts in zip(ids, counts, strict=True)]
         movers = [
-            kind(
-                Rows(
-                    Layout.of(plan, rank, orders[rank]),
-                    hidden[rank],
-                    Assignments(ids[rank], counts[rank]),
-                    targets,
-                    results,
-                )
-            )
-            for rank in range(world_size)
+            kind(Rows(layout, own, assignments, targets, results))
+            for layout, own, assignments in zip(layouts, hidden, wanted, strict=True)
         ]
         for mover in movers:
             mover.send()
@@ -101,12 +97,27 @@ def test_all_movers_move_alike(
             mover.bring_back(-rows)
         return [[target.clone() for target in targets], arrived, results, [mover.sent.assignment_S for mover in movers]]
 
-    by_block, by_kind = exchange(ByBlock), exchange(kind)
-    for theirs, ours in zip(by_block, by_kind, strict=True):
-        for wanted, found in zip(theirs, ours, strict=True):
-            assert torch.equal(wanted, found)
+    def assert_equal(first: list[list[Tensor]], second: list[list[Tensor]]) -> None:
+        for ours, theirs in zip(first, second, strict=True):
+            assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+
+    by_block, by_kind = exchange(ByBlock, last), exchange(kind, last)
+    assert_equal(by_kind, by_block)
+    assert_equal(by_kind[1:], exchange(ByBlock, None)[1:])  # how rows arrive changes nothing else
     for own, result, assignment in zip(hidden, *by_kind[2:], strict=True):
         assert torch.equal(result, -own[assignment // top_k]), "a token's own rows come back to it"
+
+
+def test_what_is_fetched_arrives_last_and_from_the_most_rows_on() -> None:
+    tokens = np.array([[[0, 2], [1, 0], [0, 3], [2, 5], [0, 0]], [[4, 0], [0, 1], [1, 0], [0, 1], [0, 0]]])
+    fetched = np.zeros((5, 2), np.bool_)
+    fetched[[1, 3], 1] = True
+    assert not Layout.of(tokens, 1, [0, 2, 3, 1], fetched).regroups
+    assert Layout.of(tokens, 1, [0, 2, 1, 3], fetched).regroups
+    assert Layout.of(tokens, 1, None, fetched).regroups
+    assert not Layout.of(tokens, 0, None, fetched).regroups
+    arrived = Layout.of(tokens, 1, None, fetched).arrived_ES
+    assert arrived.tolist() == [[0, 2], [11, 11], [2, 5], [5, 10], [5, 5]]
 
 
 @pytest.fixture
