@@ -135,6 +135,7 @@ def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
         "model.top_k": top_k,
         "model.dtype": "float32" if rehearsal else "bfloat16",
         "router.num_hot": top_k,
+        "router.skew": "0,0.9",
         "batch_size": 2 if rehearsal else 8,
         "seq_len": 16 if rehearsal else 512,
         "rounds": 3 if rehearsal else 7,
