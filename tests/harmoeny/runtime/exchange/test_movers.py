@@ -21,7 +21,15 @@ from harmoeny.runtime.exchange.layout import Layout
 from harmoeny.runtime.exchange.movers import Mover, Rows, TorchMover, TritonMover
 from harmoeny.runtime.exchange.order import Assignments, tokens_of
 from tests.harmoeny.runtime.cases import TOLERANCE, RandomPlan, random_tokens
-from tests.harmoeny.runtime.exchange.test_fused import DEVICE, DTYPES, HIDDEN_SIZES, NO_TRITON, draw_ids
+from tests.harmoeny.runtime.exchange.test_fused import (
+    DEVICE,
+    DTYPES,
+    HIDDEN_SIZES,
+    NO_TRITON,
+    TOP_KS,
+    WORLD_SIZES,
+    draw_ids,
+)
 from tests.harmoeny.runtime.layer.test_engine import run_layers
 from tests.strategies import examples
 
@@ -52,9 +60,9 @@ class ByRow(TorchMover):
 @pytest.mark.parametrize("kind", [ByRow, pytest.param(TritonMover, marks=NO_TRITON)])
 @examples(60)
 @given(
-    world_size=st.sampled_from([1, 2, 4]),
+    world_size=WORLD_SIZES,
     num_experts=st.integers(1, 7),
-    top_k=st.integers(1, 5),
+    top_k=TOP_KS,
     tokens=st.lists(st.sampled_from([0, 1, 2, 9]), min_size=4, max_size=4),
     hidden_size=HIDDEN_SIZES,
     dtype=DTYPES,
