@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -27,6 +27,7 @@ _FEW_ASSIGNMENTS, _MANY_ASSIGNMENTS = 1024, 4096
 _TOKEN_WARPS = 1
 
 
+@cache
 def is_available(device: torch.device) -> bool:
     """Return whether rows on the device can be moved by these; it is imported with the first that is."""
     return device.type == "cuda" and find_spec("triton") is not None

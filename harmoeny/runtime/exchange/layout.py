@@ -12,7 +12,7 @@ import numpy as np
 
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.runtime.exchange.order import exclusive_cumsum, is_ascending
+from harmoeny.runtime.exchange.order import exclusive_cumsum
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ class Layout:
         sent_EW, starts_EW, received_ES, arrived_ES, returns_ES = blocks
         received_D, sent_S = totals
         arriving = experts_DE[rank][received_ES.any(axis=1)[experts_DE[rank]]].tolist()
-        wanted = sorted(arriving) if order is None else list(order)
+        ascending = sorted(arriving)
+        wanted = ascending if order is None else list(order)
         return cls(
             rank, sent_EW, starts_EW, received_ES, arrived_ES, returns_ES, received_D, sent_S,
-            order=None if is_ascending(wanted) else wanted, regroups=wanted != arriving,
+            order=None if wanted == ascending else wanted, regroups=wanted != arriving,
         )  # fmt: skip
 
     @property
