@@ -231,7 +231,8 @@ class _Memory:
         if not self.memory or self.memory[0].nbytes < num_bytes:
             self.memory = []  # what is there is freed first
             # More than asked for, so that it is not done again for every batch that is a little larger.
-            self.memory = self._windows.allocate(_aligned(max(1, num_bytes + num_bytes // 2)))
+            with torch.inference_mode(False):  # what is made in it cannot be written outside of it
+                self.memory = self._windows.allocate(_aligned(max(1, num_bytes + num_bytes // 2)))
 
 
 @dataclass

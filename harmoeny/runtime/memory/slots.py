@@ -90,10 +90,11 @@ class LayerSlots:
     def allocate(self) -> None:
         """Get the memory of all slots, so that none is asked for while anything is timed."""
         if not self._weights:
-            self._weights = {
-                name: torch.empty((len(self.slots), *w.shape[1:]), dtype=w.dtype, device=self.device)
-                for name, w in self.experts.weights.items()
-            }
+            with torch.inference_mode(False):  # what is made in it cannot be written outside of it
+                self._weights = {
+                    name: torch.empty((len(self.slots), *w.shape[1:]), dtype=w.dtype, device=self.device)
+                    for name, w in self.experts.weights.items()
+                }
 
     def reserve(self, num_slots: int) -> Sequence[Slot]:
         """Return the first ``num_slots`` slots, making those that do not exist yet.

@@ -47,9 +47,11 @@ def exactness(rank: int, exchange: str = "put") -> float:
     for policy in policies:
         engine.use(engine.build_system("x", policy))
         for batch in range(2):
-            for layer in range(2):
+            for layer, inference in enumerate((True, False)):
                 tokens = random_tokens(100 * batch + 10 * layer + rank, 13 * ((rank + batch) % 3), 10, 2)
-                output = engine.forward(layer, tokens.hidden, tokens.ids, tokens.weights)
+                # What lives on from layer to layer is written in either mode, whichever it was made in.
+                with torch.inference_mode() if inference else torch.no_grad():
+                    output = engine.forward(layer, tokens.hidden, tokens.ids, tokens.weights)
                 expected = expected_output(layers[layer], tokens.hidden, tokens.ids, tokens.weights, tokens.ids >= 0)
                 if output.numel():
                     worst = max(worst, float((output - expected).abs().max() / expected.abs().max()))

@@ -240,3 +240,12 @@ def test_no_fetch_needs_all_experts_resident() -> None:
     with pytest.raises(ValueError, match="fetch: 'none'"):
         NoFetch(engine.memory, FetchOptions([Placement(np.zeros(NUM_EXPERTS, np.int64), held)], [None]))
     engine.close()
+
+
+def test_slots_that_were_made_in_inference_mode_are_filled_outside_of_it() -> None:
+    experts = LayerExperts({"down": torch.randn(2, 4, 4)}, lambda *_: None, 4)
+    (slot,) = LayerSlots(experts, CPU).reserve(1)
+    with torch.inference_mode():
+        slot.fill(experts.expert(0))
+    slot.fill(experts.expert(1))
+    assert torch.equal(slot.weights["down"], experts.weights["down"][1])
