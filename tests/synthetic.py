@@ -159,6 +159,32 @@ def write_serving(folder: Path, systems: Sequence[str], num_rounds: int) -> None
     pd.DataFrame(decode).to_parquet(folder / "decode.parquet", index=False)
 
 
+def write_rates(folder: Path, ttft_s: Mapping[tuple[str, float], Sequence[float]], num_rounds: int = 2) -> None:
+    """Add an open loop to a run: times to first token by system and rate, of requests that arrive a second apart.
+
+    Every request gets two more tokens, 0.25 and 0.75 s after the ones before; round r takes r times as long as round 0
+    until its first request arrives.
+    """
+    platform = {"backend": "gloo", "device": "CPU of tests", "host_link": "memcpy"}
+    rows = [
+        platform
+        | {"system": system, "round": r, "batch": k, "request": k, "rank": k % WORLD_SIZE, "input_tokens": 8}
+        | {"arrival_s": 1.0 + r + k, "start_s": 1.0 + r + k, "first_token_s": 1.0 + r + k + ttft, "loop": "open"}
+        | {"queue_s": 0.0, "ttft_s": ttft, "rate_per_s": rate, "output_tokens": 3, "decode_s": 1.0, "tpot_s": 0.5}
+        | {"itl_s": [0.25, 0.75]}
+        for (system, rate), times in ttft_s.items()
+        for r in range(num_rounds)
+        for k, ttft in enumerate(times)
+    ]
+    pd.DataFrame(rows).to_parquet(folder / "requests.parquet", index=False)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Overwrite groups of a run's configuration."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
+
 def write_sweep(results: Path, skews: Sequence[float]) -> Path:
     """Write a sweep over skews with a run each, and return the sweep's folder."""
     run_ids = [f"skew={skew}" for skew in skews]

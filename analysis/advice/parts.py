@@ -10,6 +10,7 @@ from analysis.advice.figure import draw_gains
 from analysis.advice.gains import STATIC, Gain, gains_of, passes_per_batch
 from analysis.advice.points import Points
 from analysis.advice.texts import NOTHING, gain_text, names, next_ones, settings, size, size_of, use
+from analysis.data.serving import limits_of
 from analysis.present.style import label
 
 #: What every variation is, for people; others are named as they are.
@@ -133,8 +134,8 @@ def sensitivity(points: Points) -> Part:
 
 def limits(points: Points) -> list[Part]:
     """Say who keeps the limits that were asked for; nothing where there were none."""
-    slo = points.run.config.get("slo") or {}
-    if not any(slo.values()):
+    slo = limits_of(points.run)
+    if not slo.keys() & {"ttft_s", "tpot_s"}:
         return []
     if points.run.manifest["scope"] != "model":
         return [Part("Limits", text=["slo.* are limits of whole models, and only MoE layers were simulated (model=)."])]

@@ -235,10 +235,13 @@ DERIVED = (
     Quantity("throughput_relative", "Throughput / Static EP's", "", "higher"),
     Quantity("throughput_to_best_threshold", "Throughput / the best threshold's", "", "higher"),
     Quantity("ttft_ms_per_sequence", "Time to first token", "ms per sequence", "lower"),
-    Quantity("ttft_p99_s", "Time to first token, 99th percentile", "s", "lower", short="TTFT p99"),
-    Quantity(
-        "open_loop_ttft_p99_s", "Open loop, time to first token, 99th percentile", "s", "lower",
-        short="Open loop TTFT p99",
+    *(
+        Quantity(
+            f"{loop}ttft_p{percent}_s", f"{told}ime to first token, {percent}th percentile", "s", "lower",
+            short=f"{short}TTFT p{percent}",
+        )
+        for loop, told, short in (("", "T", ""), ("open_loop_", "Open loop, t", "Open loop "))
+        for percent in (90, 99)
     ),
     Quantity("tpot_s", "Time per output token", "s", "lower"),
     Quantity("output_tokens_per_s", "Output throughput", "tokens/s", "higher"),

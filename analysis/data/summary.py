@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.data.load import Run
 from analysis.data.metrics import METRICS
 from analysis.data.pairing import run_ratio
-from analysis.data.stats import median_interval, spread
+from analysis.data.stats import median_interval, percentile, spread
 from results_schema.atomic import write_text
 from results_schema.files import SUMMARY
 
@@ -64,19 +64,20 @@ def known(run: Run, system: str) -> str | None:
 def serving(run: Run, system: str) -> dict[str, Any]:
     """Return percentiles of the time to first token over requests, and figures of the decode phase, where measured.
 
-    A percentile is taken over the requests of a round; the estimate is the median of the rounds' percentiles.
+    A percentile is taken over the requests of all rounds, and missing where they are too few for it. Of the open loop
+    they are there where it had one rate; `analysis.data.serving` has those of several.
     """
     found: dict[str, Any] = {}
     if run.requests is not None:
         for loop, rows in run.requests[run.requests["system"] == system].groupby("loop"):
+            if rows["rate_per_s"].nunique() > 1:
+                continue
             prefix = "" if loop == "closed" else f"{loop}_loop_"
-            by_round = rows.groupby("round")
             for percent in PERCENTILES:
-                found[f"{prefix}ttft_p{percent}_s"] = asdict(
-                    median_interval(by_round["ttft_s"].quantile(percent / 100))
-                )
+                if (estimate := percentile(rows["ttft_s"], percent)) is not None:
+                    found[f"{prefix}ttft_p{percent}_s"] = asdict(estimate)
             if loop == "open":
-                found["open_loop_queue_s"] = asdict(median_interval(by_round["queue_s"].mean()))
+                found["open_loop_queue_s"] = asdict(median_interval(rows.groupby("round")["queue_s"].mean()))
     if run.decode is not None:
         rows = run.decode[run.decode["system"] == system]
         found |= {name: asdict(median_interval(rows[name])) for name in ("tpot_s", "output_tokens_per_s")}

@@ -61,9 +61,9 @@ def summary_frame(
                 if isinstance(value, dict):
                     row |= {name: value["median"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
                     row |= {f"{name}_{part}": value[part] for part in ("mean", "p90", "max") if part in value}
-                    row["num_rounds"] = value["n"]
                 else:
                     row[name] = value
+            row["num_rounds"] = entry["throughput_tokens_per_s"]["n"]
             row["best_baseline"] = system == summary["best_baseline"]
             if found := to_no_skew.get((run.manifest["run_id"], system)):
                 ratio, row["best_at_no_skew"] = found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from analysis.advice.write import HTML, write_advice
-from analysis.data.load import load_run, load_sweep
+from analysis.data.load import Run, load_run, load_sweep
 from analysis.data.summary import write_summary
 from analysis.present.table import skew_points
 from analysis.report.reports import report_runs, report_sweep, save_tables
@@ -28,7 +29,7 @@ def finish_run(folder: Path, config: DictConfig, sweep_dir: Path | None, *, is_s
         sweep_dir: the folder of its sweep; None: it is in none.
         is_single: whether the run is all that was asked for.
     """
-    run = load_run(folder)
+    run = _with_limits(load_run(folder), config)
     summary = write_summary(run)
     is_new = config.wandb.mode != "disabled" and not is_logged(run)
     if is_single or is_new:
@@ -44,12 +45,20 @@ def finish_run(folder: Path, config: DictConfig, sweep_dir: Path | None, *, is_s
 def finish_sweep(folder: Path, config: DictConfig) -> None:
     """Report what is finished of a sweep, and log it if nothing is missing."""
     sweep = load_sweep(folder)
+    sweep = replace(sweep, runs=[_with_limits(run, config) for run in sweep.runs])
     saved = report_sweep(sweep)
     if sweep.experiment == _ADVISE and saved is not None:
         print(f"\n{write_advice(sweep).lead}\nadvice: {sweep.folder / HTML} (and .md)")
     if saved is not None and not sweep.missing and config.wandb.mode != "disabled":
         log_sweep(sweep, saved.frame, saved.files)
     _upload(config, [sweep.folder, *(run.folder for run in sweep.runs)])
+
+
+def _with_limits(run: Run, config: DictConfig) -> Run:
+    """Judge a run by the limits that are asked for now: it may be kept from a time when others were."""
+    if "slo" not in config:
+        return run
+    return replace(run, config=run.config | {"slo": OmegaConf.to_container(config.slo, resolve=True)})
 
 
 def _upload(config: DictConfig, folders: Sequence[Path]) -> None:

@@ -15,6 +15,7 @@ from analysis.data.load import Run, Sweep
 from analysis.data.ratios import over_points
 from analysis.figures.kit.base import FAILED, draw_all, figure_data
 from analysis.present.ratio_table import MANY_POINTS, MANY_ROWS, build_ratio_table
+from analysis.present.serving_table import RATE, build_serving_table, serving_frame
 from analysis.present.table import TEXT_WIDTH, as_text, build_table, failed_notes, noise_notes
 from analysis.report.html.section import split_sections
 from analysis.report.html.write import PAGE, reasons, title_of, write_page
@@ -28,6 +29,7 @@ class Saved:
     Attributes:
         frame: the table's numbers (`analysis.present.table.summary_frame`).
         table: as it is printed: of all points, or where there are too many, of systems over all of them.
+        serving: the open loop's, printed below it; None: there is none.
         figures: the PNG files; a PDF and a CSV lie beside each.
         files: all of them.
         failed: by figure whose own code failed, how.
@@ -35,6 +37,7 @@ class Saved:
 
     frame: pd.DataFrame
     table: Table
+    serving: Table | None
     figures: list[Path]
     files: list[Path]
     failed: Mapping[str, str]
@@ -57,12 +60,17 @@ def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     if len(runs) > MANY_POINTS or len(data.summary) > MANY_ROWS:
         table = build_ratio_table(data.summary, data.axes, title)
         texts |= {"ratios.txt": as_text(table), "ratios.csv": over_points(data.summary).to_csv(index=False)}
+    serving = None
+    axes = [axis for axis in data.axes if axis != RATE and data.summary[axis].astype(str).nunique() > 1]
+    if not (rates := serving_frame(runs, points, axes)).empty:
+        serving = build_serving_table(rates, axes, runs)
+        texts |= {"serving.txt": as_text(serving), "serving.csv": rates.to_csv(index=False)}
     for name, text in texts.items():
         write_text(folder / name, text)
     drawn, lacking = draw_all(data, folder / "figures")
     files = [path.with_suffix(suffix) for path in drawn for suffix in (".png", ".pdf", ".csv")]
     failed = {name: reason for name, reason in lacking.items() if reason.startswith(FAILED)}
-    return Saved(data.summary, table, drawn, [*(folder / name for name in texts), *files], failed)
+    return Saved(data.summary, table, serving, drawn, [*(folder / name for name in texts), *files], failed)
 
 
 def report_runs(
@@ -89,6 +97,8 @@ def report_runs(
     if not console.is_terminal:  # its default width is too narrow for the table, and print() can only lower it
         console = Console(width=TEXT_WIDTH)
     console.print(saved.table)
+    if saved.serving is not None:
+        console.print(saved.serving)
     for path in saved.figures:
         console.print(f"figure: {path} (and .pdf, .csv)", highlight=False, soft_wrap=True)
     console.print(f"table:  {folder / 'table.csv'}", highlight=False, soft_wrap=True)

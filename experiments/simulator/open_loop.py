@@ -33,7 +33,7 @@ class OpenLoop:
         options = point.options
         self._options, self._requests, self._name, self._batch_size = options, options.requests, name, batch_size
         self._traced, self._num_steps = traced, options.requests.output_tokens - 1
-        self._pools = [self._pool(routing, index) for index in range(options.rounds)]
+        self._routing = routing
 
     def run(self, make_system: Callable[[], SimulatedSystem], progress: PointProgress) -> list[Served]:
         """Serve the requests of every rate, up to the first at which too few keep the limits.
@@ -102,33 +102,18 @@ class OpenLoop:
         most = max(map(len, todo.requests))
         work = self._traced.work(most) if todo.prefill else self._traced.decode_work(most, self._num_steps)
         system.resize(work)
-        counts = [np.zeros((world_size, of_step.shape[2]), dtype=np.int64) for of_step in self._pools[index]]
-        for rank, (requests, steps) in enumerate(zip(todo.requests, todo.steps, strict=True)):
-            for layer, pool in zip(counts, self._pools[index], strict=True):
-                layer[rank] = pool[np.array(requests, dtype=np.int64) % len(pool), list(steps)].sum(axis=0)
-        end_s, _ = system.forward(counts, np.full(world_size, now_s))
+        counts = [self._count(index, rank, todo, work.num_experts) for rank in range(world_size)]
+        end_s, _ = system.forward([np.stack(ranks) for ranks in zip(*counts, strict=True)], np.full(world_size, now_s))
         return end_s
 
-    def _pool(self, routing: Routing, index: int) -> list[IntArray]:
-        """Return int64 ``[num_sequences of all ranks, 1 + num_steps, num_experts]`` per MoE layer, assignments.
-
-        The first are those of the prompt, the others of one token each.
-        """
-        work = self._traced.work(self._batch_size)
-        ids = [routing.expert_ids(work, index)]
-        if self._num_steps:
-            step_work = self._traced.decode_work(self._batch_size, self._num_steps)
-            ids += [routing.step_expert_ids(step_work, index, step) for step in range(self._num_steps)]
-        num_sequences = self._batch_size * self._options.world_size
-        return [
-            np.stack([_per_sequence(of_pass, num_sequences, work.num_experts) for of_pass in layer], axis=1)
-            for layer in zip(*ids, strict=True)
-        ]
-
-
-def _per_sequence(expert_ids: IntArray, num_sequences: int, num_experts: int) -> IntArray:
-    """Return int64 ``[num_sequences, num_experts]``, how many of ``[tokens of all sequences, top_k]`` go where."""
-    counts = np.zeros((num_sequences, num_experts + 1), dtype=np.int64)
-    # Negative ids are assignments that are left out.
-    np.add.at(counts, (np.arange(num_sequences)[:, None], expert_ids.reshape(num_sequences, -1)), 1)
-    return counts[:, :-1]
+    def _count(self, index: int, rank: int, todo: Pass, num_experts: int) -> list[IntArray]:
+        """Return int64 ``[num_experts]`` per MoE layer, one rank's assignments in a pass."""
+        whole = self._traced.work(self._batch_size)
+        rows = np.array(todo.requests[rank], dtype=np.int64) % (self._batch_size * self._options.world_size)
+        if todo.prefill:
+            prompts = self._routing.sequences(whole, index, self._batch_size)
+            return [layer[rows].sum(axis=0) for layer in prompts]
+        step_work = self._traced.decode_work(self._batch_size, self._num_steps)
+        steps = np.array(todo.steps[rank], dtype=np.int64) - 1
+        layers = self._routing.steps(step_work, index, self._batch_size, self._num_steps)
+        return [np.bincount(layer[steps, rows].ravel() + 1, minlength=num_experts + 1)[1:] for layer in layers]

@@ -22,6 +22,8 @@ class Routing:
         self._model: MoEModel | None = None
         self._counts: dict[tuple[int, int], list[IntArray]] = {}
         self._steps: dict[tuple[int, int, int], list[IntArray]] = {}
+        self._sequences: dict[tuple[int, int], list[IntArray]] = {}
+        self._step_ids: dict[tuple[int, int, int], list[IntArray]] = {}
         if point.router.from_model:
             self._model = point.model.build(point.options.seed)
 
@@ -52,15 +54,30 @@ class Routing:
             return [np.concatenate([batch[layer] for batch in batches]) for layer in range(len(work.layer_tokens))]
         return self._assigned(work, index, 0)
 
-    def step_expert_ids(self, work: ModelWork, index: int, step: int) -> list[IntArray]:
-        """Return int64 ``[sequences of all ranks, top_k]`` per MoE layer of one step of a batch's decode phase.
+    def sequences(self, work: ModelWork, index: int, batch_size: int) -> list[IntArray]:
+        """Return int64 ``[num_sequences of all ranks, num_experts]`` per MoE layer of one batch, by sequence."""
+        key = (index, batch_size)
+        if key not in self._sequences:
+            number = batch_size * self._point.options.world_size
+            ids = self.expert_ids(work, index)
+            self._sequences[key] = [_counted(layer.reshape(number, -1), work.num_experts) for layer in ids]
+        return self._sequences[key]
+
+    def steps(self, work: ModelWork, index: int, batch_size: int, num_steps: int) -> list[IntArray]:
+        """Return int64 ``[num_steps, num_sequences of all ranks, top_k]`` per MoE layer of the tokens after a batch.
 
         Args:
             work: of one step.
             index: of the batch.
-            step: from 0.
+            batch_size: its sequences per rank.
+            num_steps: how many tokens, at least 1.
         """
-        return self._assigned(work, index, (step + 1) * len(work.layer_tokens))
+        key = (index, batch_size, num_steps)
+        if key not in self._step_ids:
+            num_layers = len(work.layer_tokens)
+            ids = [self._assigned(work, index, (step + 1) * num_layers) for step in range(num_steps)]
+            self._step_ids[key] = [np.stack(layer) for layer in zip(*ids, strict=True)]
+        return self._step_ids[key]
 
     def _assigned(self, work: ModelWork, index: int, first: int) -> list[IntArray]:
         """Let the router assign the tokens of all ranks in layers that follow the first one."""
@@ -99,3 +116,11 @@ class Routing:
         with torch.inference_mode():
             batch = make_batch(self._point, self._model, self._tokens, index, rank, torch.device("cpu"))
         return [ids.numpy() for ids in batch.expert_ids]
+
+
+def _counted(expert_ids: IntArray, num_experts: int) -> IntArray:
+    """Return int64 ``[num_rows, num_experts]``, how many of ``[num_rows, assignments]`` go where."""
+    counts = np.zeros((len(expert_ids), num_experts + 1), dtype=np.int64)
+    # Negative ids are assignments that are left out.
+    np.add.at(counts, (np.arange(len(expert_ids))[:, None], expert_ids), 1)
+    return counts[:, :-1]

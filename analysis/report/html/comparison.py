@@ -15,7 +15,7 @@ from analysis.present.table import bursts, has_no_skew, significant
 from analysis.report.html.section import Section
 
 _RATIO, _NO_SKEW = "throughput_ratio_to_best_baseline", "throughput_ratio_to_no_skew"
-#: A 99th percentile that far above the mean is worth a column.
+#: A high percentile that far above the mean is worth a column.
 _TAIL = 1.05
 
 
@@ -85,13 +85,14 @@ def columns_of(frame: pd.DataFrame) -> list[Column]:
         return Column(name, title, lambda v: significant(v * 1e3 if ms else v))
 
     # In the closed loop all requests of a batch start together, so that the tail is often the mean.
-    has_tail = "ttft_p99_s" in frame and bool((frame["ttft_p99_s"] > _TAIL * frame["ttft_s"]).any())
+    closed, opened = (_highest(frame, loop) for loop in ("", "open_loop_"))
+    has_tail = closed in frame and bool((frame[closed] > _TAIL * frame["ttft_s"]).any())
     columns = [
         column(_RATIO, _ratio),
         *([column(_NO_SKEW, _ratio)] if has_no_skew(frame) else []),
         column("throughput_tokens_per_s", _number),
         seconds("ttft_s"),
-        *([seconds("ttft_p99_s")] if has_tail else []),
+        *([seconds(closed)] if has_tail else []),
         column("idle_share", _percent),
         column("imbalance", _ratio),
         *([Column("imbalance_max", "Imbalance, worst batch", _ratio)] if bursts(frame).any() else []),
@@ -99,11 +100,17 @@ def columns_of(frame: pd.DataFrame) -> list[Column]:
         column("fetch_wait_share", _percent, some),
         column("dropped_share", _percent, some),
         column("padding_factor", _ratio, lambda values: bool((values > 1).any())),
-        seconds("open_loop_ttft_p99_s"),
+        seconds(opened),
         seconds("tpot_s"),
         column("output_tokens_per_s", _number),
     ]
     return [c for c in columns if c.name in frame and frame[c.name].notna().any() and c.shown(frame[c.name])]
+
+
+def _highest(frame: pd.DataFrame, loop: str) -> str:
+    """Return the column of the highest percentile of TTFT that all rows have enough requests for."""
+    names = [f"{loop}ttft_p{percent}_s" for percent in (99, 90)]
+    return next((name for name in names if name in frame and frame[name].notna().all()), names[-1])
 
 
 def groups_of(section: Section, columns: list[Column]) -> list[Group]:

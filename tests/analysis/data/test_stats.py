@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.data.stats import Estimate, median_interval, paired_ratio
+from analysis.data.stats import Estimate, least_samples, median_interval, paired_ratio, percentile
 from tests.strategies import examples
 
 FLOATS = st.floats(0.01, 1000, allow_nan=False)
@@ -116,3 +116,26 @@ def test_unequal_rounds_are_refused() -> None:
 def test_division_by_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="must be at least one finite number"):
         paired_ratio([1.0, 0.0], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("percent", [1, 10, 50, 90, 95, 99])
+def test_a_percentile_needs_as_many_samples_as_an_interval_has_ends(percent: float) -> None:
+    n, share = least_samples(percent), percent / 100
+    for number, enough in ((n, True), (n - 1, False)):
+        # All samples on one side of it is what no interval between two of them survives.
+        assert (max(share**number, (1 - share) ** number) <= 0.025) == enough
+        assert (percentile(np.arange(number), percent) is not None) == enough
+
+
+@pytest.mark.parametrize(("percent", "n"), [(50, 6), (50, 41), (90, 36), (95, 200), (99, 368), (99, 1000)])
+def test_a_percentiles_interval_has_the_ends_that_the_binomial_distribution_gives(percent: int, n: int) -> None:
+    share, samples = percent / 100, np.random.default_rng(n).permutation(n).astype(float)
+    chance = [comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)]  # that k samples lie below it
+    # Sorted, sample k (from 0) has k before it: above the k-th lies the percentile unless at most k lie below it.
+    low = max(k for k in range(n) if sum(chance[: k + 1]) <= 0.025)
+    high = min(k for k in range(n) if sum(chance[k + 1 :]) <= 0.025)
+    found = percentile(samples, percent)
+    assert found is not None
+    assert (found.low, found.high) == (low, high)
+    assert found.median == pytest.approx(share * (n - 1))
+    assert sum(chance[low + 1 : high + 1]) >= 0.95

@@ -8,7 +8,7 @@ import pytest
 from analysis.data.load import load_run, load_sweep
 from analysis.figures.kit.base import FigureData, figure_data
 from tests.analysis.figures.runs import COUNTS, OTHERS, SKEWS, STACKS
-from tests.synthetic import change_manifest, write_routing, write_run, write_sweep
+from tests.synthetic import change_config, change_manifest, write_rates, write_routing, write_run, write_sweep
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +96,14 @@ def without_parts(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
         latency = dict(zip(names, (whole, [9.0] * 3, [2 * s for s in whole], whole), strict=True))
         write_run(folder / str(size), seed=i, latency_s=latency)
     return figure_data([load_run(folder / str(s)) for s in (16, 1024)], [{"seq_len": s} for s in (16, 1024)])
+
+
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """A run with an open loop at three rates, of which static EP keeps up with two; 40 requests each."""
+    folder = tmp_path_factory.mktemp("results") / "run"
+    write_run(folder)
+    ttft_s = {("harmoeny", rate): [0.1 * rate] * 20 for rate in (2.0, 4.0, 8.0)}
+    write_rates(folder, ttft_s | {("static_ep", rate): [0.2 * rate] * 20 for rate in (2.0, 4.0)})
+    change_config(folder, slo={"ttft_s": 0.7, "tpot_s": 1.0, "e2e_s": None, "share": 0.9})
+    return figure_data([load_run(folder)], [{}])

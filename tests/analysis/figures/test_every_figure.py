@@ -23,6 +23,7 @@ from analysis.figures import (
     option_sweep,
     policy_sweep,
     predicted_time,
+    serving_rates,
 )
 from analysis.figures.kit.base import FigureModule, discover, draw_all
 from analysis.present.layout import COLUMN_IN, PAGE_IN
@@ -35,6 +36,7 @@ MADE_FROM = {
     dataset_policies: "routed_texts", expert_popularity: "routed_texts",
     option_sweep: "batches", changing_skew: "changing", imbalance_over_iterations: "changing", load_balance: "changing",
     grid: "grid", predicted_time: "predicting", ablation: "without_parts",
+    serving_rates: "rates",
 }  # fmt: skip
 MODULES: list[Any] = list(MADE_FROM)
 

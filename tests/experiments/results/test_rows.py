@@ -15,7 +15,7 @@ from experiments.results.layer_rows import (
     routing_frame,
 )
 from experiments.results.manifest import new_manifest
-from experiments.results.request_rows import Decoded, Served, decode_frame, decode_totals, request_frame
+from experiments.results.request_rows import Decoded, Served, decode_frame, decode_totals, num_good, request_frame
 from experiments.results.run_folder import RunFolder
 from harmoeny.plan import Plan
 from harmoeny.runtime.layer.recorder import LayerMarks, LayerTimes
@@ -161,6 +161,21 @@ def test_open_loop_by_hand() -> None:
     assert frame["request"].tolist() == [0, 1]
     assert frame["queue_s"].tolist() == [0.25, 1.5]
     assert frame["ttft_s"].tolist() == [1.75, 2.5]
+
+
+def test_further_tokens_by_hand() -> None:
+    served = [
+        Served("x", 0, 0, 0, 0, 8, arrival_s=1.0, start_s=2.0, first_token_s=4.0, later_s=[4.5, 7.0], rate_per_s=3.0),
+        Served("x", 0, 0, 1, 1, 8, arrival_s=1.0, start_s=2.0, first_token_s=4.0, rate_per_s=3.0),
+    ]
+    first, single = request_frame([], served, PLATFORM).to_dict("records")
+    assert (first["ttft_s"], first["decode_s"], first["tpot_s"], first["output_tokens"]) == (3.0, 3.0, 1.5, 3)
+    assert first["itl_s"].tolist() == [0.5, 2.5]
+    assert (single["decode_s"], single["tpot_s"], single["output_tokens"], len(single["itl_s"])) == (0.0, 0.0, 1, 0)
+    assert num_good(served, "x", {"ttft_s": 3.0}) == 2
+    assert num_good(served, "x", {"tpot_s": 1.4}) == 1, "one token has no time per token"
+    assert num_good(served, "x", {"e2e_s": 5.9, "tpot_s": 9.0}) == 1
+    assert num_good(served, "y", {}) == 0
 
 
 def test_decode_by_hand() -> None:

@@ -254,13 +254,14 @@ def test_claims_of_the_paper_stand_beside_our_runs_where_the_skew_is_heavy(tmp_p
 @pytest.mark.parametrize(("factor", "shown"), [(1.0, False), (3.0, True)])
 def test_tail_of_the_requests_has_a_column_where_it_is_long(tmp_path: Path, factor: float, shown: bool) -> None:
     folder = good_run(tmp_path / "run", {name: [1.0] * 5 for name in ("harmoeny", "static_ep")})
-    write_serving(folder, ["harmoeny", "static_ep"], num_rounds=5)  # percentiles of 1.995 s and more
+    write_serving(folder, ["harmoeny", "static_ep"], num_rounds=5)  # 55 requests: too few for more than a p90, 5.46 s
     iterations = pd.read_parquet(folder / "iterations.parquet")
     iterations.assign(ttft_s=6.0 / factor).to_parquet(folder / "iterations.parquet", index=False)
     (table,) = Tree(render(folder)).root.all("table", class_="comparison")
     titles = [element.text for element in table.all("th", scope="col")]
-    assert ("TTFT p99, s" in titles) == shown
-    assert "Open loop TTFT p99, s" in titles
+    assert ("TTFT p90, s" in titles) == shown
+    assert "Open loop TTFT p90, s" in titles
+    assert not any("p99" in title for title in titles)
     assert "Time per output token, s" in titles
 
 
