@@ -14,8 +14,12 @@ from harmoeny.placement import BoolArray, IntArray
 _FEW = 6
 #: Experts of a rank, at most, that change places one by one: that takes time in proportion to their cube.
 _MOST_EXCHANGED = 16
-#: What another choice has to gain, as a share of the time: less is noise, and a fetch takes a slot from somebody.
-_LEAST_GAIN = 0.02
+#: What an exchange of places has to gain, as a share of the time: rounding is none.
+_LEAST_GAIN = 1e-9
+#: What a fetch costs beside the wait for it, as a share of its time: it holds up others, and takes a slot.
+_FETCH_WORTH = 0.1
+#: Share of the time of batches that fetch nothing that other copies may take, so that few queue up.
+_IDLE_SHARE = 0.5
 
 
 class PlaceCosts(NamedTuple):
@@ -74,6 +78,22 @@ def places_end_s(tokens: IntArray, held: BoolArray, host: BoolArray, costs: Plac
 
 
 @compiled
+def places_s(tokens: IntArray, held: BoolArray, host: BoolArray, costs: PlaceCosts) -> float:
+    """Return what a choice is judged by: when the rank is done, and what its fetches cost others.
+
+    Args:
+        tokens: as for :func:`places_end_s`, and so the others.
+        held: bool ``[n]``.
+        host: bool ``[n]``.
+        costs: the machine's.
+    """
+    num_fetches = 0
+    for i in range(len(tokens)):
+        num_fetches += not held[i] and not host[i]
+    return places_end_s(tokens, held, host, costs) + num_fetches * _FETCH_WORTH * costs.fetch_s
+
+
+@compiled
 def choose_host(executed: IntArray, resident: BoolArray, costs: PlaceCosts) -> BoolArray:
     """Choose what the hosts execute, such that every rank is predicted to be done soonest.
 
@@ -110,6 +130,31 @@ def choose_host(executed: IntArray, resident: BoolArray, costs: PlaceCosts) -> B
 
 
 @compiled
+def spare_copies(executed: IntArray, resident: BoolArray, host: BoolArray, costs: PlaceCosts, batch: int) -> IntArray:
+    """Return int64 ``[world_size]``, experts that every rank's link can bring behind a batch, if it fetches nothing.
+
+    Where it does, others of its layers do, too, and would have to wait: a copy that has begun is not interrupted. Where
+    what there is time for is no whole number, some batches bring one more than others.
+
+    Args:
+        executed: as for :func:`choose_host`, and so the others.
+        resident: bool ``[num_experts, world_size]``.
+        host: bool ``[num_experts, world_size]``, what hosts execute.
+        costs: the machine's.
+        batch: number of the batch.
+    """
+    world_size = executed.shape[1]
+    copies = np.zeros(world_size, dtype=np.int64)
+    for rank in range(world_size):
+        active = np.flatnonzero(executed[:, rank])
+        held, here = resident[active, rank], host[active, rank]
+        if (held | here).all():
+            rate = _IDLE_SHARE * places_end_s(executed[active, rank], held, here, costs) / costs.fetch_s
+            copies[rank] = int(np.floor((batch + 1) * rate) - np.floor(batch * rate))
+    return copies
+
+
+@compiled
 def _best_of_all(tokens: IntArray, held: BoolArray, costs: PlaceCosts) -> BoolArray:
     """Return the fastest of all choices of what the host executes; ``tokens`` (int64 ``[n]``) in descending order."""
     n = len(tokens)
@@ -118,9 +163,9 @@ def _best_of_all(tokens: IntArray, held: BoolArray, costs: PlaceCosts) -> BoolAr
     for choice in range(1 << n):
         for i in range(n):
             host[i] = (choice >> i) & 1
-        end_s = places_end_s(tokens, held, host, costs)
-        if end_s < best_s * (1 - _LEAST_GAIN):
-            best_s, best = end_s, choice
+        seconds = places_s(tokens, held, host, costs)
+        if seconds < best_s:
+            best_s, best = seconds, choice
     for i in range(n):
         host[i] = (best >> i) & 1
     return host
@@ -153,9 +198,10 @@ def _best_numbers(tokens: IntArray, held: BoolArray, costs: PlaceCosts) -> BoolA
                 device_s = max(device_s, fetched * costs.fetch_s) + device_slice_s(num_tokens, costs)
                 host_s -= host_slice_s(num_tokens, costs)
             on_host = fetched < len(missing) or kept < len(mine)
-            end_s = max(device_s, host_s + costs.host_trip_s if on_host else 0.0)
-            if end_s < best_s * (1 - _LEAST_GAIN):
-                best_s, best_kept, best_fetched = end_s, kept, fetched
+            seconds = max(device_s, host_s + costs.host_trip_s if on_host else 0.0)
+            seconds += fetched * _FETCH_WORTH * costs.fetch_s
+            if seconds < best_s:
+                best_s, best_kept, best_fetched = seconds, kept, fetched
     host = np.ones(len(tokens), dtype=np.bool_)
     host[mine[:best_kept]] = False
     host[missing[:best_fetched]] = False
@@ -173,7 +219,7 @@ def _exchange_places(tokens: IntArray, held: BoolArray, host: BoolArray, costs: 
         costs: the machine's.
     """
     n, helped = len(tokens), len(tokens) <= _MOST_EXCHANGED
-    best_s = places_end_s(tokens, held, host, costs)
+    best_s = places_s(tokens, held, host, costs)
     while helped:
         helped = False
         for i in range(n):
@@ -183,9 +229,9 @@ def _exchange_places(tokens: IntArray, held: BoolArray, host: BoolArray, costs: 
                 host[i] = not host[i]
                 if i != j:
                     host[j] = not host[j]
-                end_s = places_end_s(tokens, held, host, costs)
-                if end_s < best_s * (1 - _LEAST_GAIN):
-                    best_s, helped = end_s, True
+                seconds = places_s(tokens, held, host, costs)
+                if seconds < best_s * (1 - _LEAST_GAIN):
+                    best_s, helped = seconds, True
                 else:
                     host[i] = not host[i]
                     if i != j:

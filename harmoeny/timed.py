@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from harmoeny.balance import Chosen, choose_shares, plan_by_time
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import NO_LINKS, ExpertCost
+from harmoeny.demand import Demand, hold_expected
 from harmoeny.following import accuracy, expect_alike, reliable
 from harmoeny.moves import move_sources
-from harmoeny.placement import BoolArray, IntArray, Placement, even_room, hold_fetched, hold_highest
-from harmoeny.places import PlaceCosts, choose_host
-from harmoeny.plan import Plan, home_executed
+from harmoeny.placement import BoolArray, IntArray, Placement, even_room
+from harmoeny.places import PlaceCosts, choose_host, spare_copies
+from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.predict import Costs, FloatArray, machine_costs
 from harmoeny.settle import placements_for, renew_copies
@@ -31,10 +32,19 @@ _FEWEST_BATCHES = 3
 _LEAST_GAIN_AHEAD = 0.05
 #: Share of what it gains in the batches that it is derived from that it has to gain in the latest, too.
 _LEAST_KEPT = 0.5
-#: Batches that a cache remembers, and how much less each counts than the next.
-_REMEMBERED, _DECAY = 16, 0.75
+#: Batches from which a cache begins to learn, where it has not seen them one by one.
+_REMEMBERED = 32
 #: All that :attr:`HarMoEny.costs` may have.
 _COST_NAMES = tuple(dict.fromkeys((*Costs._fields, *PlaceCosts._fields)))
+
+
+class _Planned(NamedTuple):
+    """The latest plan of ranks with fewer slots than experts; all but ``counts`` are ``[num_experts, world_size]``."""
+
+    counts: IntArray
+    executed: IntArray
+    fetch: BoolArray
+    host: BoolArray
 
 
 @dataclass(kw_only=True)
@@ -97,6 +107,9 @@ class HarMoEny(Policy):
             if costs.node_ranks == 0:  # all links are alike
                 costs = costs._replace(inside_share=1.0, network_share=1.0)
             self._known = costs, np.array(costs, dtype=np.float64)
+        #: What every layer's next batch is expected to need, and the latest plan, of ranks with few slots. No options.
+        self._demands: list[Demand] = []
+        self._planned: _Planned | None = None
         #: What decides between fetches and hosts. No option.
         self._places = PlaceCosts(**{name: float(self.costs.get(name, 0.0)) for name in PlaceCosts._fields})
 
@@ -178,6 +191,7 @@ class HarMoEny(Policy):
         executed = tokens.sum(axis=0)
         host = self._on_host(executed, placement)
         fetch = (executed > 0) & ~placement.resident & ~host
+        self._planned = _Planned(counts, executed, fetch, host)
         return Plan(tokens, fetch, from_peer & ~placement.at_home, None if host.any() else groups, host=host)
 
     def executed(self, counts: IntArray, placement: Placement) -> IntArray:
@@ -273,10 +287,10 @@ class HarMoEny(Policy):
         return np.array([self.choose(counts, placement).predicted_s for counts in batches])
 
     def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:
-        """Keep, on ranks with fewer slots than experts, what is used most; the latest batches count most.
+        """Keep, on ranks with fewer slots than experts, what the next batch is expected to need most.
 
-        What was fetched stays, in place of what is used least: to copy that back would take the link from what follows.
-        Of the others one is copied in by every rank, every few batches, if it is used twice as much as one there.
+        What was fetched is there already. Others are copied in while the link would be idle. See
+        :class:`harmoeny.demand.Demand`.
 
         Args:
             layer: MoE layer in order of execution.
@@ -285,14 +299,18 @@ class HarMoEny(Policy):
         """
         if self.num_slots is None or not placement.lacks_homes.any():
             return None
-        executed = home_executed(history[-1], placement)
-        needed = (executed > 0) & ~placement.resident
-        scores = _decayed_use(history[-self.history_window :])
-        held = hold_fetched(scores, needed & ~self._on_host(executed, placement), placement, self.num_slots)
-        if (len(history) + layer) % self.interval == 0:
-            other = hold_highest(scores, placement.at_home & ~held, 1)
-            held = hold_highest(scores * (1 + held.any(axis=1)), held | other, self.num_slots)
-        return placement.with_residents(held & placement.at_home)
+        if self._planned is None or self._planned.counts is not history[-1]:
+            self.plan(history[-1], placement)
+        assert self._planned is not None
+        _, executed, fetch, host = self._planned
+        self._demands += [Demand() for _ in range(len(self._demands), layer + 1)]
+        demand = self._demands[layer]
+        shares = demand.expect(history, self.history_window)
+        copies = spare_copies(executed, placement.resident, host, self._places, len(history) + layer)
+        held = hold_expected(
+            shares, demand.num_assignments, placement.resident, fetch, placement.at_home, self.num_slots, copies
+        )
+        return placement.with_residents(held)
 
     def _on_host(self, executed: IntArray, placement: Placement) -> BoolArray:
         """Return bool ``[num_experts, world_size]``, what of ``executed``, of that shape, hosts execute."""
@@ -317,15 +335,3 @@ class HarMoEny(Policy):
             missing = next(name for name in Costs._fields if name not in self.costs)
             raise ValueError(f"costs.{missing}: missing, must be calibrated before planning (HarMoEny.calibrated)")
         return self._known
-
-
-def _decayed_use(history: Sequence[IntArray]) -> FloatArray:
-    """Return float64 ``[num_experts]``, the mean share of assignments that experts had; later batches weigh more.
-
-    Args:
-        history: int64 ``[world_size, num_experts]`` per batch, oldest first.
-    """
-    totals = np.array([counts.sum(axis=0) for counts in history], dtype=np.float64)
-    shares = totals / np.maximum(totals.sum(axis=1, keepdims=True), 1)
-    use: FloatArray = _DECAY ** np.arange(len(shares))[::-1] @ shares
-    return use

@@ -22,12 +22,15 @@ class DrawnRouter(Router):
 
     Attributes:
         exponent: 0 is uniform; 1 is Zipf's law.
+        shuffled: popularity falls in an order drawn from the run's seed, the same for all layers and batches, and not
+            from expert 0 on. Otherwise a cache that begins with the first experts begins with the best.
     """
 
     name: ClassVar[str] = "drawn"
     description: ClassVar[str] = "every token draws its experts, by a popularity that falls as a power"
 
     exponent: float = 1.0
+    shuffled: bool = False
 
     def validate(self, num_experts: int, top_k: int) -> None:  # noqa: ARG002
         """Check the exponent.
@@ -40,6 +43,8 @@ class DrawnRouter(Router):
     def assign(self, request: RoutingRequest) -> IntArray:
         """Return int64 ``[num_tokens, top_k]``."""
         logits = -self.exponent * np.log(np.arange(1, request.num_experts + 1))
+        if self.shuffled:
+            logits = np.random.default_rng(request.seed).permutation(logits)
         drawn = logits + request.generator().gumbel(size=(request.num_tokens, request.num_experts))
         chosen: IntArray = np.argsort(-drawn, axis=1, kind="stable")[:, : request.top_k]
         return chosen

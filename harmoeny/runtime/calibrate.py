@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -27,6 +28,8 @@ _TOKENS = 512
 #: Slices whose times give what a token costs: a small one, and one that takes at least so many times as long.
 _FEW_TOKENS, _MOST_TOKENS = 128, 32768
 _TIMES_AS_LONG = 2.0
+#: Slices, at most, that device and host execute one after the other while both are timed.
+_MOST_IN_A_ROW = 4
 _REPEATS = 7
 #: Fields of :class:`ExpertCost` that ranks measure.
 _MEASURED = (
@@ -73,7 +76,7 @@ def with_host_cost(
     """Return the costs with those of the host, and with those of a device that shares its memory, while both compute.
 
     All ranks measure at once, devices and hosts with the same work at the same time, since they may share memory and
-    its bandwidth, as they do in a run. Times are those of one token, and of many; caches are cold.
+    its bandwidth, as they do in a run: a few slices in a row on either side, of one token, of some and of many.
 
     Args:
         cost: of a device alone.
@@ -82,25 +85,36 @@ def with_host_cost(
         transfers: what copies experts in the run.
         host: what executes experts beside the device in the run.
     """
-    slot = LayerSlots(experts, comm.device).reserve(1)[0]
-    transfers.submit(CopyRequest(slot, 0, experts.expert(0)))
-    transfers.wait(slot)
+    slots = LayerSlots(experts, comm.device).reserve(_slices_in_a_row(experts))
+    for slot in slots:
+        transfers.submit(CopyRequest(slot, slot.index, experts.expert(slot.index)))
+        transfers.wait(slot)
     comm.barrier()
-    one, many = (_both_s(experts, slot, comm.device, host, num_tokens) for num_tokens in (1, _TOKENS))
-    measured = torch.tensor([*one, *many], dtype=torch.float64, device=comm.device)
+    times = [_both_s(experts, slots, comm.device, host, num_tokens) for num_tokens in (1, _FEW_TOKENS, _TOKENS)]
+    flat = [*chain.from_iterable(times), _trip_s(experts, comm.device, host)]
+    measured = torch.tensor(flat, dtype=torch.float64, device=comm.device)
     if comm.world_size > 1:
         dist.all_reduce(measured)
-    (device_s, host_s, trip_s), (device_many_s, host_many_s, _) = (measured / comm.world_size).view(2, 3).tolist()
+    one_s, host_one_s, _, host_few_s, many_s, host_many_s, trip_s = (measured / comm.world_size).tolist()
     if not Device.of(comm.device).has_own_memory:
         # The host takes bandwidth from the device then; otherwise so few tokens say nothing of the device's rate.
-        token_s, weights_s = (device_many_s - cost.launch_s) / _TOKENS, max(device_s - cost.launch_s, 0.0)
-        cost = replace(cost, token_s=token_s, weights_s=weights_s)
+        launch_s = min(cost.launch_s, one_s)
+        token_s = max(many_s - launch_s, 0.0) / _TOKENS
+        cost = replace(cost, token_s=token_s, launch_s=launch_s, weights_s=one_s - launch_s)
+    host_token_s = max(host_many_s - host_few_s, 0.0) / (_TOKENS - _FEW_TOKENS)
+    host_launch_s = min(max(0.0, host_few_s - _FEW_TOKENS * host_token_s), host_one_s)
     return replace(
         cost,
-        host_token_s=host_many_s / _TOKENS,
-        host_weights_s=host_s,
+        host_token_s=max(host_many_s - host_launch_s, 0.0) / _TOKENS,
+        host_launch_s=host_launch_s,
+        host_weights_s=host_one_s - host_launch_s,
         host_trip_s=trip_s,
     )
+
+
+def _slices_in_a_row(experts: LayerExperts) -> int:
+    """Return how many slices are timed together: of small experts several, which caches cannot all hold."""
+    return min(experts.num_experts, max(1, min(_MOST_IN_A_ROW, _SCRATCH_BYTES // experts.expert_bytes)))
 
 
 def _rows(experts: LayerExperts, num_tokens: int, device: torch.device) -> Tensor:
@@ -110,32 +124,49 @@ def _rows(experts: LayerExperts, num_tokens: int, device: torch.device) -> Tenso
 
 
 def _both_s(
-    experts: LayerExperts, slot: Slot, device: torch.device, host: Host, num_tokens: int
-) -> tuple[float, float, float]:
-    """Return median times in seconds: of a slice on the device, of one on the host, and of the rows' way for that.
+    experts: LayerExperts, slots: Sequence[Slot], device: torch.device, host: Host, num_tokens: int
+) -> tuple[float, float]:
+    """Return the median times of a slice in seconds, on the device and on the host.
 
     Args:
         experts: the layer.
-        slot: holds one of them.
-        device: where it is.
-        host: executes another one at the same time.
-        num_tokens: of both slices.
+        slots: hold some of them, which the device executes one after the other.
+        device: where they are.
+        host: executes as many others at the same time.
+        num_tokens: of every slice.
     """
-    rows = _rows(experts, num_tokens, device)
+    rows = _rows(experts, num_tokens * len(slots), device)
     out, clear, found = torch.empty_like(rows), cold_caches(device), []
+    parts = [slice(i * num_tokens, (i + 1) * num_tokens) for i in range(len(slots))]
     for call in range(_REPEATS + 1):
         clear()
         Device.of(device).synchronize()
+        others = [experts.num_experts - 1 - (call * len(slots) + i) % experts.num_experts for i in range(len(slots))]
+        on_host = [HostSlice(expert_id, i * num_tokens, num_tokens) for i, expert_id in enumerate(others)]
+        host.start(experts, on_host, rows, torch.empty_like(rows))
         begin = time.perf_counter()
-        host.start(experts, [HostSlice(call % experts.num_experts, 0, num_tokens)], rows, torch.empty_like(rows))
-        experts.function(slot.weights, rows, out)
+        for slot, part in zip(slots, parts, strict=True):
+            experts.function(slot.weights, rows[part], out[part])
         Device.of(device).synchronize_compute()
-        device_end = time.perf_counter()
+        device_s = time.perf_counter() - begin
+        found.append((device_s / len(slots), span_s(host.finish().busy[0]) / len(slots)))
+        Device.of(device).synchronize()
+    device_s, host_s = (median(times) for times in zip(*found[1:], strict=True))
+    return device_s, host_s
+
+
+def _trip_s(experts: LayerExperts, device: torch.device, host: Host) -> float:
+    """Return the median time in seconds that the host has a row beside what it computes with it."""
+    row, found = _rows(experts, 1, device), []
+    for call in range(_REPEATS + 1):
+        out = torch.empty_like(row)
+        Device.of(device).synchronize()
+        begin = time.perf_counter()
+        host.start(experts, [HostSlice(call % experts.num_experts, 0, 1)], row, out)
         busy_s = span_s(host.finish().busy[0])
         Device.of(device).synchronize()
-        found.append((device_end - begin, busy_s, max(0.0, time.perf_counter() - begin - busy_s)))
-    device_s, host_s, trip_s = (median(times) for times in zip(*found[1:], strict=True))
-    return device_s, host_s, trip_s
+        found.append(max(0.0, time.perf_counter() - begin - busy_s))
+    return median(found[1:])
 
 
 def fit_expert(slice_s: Callable[[int], float]) -> tuple[float, float]:

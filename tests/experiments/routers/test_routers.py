@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.routers.base import Router, RoutingRequest, exact_counts
+from experiments.routers.drawn import DrawnRouter
 from experiments.routers.dynamic import DynamicRouter
 from experiments.routers.model import ModelRouter
 from experiments.routers.paper_skew import PaperSkewRouter
@@ -190,6 +191,21 @@ def test_decisions_depend_on_the_request_alone(router: Router) -> None:
 def test_no_request_draws_the_numbers_of_its_batch() -> None:
     first = request(1, 1, 1)
     assert first.generator().random() != first.batch_generator().random()
+
+
+def test_drawn_experts_are_popular_as_a_power_says_in_the_order_of_the_numbers_or_of_the_seed() -> None:
+    """One expert per token is drawn with its weight; layers and batches share the order, seeds do not."""
+    weights = 1 / np.arange(1, 9)
+    expected = weights / weights.sum()
+    router, orders = DrawnRouter(shuffled=True), set()
+    for others in ({"batch": 0}, {"batch": 3, "layer": 2}, {"rank": 1}, {"seed": 1}, {"seed": 2}):
+        asked = request(40_000, 8, 1, **others)
+        plain = np.bincount(DrawnRouter().assign(asked).ravel(), minlength=8) / 40_000
+        np.testing.assert_allclose(plain, expected, atol=0.01)
+        shuffled = np.bincount(router.assign(asked).ravel(), minlength=8) / 40_000
+        np.testing.assert_allclose(np.sort(shuffled)[::-1], expected, atol=0.01)
+        orders.add(tuple(np.argsort(-np.round(shuffled, 2), kind="stable")[:3]))
+    assert len(orders) == 3
 
 
 def test_hot_tokens_are_shuffled_over_the_batch() -> None:
