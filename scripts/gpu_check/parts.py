@@ -79,13 +79,14 @@ def all_parts(device_type: str, *, rehearsal: bool) -> list[Part]:
 
     model = measuring("gpu_check.model", *sizes)
     prefetch = measuring("bench.prefetch", "--rounds", rounds)
-    layer = measuring("gpu_check.layer", *sizes)
+    layer, groups = (measuring(f"gpu_check.{name}", *sizes) for name in ("layer", "groups"))
     parts = [
         *(_sweep(n, device_type, rehearsal=rehearsal) for n in ((2,) if rehearsal else RANKS)),
         Part("model", "a Qwen3-MoE-shaped model beside Transformers' own experts", model, 120, _model_rows),
         Part("cuda_tests", "the tests that need a CUDA device", tests, 120, _test_rows),
         Part("prefetch", "how much of the fetches computation hides", prefetch, 60, _prefetch_rows),
         Part("layer", "a MoE layer beside its grouped matrix products", layer, 60, _layer_rows),
+        Part("groups", "grouped products of few large and many small slices", groups, 30, _groups_rows),
         _smoke(device_type),
     ]
     return [replace(part, rows=_without_goals(part.rows)) for part in parts] if rehearsal else parts
@@ -106,7 +107,7 @@ def _smoke(device_type: str) -> Part:
         "experiment": "smoke", "system": "[all]", "world_size": 1, "device": device_type, "timeout_s": 60,
         "wandb.mode": "disabled",
     }  # fmt: skip
-    return Part("smoke", "all systems on one rank", _run(options), 90, _smoke_rows)
+    return Part("smoke", "all systems on one rank", _run(options), 150, _smoke_rows)
 
 
 def _run(options: dict[str, Any]) -> Callable[[Path], list[str]]:
@@ -176,6 +177,11 @@ def _layer_rows(out: Path) -> list[Row]:
         what = f"layer of {found[size]['num_tokens']} tokens: time to its grouped products"
         rows.append(Row(what, _ratio(entry)) if limit is None else _at_most(what, entry, limit))
     return rows
+
+
+def _groups_rows(out: Path) -> list[Row]:
+    found = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
+    return [Row(f"{name}: time to even slices", _ratio(entry["ratio_to_even"])) for name, entry in found.items()]
 
 
 def _prefetch_rows(out: Path) -> list[Row]:

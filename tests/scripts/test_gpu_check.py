@@ -17,7 +17,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from harmoeny.runtime.kernels.grouped_mm import GroupedMM
 from harmoeny.runtime.memory.experts import LayerExperts
+from scripts.gpu_check import groups
 from scripts.gpu_check.__main__ import main
 from scripts.gpu_check.check import check
 from scripts.gpu_check.interleave import interleave
@@ -219,3 +221,17 @@ class TestCommand:
         marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark." + "cuda" in path.read_text()]
         assert len(marked) >= 2
         assert all(path.is_relative_to(ROOT / CUDA_TESTS) for path in marked)
+
+
+@pytest.mark.parametrize(("num_rows", "num_slots"), [(512, 3), (4097, 9)])
+def test_rows_of_few_large_slices_are_those_of_many_alike(num_rows: int, num_slots: int) -> None:
+    even, hot = groups.slices(num_rows, num_slots)
+    assert even.sum() == hot.sum() == num_rows
+    assert even.max() - even.min() <= 1
+    assert hot[:2].sum() == pytest.approx(0.9 * num_rows, abs=1)
+    rows, matrices = torch.randn(num_rows, 16), torch.randn(num_slots, 16, 8)
+    truth = torch.cat([part @ matrix for part, matrix in zip(torch.split(rows, hot.tolist()), matrices, strict=True)])
+    for calls in ([hot], list(groups.apart(hot)), list(groups.pieces(hot, 100))):
+        assert (sum(calls) == hot).all()
+        found = groups.multiply(GroupedMM(), rows, matrices, calls)()
+        torch.testing.assert_close(torch.cat(found), truth, rtol=1e-4, atol=1e-4)
