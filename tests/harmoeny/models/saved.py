@@ -22,11 +22,13 @@ PROMISED = ("switch_transformers", *DECODERS)
 
 
 def save(name: str, folder: Path, **sizes: int) -> Path:
-    """Build a family's tiny model and save it; returns where. ``sizes``: what a decoder's config has otherwise."""
+    """Build a family's tiny model and save it; returns where. ``sizes``: what its config has otherwise."""
     if name == "switch_transformers":
         widths = {"vocab_size": 96, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_experts": 6}
         layers = {"num_layers": 2, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1}
-        config = SwitchTransformersConfig(**widths, **layers, num_sparse_decoder_layers=1, decoder_start_token_id=0)
+        config = SwitchTransformersConfig(
+            **(widths | sizes), **layers, num_sparse_decoder_layers=1, decoder_start_token_id=0
+        )
         model: Any = SwitchTransformersForConditionalGeneration(config)
         with torch.no_grad():
             for parameter in model.parameters():
