@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
 
-from baselines.kit.cache import CachePolicy
+from baselines.kit.ahead import PrefetchingCache
 from harmoeny.compiled import compiled
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement, hold_fetched
-from harmoeny.places import PlaceCosts, device_slice_s, host_slice_s
+from harmoeny.places import PlaceCosts, device_slice_s, host_slice_s, places_end_s
 from harmoeny.plan import home_executed
 from harmoeny.predict import FloatArray
 
@@ -21,7 +22,7 @@ _LEAST_WEIGHT = 1e-3
 
 
 @dataclass(kw_only=True)
-class HybriMoE(CachePolicy):
+class HybriMoE(PrefetchingCache):
     """Hybrid CPU-GPU inference (HybriMoE, DAC 2025, arXiv 2504.05897; github.com/PKU-SEC-Lab/HybriMoE).
 
     Experts stand in a row: those in slots with the most tokens first, then the others likewise. The device takes from
@@ -31,9 +32,13 @@ class HybriMoE(CachePolicy):
     A fetched expert takes the slot of the one with the least score: the mean of the shares of tokens that it had, which
     decays from batch to batch (MRS).
 
+    While a layer computes, experts that the next one is predicted to need are copied in, one after the other: each is
+    the one whose presence makes the next layer's simulated end soonest.
+
     Attributes:
         decay: weight of the latest batch in the scores, the authors' alpha.
-        top_p: experts with the most tokens of a batch, whose shares count.
+        top_p: experts with the most tokens of a batch, whose shares count, and among which prefetches are chosen.
+        prefetch: whether anything is copied in ahead.
     """
 
     name: ClassVar[str] = "hybrimoe"
@@ -43,10 +48,14 @@ class HybriMoE(CachePolicy):
 
     decay: float = 0.5
     top_p: int = 12
+    prefetch: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         #: Known once the policy is calibrated. No option.
         self._costs: PlaceCosts | None = None
+        #: Scores of every layer's experts after its latest batch. No option.
+        self._scores: dict[int, FloatArray] = {}
 
     @property
     def needs_host(self) -> bool:
@@ -72,7 +81,7 @@ class HybriMoE(CachePolicy):
 
     def calibrated(self, cost: ExpertCost) -> Self:
         """Return the policy with the machine's costs in place of the authors' constants."""
-        calibrated = replace(self)
+        calibrated = copy(self)
         calibrated._costs = PlaceCosts.of(cost)
         return calibrated
 
@@ -86,7 +95,34 @@ class HybriMoE(CachePolicy):
             raise ValueError("hybrimoe: must be calibrated before planning")
         return take_from_both_ends(executed, placement.resident, self._costs)
 
-    def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
+    @property
+    def calibration_batches(self) -> int:
+        """Batches that say what follows what, where anything is copied in ahead."""
+        return super().calibration_batches if self.prefetch else 0
+
+    def look_ahead(self, layer: int, counts: IntArray, following: Placement) -> Placement | None:
+        """Copy experts into the next layer's slots for as long as its simulated end gets sooner by that.
+
+        No more than the link brings while the devices execute the layer's experts.
+
+        Args:
+            layer: the layer that was planned.
+            counts: int64 ``[world_size, num_experts]``, its counts.
+            following: the present residency of the next layer.
+        """
+        expected = self.expected(layer, counts)
+        if self.num_slots is None or not self.prefetch or self._costs is None or expected is None:
+            return None
+        num_active = int(counts.any(axis=0).sum())
+        expected[np.argsort(-expected, kind="stable")[num_active:]] = 0.0
+        executed = home_executed(np.ceil(expected).astype(np.int64)[None], following)
+        scores = self._scores.get(layer + 1, np.zeros(len(expected)))
+        resident = prefetched(
+            executed, scores, following.resident, self.num_slots, self.top_p, counts.sum(axis=0), self._costs
+        )
+        return following.with_residents(resident)
+
+    def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:
         """Keep what ranks fetched, in place of the least scores."""
         if self.num_slots is None:
             return None
@@ -94,6 +130,7 @@ class HybriMoE(CachePolicy):
         fetched = (executed > 0) & ~self.on_host(executed, placement)
         scores = self.scores([counts.sum(axis=0) for counts in history[-self.history_window :]])
         fetched &= ~placement.resident
+        self._scores[layer] = scores
         return placement.with_residents(hold_fetched(scores, fetched, placement, self.num_slots))
 
     def scores(self, totals: Sequence[IntArray]) -> FloatArray:
@@ -140,3 +177,69 @@ def take_from_both_ends(executed: IntArray, resident: BoolArray, costs: PlaceCos
                 host_s, tail = host_end_s, tail - 1
                 host[last, rank] = True
     return host
+
+
+@compiled
+def prefetched(
+    executed: IntArray,
+    scores: FloatArray,
+    resident: BoolArray,
+    num_slots: int,
+    most_tried: int,
+    counts: IntArray,
+    costs: PlaceCosts,
+) -> BoolArray:
+    """Choose what ranks hold of the next layer, by the gain of every expert that is predicted to be needed.
+
+    Args:
+        executed: int64 ``[num_experts, world_size]``, assignments that ranks are predicted to execute.
+        scores: float64 ``[num_experts]``; of what is not needed the least is overwritten.
+        resident: bool ``[num_experts, world_size]``, what they hold.
+        num_slots: slots of a rank.
+        most_tried: experts with the most assignments that are tried.
+        counts: int64 ``[num_experts]``, assignments of the layer before, behind whose execution is copied.
+        costs: the machine's.
+
+    Returns:
+        bool ``[num_experts, world_size]``.
+    """
+    num_experts, world_size = resident.shape
+    held = resident.copy()
+    device_s = 0.0
+    for expert in range(num_experts):
+        if counts[expert] > 0:
+            device_s += device_slice_s(counts[expert], costs) / world_size
+    for rank in range(world_size):
+        wanted = np.argsort(-executed[:, rank], kind="mergesort")[:most_tried]
+        for _ in range(int(device_s / costs.fetch_s)):
+            best, best_s = -1, _simulated_s(executed, held, rank, costs)
+            for expert in wanted:
+                if executed[expert, rank] == 0 or held[expert, rank]:
+                    continue
+                held[expert, rank] = True
+                end_s = _simulated_s(executed, held, rank, costs)
+                held[expert, rank] = False
+                if end_s < best_s:
+                    best, best_s = expert, end_s
+            least = -1
+            for expert in range(num_experts):
+                unneeded = held[expert, rank] and executed[expert, rank] == 0
+                if unneeded and (least < 0 or scores[expert] < scores[least]):
+                    least = expert
+            full = held[:, rank].sum() >= num_slots
+            if best < 0 or (full and least < 0):
+                break
+            if full:
+                held[least, rank] = False
+            held[best, rank] = True
+    return held
+
+
+@compiled
+def _simulated_s(executed: IntArray, held: BoolArray, rank: int, costs: PlaceCosts) -> float:
+    """Return when a rank is done with what it executes, by the schedule that it would make."""
+    own, there = executed[:, rank : rank + 1], held[:, rank : rank + 1]
+    host = take_from_both_ends(own, there, costs)[:, 0]
+    active = np.flatnonzero(own[:, 0])
+    active = active[np.argsort(-own[active, 0], kind="mergesort")]
+    return places_end_s(own[active, 0], there[active, 0], host[active], costs)

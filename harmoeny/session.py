@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from harmoeny.budget import Budget, parse_bytes
 from harmoeny.choices import Exchange
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES, AdaptedModule, MoEBlock
@@ -20,7 +22,7 @@ from harmoeny.models.kit.modules import device_of
 from harmoeny.models.switch import AdaptedSwitch, is_switch
 from harmoeny.policy import Policy
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.memory.sharing import rank_on_host, share_model, share_tensors
+from harmoeny.runtime.memory.sharing import rank_on_host, ranks_on_host, share_model, share_tensors
 from harmoeny.runtime.memory.transfer import Transfers, make_transfers
 from harmoeny.runtime.start import start_rank
 from harmoeny.timed import HarMoEny
@@ -40,6 +42,7 @@ class Session:
     Attributes:
         model: the model, ready to be called.
         engine: executes its MoE layers.
+        choice: what was chosen for the memory that :func:`load` was given, in words; empty: nothing was to be chosen.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Session:
         exchange: str = Exchange.AUTO,
         transfers: Transfers | None = None,
         way_out: str = _CLOSE,
+        host_threads: int = 0,
     ) -> None:
         """Use :func:`attach` or :func:`load`.
 
@@ -58,6 +62,7 @@ class Session:
             exchange: how tokens travel.
             transfers: copies experts; None: its own.
             way_out: what gives the weights back, for people.
+            host_threads: threads that execute experts beside the device; 0: none do.
 
         Raises:
             ValueError: the model's layers are not supported, or the exchange is not possible here.
@@ -71,11 +76,14 @@ class Session:
         self._adapted = adapted
         comm = Communicator(adapted.device)
         try:
-            self.engine = start_rank(adapted.experts, comm, exchange=exchange, transfers=transfers, record=False)
+            self.engine = start_rank(
+                adapted.experts, comm, exchange=exchange, transfers=transfers, host_threads=host_threads, record=False
+            )
         except BaseException:
             adapted.restore()
             raise
         adapted.context.engine = self.engine
+        self.choice = ""
         self._guards = _guard(adapted, way_out)
         self.use(policy)
 
@@ -180,6 +188,8 @@ def load(
     *,
     dtype: str = "float32",
     device: str | torch.device = "cpu",
+    device_memory: str | int | None = None,
+    host_threads: int | None = None,
     exchange: str = Exchange.AUTO,
 ) -> Session:
     """Load a saved model and put a policy behind its MoE layers; all ranks call it together.
@@ -191,11 +201,21 @@ def load(
         policy: HarMoEny if None.
         dtype: ``float32`` or ``bfloat16``.
         device: where the model computes; experts stay in host memory and are copied from there.
+        device_memory: what the model may take of the device, in bytes or as ``8GiB``: then HarMoEny has as many slots
+            for experts as fit beside the other weights, says so, and fetches the others, or leaves them to the host.
+            None: as many experts are on a device as its policy says.
+        host_threads: threads of a rank's host that execute experts; None: of all there are, where ``device_memory`` has
+            not room for all experts of a rank, else none.
         exchange: as in :func:`attach`.
 
     Raises:
         ValueError: the folder has no such model, the model or policy is not supported, or the exchange is not possible.
     """
+    if policy is not None and device_memory is not None:
+        raise ValueError(f"device_memory: {device_memory!r}, must be None with a policy, which says what it holds")
+    if host_threads is not None and host_threads < 0:
+        raise ValueError(f"host_threads: {host_threads}, must be at least 0")
+    device_bytes = None if device_memory is None else parse_bytes(device_memory)
     policy = policy or HarMoEny()
     _check_policy(policy)
     _check_exchange(exchange)
@@ -210,7 +230,36 @@ def load(
         share_model(adapted, comm, local_rank)
         module.to(comm.device)
         adapted.device = comm.device
-        return Session(adapted, policy, exchange)
+        if device_bytes is None:
+            return Session(adapted, policy, exchange, host_threads=host_threads or 0)
+        return _load_within(adapted, comm, device_bytes, host_threads, exchange)
+
+
+def _load_within(
+    adapted: AdaptedModule, comm: Communicator, device_bytes: int, host_threads: int | None, exchange: str
+) -> Session:
+    """Start a session of a loaded model with so much memory on every rank's device."""
+    module, layers = adapted.module, adapted.experts
+    budget = Budget(
+        device_bytes=device_bytes,
+        other_bytes=sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())),
+        slot_bytes=sum(layer.expert_bytes for layer in layers),
+        num_layers=len(layers),
+        num_experts=max(layer.num_experts for layer in layers),
+        world_size=comm.world_size,
+    )
+    try:
+        policy = budget.policy()
+    except ValueError:
+        adapted.restore()
+        raise
+    if host_threads is None:
+        host_threads = budget.host_threads(comm.device, ranks_on_host(comm))
+    session = Session(adapted, policy, exchange, host_threads=host_threads)
+    session.choice = budget.describe(session.engine.memory.cost, host_threads)
+    if comm.rank == 0:
+        print(session.choice, file=sys.stderr)
+    return session
 
 
 def _check_free(model: nn.Module) -> None:

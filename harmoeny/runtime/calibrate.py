@@ -76,7 +76,8 @@ def with_host_cost(
     """Return the costs with those of the host, and with those of a device that shares its memory, while both compute.
 
     All ranks measure at once, devices and hosts with the same work at the same time, since they may share memory and
-    its bandwidth, as they do in a run: a few slices in a row on either side, of one token, of some and of many.
+    its bandwidth, as they do in a run: a few slices in a row on either side, of one token, of some and of many. Weights
+    are fetched meanwhile.
 
     Args:
         cost: of a device alone.
@@ -85,31 +86,43 @@ def with_host_cost(
         transfers: what copies experts in the run.
         host: what executes experts beside the device in the run.
     """
-    slots = LayerSlots(experts, comm.device).reserve(_slices_in_a_row(experts))
+    slots = LayerSlots(experts, comm.device).reserve(_slices_in_a_row(experts) + 1)
     for slot in slots:
-        transfers.submit(CopyRequest(slot, slot.index, experts.expert(slot.index)))
+        transfers.submit(CopyRequest(slot, slot.index, experts.expert(slot.index % experts.num_experts)))
         transfers.wait(slot)
     comm.barrier()
-    times = [_both_s(experts, slots, comm.device, host, num_tokens) for num_tokens in (1, _FEW_TOKENS, _TOKENS)]
+    times = [_together_s(experts, slots, transfers, host, num_tokens) for num_tokens in (1, _FEW_TOKENS, _TOKENS)]
     flat = [*chain.from_iterable(times), _trip_s(experts, comm.device, host)]
     measured = torch.tensor(flat, dtype=torch.float64, device=comm.device)
     if comm.world_size > 1:
         dist.all_reduce(measured)
-    one_s, host_one_s, _, host_few_s, many_s, host_many_s, trip_s = (measured / comm.world_size).tolist()
+    *both_s, trip_s = (measured / comm.world_size).tolist()
+    host_launch_s, host_weights_s, host_token_s = _parts(*both_s[1::3])
     if not Device.of(comm.device).has_own_memory:
         # The host takes bandwidth from the device then; otherwise so few tokens say nothing of the device's rate.
-        launch_s = min(cost.launch_s, one_s)
-        token_s = max(many_s - launch_s, 0.0) / _TOKENS
-        cost = replace(cost, token_s=token_s, launch_s=launch_s, weights_s=one_s - launch_s)
-    host_token_s = max(host_many_s - host_few_s, 0.0) / (_TOKENS - _FEW_TOKENS)
-    host_launch_s = min(max(0.0, host_few_s - _FEW_TOKENS * host_token_s), host_one_s)
+        launch_s, weights_s, token_s = _parts(*both_s[0::3])
+        cost = replace(cost, token_s=token_s, launch_s=launch_s, weights_s=weights_s)
     return replace(
         cost,
-        host_token_s=max(host_many_s - host_launch_s, 0.0) / _TOKENS,
+        fetch_s=max(cost.fetch_s, both_s[-1]),
+        host_token_s=host_token_s,
         host_launch_s=host_launch_s,
-        host_weights_s=host_one_s - host_launch_s,
+        host_weights_s=host_weights_s,
         host_trip_s=trip_s,
     )
+
+
+def _parts(one_s: float, few_s: float, many_s: float) -> tuple[float, float, float]:
+    """Return a slice's launch, the time to read its weights, and the time of a token, in seconds.
+
+    Args:
+        one_s: time of a slice of one token, which is the launch and the weights.
+        few_s: of a few tokens.
+        many_s: of many.
+    """
+    slope_s = max(many_s - few_s, 0.0) / (_TOKENS - _FEW_TOKENS)
+    launch_s = min(max(0.0, few_s - _FEW_TOKENS * slope_s), one_s)
+    return launch_s, one_s - launch_s, max(many_s - launch_s, 0.0) / _TOKENS
 
 
 def _slices_in_a_row(experts: LayerExperts) -> int:
@@ -123,36 +136,43 @@ def _rows(experts: LayerExperts, num_tokens: int, device: torch.device) -> Tenso
     return torch.randn(num_tokens, experts.hidden_size, generator=own).to(device=device, dtype=sample.dtype)
 
 
-def _both_s(
-    experts: LayerExperts, slots: Sequence[Slot], device: torch.device, host: Host, num_tokens: int
-) -> tuple[float, float]:
-    """Return the median times of a slice in seconds, on the device and on the host.
+def _together_s(
+    experts: LayerExperts, slots: Sequence[Slot], transfers: Transfers, host: Host, num_tokens: int
+) -> tuple[float, float, float]:
+    """Return the median times in seconds of a slice on the device, of one on the host, and of a fetch meanwhile.
 
     Args:
         experts: the layer.
-        slots: hold some of them, which the device executes one after the other.
-        device: where they are.
+        slots: hold some of them, which the device executes one after the other; the last is for fetches.
+        transfers: what fetches.
         host: executes as many others at the same time.
         num_tokens: of every slice.
     """
-    rows = _rows(experts, num_tokens * len(slots), device)
+    *slots, fetched = slots
+    device, many = fetched.layer.device, len(slots)
+    rows = _rows(experts, num_tokens * many, device)
     out, clear, found = torch.empty_like(rows), cold_caches(device), []
-    parts = [slice(i * num_tokens, (i + 1) * num_tokens) for i in range(len(slots))]
+    parts = [slice(i * num_tokens, (i + 1) * num_tokens) for i in range(many)]
     for call in range(_REPEATS + 1):
         clear()
         Device.of(device).synchronize()
-        others = [experts.num_experts - 1 - (call * len(slots) + i) % experts.num_experts for i in range(len(slots))]
+        others = [experts.num_experts - 1 - (call * many + i) % experts.num_experts for i in range(many)]
         on_host = [HostSlice(expert_id, i * num_tokens, num_tokens) for i, expert_id in enumerate(others)]
+        copy = transfers.submit(CopyRequest(fetched, call, experts.expert(call % experts.num_experts)))
         host.start(experts, on_host, rows, torch.empty_like(rows))
         begin = time.perf_counter()
         for slot, part in zip(slots, parts, strict=True):
             experts.function(slot.weights, rows[part], out[part])
         Device.of(device).synchronize_compute()
-        device_s = time.perf_counter() - begin
-        found.append((device_s / len(slots), span_s(host.finish().busy[0]) / len(slots)))
+        device_s = (time.perf_counter() - begin) / many
+        host_s = span_s(host.finish().busy[0]) / many
+        transfers.wait(fetched)
+        transfers.drain()
         Device.of(device).synchronize()
-    device_s, host_s = (median(times) for times in zip(*found[1:], strict=True))
-    return device_s, host_s
+        assert copy.span is not None
+        found.append((device_s, host_s, span_s(copy.span)))
+    device_s, host_s, copied_s = (median(times) for times in zip(*found[1:], strict=True))
+    return device_s, host_s, copied_s
 
 
 def _trip_s(experts: LayerExperts, device: torch.device, host: Host) -> float:

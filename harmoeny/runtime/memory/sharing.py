@@ -42,6 +42,11 @@ def rank_on_host(comm: Communicator) -> int:
     return hosts[: comm.rank].count(hosts[comm.rank])
 
 
+def ranks_on_host(comm: Communicator) -> int:
+    """Return how many ranks this rank's host has; all ranks call it together."""
+    return comm.gather_objects(socket.gethostname()).count(socket.gethostname())
+
+
 def share_model(model: WeightOwner, comm: Communicator, local_rank: int) -> None:
     """Replace all weights of a model by views on memory that the ranks of this host share; all ranks call it together.
 
