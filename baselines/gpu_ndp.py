@@ -75,7 +75,7 @@ class GpuNdp(CachePolicy):
 
     def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
         """Hold a prompt's most popular experts behind its prefill, a batch with more tokens than the one before."""
-        counts = history[-1].sum(axis=0)
+        counts: IntArray = history[-1].sum(axis=0)
         if self.num_slots is None or (len(history) > 1 and counts.sum() <= history[-2].sum()):
             return None
         popular = np.zeros_like(placement.resident)

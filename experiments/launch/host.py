@@ -9,6 +9,7 @@ import torch
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.launcher.api import LaunchConfig
 
+from experiments.launch.temporary import provide_sockets_folder
 from harmoeny.runtime.device import Device
 
 
@@ -51,5 +52,6 @@ def _start_method(device_type: str, preload: str) -> str:
     if not Device.of(torch.device(device_type)).survives_fork:
         return "spawn"  # an import may have touched the device
     # Imports everything once for all ranks of all points; a spawned rank takes seconds of a core to do so again.
+    provide_sockets_folder()
     multiprocessing.set_forkserver_preload([preload])
     return "forkserver"

@@ -27,6 +27,7 @@ from torch.distributed.launcher.api import elastic_launch
 from experiments.launch.host import host_config, stay_on_this_host
 from experiments.launch.mps import MpsError, shared_gpus
 from experiments.launch.rank import run_rank
+from experiments.launch.temporary import temporary_folder
 from experiments.launch.watch import Pulse, Watch
 from experiments.results.begun import BegunRun
 from experiments.results.run_folder import RunError
@@ -78,11 +79,11 @@ def launch(runs: Sequence[BegunRun], tokens: TokenFile) -> None:
     try:
         with ExitStack() as held:
             held.enter_context(_signal_handlers_kept())
-            errors_folder = held.enter_context(tempfile.TemporaryDirectory(prefix="harmoeny-ranks-"))
-            _check_room(Path(errors_folder), point.options.world_size)
+            errors_folder = held.enter_context(temporary_folder("harmoeny-ranks-"))
+            _check_room(errors_folder, point.options.world_size)
             held.enter_context(shared_gpus(point.options.ranks_per_gpu, point.options.gpu_sharing))
             held.enter_context(watch)
-            logs = _Logs(str(logs_folder), quiet, Path(errors_folder))
+            logs = _Logs(str(logs_folder), quiet, errors_folder)
             preload = "experiments.launch.preload"
             config = host_config(point.options.world_size, point.device_type, "ranks", preload, logs)
             _silence_torchelastic()

@@ -21,7 +21,7 @@ from scripts.faults.sweep import SKEWS, TinySweep
 _TRACE = re.compile(r"Traceback |Exception ignored |([\w.]+\.)?\w+(Error|Exception)\b(: |$)")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 #: Where the report of torchrun on a failed rank begins; nothing of ours comes after it.
-_TORCHRUN = re.compile(r"^E\d{4} .*/torch/distributed/elastic/", re.MULTILINE)
+_TORCHRUN = re.compile(r"^E\d{4} .*\btorch/distributed/elastic/", re.MULTILINE)
 #: How long others of this machine may need between making such a file and using it, or ending and removing it.
 _OTHERS_S = 5
 #: In the folder of temporary files, empty: where measurements of one machine know of each other, and PyTorch's cache.
@@ -34,7 +34,7 @@ def after_fault(sweep: TinySweep, planted: Planted) -> Iterator[str]:
         yield from _ending(ended, planted, sweep)
     yield from _changed(planted.before, sweep)
     yield from _unfinished(sweep, planted)
-    if not planted.leaves:
+    if not planted.leaves and not planted.keeps:
         left = [path for path in sweep.temporary.iterdir() if path.name not in _STAYS]
         yield from (f"{path} is left" for path in left if not (planted.torchrun and path.match("torchelastic_*")))
 

@@ -129,6 +129,7 @@ class ReadOnly(Fault):
                     for path in closed:
                         path.chmod(0o555)
                     planted.struck = True
+                    planted.keeps = top == sweep.temporary
                 planted.ended.append(end(command))
             finally:
                 for path in closed:

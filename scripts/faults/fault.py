@@ -50,6 +50,7 @@ class Planted:
         statuses: exit statuses that are right for commands that were struck; 0 is right beside them.
         errors: what the one error line matches then, each of several alternatives; none: there is no error line.
         leaves: whether nobody was left to clean up, so that a manifest says running and temporary files stay.
+        keeps: whether nothing could be removed from the folder of temporary files.
         torchrun: whether it started the ranks; its report, with a traceback, and its folder are no work of ours.
     """
 
@@ -60,6 +61,7 @@ class Planted:
     statuses: tuple[int, ...] = ()
     errors: tuple[str, ...] = ()
     leaves: bool = False
+    keeps: bool = False
     torchrun: bool = False
 
     def explains(self, line: str) -> bool:

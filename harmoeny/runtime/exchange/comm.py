@@ -84,6 +84,7 @@ class Communicator:
         self.device = device
         self.timeout_s = timeout_s
         self._group = group
+        self._duplicates: list[Communicator] = []
         initialized = dist.is_initialized()
         self.rank = dist.get_rank() if initialized else 0
         self.world_size = dist.get_world_size() if initialized else 1
@@ -187,13 +188,17 @@ class Communicator:
             dist.barrier(group=self._group)
 
     def duplicate(self) -> Communicator:
-        """Return a communicator of the same ranks whose traffic never queues behind this one's; all ranks call it."""
+        """Return a communicator of the same ranks whose traffic never queues behind this one's; all ranks call it.
+
+        It is closed with this one.
+        """
         if self.world_size == 1:
             return Communicator(self.device, timeout_s=self.timeout_s)
         group = dist.new_group(timeout=timedelta(seconds=self.timeout_s))
         # NCCL wants all ranks in a group's first call, and a later one may be between two of them only.
         dist.barrier(group=group)
-        return Communicator(self.device, group, timeout_s=self.timeout_s)
+        self._duplicates.append(Communicator(self.device, group, timeout_s=self.timeout_s))
+        return self._duplicates[-1]
 
     def reserve(self, pair_bytes: int, pair_tensors: int) -> None:
         """Make room for the tensors that ranks send each other in a layer; all ranks call it, with the same numbers.
@@ -226,6 +231,11 @@ class Communicator:
 
     def close(self) -> None:
         """Let go of what was made for the exchange; nobody exchanges anything afterwards."""
+        while self._duplicates:
+            duplicate = self._duplicates.pop()
+            duplicate.close()
+            if dist.is_initialized():
+                dist.destroy_process_group(duplicate._group)
 
     def copy_between_peers(
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]

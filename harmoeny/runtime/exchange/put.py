@@ -64,7 +64,7 @@ class PutCommunicator(Communicator):
         self._table = 0
         self._mailbox_bytes = 0
         self._mailboxes = _Mailboxes(self.world_size)
-        self._duplicates: list[PutCommunicator] = []
+        self._duplicates: list[Communicator] = []
 
     @property
     def overlaps(self) -> bool:
@@ -139,8 +139,9 @@ class PutCommunicator(Communicator):
     def duplicate(self) -> PutCommunicator:
         """Open windows of its own; it is closed with this one."""
         inner = self._inner.duplicate()
-        self._duplicates.append(PutCommunicator(inner, self._open_windows, strict=self._strict))
-        return self._duplicates[-1]
+        duplicate = PutCommunicator(inner, self._open_windows, strict=self._strict)
+        self._duplicates.append(duplicate)
+        return duplicate
 
     def reserve(self, pair_bytes: int, pair_tensors: int) -> None:
         """Empty the mailboxes, of which every rank has one for every other, and make them large enough."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import distributed_c10d
 
 from baselines.even_split import EvenSplit
 from harmoeny.models.moe_stack import MoEStack
@@ -108,3 +109,19 @@ def test_eight_ranks_are_exact_and_hold_one_copy_of_the_weights(tmp_path: Path) 
     slots = 8 * store // 16
     assert store == 16 * 2 * 512 * 2048 * 4
     assert sum(grown for _, grown, _ in rows) <= 1.2 * store + slots
+
+
+def groups_left(rank: int, exchange: str) -> int:
+    """Return how many process groups there are more, after a system that sends weights was closed."""
+    del rank
+    before = len(distributed_c10d._world.pg_map)
+    engine = start([random_experts(4, seed=0)], Communicator(CPU), record=False, exchange=exchange, cost=COST)
+    engine.build_system("x", TokenHarMoEny(threshold=1, fetch="peer"))
+    assert len(distributed_c10d._world.pg_map) > before
+    engine.close()
+    return len(distributed_c10d._world.pg_map) - before
+
+
+@pytest.mark.parametrize("exchange", ["collective", "put"])
+def test_process_groups_end_with_the_runtime(tmp_path: Path, exchange: str) -> None:
+    assert run_ranks(2, groups_left, tmp_path, exchange) == [0, 0]

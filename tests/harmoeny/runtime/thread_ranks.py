@@ -67,6 +67,7 @@ class ThreadCommunicator(Communicator):
         self.device = torch.device("cpu")
         self.timeout_s = TIMEOUT_S
         self._numbers: dict[tuple[int, int], int] = {}
+        self._duplicates: list[Communicator] = []
 
     def gather_objects(self, own: T) -> list[T]:
         return self.world.exchange(self.rank, own)
