@@ -72,7 +72,8 @@ def best_rates_note(frame: pd.DataFrame, share: float) -> str:
     for system, rate in max_rates(frame, share).items():
         text = "below the first" if rate == 0 else f"{rate:g}/s" + (" or more" if rate == last[system] else "")
         parts.append(f"{label(system)} {text}")
-    return f"Highest rate at which {share:.0%} are good: {'; '.join(parts)}."
+    beyond = " None was measured beyond the first rate that it fails." if last.nunique() > 1 else ""
+    return f"Highest rate at which {share:.0%} are good: {'; '.join(parts)}.{beyond}"
 
 
 @dataclass(frozen=True)
