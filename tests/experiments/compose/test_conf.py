@@ -72,7 +72,7 @@ def test_every_preset_is_valid(path: Path, load: Load) -> None:
     load(f"system=[{path.stem}]" if str(group) == "system" else f"{group}={path.stem}", *drawn)
 
 
-#: Limits of MLPerf Inference in ms, as its rules had them in 2026 (inference_policies, ac93e89): TTFT and TPOT, of 99 %.
+#: Limits of MLPerf Inference in ms (inference_policies, ac93e89): TTFT and TPOT, of 99 % of the requests.
 MLPERF_MS = {
     "mixtral_8x7b": (2000, 200),
     "deepseek_r1": (2000, 80),
