@@ -25,8 +25,8 @@ class Picture:
     """A picture, and what is shown beside it.
 
     Attributes:
-        experiment: whose sweep has it.
-        files: where they go, by their place in the sweep's folder.
+        experiment: whose results have it.
+        files: where they go, by their place in the folder of the sweep, or of a single run.
     """
 
     experiment: str
@@ -47,6 +47,10 @@ PICTURES = {
     "harmoeny_ablation": Picture(
         "harmoeny_ablation",
         {"figures/ablation.png": _DOCS / "ablation.png", "figures/ablation.csv": _PREDICTIONS / "ablation.csv"},
+    ),
+    "serving_h100": Picture(
+        "serving_h100",
+        {"figures/serving_rates.png": _DOCS / "serving_h100.png", "serving.csv": _PREDICTIONS / "serving_h100.csv"},
     ),
     "prefetch_ablation": Picture(
         "prefetch_ablation", {"figures/time_breakdown.png": _DOCS / "prefetch_ablation.png"}
@@ -70,9 +74,10 @@ def draw(picture: Picture, results_dir: Path) -> None:
     """
     command = [sys.executable, "run.py", f"experiment={picture.experiment}", "wandb.mode=disabled"]
     subprocess.run([*command, f"results_dir={results_dir}"], check=True)  # noqa: S603  (our own program)
-    (sweep,) = (results_dir / picture.experiment / "sweeps").iterdir()
+    parent = results_dir / picture.experiment
+    (folder,) = (parent / "sweeps" if (parent / "sweeps").is_dir() else parent).iterdir()
     for source, target in picture.files.items():
-        shutil.copy(sweep / source, target)
+        shutil.copy(folder / source, target)
         print(target)
 
 

@@ -182,7 +182,7 @@ def write_rates(folder: Path, ttft_s: Mapping[tuple[str, float], Sequence[float]
 def change_config(folder: Path, **changes: Any) -> None:
     """Overwrite groups of a run's configuration."""
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes, sort_keys=False))
 
 
 def write_sweep(results: Path, skews: Sequence[float]) -> Path:

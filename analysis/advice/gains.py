@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.data.load import Run
+from analysis.data.stats import ratio_of_sums
 
 FloatArray = npt.NDArray[np.float64]
 #: What all others are compared with.
 STATIC = "static_ep"
-_RESAMPLES = 2000
 #: A wait for new placements counts as a rebalance from this share of the median latency on.
 _NOTICEABLE = 0.02
 #: Rounds at the beginning in which nobody has seen a batch before.
@@ -118,14 +118,6 @@ def rebalance_s(run: Run, system: str) -> FloatArray:
     extra_s: FloatArray = np.maximum(wait_s - usual, 0.0).sum(axis=1)
     least = _NOTICEABLE * float(run.iterations.loc[run.iterations["system"] == system, "latency_s"].median())
     return np.where(extra_s >= least, extra_s, 0.0)
-
-
-def ratio_of_sums(numerator: FloatArray, denominator: FloatArray) -> tuple[float, float, float]:
-    """Return the ratio of two sums over the same rounds, with its percentile bootstrap 95 % interval over rounds."""
-    draws = np.random.default_rng(0).integers(0, len(numerator), (_RESAMPLES, len(numerator)))
-    ratios = numerator[draws].sum(axis=1) / denominator[draws].sum(axis=1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(numerator.sum() / denominator.sum()), float(low), float(high)
 
 
 def _moved_bytes(run: Run, system: str, rounds: Sequence[int]) -> float:

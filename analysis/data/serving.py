@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.data.load import Run
-from analysis.data.stats import Estimate, least_samples, median_interval, percentile
+from analysis.data.stats import least_samples, percentile, ratio_of_sums
 from results_schema.slo import LIMITS, keeps_limits
 
 PERCENTILES = (50, 90, 95, 99)
@@ -44,8 +44,8 @@ def open_loop(run: Run) -> pd.DataFrame:
 def rates_of(run: Run) -> pd.DataFrame:
     """Return one row per rate and system, ascending by rate; none where no open loop was measured.
 
-    Throughput and goodput are medians over rounds with their intervals. Percentiles are over the requests of all
-    rounds, and missing where these are too few for an interval.
+    Throughput and goodput are requests over time, of all rounds, with intervals over rounds. Percentiles are over the
+    requests of all rounds, and missing where these are too few for an interval.
     """
     rows, limits = open_loop(run), limits_of(run)
     if rows.empty:
@@ -86,11 +86,11 @@ def _measures(rows: pd.DataFrame, limits: Mapping[str, float]) -> dict[str, Any]
     by_round = rows.assign(good=good, end_s=rows["arrival_s"] + rows["e2e_s"]).groupby("round")
     duration_s = by_round["end_s"].max()
     values: dict[str, Any] = {"num_requests": len(rows), "num_rounds": len(duration_s)}
-    values |= _spread("requests_per_s", median_interval(by_round.size() / duration_s))
-    values |= _spread("output_tokens_per_s", median_interval(by_round["output_tokens"].sum() / duration_s))
+    values |= _spread("requests_per_s", ratio_of_sums(by_round.size(), duration_s))
+    values |= _spread("output_tokens_per_s", ratio_of_sums(by_round["output_tokens"].sum(), duration_s))
     if limits:
         values |= {"good_share": good.mean()}
-        values |= _spread("goodput_per_s", median_interval(by_round["good"].sum() / duration_s))
+        values |= _spread("goodput_per_s", ratio_of_sums(by_round["good"].sum(), duration_s))
     values["queue_mean_s"] = rows["queue_s"].mean()
     several = rows["output_tokens"].max() > 1
     for name in MEASURES if several else MEASURES[:1]:
@@ -115,10 +115,10 @@ def _percentiles(name: str, samples: npt.NDArray[np.float64], num_requests: int)
             supported = num_requests >= least_samples(percent)
             values[column] = float(np.quantile(samples, percent / 100)) if supported else np.nan
         else:
-            values |= _spread(column, percentile(samples, percent))
+            found = percentile(samples, percent)
+            values |= _spread(column, (np.nan,) * 3 if found is None else (found.median, found.low, found.high))
     return values
 
 
-def _spread(name: str, estimate: Estimate | None) -> dict[str, float]:
-    ends: Sequence[float] = (np.nan,) * 3 if estimate is None else (estimate.median, estimate.low, estimate.high)
+def _spread(name: str, ends: Sequence[float]) -> dict[str, float]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))

@@ -81,6 +81,19 @@ def paired_ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Estima
     return median_interval(ratios)
 
 
+def ratio_of_sums(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> tuple[float, float, float]:
+    """Return the ratio of two sums over the same rounds, and the ends of its bootstrap 95 % interval over rounds.
+
+    Args:
+        numerator: float ``[num_rounds]``.
+        denominator: float ``[num_rounds]``.
+    """
+    a, b = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    draws = np.random.default_rng(0).integers(0, len(a), (_RESAMPLES, len(a)))
+    low, high = np.quantile(a[draws].sum(axis=1) / b[draws].sum(axis=1), [_TAIL, 1 - _TAIL])
+    return float(a.sum() / b.sum()), float(low), float(high)
+
+
 def least_samples(percent: float) -> int:
     """Return how many samples a percentile needs: fewer have no 95 % interval, however it is computed.
 

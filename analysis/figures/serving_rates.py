@@ -81,6 +81,9 @@ def _lines(axes: Axes, data: FigureData, frame: pd.DataFrame, column: str, scale
 
 def _caption(data: FigureData, frame: pd.DataFrame) -> str:
     fewest, rounds = frame["num_requests"].min(), frame["num_rounds"].max()
-    parts = [without_medians(data.caption, data.summary), f"At least {fewest} requests per rate in {rounds} rounds"]
+    parts = [
+        without_medians(data.caption, data.summary),
+        f"At least {fewest} requests per rate in {rounds} rounds; whiskers: 95 % intervals",
+    ]
     notes = [limits_note(data.runs), support_note(frame).removesuffix(".")]
     return " ".join(f"{part.removesuffix('.')}." for part in [*parts, *notes] if part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -71,11 +72,31 @@ def best_rates_note(frame: pd.DataFrame, share: float) -> str:
     for system, rate in max_rates(frame, share).items():
         text = "below the first" if rate == 0 else f"{rate:g}/s" + (" or more" if rate == last[system] else "")
         parts.append(f"{label(system)} {text}")
-    return f"Highest rate at which {share:.0%} are good: {'; '.join(parts)}."
+    beyond = " None was measured beyond the first rate that it fails." if last.nunique() > 1 else ""
+    return f"Highest rate at which {share:.0%} are good: {'; '.join(parts)}.{beyond}"
 
 
-def build_serving_table(frame: pd.DataFrame, axes: Sequence[str], runs: Sequence[Run]) -> Table:
-    """Lay out the rows of :func:`serving_frame`, of which there is at least one.
+@dataclass(frozen=True)
+class ServingTable:
+    """The table as texts, for a terminal and for a page.
+
+    Attributes:
+        title: of the table.
+        points: headings of the first columns, which say at which point and rate.
+        columns: headings of those behind the system's name.
+        groups: by point and rate, its values and the rows: a system and its cells.
+        notes: stand below it.
+    """
+
+    title: str
+    points: Sequence[str]
+    columns: Sequence[str]
+    groups: Sequence[tuple[Sequence[str], Sequence[tuple[str, Sequence[str]]]]]
+    notes: Sequence[str]
+
+
+def serving_table(frame: pd.DataFrame, axes: Sequence[str], runs: Sequence[Run]) -> ServingTable:
+    """Put the rows of :func:`serving_frame` into words, of which there is at least one.
 
     Args:
         frame: the rows.
@@ -86,41 +107,55 @@ def build_serving_table(frame: pd.DataFrame, axes: Sequence[str], runs: Sequence
     notes = [limits_note(runs) and f"{limits_note(runs)}.", support_note(frame)]
     if not axes:
         notes.append(best_rates_note(frame, share_of(runs[0])))
-    table = Table(
+    percents = [p for p in dict.fromkeys((50, tail_of(frame))) if p not in unsupported(frame)]
+    times = [f"{name}_p{p}_s" for name in _NAMES for p in percents if f"{name}_p{p}_s" in frame]
+    good = "good_share" in frame
+
+    def cells(row: Mapping[Any, Any]) -> list[str]:
+        goods = [_number(row["goodput_per_s"]), f"{row['good_share']:.1%}"] if good else []
+        numbers = (row["output_tokens_per_s"], *(row[time] * 1e3 for time in times))
+        return [_number(row["requests_per_s"]), *goods, *map(_number, numbers)]
+
+    groups = []
+    for _, rows in frame.groupby([frame[axis].astype(str) for axis in axes] + [frame["rate_per_s"]], sort=False):
+        first = rows.iloc[0]
+        rate = f"{first['rate_per_s']:g}" if first["rate_per_s"] else "recorded"
+        shown = [(str(row["system"]), cells(row)) for row in rows.to_dict("records")]
+        groups.append(([*(str(first[axis]) for axis in axes), rate], shown))
+    return ServingTable(
         title=f"Serving: open loop on {made}",
-        caption="\n".join(note for note in notes if note),
+        points=[*(axis.rsplit(".", 1)[-1] for axis in axes), "rate/s"],
+        columns=["requests/s", *(["good/s", "good"] if good else []), "tokens/s", *map(_heading, times)],
+        groups=groups,
+        notes=[note for note in notes if note],
+    )
+
+
+def build_serving_table(table: ServingTable) -> Table:
+    """Lay the table out for a terminal."""
+    built = Table(
+        title=table.title,
+        caption="\n".join(table.notes),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
     )
-    tail = tail_of(frame)
-    percents = [p for p in dict.fromkeys((50, tail)) if p not in unsupported(frame)]
-    times = [f"{name}_p{p}_s" for name in _NAMES for p in percents if f"{name}_p{p}_s" in frame]
-    for axis in axes:
-        table.add_column(axis.rsplit(".", 1)[-1], justify="right", no_wrap=True)
-    table.add_column("rate/s", justify="right", no_wrap=True)
-    table.add_column("system", overflow="fold")
-    goods = ["good/s", "good"] if "good_share" in frame else []
-    for name in ("requests/s", *goods, "tokens/s", *(_heading(time) for time in times)):
-        table.add_column(name, justify="right", overflow="fold")
-    previous: object = None
-    for row in frame.to_dict("records"):
-        point = tuple(row[axis] for axis in [*axes, "rate_per_s"])
-        if previous not in (None, point):
-            table.add_section()
-        shown = [f"{row[axis]}" for axis in axes] + [f"{row['rate_per_s']:g}" if row["rate_per_s"] else "recorded"]
-        table.add_row(
-            *(shown if point != previous else [""] * len(shown)),
-            label(str(row["system"])),
-            significant(row["requests_per_s"]),
-            *([significant(row["goodput_per_s"]), f"{row['good_share']:.1%}"] if goods else []),
-            significant(row["output_tokens_per_s"]),
-            *(significant(row[time] * 1e3) for time in times),
-        )
-        previous = point
-    return table
+    for name in table.points:
+        built.add_column(name, justify="right", no_wrap=True)
+    built.add_column("system", overflow="fold")
+    for name in table.columns:
+        built.add_column(name, justify="right", overflow="fold")
+    for point, rows in table.groups:
+        for index, (system, cells) in enumerate(rows):
+            built.add_row(*(point if index == 0 else [""] * len(point)), label(system), *cells)
+        built.add_section()
+    return built
+
+
+def _number(value: float) -> str:
+    return "" if pd.isna(value) else significant(value)
 
 
 def _heading(column: str) -> str:

@@ -15,7 +15,7 @@ from analysis.data.load import Run, Sweep
 from analysis.data.ratios import over_points
 from analysis.figures.kit.base import FAILED, draw_all, figure_data
 from analysis.present.ratio_table import MANY_POINTS, MANY_ROWS, build_ratio_table
-from analysis.present.serving_table import RATE, build_serving_table, serving_frame
+from analysis.present.serving_table import RATE, build_serving_table, serving_frame, serving_table
 from analysis.present.table import TEXT_WIDTH, as_text, build_table, failed_notes, noise_notes
 from analysis.report.html.section import split_sections
 from analysis.report.html.write import PAGE, reasons, title_of, write_page
@@ -63,7 +63,7 @@ def save_tables(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], title:
     serving = None
     axes = [axis for axis in data.axes if axis != RATE and data.summary[axis].astype(str).nunique() > 1]
     if not (rates := serving_frame(runs, points, axes)).empty:
-        serving = build_serving_table(rates, axes, runs)
+        serving = build_serving_table(serving_table(rates, axes, runs))
         texts |= {"serving.txt": as_text(serving), "serving.csv": rates.to_csv(index=False)}
     for name, text in texts.items():
         write_text(folder / name, text)

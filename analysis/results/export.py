@@ -20,7 +20,8 @@ from results_schema.files import SWEEP
 
 #: What of a sweep's or run's folder is read by people; besides everything in its ``figures``.
 _TEXTS = (
-    "table.txt", "table.csv", "ratios.txt", "ratios.csv", "report.html", "advice.html", "advice.md", "advice.csv",
+    "table.txt", "table.csv", "ratios.txt", "ratios.csv", "serving.txt", "serving.csv", "report.html", "advice.html",
+    "advice.md", "advice.csv",
     "summary.json",
 )  # fmt: skip
 #: Fields of the manifest that name the machine, or files and processes on it.

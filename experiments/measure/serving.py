@@ -53,8 +53,9 @@ def serve_rates(bench: Bench) -> list[Served]:
         if number:
             bench.progress.expect(len(systems) * len(pools))
         times = [requests.times(options.seed, i, default, rate) for i in range(len(pools))]
+        at = f" at {rate:g} requests/s" if rate else ""
         rounds = [Round(pool, arrivals_s) for pool, arrivals_s in zip(pools, times, strict=True)]
-        here = [replace(one, rate_per_s=rate) for one in serve_rounds(bench, rounds, systems)]
+        here = [replace(one, rate_per_s=rate) for one in serve_rounds(bench, rounds, systems, at)]
         served += here
         if requests.rate_step is not None:
             least = slo.share * sum(map(len, times))
@@ -65,13 +66,16 @@ def serve_rates(bench: Bench) -> list[Served]:
     return served
 
 
-def serve_rounds(bench: Bench, rounds: Sequence[Round], systems: Sequence[System] | None = None) -> list[Served]:
+def serve_rounds(
+    bench: Bench, rounds: Sequence[Round], systems: Sequence[System] | None = None, at: str = ""
+) -> list[Served]:
     """Let systems serve the same requests at the same arrival times, round after round; all ranks together.
 
     Args:
         bench: what to measure.
         rounds: what they serve.
         systems: which; None: all.
+        at: says at which rate, as in `` at 8 requests/s``.
     """
     systems = bench.systems if systems is None else systems
     served: list[Served] = []
@@ -79,7 +83,7 @@ def serve_rounds(bench: Bench, rounds: Sequence[Round], systems: Sequence[System
     for index, one in enumerate(rounds):
         bench.rig.begin_round()
         for system in in_turn(systems, index, len(rounds)):
-            bench.progress.say(f"open loop, round {index + 1} of {len(rounds)}")
+            bench.progress.say(f"open loop{at}, round {index + 1} of {len(rounds)}")
             bench.engine.use(system)
             server = _Server(bench, one, system, index)
             with collector_paused():

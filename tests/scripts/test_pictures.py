@@ -18,17 +18,18 @@ def test_every_picture_of_the_docs_has_its_command() -> None:
         for path in (ROOT / folder).iterdir()
         if path.suffix in (".png", ".csv", ".txt")
     }
-    shown |= {str(path.relative_to(ROOT)) for path in (ROOT / "results/predictions").glob("[ag]*.csv")}
+    shown |= {str(path.relative_to(ROOT)) for path in (ROOT / "results/predictions").glob("[ags]*.csv")}
     assert drawn == shown
     for picture in PICTURES.values():
         assert (ROOT / "conf" / "experiment" / f"{picture.experiment}.yaml").is_file()
 
 
-def test_a_picture_is_its_sweeps_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("folder", ["sweeps/3f2a", "a-run-3f2a"])
+def test_a_picture_is_its_sweeps_or_runs_figure(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], check: bool) -> None:
         assert check
         (results,) = (Path(part.removeprefix("results_dir=")) for part in command if part.startswith("results_dir="))
-        figures = results / "one" / "sweeps" / "3f2a" / "figures"
+        figures = results / "one" / folder / "figures"
         figures.mkdir(parents=True)
         (figures / "a.png").write_text("drawn")
 

@@ -14,6 +14,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from analysis.present.serving_table import RATE, ServingTable, serving_frame, serving_table
+from analysis.present.style import label, look
 from analysis.report.html.comparison import Column, Group, columns_of, csv_link, groups_of
 from analysis.report.html.headline import Headline, headline
 from analysis.report.html.paper import Claim, claims_of
@@ -46,6 +48,7 @@ class Content:
     columns: list[Column]
     groups: list[Group]
     csv: str
+    serving: ServingTable | None
     claims: list[Claim]
     systems: list[SystemCard]
     differences: list[tuple[str, list[str]]]
@@ -87,6 +90,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"label": label, "colour": lambda system: look(system).colour}
     return environment.get_template("report.html.j2")
 
 
@@ -104,6 +108,7 @@ def _content(key: str, section: Section) -> Content:
         columns=columns,
         groups=groups_of(section, columns),
         csv=csv_link(section.frame),
+        serving=_serving(section),
         claims=claims_of(section),
         systems=systems_of(section),
         differences=differences(section),
@@ -111,6 +116,13 @@ def _content(key: str, section: Section) -> Content:
         environment=environment(section),
         checks=checks_of(section),
     )
+
+
+def _serving(section: Section) -> ServingTable | None:
+    """Return the table of the open loop; None where there is none."""
+    axes = [axis for axis in section.axes if axis != RATE]
+    frame = serving_frame(section.runs, section.points, axes)
+    return None if frame.empty else serving_table(frame, axes, section.runs)
 
 
 def _image(path: Path) -> str:

@@ -11,8 +11,9 @@ import pytest
 from analysis.advice.choose import Verdict, choose
 from analysis.advice.document import Document, Part, Picture, Table
 from analysis.advice.error import validated_error
-from analysis.advice.gains import Gain, gains_of, passes_per_batch, ratio_of_sums, rebalance_s
+from analysis.advice.gains import Gain, gains_of, passes_per_batch, rebalance_s
 from analysis.data.load import Run, load_run
+from analysis.data.stats import ratio_of_sums
 from tests.synthetic import write_run
 
 LATENCY_S = {"static_ep": [1.0] * 6, "even_split": [0.5, 2.5, 0.5, 0.5, 2.5, 0.5]}

@@ -30,9 +30,11 @@ def test_goodput_is_what_keeps_all_limits_over_the_rounds_length(tmp_path: Path)
     one = run(tmp_path / "run", {"ttft_s": 1.0, "tpot_s": None}, ttft_s={("static_ep", 2.0): TEN})
     (row,) = rates_of(one).to_dict("records")
     # Round 0 ends with request 9: it arrives at 10 s, has a token at 15 s and its last at 16 s; round 1 ends at 17 s.
-    assert row["requests_per_s"] == pytest.approx(np.median([10 / 16, 10 / 17]))
-    assert row["output_tokens_per_s"] == pytest.approx(np.median([30 / 16, 30 / 17]))
-    assert row["goodput_per_s"] == pytest.approx(np.median([9 / 16, 9 / 17]))
+    assert row["requests_per_s"] == pytest.approx(20 / 33)
+    assert row["output_tokens_per_s"] == pytest.approx(60 / 33)
+    assert row["goodput_per_s"] == pytest.approx(18 / 33)
+    assert row["goodput_per_s"] == pytest.approx(row["requests_per_s"] * row["good_share"])
+    assert (row["requests_per_s_low"], row["requests_per_s_high"]) == pytest.approx((10 / 17, 10 / 16))
     assert row["good_share"] == 0.9
     assert (row["num_requests"], row["num_rounds"]) == (20, 2)
 

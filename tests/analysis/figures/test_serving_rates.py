@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from analysis.figures import serving_rates
 from analysis.figures.kit.base import FigureData, figure_data
-from analysis.present.serving_table import build_serving_table, serving_frame
+from analysis.present.serving_table import build_serving_table, serving_frame, serving_table
 from analysis.present.table import as_text
 from tests.analysis.figures.runs import lines_of
 
@@ -47,7 +47,7 @@ def test_one_rate_is_refused(rates: FigureData) -> None:
 
 def test_the_table_says_the_same(rates: FigureData) -> None:
     frame = serving_frame(rates.runs, [{}], [])
-    text = as_text(build_serving_table(frame, [], rates.runs))
+    text = as_text(build_serving_table(serving_table(frame, [], rates.runs)))
     assert "gloo, CPU of tests" in text
     assert "Highest rate at which 90% are good: HarMoEny 4/s; Static EP 2/s." in text
     assert "TTFT p90" in text

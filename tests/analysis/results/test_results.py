@@ -157,9 +157,16 @@ def test_what_is_sent_names_no_machine(tmp_path: Path, monkeypatch: pytest.Monke
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"router": {"path": "/data/joan/trace.parquet"}}))
     (sweep / "table.txt").write_text(f"node-17 at {tmp_path}, by joan; joanna stays\n")
+    (sweep / "serving.csv").write_text("rate_per_s\n8\n")
     out = tmp_path / "sent"
     files = export(sweep, out)
-    assert {path.relative_to(out).parts[0] for path in files} >= {"report.html", "table.txt", "runs", "iterations.csv"}
+    assert {path.relative_to(out).parts[0] for path in files} >= {
+        "report.html",
+        "table.txt",
+        "serving.csv",
+        "runs",
+        "iterations.csv",
+    }
     assert (out / "table.txt").read_text() == "HOST at FOLDER, by USER; joanna stays\n"
     assert yaml.safe_load((out / "runs" / "skew=0.9.config.yaml").read_text())["router"]["path"] == "trace.parquet"
     manifest = json.loads((out / "runs" / "skew=0.9.manifest.json").read_text())

@@ -72,6 +72,31 @@ def test_every_preset_is_valid(path: Path, load: Load) -> None:
     load(f"system=[{path.stem}]" if str(group) == "system" else f"{group}={path.stem}", *drawn)
 
 
+#: Limits of MLPerf Inference in ms (inference_policies, ac93e89): TTFT and TPOT, of 99 % of the requests.
+MLPERF_MS = {
+    "mixtral_8x7b": (2000, 200),
+    "deepseek_r1": (2000, 80),
+    "deepseek_r1_interactive": (1500, 15),
+    "gpt_oss_120b": (3000, 80),
+    "gpt_oss_120b_interactive": (2000, 20),
+}
+
+
+def test_mlperfs_limits_are_those_that_it_publishes(load: Load) -> None:
+    presets = {path.stem.removeprefix("mlperf_") for path in (CONF / "slo").glob("mlperf_*.yaml")}
+    assert presets == set(MLPERF_MS)
+    for name, (ttft_ms, tpot_ms) in MLPERF_MS.items():
+        slo = load(f"slo=mlperf_{name}").options.slo
+        assert slo.limits == {"ttft_s": ttft_ms / 1e3, "tpot_s": tpot_ms / 1e3}
+        assert slo.share == 0.99
+
+
+def test_limits_by_name_go_before_an_experiments_and_single_ones_before_both(load: Load) -> None:
+    assert load("experiment=serving_rates").options.slo.limits == {"ttft_s": 1.0, "tpot_s": 0.2}
+    named = load("experiment=serving_rates", "slo=mlperf_gpt_oss_120b", "slo.tpot_s=0.5").options.slo
+    assert (named.limits, named.share) == ({"ttft_s": 3.0, "tpot_s": 0.5}, 0.99)
+
+
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in discover(group)[0]])
 def test_every_component_is_valid_as_it_is_or_says_which_option_it_needs(group: str, name: str, load: Load) -> None:
     try:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.data.load import load_run, load_sweep
 from analysis.data.summary import summarise
 from analysis.present.table import skew_points, summary_frame
@@ -35,11 +33,6 @@ def good_run(
     }
     change_manifest(folder, **(GOOD | {"checks": checks} | changes))
     return folder
-
-
-def change_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes, sort_keys=False))
 
 
 def change_tables(folder: Path, **columns: str) -> None:

@@ -20,8 +20,16 @@ from analysis.present.style import label
 from analysis.present.table import significant
 from analysis.report.html.page import render_page
 from analysis.report.html.write import write_report
-from tests.analysis.report.html.results import change_config, good_run, section_of, sections_of, write_sweep_of
-from tests.synthetic import LATENCY_S, change_manifest, write_run, write_serving, write_sweep
+from tests.analysis.report.html.results import good_run, section_of, sections_of, write_sweep_of
+from tests.synthetic import (
+    LATENCY_S,
+    change_config,
+    change_manifest,
+    write_rates,
+    write_run,
+    write_serving,
+    write_sweep,
+)
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 #: Attributes from which a browser fetches.
@@ -263,6 +271,23 @@ def test_tail_of_the_requests_has_a_column_where_it_is_long(tmp_path: Path, fact
     assert "Open loop TTFT p90, s" in titles
     assert not any("p99" in title for title in titles)
     assert "Time per output token, s" in titles
+
+
+def test_open_loop_has_a_table_with_limits_and_what_its_requests_support(tmp_path: Path) -> None:
+    folder = good_run(tmp_path / "run", {name: [1.0] * 5 for name in ("harmoeny", "static_ep")})
+    assert list(Tree(render(folder)).root.all("table", class_="serving")) == []
+    write_rates(folder, {(name, rate): [0.1 * rate] * 20 for name in ("harmoeny", "static_ep") for rate in (2.0, 8.0)})
+    change_config(folder, slo={"ttft_s": 0.5, "share": 0.9})
+    page = render(folder)
+    (table,) = Tree(page).root.all("table", class_="serving")
+    assert [element.words().strip() for element in table.all("th", scope="rowgroup")] == ["rate/s 2", "rate/s 8"]
+    rows = [[cell.text for cell in row.all("td")] for row in table.all("tr") if "data-system" in row.attributes]
+    titles = [element.text for element in table.all("th", scope="col")][1:]
+    shares, p90 = (titles.index(name) for name in ("good", "TTFT p90 ms"))
+    assert [row[shares] for row in rows] == ["100.0%", "100.0%", "0.0%", "0.0%"]
+    assert [row[p90] for row in rows] == ["200", "200", "800", "800"]
+    assert "p99 368. There are 40." in page
+    assert "HarMoEny 2/s; Static EP 2/s" in page
 
 
 @pytest.mark.parametrize(

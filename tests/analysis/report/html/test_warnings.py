@@ -7,14 +7,13 @@ from analysis.report.html.headline import measured_on
 from analysis.report.html.warnings import warnings_of
 from tests.analysis.report.html.results import (
     QUIET_S,
-    change_config,
     change_tables,
     good_run,
     section_of,
     sections_of,
     write_sweep_of,
 )
-from tests.synthetic import change_manifest
+from tests.synthetic import change_config, change_manifest
 
 
 def warned(folder: Path) -> dict[str, tuple[str, str]]:
