@@ -81,10 +81,9 @@ class GpuNdp(CachePolicy):
         popular = np.zeros_like(placement.resident)
         most = self.num_slots if self.cap is None else min(self.cap, self.num_slots)
         if most > 0:
-            popular = hold_highest(counts.astype(np.float64), placement.at_home & (counts > 0)[:, None], most)
-        return placement.with_residents(
-            hold_highest(popular.any(axis=1).astype(np.float64), popular | placement.resident, self.num_slots)
-        )
+            popular = hold_highest(counts / 1.0, placement.at_home & (counts > 0)[:, None], most)
+        first = np.where(popular.any(axis=1), 1.0, 0.0)
+        return placement.with_residents(hold_highest(first, popular | placement.resident, self.num_slots))
 
 
 @compiled

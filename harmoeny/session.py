@@ -22,8 +22,9 @@ from harmoeny.models.kit.modules import device_of
 from harmoeny.models.switch import AdaptedSwitch, is_switch
 from harmoeny.policy import Policy
 from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.memory.links import make_transfers
 from harmoeny.runtime.memory.sharing import rank_on_host, ranks_on_host, share_model, share_tensors
-from harmoeny.runtime.memory.transfer import Transfers, make_transfers
+from harmoeny.runtime.memory.transfer import Transfers
 from harmoeny.runtime.start import start_rank
 from harmoeny.timed import HarMoEny
 

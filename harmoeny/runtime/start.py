@@ -18,8 +18,9 @@ from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
 from harmoeny.runtime.memory.fetch.base import RankMemory
 from harmoeny.runtime.memory.host import make_host
+from harmoeny.runtime.memory.links import make_transfers
 from harmoeny.runtime.memory.slots import SlotPool
-from harmoeny.runtime.memory.transfer import Transfers, make_transfers
+from harmoeny.runtime.memory.transfer import Transfers
 
 
 def start_rank(

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from harmoeny.hardware import Hardware
-from harmoeny.runtime.device import Device, Span
+from harmoeny.runtime.device import Span
 from harmoeny.runtime.memory.slots import Slot, Transfer
 
-_URGENT, _LATER, _STOP = 0, 1, 2
+#: What goes first in a queue of copies.
+URGENT, LATER, _STOP = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,8 @@ class Transfers(ABC):
         self.drain()
 
 
-def make_transfers(device: torch.device, hardware: Hardware) -> Transfers:
-    """Return the transfers of a device, over the host link that the hardware has or emulates."""
-    if Device.of(device).has_own_memory:
-        return StreamTransfers(device)
-    return ThreadTransfers(hardware)
-
-
 @dataclass(eq=False)
-class _ThreadTransfer(Transfer):
+class ThreadTransfer(Transfer):
     """A copy in the queue of the copy thread.
 
     Attributes:
@@ -113,18 +107,17 @@ class _ThreadTransfer(Transfer):
 class ThreadTransfers(Transfers):
     """A copy thread beside the computing thread; PyTorch's copies release the interpreter lock.
 
-    The link is the processor's own copying (``memcpy``), or an emulated one: a DMA engine moves weights without the
-    processor, so an emulated copy sleeps for as long as the link would take, and then lets the slot refer to the host's
-    weights.
+    The link is the processor's own copying (``memcpy``), or an emulated one: then a copy sleeps for as long as the link
+    would take, and lets the slot refer to the host's weights.
     """
 
     def __init__(self, hardware: Hardware) -> None:
         self.link = hardware.host_link
         self.fills_slots = self.link == "memcpy"
-        self._hardware = hardware
+        self.hardware = hardware
         self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._sequence = itertools.count()
-        self._open: list[_ThreadTransfer] = []
+        self._open: list[ThreadTransfer] = []
         self._thread = threading.Thread(target=self._work, name="expert-copies", daemon=True)
         self._thread.start()
 
@@ -142,12 +135,12 @@ class ThreadTransfers(Transfers):
         slot.expert_id, slot.transfer = request.expert_id, transfer
         return transfer
 
-    def beside(self, work: Callable[[], None]) -> _ThreadTransfer:
+    def beside(self, work: Callable[[], None]) -> ThreadTransfer:
         """Queue work for the copy thread."""
         return self._queue(work, urgent=True)
 
-    def _queue(self, work: Callable[[], None], *, urgent: bool) -> _ThreadTransfer:
-        transfer = _ThreadTransfer(urgent=urgent)
+    def _queue(self, work: Callable[[], None], *, urgent: bool) -> ThreadTransfer:
+        transfer = ThreadTransfer(urgent=urgent)
         self._open = [t for t in self._open if not t.done.is_set()]
         self._open.append(transfer)
 
@@ -161,7 +154,7 @@ class ThreadTransfers(Transfers):
             finally:
                 transfer.done.set()
 
-        self._jobs.put((_URGENT if urgent else _LATER, next(self._sequence), job))
+        self._jobs.put((URGENT if urgent else LATER, next(self._sequence), job))
         return transfer
 
     def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:
@@ -169,7 +162,7 @@ class ThreadTransfers(Transfers):
         if self.fills_slots:
             slot.fill(source)
         else:
-            time.sleep(self._hardware.host_link_s(slot.expert_bytes))
+            time.sleep(self.hardware.host_link_s(slot.expert_bytes))
             slot.refer(source)
 
     def wait(self, slot: Slot) -> Span | None:
@@ -177,7 +170,7 @@ class ThreadTransfers(Transfers):
         transfer = slot.transfer
         if transfer is None:
             return None
-        assert isinstance(transfer, _ThreadTransfer), "the slot belongs to other transfers"
+        assert isinstance(transfer, ThreadTransfer), "the slot belongs to other transfers"
         span = None
         if not transfer.done.is_set():
             begin = time.perf_counter_ns()

@@ -9,7 +9,7 @@ from harmoeny.hardware import Hardware
 from harmoeny.runtime.calibrate import fit_expert, measure_expert_cost, with_host_cost
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.host import make_host
-from harmoeny.runtime.memory.transfer import make_transfers
+from harmoeny.runtime.memory.links import make_transfers
 from tests.harmoeny.runtime.cases import random_experts
 
 

@@ -15,7 +15,7 @@ from harmoeny.hardware import Hardware
 from harmoeny.runtime.calibrate_device import fit_link, fit_wave, measure_device_cost
 from harmoeny.runtime.exchange.choose import open_exchange
 from harmoeny.runtime.exchange.comm import Communicator
-from harmoeny.runtime.memory.transfer import make_transfers
+from harmoeny.runtime.memory.links import make_transfers
 from tests.harmoeny.runtime.cases import random_experts
 from tests.ranks import run_ranks
 from tests.strategies import examples

@@ -20,6 +20,7 @@ from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStats, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.fetch.none import NoFetch
+from harmoeny.runtime.memory.links import EmulatedTransfers, make_transfers
 from harmoeny.runtime.memory.slots import LayerSlots, Slot, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest, ThreadTransfers
 from harmoeny.runtime.memory.waves import Wave
@@ -201,7 +202,7 @@ def test_an_emulated_link_takes_its_time_and_no_less() -> None:
     hardware = Hardware(
         host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.02, host_link_latency_s=0.01
     )
-    link = ThreadTransfers(hardware)
+    link = make_transfers(CPU, hardware)
     other, slot = LayerSlots(experts, CPU).reserve(2)
     transfers = [link.submit(CopyRequest(s, e, experts.expert(e))) for e, s in ((1, other), (2, slot))]
     link.wait(slot)
@@ -214,12 +215,31 @@ def test_an_emulated_link_takes_its_time_and_no_less() -> None:
 
 def test_a_fetch_goes_before_restores() -> None:
     experts = marked_experts()
-    link = ThreadTransfers(Hardware(host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.01))
+    link = make_transfers(CPU, Hardware(host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.01))
     slots = LayerSlots(experts, CPU).reserve(4)
     restores = [link.submit(CopyRequest(slot, 0, experts.expert(0), urgent=False)) for slot in slots[:3]]
     fetch = link.submit(CopyRequest(slots[3], 1, experts.expert(1)))
     link.drain()
     assert nanoseconds(fetch)[1] < nanoseconds(restores[1])[1], "only the restore that was under way came first"
+    link.close()
+
+
+def test_an_emulated_link_is_done_when_it_would_be_whether_anybody_looks_or_not() -> None:
+    """Three copies of 10 ms, behind each other; who comes after 100 ms finds them done at 30, and waits no more."""
+    experts = marked_experts()
+    link = make_transfers(CPU, Hardware(host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.01))
+    assert isinstance(link, EmulatedTransfers)
+    slots = LayerSlots(experts, CPU).reserve(3)
+    begin = time.perf_counter_ns()
+    transfers = [link.submit(CopyRequest(slot, slot.index, experts.expert(slot.index))) for slot in slots]
+    assert link.wait(slots[0]) is not None
+    time.sleep(0.1)
+    assert link.wait(slots[2]) is None
+    assert [round((nanoseconds(t)[1] - begin) / 1e7) for t in transfers] == [1, 2, 3]
+    late = link.submit(CopyRequest(slots[0], 2, experts.expert(2)))
+    assert link.wait(slots[0]) is not None
+    assert nanoseconds(late)[0] >= begin + 100_000_000
+    assert all((slot.weights["up"] == expert).all() for slot, expert in zip(slots, (2, 1, 2), strict=True))
     link.close()
 
 
