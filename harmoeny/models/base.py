@@ -17,6 +17,8 @@ from harmoeny.runtime.memory.experts import LayerExperts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Largest absolute error of an output, relative to the largest absolute output of the reference.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+#: Far beyond any model; who asks for more has mistyped, and would wait for tables that no memory holds.
+_MOST_EXPERTS = 65_536
 
 
 class RoutingTape:
@@ -289,8 +291,8 @@ class ModelConfig(ABC):
         """
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype: {self.dtype!r}, must be one of {', '.join(DTYPES)}")
-        if self.num_experts < 1:
-            raise ValueError(f"model.num_experts: {self.num_experts}, must be at least 1")
+        if not 1 <= self.num_experts <= _MOST_EXPERTS:
+            raise ValueError(f"model.num_experts: {self.num_experts}, must be 1 to {_MOST_EXPERTS:,}")
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"model.top_k: {self.top_k}, must be 1 to model.num_experts={self.num_experts}")
 
