@@ -7,6 +7,7 @@ gives runs another name: then give these the new one, in the names of folders an
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,14 @@ def test_its_tables_and_numbers_are_read_as_they_were_stored(backend: str) -> No
 
 
 def assert_contains(now: Any, stored: Any) -> None:
-    """All that was stored is said now, with the same values; more may be said."""
+    """All that was stored is said now, with the same values; more may be said, but no percentile of a few requests."""
     if not isinstance(stored, dict):
         assert now == stored
         return
     for name, value in stored.items():
+        if name not in now and re.search(r"ttft_p\d+_s$", name):
+            assert isinstance(value, dict)
+            continue
         assert_contains(now[name], value)
 
 
