@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
 from baselines.kit.cache import CachePolicy
+from baselines.kit.with_host import WithHost
 from harmoeny.compiled import compiled
-from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement, hold_highest
 from harmoeny.places import PlaceCosts, device_slice_s, host_slice_s
 
 
 @dataclass(kw_only=True)
-class GpuNdp(CachePolicy):
+class GpuNdp(WithHost, CachePolicy):
     """A GPU beside processors in the memory (Wu et al., DATE 2026, arXiv 2601.03992), which are the rank's host here.
 
     In every layer experts are assigned one by one, those with the most tokens first, to whoever would end sooner with
@@ -32,15 +31,6 @@ class GpuNdp(CachePolicy):
     description: ClassVar[str] = "shares experts out over device and host by who ends sooner; a prompt fills the slots"
 
     cap: int | None = None
-
-    def __post_init__(self) -> None:
-        #: Known once the policy is calibrated. No option.
-        self._costs: PlaceCosts | None = None
-
-    @property
-    def needs_host(self) -> bool:
-        """True."""
-        return True
 
     @property
     def history_window(self) -> int:
@@ -57,21 +47,14 @@ class GpuNdp(CachePolicy):
         if self.cap is not None and self.cap < 0:
             raise ValueError(f"cap: {self.cap}, must be at least 0, or null for all slots")
 
-    def calibrated(self, cost: ExpertCost) -> Self:
-        """Return the policy with the machine's costs."""
-        calibrated = copy(self)
-        calibrated._costs = PlaceCosts.of(cost)
-        return calibrated
-
     def on_host(self, executed: IntArray, placement: Placement) -> BoolArray:
         """Return what the processors in the memory take.
 
         Raises:
             ValueError: the policy was not calibrated.
         """
-        if self._costs is None:
-            raise ValueError("gpu_ndp: must be calibrated before planning")
-        return assign_in_turn(executed, placement.resident, self._costs)
+        costs = self.costs()
+        return assign_in_turn(executed, placement.resident, costs)
 
     def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
         """Hold a prompt's most popular experts behind its prefill, a batch with more tokens than the one before."""

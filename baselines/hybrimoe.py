@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
 from baselines.kit.ahead import PrefetchingCache
+from baselines.kit.with_host import WithHost
 from harmoeny.compiled import compiled
-from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray, Placement, hold_fetched
 from harmoeny.places import PlaceCosts, device_slice_s, host_slice_s, places_end_s
 from harmoeny.plan import home_executed
@@ -22,7 +21,7 @@ _LEAST_WEIGHT = 1e-3
 
 
 @dataclass(kw_only=True)
-class HybriMoE(PrefetchingCache):
+class HybriMoE(WithHost, PrefetchingCache):
     """Hybrid CPU-GPU inference (HybriMoE, DAC 2025, arXiv 2504.05897; github.com/PKU-SEC-Lab/HybriMoE).
 
     Experts stand in a row: those in slots with the most tokens first, then the others likewise. The device takes from
@@ -52,15 +51,8 @@ class HybriMoE(PrefetchingCache):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        #: Known once the policy is calibrated. No option.
-        self._costs: PlaceCosts | None = None
         #: Scores of every layer's experts after its latest batch. No option.
         self._scores: dict[int, FloatArray] = {}
-
-    @property
-    def needs_host(self) -> bool:
-        """True."""
-        return True
 
     @property
     def history_window(self) -> int:
@@ -79,21 +71,14 @@ class HybriMoE(PrefetchingCache):
         if self.top_p < 1:
             raise ValueError(f"top_p: {self.top_p}, must be at least 1")
 
-    def calibrated(self, cost: ExpertCost) -> Self:
-        """Return the policy with the machine's costs in place of the authors' constants."""
-        calibrated = copy(self)
-        calibrated._costs = PlaceCosts.of(cost)
-        return calibrated
-
     def on_host(self, executed: IntArray, placement: Placement) -> BoolArray:
         """Return what the hosts take of every rank's row of experts.
 
         Raises:
             ValueError: the policy was not calibrated.
         """
-        if self._costs is None:
-            raise ValueError("hybrimoe: must be calibrated before planning")
-        return take_from_both_ends(executed, placement.resident, self._costs)
+        costs = self.costs()
+        return take_from_both_ends(executed, placement.resident, costs)
 
     @property
     def calibration_batches(self) -> int:
