@@ -7,13 +7,18 @@ import os
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from harmoeny.runtime.device import Device
+
 TIMEOUT_S = 90
+#: What takes seconds to import, once for all ranks of a test process.
+_PRELOAD = ["experiments.launch.preload", "hypothesis", "pytest"]
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
@@ -22,12 +27,14 @@ def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *argu
     Raises:
         AssertionError: a rank failed, with its traceback, or did not answer in time.
     """
-    context = mp.get_context("spawn")
+    context = _context()
     pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
     store = folder / "rendezvous"
     ranks = [
         context.Process(
-            target=_entry, args=(rank, world_size, str(store), pipes[rank][1], function, arguments), daemon=True
+            target=_entry,
+            args=(dict(os.environ), rank, world_size, str(store), pipes[rank][1], function, arguments),
+            daemon=True,
         )
         for rank in range(world_size)
     ]
@@ -58,10 +65,25 @@ def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *argu
     return [results[rank] for rank in range(world_size)]
 
 
+def _context() -> SpawnContext | ForkServerContext:
+    """Return what starts ranks: a fork of what they import anyway, where no import can have touched a GPU."""
+    if not Device.of(torch.device("cuda" if torch.cuda.is_available() else "cpu")).survives_fork:
+        return mp.get_context("spawn")
+    mp.set_forkserver_preload(_PRELOAD)
+    return mp.get_context("forkserver")
+
+
 def _entry(
-    rank: int, world_size: int, store: str, answer: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+    environment: dict[str, str],
+    rank: int,
+    world_size: int,
+    store: str,
+    answer: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ.clear()  # of the process that forks: what it was when the first ranks were started
+    os.environ |= environment | {"GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ["WORLD_SIZE"] = str(world_size)
     torch.set_num_threads(1)
     try:
