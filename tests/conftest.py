@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 from hypothesis import Phase, settings
 
+from experiments.cores import usable_cores
 from tests.programs import Programs
 
 # What takes seconds to import is imported by the fixtures: pytest-xdist's own process, which only hands tests out,
@@ -43,6 +44,12 @@ Load: TypeAlias = "Callable[..., Point]"
 settings.register_profile("quick", max_examples=20)
 #: For scripts.planted: that a test fails is all that counts, and a smaller example may take minutes to find.
 settings.register_profile("unshrunk", phases=(Phase.explicit, Phase.generate))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Start a worker more than there are cores: some tests wait for ranks, networks or a scheduler."""
+    return usable_cores().number + 1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import settings
 from hypothesis import strategies as st
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from harmoeny.placement import PLACEMENTS, BoolArray, IntArray, Placement, place
 
@@ -28,9 +30,28 @@ def share_of(number: int) -> int:
 
 
 def few_points(config: DictConfig) -> None:
-    """Under the profile `quick`, let a part of a grid be no larger than to have every pair of values."""
-    if share_of(100) < 100 and config.hydra.sweeper.get("points"):
-        config.hydra.sweeper.update(points=1, also=None)
+    """Under the profile `quick`, leave two values of everything that is swept, of a grid only its pairs."""
+    if share_of(100) < 100:
+        few_values(config, 2)
+
+
+def few_values(config: DictConfig, number: int) -> None:
+    """Leave the first values, so many, of everything that a multirun sweeps; of a grid only its pairs."""
+    sweeper, typed = config.hydra.sweeper, OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    assert isinstance(typed, list)
+    config.hydra.overrides.task = [_first_values(str(override), number) for override in typed]
+    for name, values in dict(sweeper.params or {}).items():
+        sweeper.params[name] = _first_values(f"{name}={values}", number).partition("=")[2]
+    if sweeper.get("points"):
+        sweeper.update(points=1, also=None)
+
+
+def _first_values(typed: str, number: int) -> str:
+    override = OverridesParser.create().parse_override(typed)
+    if not override.is_sweep_override():
+        return typed
+    values = islice(override.sweep_string_iterator(), number)
+    return f"{override.get_key_element()}={','.join(values)}"
 
 
 COUNT_KINDS = ("spread", "sparse", "zipf", "one_expert", "one_sender", "zero_rows", "ones", "none")

@@ -11,8 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.compose.backends import backend_of
 from experiments.compose.sweep_callback import leave_out_absent, sweep_points
@@ -22,10 +21,12 @@ from tests.conftest import Compose
 from tests.docs.test_commands import RUNS, as_typed, saved
 from tests.experiments.runs import begin
 from tests.harmoeny.models.saved import save
-from tests.strategies import few_points
+from tests.strategies import few_values
 
 __all__ = ["saved"]
 TINY = ["batch_size=1", "seq_len=8", "rounds=1", "warmup_rounds=0"]
+#: They are ranks: `make check` leaves them out.
+pytestmark = pytest.mark.ranks
 #: Saved in place of what a page takes from the hub, by the beginning of its name there.
 FAMILIES = {"switch": "switch_transformers", "qwen1.5": "qwen2_moe", "mixtral": "mixtral", "olmoe": "olmoe"}
 
@@ -52,7 +53,7 @@ def test_it_ends_with_numbers(
         words += ["world_size=1", *tiny_model(config, words, tmp_path)]
     config = compose(*words, multirun=True)
     leave_out_absent(config)
-    first_values(config)
+    few_values(config, 1)  # test_commands.py checks all points
     ((point, _),), _ = sweep_points(config)
     runs = begin(point)
     tokens = prepare_point(point) if point.reads_text else None
@@ -61,33 +62,12 @@ def test_it_ends_with_numbers(
     else:
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", "1")
-        threads = torch.get_num_threads()
+        monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # other tests need the other cores
         assert tokens is not None
         run_rank(runs, tokens)
-        torch.set_num_threads(threads)
     layers = pd.read_parquet(runs[0].folder.path / "layers.parquet")
     assert set(layers["system"]) == set(point.systems)
     assert (layers["layer_s"] > 0).all()
-
-
-def first_values(config: DictConfig) -> None:
-    """Leave the first value of everything that is swept; test_commands.py checks all points."""
-    parse = OverridesParser.create().parse_override
-
-    def first(typed: str) -> str:
-        override = parse(typed)
-        return (
-            f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-            if override.is_sweep_override()
-            else typed
-        )
-
-    sweeper, typed = config.hydra.sweeper, OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    assert isinstance(typed, list)
-    config.hydra.overrides.task = [first(str(override)) for override in typed]
-    for name, values in dict(sweeper.params or {}).items():
-        sweeper.params[name] = first(f"{name}={values}").partition("=")[2]
-    few_points(config)
 
 
 def tiny_model(config: DictConfig, words: list[str], folder: Path) -> list[str]:

@@ -78,7 +78,8 @@ def test_measures_follow_their_definitions(run: SmokeRun) -> None:
         rate = iterations["input_tokens"] / iterations["latency_s"]
         np.testing.assert_allclose(iterations["throughput_tokens_per_s"], rate)
         assert (iterations["ttft_s"] <= iterations["latency_s"]).all()
-        assert (layers.groupby("iteration")["layer_s"].max() < iterations.set_index("iteration")["latency_s"]).all()
+        of_rank = layers.groupby(["iteration", "rank"])["layer_s"].sum()  # the others may wait for the last to start
+        assert (of_rank.groupby("iteration").min() < iterations.set_index("iteration")["latency_s"]).all()
 
 
 def test_only_balancing_systems_stay_balanced_when_routing_is_skewed(run: SmokeRun) -> None:
