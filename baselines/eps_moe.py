@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from math import inf, sqrt
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -15,6 +16,32 @@ from harmoeny.policy import Policy
 
 #: Stages where calibration does not know what one more costs: those of most of the authors' measurements.
 _USUAL_STAGES = 2
+
+
+class StageCosts(NamedTuple):
+    """Seconds by the names of :class:`harmoeny.cost.ExpertCost`, and what follows from them for stages.
+
+    Attributes:
+        token_s: executing one more assignment.
+        slice_s: what a slice takes whatever its assignments.
+        weights_s: reading an expert's weights, the least that a slice takes beside that.
+        exchange_token_s: receiving one more row.
+        stage_s: one more stage: its exchange there and back and, where all of it is launched at once, its launch; 0:
+            not known; infinite: rows do not travel while ranks compute.
+    """
+
+    token_s: float
+    slice_s: float
+    weights_s: float
+    exchange_token_s: float
+    stage_s: float
+
+    @classmethod
+    def of(cls, cost: ExpertCost) -> Self:
+        """Return those of a machine."""
+        slice_s, launch_s = (0.0, cost.launch_s) if cost.grouped else (cost.launch_s, 0.0)
+        stage_s = 2 * cost.exchange_latency_s + launch_s if cost.overlaps else inf
+        return cls(cost.token_s, slice_s, cost.weights_s, cost.exchange_token_s, stage_s)
 
 
 @dataclass(kw_only=True)
@@ -42,7 +69,7 @@ class EpsMoE(Policy):
 
     def __post_init__(self) -> None:
         #: The machine's; None until calibrated. No option.
-        self._cost: ExpertCost | None = None
+        self._costs: StageCosts | None = None
 
     def validate(self) -> None:
         """Check the configuration.
@@ -71,9 +98,10 @@ class EpsMoE(Policy):
             raise ValueError(f"num_stages: {self.num_stages}, must be at most {most}, the experts of a rank")
 
     def calibrated(self, cost: ExpertCost) -> Self:
-        """Return the policy with the machine's costs."""
-        calibrated = copy(self)
-        calibrated._cost = cost
+        """Return the policy with the machine's costs, and what a stage costs where that was not set."""
+        calibrated, costs = copy(self), StageCosts.of(cost)
+        known = self.stage_s is not None and cost.overlaps
+        calibrated._costs = costs._replace(stage_s=self.stage_s) if known else costs
         return calibrated
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
@@ -90,19 +118,15 @@ class EpsMoE(Policy):
 
     def _best(self, counts: IntArray, placement: Placement) -> int:
         """Return the number of stages that gains most by the cost model."""
-        if self._cost is None:
+        if self._costs is None:
             raise ValueError("num_stages: null, must be calibrated before planning (EpsMoE.calibrated)")
-        cost, per_rank = self._cost, int(np.bincount(placement.home).max())
-        if not cost.overlaps:
-            return 1
-        launch_s = cost.launch_s if cost.grouped else 0.0  # else every slice is launched anyway
-        stage_s = self.stage_s or 2 * cost.exchange_latency_s + launch_s
-        if stage_s == 0:
+        costs, per_rank = self._costs, int(np.bincount(placement.home).max())
+        if costs.stage_s == 0:
             return min(_USUAL_STAGES, per_rank)
-        return best_stages(overlapped_s(counts, placement.home, cost), stage_s, per_rank)
+        return best_stages(overlapped_s(counts, placement.home, costs), costs.stage_s, per_rank)
 
 
-def overlapped_s(counts: IntArray, home: IntArray, cost: ExpertCost) -> float:
+def overlapped_s(counts: IntArray, home: IntArray, costs: StageCosts) -> float:
     """Return ``C``: the shorter of the time that rows take there and back, and that of the products; seconds.
 
     Both are of the slowest rank, by the counts of the batch; of products, reading the weights is the least.
@@ -110,17 +134,17 @@ def overlapped_s(counts: IntArray, home: IntArray, cost: ExpertCost) -> float:
     Args:
         counts: int64 ``[world_size, num_experts]``.
         home: int64 ``[num_experts]``.
-        cost: the machine's.
+        costs: the machine's.
     """
     ranks = np.arange(len(counts))
     at_home = (home[:, None] == ranks).astype(np.int64)
     pairs = counts @ at_home
     own = pairs.diagonal()
     rows = max(int((pairs.sum(axis=1) - own).max()), int((pairs.sum(axis=0) - own).max()))
-    executed, launch_s = counts.sum(axis=0), 0.0 if cost.grouped else cost.launch_s
-    slices_s = launch_s + np.maximum(executed * cost.token_s, cost.weights_s)
+    executed = counts.sum(axis=0)
+    slices_s = costs.slice_s + np.maximum(executed * costs.token_s, costs.weights_s)
     products_s = np.where(executed > 0, slices_s, 0.0) @ at_home
-    return min(2 * rows * cost.exchange_token_s, float(products_s.max()))
+    return min(2 * rows * costs.exchange_token_s, float(products_s.max()))
 
 
 def stages_gain_s(num_stages: float, overlapped_s: float, stage_s: float) -> float:
@@ -142,7 +166,9 @@ def best_stages(overlapped_s: float, stage_s: float, num_experts: int) -> int:
         stage_s: ``k``, what one more stage costs, above 0.
         num_experts: of a rank.
     """
-    optimum = np.sqrt(overlapped_s / stage_s)
+    if stage_s >= overlapped_s:
+        return 1
+    optimum = sqrt(overlapped_s / stage_s)
     divisors = [n for n in range(1, num_experts + 1) if num_experts % n == 0]
     below = max((n for n in divisors if n <= optimum), default=1)
     above = min((n for n in divisors if n >= optimum), default=num_experts)

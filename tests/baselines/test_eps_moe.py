@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines.eps_moe import EpsMoE, best_stages, expert_stages, overlapped_s, stages_gain_s
+from baselines.eps_moe import EpsMoE, StageCosts, best_stages, expert_stages, overlapped_s, stages_gain_s
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import place
 from harmoeny.plan import Plan
@@ -52,11 +52,14 @@ def test_what_could_overlap_is_the_shorter_of_exchange_and_products_of_the_slowe
     home, cost = np.array([0, 0, 1, 1]), ExpertCost(token_s=1.0, fetch_s=1.0, exchange_token_s=10.0)
     counts = np.array([[5, 0, 2, 0], [3, 1, 1, 1]])
     # Rank 0 gets 4 rows and sends 2, rank 1 the reverse; rank 0 executes 9 of 13.
-    assert overlapped_s(counts, home, cost) == 9.0
-    assert overlapped_s(counts, home, replace(cost, exchange_token_s=0.5)) == 2 * 4 * 0.5
-    assert overlapped_s(counts, home, replace(cost, weights_s=7.0)) == 8.0 + 7.0, "expert 1 has one token"
-    assert overlapped_s(counts, home, replace(cost, launch_s=2.0)) == 9.0 + 2 * 2.0
-    assert overlapped_s(counts, home, replace(cost, launch_s=2.0, grouped=True)) == 9.0
+    for changes, wanted in (
+        ({}, 9.0),
+        ({"exchange_token_s": 0.5}, 2 * 4 * 0.5),
+        ({"weights_s": 7.0}, 8.0 + 7.0),  # expert 1 has one token
+        ({"launch_s": 2.0}, 9.0 + 2 * 2.0),
+        ({"launch_s": 2.0, "grouped": True}, 9.0),
+    ):
+        assert overlapped_s(counts, home, StageCosts.of(replace(cost, **changes))) == wanted  # type: ignore[arg-type]
 
 
 def test_every_ranks_experts_are_divided_in_their_order() -> None:
