@@ -100,8 +100,9 @@ class EpsMoE(Policy):
     def calibrated(self, cost: ExpertCost) -> Self:
         """Return the policy with the machine's costs, and what a stage costs where that was not set."""
         calibrated, costs = copy(self), StageCosts.of(cost)
-        known = self.stage_s is not None and cost.overlaps
-        calibrated._costs = costs._replace(stage_s=self.stage_s) if known else costs
+        if self.stage_s is not None and cost.overlaps:
+            costs = costs._replace(stage_s=self.stage_s)
+        calibrated._costs = costs
         return calibrated
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
