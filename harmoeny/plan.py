@@ -25,7 +25,10 @@ class Plan:
             those of the rank itself; None: all rows of an expert are executed together, when all are there.
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
         host: bool ``[num_experts, world_size]``, what a rank executes on its host, from the store, beside its device;
-            the weights stay where they are. None: nothing; must be None where sources are grouped.
+            the weights stay where they are. None: nothing; must be None where the exchange has stages.
+        expert_stages: int64 ``[num_experts]``, stages from 0 on: rows of the experts of a stage are exchanged together
+            and executed while those of the next are on their way. On a rank they may not fall from expert to
+            expert. None: one exchange; must be None where sources are grouped.
     """
 
     tokens: IntArray
@@ -34,6 +37,7 @@ class Plan:
     source_groups: Sequence[Sequence[int]] | None = None
     predicted_s: float | None = None
     host: BoolArray | None = None
+    expert_stages: IntArray | None = None
 
     @property
     def world_size(self) -> int:
@@ -89,6 +93,8 @@ class Plan:
         if exact and dropped.any():
             raise ValueError(f"plan.tokens: assignments lost at [src, expert] = {_first(dropped != 0)}")
         host = self._validated_host()
+        if self.expert_stages is not None:
+            self._validate_expert_stages(self.expert_stages)
         weightless = (self.executed() > 0) & ~placement.resident & ~self.fetch & ~host
         if weightless.any():
             raise ValueError(f"plan.fetch: executed without weights at [expert, rank] = {_first(weightless)}")
@@ -105,9 +111,19 @@ class Plan:
         idle = self.host & (self.executed() == 0)
         if idle.any():
             raise ValueError(f"plan.host: nothing to execute at [expert, rank] = {_first(idle)}")
-        if self.source_groups is not None and self.host.any():
-            raise ValueError("plan.host: must be None with plan.source_groups")
+        for name in ("source_groups", "expert_stages"):
+            if getattr(self, name) is not None and self.host.any():
+                raise ValueError(f"plan.host: must be None with plan.{name}")
         return self.host
+
+    def _validate_expert_stages(self, stages: IntArray) -> None:
+        if self.source_groups is not None:
+            raise ValueError("plan.expert_stages: must be None with plan.source_groups")
+        if stages.shape != self.fetch.shape[:1] or (stages < 0).any():
+            raise ValueError(f"plan.expert_stages: {stages.tolist()}, must be {len(self.fetch)} numbers of at least 0")
+        for rank in range(self.world_size):
+            if (np.diff(stages[self.executed()[:, rank] > 0]) < 0).any():
+                raise ValueError(f"plan.expert_stages: {stages.tolist()}, must not fall on rank {rank}")
 
 
 def _first(where: BoolArray) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from hydra.errors import HydraException
@@ -66,8 +66,7 @@ def load_point(
         systems = {name: build(Policy, f"systems.{name}", node) for name, node in values["systems"].items()}
         simulator = load_options(values["simulator"])
         options = make_options(values)
-        if options.spare_slots is not None:
-            systems = {name: _with_spare_slots(policy, options, parts["model"]) for name, policy in systems.items()}
+        systems = {name: _with_room(policy, options, parts["model"]) for name, policy in systems.items()}
         backend = backend_named(options.backend)
     except OmegaConfBaseException as error:
         raise ValueError(explain(error)) from error
@@ -84,9 +83,16 @@ def load_point(
     return point
 
 
-def _with_spare_slots(policy: Policy, options: Options, model: ModelConfig) -> Policy:
-    """Return a policy with the room for experts that all systems of the point have."""
-    assert options.spare_slots is not None
+def _with_room(policy: Policy, options: Options, model: ModelConfig) -> Policy:
+    """Return a policy with the room for experts that all systems of the point have, where it says so."""
+    if options.num_slots is not None:
+        if options.spare_slots is not None:
+            raise ValueError(f"num_slots: {options.num_slots}, must be null with spare_slots={options.spare_slots}")
+        if options.num_slots < 1:
+            raise ValueError(f"num_slots: {options.num_slots}, must be at least 1, or null")
+        return replace(policy, num_slots=options.num_slots)
+    if options.spare_slots is None:
+        return policy
     if options.spare_slots < 0:
         raise ValueError(f"spare_slots: {options.spare_slots}, must be at least 0, or null")
     if options.world_size < 1:

@@ -88,6 +88,7 @@ class Options:
     max_minutes: float | None = None
     timeout_s: int = MISSING
     spare_slots: int | None = None
+    num_slots: int | None = None
     host_threads: int = 0
     exchange: str = MISSING
     ranks_per_gpu: int = MISSING

@@ -28,7 +28,7 @@ from results_schema.manifest import NOT_MEASURED
 _UNNAMED: dict[str, Any] = {
     "exchange": Exchange.AUTO, "ranks_per_gpu": 1, "gpu_sharing": GpuSharing.MPS,
     "until": None, "max_rounds": None, "max_minutes": None, "spare_slots": None,
-    "host_threads": 0,
+    "num_slots": None, "host_threads": 0,
 }  # fmt: skip
 #: Fields of the hardware of which the same is true, with the value that they have by default.
 _UNNAMED_HARDWARE = (

@@ -12,13 +12,12 @@ from experiments.routers.base import FloatArray
 from experiments.simulator.compute import RankMemories
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import check_memory, layer_bytes, mask_bytes
-from experiments.simulator.exchange import ExchangeTimes, padded_exchange, plain_exchange
+from experiments.simulator.exchange import Arrivals, ExchangeTimes, last_partner, padded_exchange, plain_exchange
 from experiments.simulator.flows import Flows, capped, num_plan_steps, plan_flows
 from experiments.simulator.jitter import Jitter
 from experiments.simulator.model_work import ModelWork
 from experiments.simulator.plan_times import PlanTimes
 from experiments.simulator.planning import PlanTimer
-from harmoeny.compiled import compiled
 from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
@@ -180,8 +179,8 @@ class SimulatedSystem:
         exchange, placement = exchange.at(pace), self._residency.placements[layer]
         boundary_s[Phase.DISPATCH] = self._look_ahead(layer, counts, placed_s + plan_s * pace)
         ready_s = boundary_s[Phase.DISPATCH] + exchange.gather_s
-        arrived_s = ready_s.max() + exchange.wire_s + exchange.group_s
-        boundary_s[Phase.COMPUTE] = arrived_s if flows.slices is None else ready_s
+        arrivals = Arrivals.of(cost, flows, exchange, ready_s, pace)
+        boundary_s[Phase.COMPUTE] = ready_s if flows.slices is not None else arrivals.arrived_s[0]
         done = self._memories.run(
             layer,
             flows,
@@ -189,14 +188,15 @@ class SimulatedSystem:
             self._residency.retain(layer),
             planned_s=boundary_s[Phase.DISPATCH],
             start_s=boundary_s[Phase.COMPUTE],
-            arrived_s=arrived_s,
+            arrivals=arrivals,
             pace=pace,
         )
-        end_s = done.end_s
-        boundary_s[Phase.COMBINE] = end_s
-        boundary_s[Phase.END] = (
-            _last_partner(end_s + exchange.group_s, flows.traffic) + exchange.wire_s + exchange.add_s + done.restoring_s
-        )
+        boundary_s[Phase.COMBINE] = done.end_s
+        if arrivals.parts:
+            returned_s = arrivals.returned_s(done.stage_end_s)
+        else:
+            returned_s = last_partner(done.end_s + exchange.group_s, flows.traffic) + exchange.wire_s
+        boundary_s[Phase.END] = returned_s + exchange.add_s + done.restoring_s
         columns: dict[str, IntArray | FloatArray] = {
             "num_assignments": counts.sum(axis=1),
             "executed_tokens": flows.executed.sum(axis=0),
@@ -250,15 +250,3 @@ class SimulatedSystem:
 
 def _whole(values: FloatArray) -> IntArray:
     return np.rint(values).astype(np.int64)
-
-
-@compiled
-def _last_partner(ready_s: FloatArray, traffic: FloatArray) -> FloatArray:
-    """Return, for every rank, when the last of those that it exchanges rows with is ready, itself included."""
-    last = ready_s.copy()
-    for src in range(len(ready_s)):
-        for dst in range(len(ready_s)):
-            if traffic[src, dst] > 0:
-                last[src] = max(last[src], ready_s[dst])
-                last[dst] = max(last[dst], ready_s[src])
-    return last

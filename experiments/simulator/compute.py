@@ -11,6 +11,7 @@ import torch
 
 from experiments.routers.base import FloatArray
 from experiments.simulator.cost import CostModel
+from experiments.simulator.exchange import Arrivals
 from experiments.simulator.flows import Flows
 from experiments.simulator.virtual import META, VirtualCommunicator, VirtualTransfers
 from harmoeny.choices import Fetch
@@ -39,11 +40,13 @@ class Computed:
 
     Attributes:
         end_s: float64, when a rank's computation ends.
+        stage_end_s: float64 ``[num_stages, world_size]``, when that of every stage of the exchange does.
         restoring_s: float64, how long restores keep the processor from what follows.
         columns: the columns of ``layers.parquet`` about fetches, restores and hosts: int64, and float64 in seconds.
     """
 
     end_s: FloatArray
+    stage_end_s: FloatArray
     restoring_s: FloatArray
     columns: dict[str, IntArray | FloatArray]
 
@@ -130,7 +133,7 @@ class RankMemories:
         *,
         planned_s: FloatArray,
         start_s: FloatArray,
-        arrived_s: FloatArray,
+        arrivals: Arrivals,
         pace: FloatArray,
     ) -> Computed:
         """Execute one layer.
@@ -142,8 +145,7 @@ class RankMemories:
             retained: the residents after the layer; None: those before it.
             planned_s: float64 ``[world_size]``, when fetches may begin.
             start_s: float64 ``[world_size]``, when computation may begin.
-            arrived_s: float64 ``[world_size]``, when the rows of all other ranks are there; stages of the exchange
-                behind the first are not executed before.
+            arrivals: when the rows of every stage of the exchange are there.
             pace: float64 ``[world_size]``, how many times as long every rank computes as the cost model says.
         """
         cost = self._cost
@@ -159,8 +161,10 @@ class RankMemories:
             from_peers = flows.fetch if flows.from_peer is None else flows.fetch & flows.from_peer
         arrival_s = planned_s + self._peers_s(from_peers, placement)
         host_s = cost.weights_from_host_s((missing & ~from_peers).sum(axis=0))
-        own_end_s = start_s + cost.experts_s(stages[:1]) * pace
-        end_s = np.maximum(own_end_s, arrived_s) + cost.experts_s(stages[1:]) * pace
+        stage_end_s, end_s = np.empty_like(arrivals.arrived_s), start_s
+        for stage, (arrived_s, ordering_s) in enumerate(zip(arrivals.arrived_s, arrivals.ordering_s, strict=True)):
+            end_s = np.maximum(end_s, arrived_s) + ordering_s + cost.experts_s(stages[stage : stage + 1]) * pace
+            stage_end_s[stage] = end_s
         restoring_s = np.zeros(len(end_s))
         columns: dict[str, IntArray | FloatArray] = {name: np.zeros(len(end_s), dtype=np.int64) for name in _COUNTS}
         columns |= {name: np.zeros(len(end_s)) for name in _TIMES}
@@ -172,7 +176,8 @@ class RankMemories:
             transfers.now_s = float(planned_s[rank])
             if retained is not None:
                 own.fetcher.retain(retained)
-            head_s, rest_s = cost.expert.head_s(flows.traffic, rank, staged=flows.slices is not None)
+            own_first = flows.slices is not None and not arrivals.parts
+            head_s, rest_s = cost.expert.head_s(flows.traffic, rank, staged=own_first)
             own.fetcher.begin(
                 layer,
                 flows.fetch,
@@ -184,7 +189,7 @@ class RankMemories:
                 host_E=host[:, rank],
             )
             transfers.now_s = float(start_s[rank])
-            stats = self._execute(own, float(pace[rank]), float(arrived_s[rank]))
+            stats, stage_end_s[:, rank] = self._execute(own, rank, float(pace[rank]), arrivals)
             end_s[rank], restoring_s[rank] = transfers.now_s, transfers.restoring_s
             found = _columns(stats, transfers.copy_s)
             if host[:, rank].any():
@@ -195,7 +200,7 @@ class RankMemories:
             for name, value in found.items():
                 columns[name][rank] = value
         self._moved[layer], self._held[layer] = False, after
-        return Computed(end_s, restoring_s, columns)
+        return Computed(end_s, stage_end_s, restoring_s, columns)
 
     def _host_columns(self, num_tokens: IntArray, pace: float) -> dict[str, int | float]:
         """Return the columns about what a rank's host executes; ``num_tokens``: int64, rows of every slice."""
@@ -228,21 +233,27 @@ class RankMemories:
             self._ranks[rank] = _Rank(transfers, comm, make_fetcher(self._policy, self._first_placements, memory))
         return self._ranks[rank]
 
-    def _execute(self, rank: _Rank, pace: float, arrived_s: float) -> FetchStats:
-        """Run a rank's layer, wave by wave.
+    def _execute(self, own: _Rank, rank: int, pace: float, arrivals: Arrivals) -> tuple[FetchStats, FloatArray]:
+        """Run a rank's layer, wave by wave; return when every stage ended, too.
 
         Args:
+            own: what the rank has.
             rank: the rank.
             pace: how many times as long it takes as the cost model says.
-            arrived_s: when the rows of other ranks are there.
+            arrivals: when rows are there.
         """
+        transfers, arrived_s, ordering_s = own.transfers, arrivals.arrived_s[:, rank], arrivals.ordering_s[:, rank]
+        end_s, begun = arrived_s.copy(), np.zeros(len(arrived_s), dtype=np.bool_)
 
         def execute(wave: Wave) -> None:
-            if wave.stage > 0:
-                rank.transfers.now_s = max(rank.transfers.now_s, arrived_s)
-            rank.transfers.compute(self._cost.wave_s(wave.num_tokens) * pace)
+            if not begun[wave.stage]:
+                transfers.now_s = max(transfers.now_s, float(arrived_s[wave.stage])) + float(ordering_s[wave.stage])
+                begun[wave.stage] = True
+            transfers.compute(self._cost.wave_s(wave.num_tokens) * pace)
+            end_s[wave.stage] = transfers.now_s
 
-        return rank.fetcher.run(execute)
+        stats = own.fetcher.run(execute)
+        return stats, np.maximum.accumulate(end_s)
 
     def _peers_s(self, from_peers: BoolArray, placement: Placement) -> FloatArray:
         """Return float64 ``[world_size]``, how long ranks wait for weights that peers send, all at once."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
 from experiments.routers.base import FloatArray
 from experiments.simulator.cost import CostModel
+from experiments.simulator.flows import Flows
+from harmoeny.compiled import compiled
 from harmoeny.placement import Placement
 
 
@@ -34,6 +38,73 @@ class ExchangeTimes:
         return replace(
             self, gather_s=self.gather_s * pace, group_s=self.group_s * pace, add_s=self.add_s * pace
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """When a layer's rows are there, stage by stage, and how their results get back.
+
+    Attributes:
+        arrived_s: float64 ``[num_stages, world_size]``, when rows are where they are executed.
+        ordering_s: float64 ``[num_stages, world_size]``, what it takes to order them and their results, beside what
+            the first of those has in it.
+        parts: the exchanges, of which each follows the one before; of no number where all rows travel at once.
+        traffic: float64 ``[num_parts, world_size, world_size]``, what goes from rank to rank in each.
+    """
+
+    arrived_s: FloatArray
+    ordering_s: FloatArray
+    parts: Sequence[ExchangeTimes]
+    traffic: FloatArray
+
+    @classmethod
+    def of(cls, cost: CostModel, flows: Flows, exchange: ExchangeTimes, ready_s: FloatArray, pace: FloatArray) -> Self:
+        """Return when rows arrive that are sent from ``ready_s`` on (float64 ``[world_size]``, as all arrays).
+
+        Args:
+            cost: the cost model.
+            flows: what is exchanged.
+            exchange: what it takes if all of it is exchanged at once.
+            ready_s: when every rank can send.
+            pace: how many times as long its own part takes as the cost model says.
+        """
+        all_ready_s, none = ready_s.max(), np.zeros_like(ready_s)
+        if flows.stage_traffic is not None:
+            parts = [plain_exchange(cost, traffic).at(pace) for traffic in flows.stage_traffic]
+            arrived_s = all_ready_s + np.cumsum([part.wire_s for part in parts], axis=0)
+            return cls(arrived_s, np.stack([2 * part.group_s for part in parts]), parts, flows.stage_traffic)
+        arrived_s = all_ready_s + exchange.wire_s + exchange.group_s
+        first_s = arrived_s if flows.slices is None else ready_s
+        stages_s = np.stack([first_s, *[arrived_s] * (len(flows.stages) - 1)])
+        return cls(stages_s, np.broadcast_to(none, stages_s.shape), [], flows.traffic[:0])
+
+    def returned_s(self, stage_end_s: FloatArray) -> FloatArray:
+        """Return when the results of all exchanges are back; float64 ``[world_size]``.
+
+        Args:
+            stage_end_s: float64 ``[num_stages, world_size]``, when every rank has executed a stage.
+        """
+        free_s: FloatArray = self.arrived_s[-1]  # rows of all stages were queued first
+        for end_s, part, traffic in zip(stage_end_s, self.parts, self.traffic, strict=True):
+            free_s = np.maximum(last_partner(end_s, traffic), free_s) + part.wire_s
+        return free_s
+
+
+@compiled
+def last_partner(ready_s: FloatArray, traffic: FloatArray) -> FloatArray:
+    """Return, for every rank, when the last of those that it exchanges rows with is ready, itself included.
+
+    Args:
+        ready_s: float64 ``[world_size]``.
+        traffic: float64 ``[world_size(src), world_size(dst)]``, assignments.
+    """
+    last = ready_s.copy()
+    for src in range(len(ready_s)):
+        for dst in range(len(ready_s)):
+            if traffic[src, dst] > 0:
+                last[src] = max(last[src], ready_s[dst])
+                last[dst] = max(last[dst], ready_s[src])
+    return last
 
 
 def plain_exchange(cost: CostModel, traffic: FloatArray) -> ExchangeTimes:

@@ -27,8 +27,11 @@ class Flows:
         from_peer: bool ``[num_experts, world_size]``, the fetches that peers send with ``fetch=peer``; None: all.
         traffic: float64 ``[world_size(src), world_size(dst)]``, assignments that go from rank to rank.
         computed: int64 ``[num_experts, world_size]``, rows that are computed, padding too; None: those executed.
-        slices: int64 ``[1 + num_groups, num_experts, world_size]``, the rows that are executed apart where a system
-            executes them as they arrive: a rank's own, then those of every group of ranks; None: an expert's together.
+        slices: int64 ``[num_stages, num_experts, world_size]``, the rows that are executed apart where a system
+            executes them as they arrive: a rank's own, then those of every group of ranks, or those of every group of
+            experts; None: all together.
+        stage_traffic: float64 ``[num_stages, world_size(src), world_size(dst)]``, assignments that go from rank to
+            rank in one exchange after the other; None: all in one.
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
         host: bool ``[num_experts, world_size]``, what a rank executes on its host; None: nothing.
     """
@@ -39,6 +42,7 @@ class Flows:
     from_peer: BoolArray | None = None
     computed: IntArray | None = None
     slices: IntArray | None = None
+    stage_traffic: FloatArray | None = None
     predicted_s: float | None = None
     host: BoolArray | None = None
 
@@ -73,7 +77,13 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
         if executed is not None:
             return flows_of_executed(counts, executed, placement)
     plan = policy.plan(counts, placement)
-    slices = None if plan.source_groups is None else _slices(plan.tokens, plan.source_groups)
+    slices = stage_traffic = None
+    if plan.source_groups is not None:
+        slices = _slices(plan.tokens, plan.source_groups)
+    elif plan.expert_stages is not None:
+        in_stage = plan.expert_stages == np.arange(plan.expert_stages.max(initial=0) + 1)[:, None]
+        slices = np.where(in_stage[:, :, None], plan.executed(), 0)
+        stage_traffic = np.stack([plan.tokens[:, those].sum(axis=1) for those in in_stage]).astype(np.float64)
     traffic = plan.tokens.sum(axis=1).astype(np.float64)
     return Flows(
         plan.executed(),
@@ -81,6 +91,7 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
         traffic,
         plan.from_peer,
         slices=slices,
+        stage_traffic=stage_traffic,
         predicted_s=plan.predicted_s,
         host=plan.host,
     )

@@ -7,6 +7,7 @@ import torch
 
 from baselines.eplb import EPLB
 from baselines.eplb_lp import EPLBWithLP
+from baselines.eps_moe import EpsMoE
 from baselines.exflow import ExFlow
 from baselines.fastermoe import FasterMoE
 from baselines.flashlb import FlashLB
@@ -63,6 +64,7 @@ def fitted_libra(fetch: str) -> Policy:
         EPLB(interval=1, window=2, fetch="sync"),
         EPLB(interval=2, redundant_experts_per_rank=2, num_nodes=2, num_groups=4),
         EPLBWithLP(interval=1, window=1),
+        EpsMoE(num_stages=2),
         FasterMoE(token_s=1.0, shadow_s=1.0),
         FasterMoE(token_s=1.0, shadow_s=1.0, fetch="async", num_slots=3),
         UltraEP(spare_slots=1),

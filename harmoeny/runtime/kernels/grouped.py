@@ -55,7 +55,7 @@ class GroupedKernel(Kernel):
         assert isinstance(function, ExpertMLP), "the products support it"
         self._function = replace(function, between=fastest_gate(function.between, slots.device))
         self.name = products.name
-        self._products = products
+        self.products = products
         self._ends_WS = torch.empty(0)
 
     def begin(self, schedule: Schedule) -> None:
@@ -75,6 +75,6 @@ class GroupedKernel(Kernel):
 
         def linear(name: str, rows: Tensor) -> Tensor:
             matrices = weights[name] if function.transposed else weights[name].transpose(1, 2)
-            return self._products(rows, ends, matrices, weights.get(f"{name}_bias"))
+            return self.products(rows, ends, matrices, weights.get(f"{name}_bias"))
 
         return function.compose(rows, linear)

@@ -26,7 +26,7 @@ from harmoeny.runtime.memory.host import HostStats
 class PlanExecutor(Executor):
     """The standard: all tokens are dispatched, then all experts executed, then all results combined.
 
-    A plan that groups its sources is carried out in stages that overlap, see
+    A plan that groups its sources or its experts is carried out in stages that overlap, see
     :func:`harmoeny.runtime.layer.staged.execute_in_stages`.
 
     One rank without a host that holds every expert executes everything itself, whatever the policy: with a grouped
@@ -87,8 +87,8 @@ class PlanExecutor(Executor):
 
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
         """Carry out any plan, with the system's fetch strategy."""
-        if plan.source_groups is not None:
-            return execute_in_stages(self, given, counts, plan, plan.source_groups)
+        if plan.source_groups is not None or plan.expert_stages is not None:
+            return execute_in_stages(self, given, counts, plan)
         kernel, fetcher = self.kernels[given.layer], self.planner.fetcher
         executed_SE = plan.tokens[:, :, self.comm.rank].sum(axis=0)[None]
         schedule = self.begin(given.layer, plan, executed_SE)

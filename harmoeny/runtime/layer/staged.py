@@ -1,13 +1,13 @@
-"""The exchange in stages between groups of ranks, each stage's rows executed on arrival: FasterMoE's smart scheduling.
+"""The exchange in stages, by groups of ranks or of experts, each stage's rows executed on arrival.
 
 Shape letters: S rows sent, R rows received, K top_k, W ranks, E experts, H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,56 +23,67 @@ from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
 from harmoeny.runtime.memory.waves import Schedule, Wave
 
 
-@dataclass
+class _Part(NamedTuple):
+    """What goes where at one stage.
+
+    Attributes:
+        sent: by target, where its rows stand among all that this rank sends.
+        sources: ranks that send this one rows, which may be itself.
+        received_WE: int64 ``[sources, E]``, rows of every source and expert.
+    """
+
+    sent: dict[int, slice]
+    sources: list[int]
+    received_WE: IntArray
+
+
+@dataclass(eq=False)
 class _Stage:
     """What is exchanged at once.
 
     Attributes:
-        targets: ranks that this rank sends rows, and gets results from.
-        sources: ranks that it gets rows from, and sends results.
-        received_WE: int64 ``[sources, E]``, rows of every source and expert.
-        rows: where the rows stand among all that this rank executes, by source on arrival, then in the order of work.
-        grouping: int64 ``[rows of the stage]`` on the device, the arrived row at every position of that order; None:
-            they arrive in it.
+        sent: by target, which gets rows and returns results, where they stand among all that this rank sends.
+        received: by source, which sends rows and gets results, where they stand among the stage's rows on arrival.
+        rows: where the stage's rows stand among all that this rank executes.
+        grouping: int64 ``[rows of the stage]`` on the device, the arrived row at every position in the order of work;
+            None: they arrive in it.
         unfinished: slices of it that were not executed yet.
         arriving: its rows on their way; None once they were waited for.
     """
 
-    targets: list[int]
-    sources: list[int]
-    received_WE: IntArray
+    sent: dict[int, slice]
+    received: dict[int, slice]
     rows: slice
     grouping: Tensor | None
     unfinished: int
     arriving: PeerCopies | None = None
 
 
-def execute_in_stages(
-    executor: Executor, given: LayerInput, counts: IntArray, plan: Plan, groups: Sequence[Sequence[int]]
-) -> LayerResult:
-    """Exchange tokens with one group of ranks after another, and execute each group's as soon as they are there.
+def execute_in_stages(executor: Executor, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
+    """Exchange tokens in stages, and execute each stage's as soon as they are there.
 
-    Stage i sends to the i-th group after this rank's own and receives from the i-th group before it. All rows are on
-    their way from the start, in the order of the stages; a rank's own rows, which are first, need no exchange. Results
-    of a stage go back when all of it was executed, while the next stage's rows are computed.
+    All rows are on their way from the start, in the order of the stages. Results of a stage go back when all of it was
+    executed, while the next stage's rows are computed.
 
-    Source: He et al., PPoPP 2022, doi 10.1145/3503221.3508418, section 5.
+    With :attr:`Plan.source_groups` stage i sends to the i-th group after this rank's own and receives from the i-th
+    group before it; a rank's own rows, which are first, need no exchange. With :attr:`Plan.expert_stages` every stage
+    brings the rows of its experts from all ranks.
+
+    Source: groups of ranks: He et al., PPoPP 2022, doi 10.1145/3503221.3508418, section 5. Groups of experts: EPS-MoE,
+    arXiv 2410.12247.
 
     Args:
         executor: of the system, which is in the phase ``plan``.
         given: this rank's tokens.
         counts: int64 ``[world_size, num_experts]``, what was planned.
         plan: the same on all ranks.
-        groups: hold every rank once.
     """
     comm, recorder, fetcher = executor.comm, executor.recorder, executor.planner.fetcher
     kernel, rank = executor.kernels[given.layer], comm.rank
-    partners = _partners(rank, groups)
-    received_WE = plan.tokens[:, :, rank]
-    executed_SE = np.stack([received_WE[sources].sum(axis=0) for _, sources in partners])
-    schedule = executor.begin(given.layer, plan, executed_SE)
+    parts = _by_source(rank, plan) if plan.expert_stages is None else _by_expert(rank, plan, plan.expert_stages)
+    schedule = executor.begin(given.layer, plan, np.stack([part.received_WE.sum(axis=0) for part in parts]))
     recorder.mark()  # dispatch
-    stages = _make_stages(partners, received_WE, schedule if kernel.grouped else None, comm.device)
+    stages = _make_stages(parts, schedule if kernel.grouped else None, comm.device)
     assignments = Assignments(given.expert_ids_TK, counts[rank], given.numbers_TK)
     sent_SH, sent = gather_rows(given.hidden_TH, assignments, plan.tokens[rank])
     exchange = _Exchange(comm, plan, sent_SH, stages)
@@ -93,34 +104,51 @@ def execute_in_stages(
     return LayerResult(output_TH, sent.assignment_S, fetch)
 
 
-def _partners(rank: int, groups: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
-    """Return targets and sources of a rank's stages in order; at first it is its own."""
+def _by_source(rank: int, plan: Plan) -> list[_Part]:
+    """Return what a rank exchanges in turn with the groups of ranks; at first it is its own."""
+    groups = plan.source_groups or []
     own = next(i for i, group in enumerate(groups) if rank in group)
-    partners = [([rank], [rank])]
+    partners: list[tuple[list[int], list[int]]] = [([rank], [rank])]
     for i in range(len(groups)):
         targets, sources = (groups[(own + d) % len(groups)] for d in (i, -i))
         partners.append(([r for r in targets if r != rank], [r for r in sources if r != rank]))
-    return partners
+    sent = _slices(range(plan.world_size), plan.tokens[rank].sum(axis=0))
+    return [
+        _Part({target: sent[target] for target in targets}, sources, plan.tokens[sources, :, rank])
+        for targets, sources in partners
+    ]
 
 
-def _make_stages(
-    partners: list[tuple[list[int], list[int]]], received_WE: IntArray, schedule: Schedule | None, device: torch.device
-) -> list[_Stage]:
+def _by_expert(rank: int, plan: Plan, stages_E: IntArray) -> list[_Part]:
+    """Return what a rank exchanges in turn with all ranks, itself included; ``stages_E``: int64 ``[E]``."""
+    sent_EW, everyone = plan.tokens[rank], list(range(plan.world_size))
+    num_sent = sent_EW.sum(axis=0)
+    start_W, parts = np.cumsum(num_sent) - num_sent, []
+    for stage in range(int(stages_E.max(initial=0)) + 1):
+        in_stage = stages_E == stage
+        end_W = start_W + sent_EW[in_stage].sum(axis=0)
+        sent = {dst: slice(int(start_W[dst]), int(end_W[dst])) for dst in everyone}
+        parts.append(_Part(sent, everyone, np.where(in_stage, plan.tokens[:, :, rank], 0)))
+        start_W = end_W
+    return parts
+
+
+def _make_stages(parts: list[_Part], schedule: Schedule | None, device: torch.device) -> list[_Stage]:
     """Return the stages in order.
 
     Args:
-        partners: as :func:`_partners` returns them.
-        received_WE: int64 ``[W, E]``, rows of every source and expert.
+        parts: what goes where.
         schedule: what orders the rows; None: they are ordered by expert.
         device: where the rows are.
     """
     stages, start = [], 0
-    for index, (targets, sources) in enumerate(partners):
-        blocks = received_WE[sources]
+    for index, part in enumerate(parts):
+        received = _slices(part.sources, part.received_WE.sum(axis=1))
         order = None if schedule is None else schedule.experts_by_row(stage=index)
-        rows = slice(start, start + int(blocks.sum()))
-        grouping, num_slices = by_expert(blocks, device, order), np.count_nonzero(blocks.any(axis=0))
-        stages.append(_Stage(targets, sources, blocks, rows, grouping, int(num_slices)))
+        rows = slice(start, start + int(part.received_WE.sum()))
+        grouping = by_expert(part.received_WE, device, order)
+        num_slices = int(np.count_nonzero(part.received_WE.any(axis=0)))
+        stages.append(_Stage(part.sent, received, rows, grouping, num_slices))
         start = rows.stop
     return stages
 
@@ -145,24 +173,22 @@ class _Exchange:
 
     def __post_init__(self) -> None:
         """Start to send and to receive all rows."""
-        rank, hidden_size = self.comm.rank, self.sent_SH.shape[1]
-        #: By destination, where its rows stand in ``sent_SH``.
-        self._sent = _slices(range(self.comm.world_size), self.plan.tokens[rank].sum(axis=0))
-        pairs = self.plan.tokens.sum(axis=1)
+        hidden_size, pairs = self.sent_SH.shape[1], self.plan.tokens.sum(axis=1)
         # Rows one way and results the other share what two ranks have between them.
-        self.comm.reserve(int((pairs + pairs.T).max()) * hidden_size * self.sent_SH.element_size(), 2)
+        row_bytes = hidden_size * self.sent_SH.element_size()
+        self.comm.reserve(int((pairs + pairs.T).max()) * row_bytes, 2 * len(self.stages))
         self.rows_RH = self.sent_SH.new_empty((self.stages[-1].rows.stop, hidden_size))
         self._returned_SH = torch.empty_like(self.sent_SH)
         self._sending: list[PeerCopies] = []
         self._returning: list[PeerCopies] = []
-        own, *others = self.stages
-        self.rows_RH[own.rows] = _grouped(self.sent_SH[self._sent[rank]], own)
-        for stage in others:
+        self._travelling = [stage for stage in self.stages if {*stage.sent, *stage.received} != {self.comm.rank}]
+        for stage in self._travelling:
             stage.arriving = self.comm.copy_between_peers(
-                _parts(self.sent_SH, self._sent, stage.targets),
-                _parts(self.rows_RH[stage.rows], self._received(stage), stage.sources),
+                self._parts(self.sent_SH, stage.sent), self._parts(self.rows_RH[stage.rows], stage.received)
             )
             self._sending.append(stage.arriving)
+        for stage in self.stages:
+            self._take_own(stage)
 
     def await_rows(self, stage: _Stage) -> None:
         """Wait until the stage's rows are there, and group them by expert."""
@@ -178,31 +204,49 @@ class _Exchange:
 
         NCCL demands the same order on all ranks.
         """
-        while len(self._returning) < len(self.stages) - 1:
-            stage = self.stages[len(self._returning) + 1]
+        while len(self._returning) < len(self._travelling):
+            stage = self._travelling[len(self._returning)]
             if stage.unfinished:
                 return
             results = _as_arrived(results_RH[stage.rows], stage)
             self._returning.append(
                 self.comm.copy_between_peers(
-                    _parts(results, self._received(stage), stage.sources),
-                    _parts(self._returned_SH, self._sent, stage.targets),
+                    self._parts(results, stage.received), self._parts(self._returned_SH, stage.sent)
                 )
             )
+            self._return_own(stage, results)
 
     def await_results(self, results_RH: Tensor) -> Tensor:
         """Return ``[S, H]``, the results of :attr:`sent_SH`; all stages must be finished."""
         self.return_finished(results_RH)
-        own = self.stages[0]
-        self._returned_SH[self._sent[self.comm.rank]] = _as_arrived(results_RH[own.rows], own)
+        for stage in self.stages:
+            if stage not in self._travelling:
+                self._return_own(stage, _as_arrived(results_RH[stage.rows], stage))
         _await(works for copies in self._returning for works in copies.receiving)
         # What was sent may be overwritten from here on.
         _await(copies.sending for copies in (*self._sending, *self._returning))
         return self._returned_SH
 
-    def _received(self, stage: _Stage) -> dict[int, slice]:
-        """Return where every source's rows stand among the stage's."""
-        return _slices(stage.sources, stage.received_WE.sum(axis=1))
+    def _take_own(self, stage: _Stage) -> None:
+        """Copy what this rank sends itself to where it is executed, or to where the rest of the stage arrives."""
+        rank = self.comm.rank
+        if rank not in stage.sent:
+            return
+        own, rows = self.sent_SH[stage.sent[rank]], self.rows_RH[stage.rows]
+        if stage in self._travelling:
+            rows[stage.received[rank]] = own
+        else:
+            self.rows_RH[stage.rows] = _grouped(own, stage)
+
+    def _return_own(self, stage: _Stage, results: Tensor) -> None:
+        """Take the results of what this rank sent itself, of the stage's in the order in which they arrived."""
+        rank = self.comm.rank
+        if rank in stage.sent:
+            self._returned_SH[stage.sent[rank]] = results[stage.received[rank]]
+
+    def _parts(self, rows: Tensor, parts: Mapping[int, slice]) -> list[tuple[Tensor, int]]:
+        """Return the rows for or from each other rank; two ranks with nothing between them exchange nothing."""
+        return [(rows[part], r) for r, part in parts.items() if r != self.comm.rank and part.start < part.stop]
 
 
 def _grouped(rows: Tensor, stage: _Stage) -> Tensor:
@@ -219,11 +263,6 @@ def _slices(ranks: Iterable[int], lengths: IntArray) -> dict[int, slice]:
     """Return, by rank, consecutive slices of these lengths."""
     ends = np.cumsum(lengths)
     return {r: slice(int(e - n), int(e)) for r, n, e in zip(ranks, lengths, ends, strict=True)}
-
-
-def _parts(rows: Tensor, parts: Mapping[int, slice], ranks: Iterable[int]) -> list[tuple[Tensor, int]]:
-    """Return the rows for or from each rank; two ranks with nothing between them exchange nothing."""
-    return [(rows[parts[r]], r) for r in ranks if parts[r].start < parts[r].stop]
 
 
 def _await(groups: Iterable[Iterable[Any]]) -> None:

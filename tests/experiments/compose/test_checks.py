@@ -97,6 +97,8 @@ BAD = {
     "systems.harmoeny.fetch=never": r"systems\.harmoeny\.fetch: 'never', must be one of none, sync, async, peer",
     "systems.harmoeny.num_slots=0": r"systems\.harmoeny\.num_slots: 0, must be at least 1, or null",
     "systems.harmoeny.num_slots=9": r"systems\.harmoeny\.num_slots: 9, must be at most 8 \(model\.num_experts\)",
+    "num_slots=0": r"^num_slots: 0, must be at least 1, or null",
+    "num_slots=1 spare_slots=1": r"^num_slots: 1, must be null with spare_slots=1",
     "systems.static_ep.placement=x": r"systems\.static_ep\.placement: 'x', must be one of contiguous, round_robin",
     "systems.drop.capacity_factor=0": r"systems\.drop\.capacity_factor: 0(\.0)?, must be a number above 0",
     # Files and folders.

@@ -40,11 +40,9 @@ def test_every_experiment_is_valid_at_all_its_points(
         assert all(point.labels().get(axis, value) == value for axis, value in options.items())
 
 
-#: In the paper's experiments `harmoeny` is the paper's; with less memory than experts, every system is told its slots.
+#: In the paper's experiments `harmoeny` is the paper's.
 OF_ANY_SYSTEMS = [
-    path.stem
-    for path in sorted((CONF / "experiment").glob("*.yaml"))
-    if not path.stem.startswith("paper_") and path.stem != "memory_sweep"
+    path.stem for path in sorted((CONF / "experiment").glob("*.yaml")) if not path.stem.startswith("paper_")
 ]
 
 

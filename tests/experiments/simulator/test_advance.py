@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from baselines.drop import Drop
 from baselines.eplb import EPLB
+from baselines.eps_moe import EpsMoE
 from baselines.even_split import EvenSplit
 from baselines.fastermoe import FasterMoE
 from baselines.static_ep import StaticEP
@@ -92,6 +93,25 @@ def test_a_grouped_kernel_launches_once_per_wave() -> None:
     assert column(layer, "compute_s") == [7 + 0.5, 7 + 2 * 0.5 + waits[1]]
     one_by_one = simulate(TokenHarMoEny(threshold=1), [[6, 1], [6, 1]], replace(hardware, kernel="loop"))
     assert column(one_by_one, "compute_s") == column(layer, "compute_s"), "here every wave is of one expert"
+
+
+@pytest.mark.parametrize("num_stages", [2, 4])
+def test_stages_of_experts_overlap_as_their_cost_model_says(num_stages: int) -> None:
+    def seconds(bytes_per_s: float, stages: int) -> float:
+        # 8 tokens per rank and expert: 64 s of products, and 32 rows each way.
+        hardware = replace(UNIT, all_to_all_bytes_per_s=bytes_per_s)
+        layer = simulate(EpsMoE(num_stages=stages), [[8] * 8] * 2, hardware)
+        assert len(set(column(layer, "layer_s"))) == 1
+        return column(layer, "layer_s")[0] - column(layer, "metadata_s")[0]
+
+    exchange_s = 2 * 32 * 4 / 8.0
+    assert seconds(8.0, 1) == 64 + exchange_s
+    saved_s = exchange_s * (num_stages - 1) / num_stages  # (N - 1) / N of what is shorter
+    assert seconds(8.0, num_stages) == pytest.approx(64 + exchange_s - saved_s)
+    # With slow links it is the products that hide: as much at least, and at most all.
+    exchange_s = 2 * 32 * 4 / 2.0
+    assert seconds(2.0, 1) == 64 + exchange_s
+    assert exchange_s <= seconds(2.0, num_stages) <= 64 + exchange_s - 64 * (num_stages - 1) / num_stages
 
 
 def test_a_grouped_kernel_reads_all_weights_of_a_wave_while_it_computes() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -25,13 +26,15 @@ from tests.strategies import examples
 
 
 class StagedRandomPlan(RandomPlan):
-    """Any plan, with groups of consecutive ranks."""
+    """Any plan, with groups of consecutive ranks, or of experts."""
 
-    def __init__(self, seed: int, group_size: int, **options: Any) -> None:
+    def __init__(self, seed: int, group_size: int, *, by_expert: bool, **options: Any) -> None:
         super().__init__(seed, **options)
-        self.group_size = group_size
+        self.group_size, self.by_expert = group_size, by_expert
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
+        if self.by_expert:
+            return replace(super().plan(counts, placement), expert_stages=np.arange(counts.shape[1]) // self.group_size)
         ranks = range(len(counts))
         groups = [ranks[first : first + self.group_size] for first in ranks[:: self.group_size]]
         return replace(super().plan(counts, placement), source_groups=groups)
@@ -51,8 +54,9 @@ def test_any_plan_is_exact(data: st.DataObject) -> None:
         for j, c in enumerate(counts)
     ]
     policy = StagedRandomPlan(
-        seed, data.draw(st.integers(1, 7)), drop=data.draw(st.booleans()), fetch=fetch, num_slots=slots
-    )
+        seed, data.draw(st.integers(1, 7)), by_expert=data.draw(st.booleans()), drop=data.draw(st.booleans()),
+        fetch=fetch, num_slots=slots,
+    )  # fmt: skip
     kernel = data.draw(st.sampled_from(["loop", "grouped_mm"]))
     exchange = data.draw(st.sampled_from(["collective", "put"]))
     run_layers(world_size, policy, tokens, num_experts=num_experts, batches=2, kernel=kernel, exchange=exchange)
