@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -261,7 +261,24 @@ def _task(config: DictConfig) -> list[str]:
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create(_loader()).parse_overrides(list(overrides))
+    """Read overrides.
+
+    Raises:
+        ValueError: a range without values or without a step, which Hydra would not name.
+    """
+    parsed = OverridesParser.create(_loader()).parse_overrides(list(overrides))
+    for override in parsed:
+        _check_values(override)
+    return parsed
+
+
+def _check_values(override: Override) -> None:
+    try:
+        empty = override.is_sweep_override() and not list(islice(override.sweep_string_iterator(), 1))
+    except ValueError as error:
+        raise ValueError(f"{override.input_line}: {error}") from error
+    if empty:
+        raise ValueError(f"{override.input_line}, must have at least one value")
 
 
 def _compose(config: DictConfig, overrides: list[str]) -> DictConfig:

@@ -120,6 +120,20 @@ class TestSweep:
     def start(self, compose: Compose, *overrides: str) -> None:
         ValidateSweep().on_multirun_start(compose(*overrides, multirun=True))
 
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("seed=range(0,3,0)", "seed=range(0,3,0): range() arg 3 must not be zero"),
+            ("seed=range(0,0)", "seed=range(0,0), must have at least one value"),
+        ],
+    )
+    def test_a_range_without_values_is_named(
+        self, override: str, said: str, compose: Compose, small: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            self.start(compose, "experiment=smoke", override, *small)
+        assert capsys.readouterr().err == f"error: {said}\n"
+
     def test_writes_down_its_runs(self, compose: Compose, results: Path, small: list[str]) -> None:
         self.start(compose, "experiment=smoke", "router.skew=0,0.5,0.5", "model.num_experts=4,8", *small)
         sweep_dir = Path(os.environ["HARMOENY_SWEEP_DIR"])
