@@ -10,6 +10,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
+from experiments.compose.plugins import chosen_plugin
 from experiments.console import hide_progress, say
 from experiments.cores import usable_cores
 
@@ -19,7 +20,7 @@ CORES_LAUNCHER = "hydra_plugins.harmoeny_cores.Cores"
 
 def is_parallel(config: DictConfig) -> bool:
     """Tell whether a configuration, with its ``hydra`` node, is one for several processes."""
-    return bool(config.hydra.launcher._target_ == CORES_LAUNCHER)
+    return chosen_plugin(config, "launcher") == CORES_LAUNCHER
 
 
 class CoresLauncher(BasicLauncher):

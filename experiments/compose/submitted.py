@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig, open_dict
 
 from experiments.compose.load import Components, load_point
+from experiments.compose.plugins import chosen_plugin
 from experiments.launch.environment import joined_world_size
 from experiments.point.point import Point
 
@@ -14,7 +15,7 @@ SLURM_LAUNCHER = "hydra_plugins.harmoeny_slurm.SlurmArray"
 
 def is_submitted(config: DictConfig) -> bool:
     """Tell whether a configuration, with its ``hydra`` node, is one for SLURM's jobs."""
-    return bool(config.hydra.launcher._target_ == SLURM_LAUNCHER)
+    return chosen_plugin(config, "launcher") == SLURM_LAUNCHER
 
 
 def load_swept_point(config: DictConfig, components: Components) -> Point:

@@ -31,6 +31,7 @@ from experiments.compose.groups import announce
 from experiments.compose.job import fail
 from experiments.compose.load import Components, load_point
 from experiments.compose.messages import explain
+from experiments.compose.plugins import chosen_plugin
 from experiments.compose.processes import is_parallel
 from experiments.compose.star import STAR_SWEEPER, star_jobs
 from experiments.compose.submitted import is_submitted, load_swept_point
@@ -59,10 +60,12 @@ class ValidateSweep(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse a launcher that a single run does not use."""
-        if is_submitted(config):
-            fail("hydra/launcher: 'slurm', must be basic without a sweep; --multirun makes one of a single point", 2)
-        if config.get("dry_run") is True:
-            with _one_clear_error():
+        with _one_clear_error():
+            if is_submitted(config):
+                raise ValueError(
+                    "hydra/launcher: 'slurm', must be basic without a sweep; --multirun makes one of a single point"
+                )
+            if config.get("dry_run") is True:
                 point = load_point(config)
                 if point.routing_remark and is_main_rank():
                     say(point.routing_remark)
@@ -214,9 +217,10 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
 
 def _jobs(config: DictConfig, parsed: list[Override]) -> list[list[str]]:
     """Return the jobs that the sweep's sweeper makes."""
-    if config.hydra.sweeper._target_ == PAIRS_SWEEPER:
+    sweeper = chosen_plugin(config, "sweeper")
+    if sweeper == PAIRS_SWEEPER:
         return covering_jobs(parsed, config.hydra.sweeper.points, config.hydra.sweeper.also)
-    if config.hydra.sweeper._target_ == STAR_SWEEPER:
+    if sweeper == STAR_SWEEPER:
         return star_jobs(parsed, config.hydra.sweeper.centres)
     return list(chain.from_iterable(_split(parsed)))
 

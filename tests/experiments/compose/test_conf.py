@@ -125,9 +125,11 @@ class TestSweep:
         [
             ("seed=range(0,3,0)", "seed=range(0,3,0): range() arg 3 must not be zero"),
             ("seed=range(0,0)", "seed=range(0,0), must have at least one value"),
+            ("hydra.sweeper=null", "hydra.sweeper: None, must be left to the choice of hydra/sweeper"),
+            ("hydra.launcher=3", "hydra.launcher: 3, must be left to the choice of hydra/launcher"),
         ],
     )
-    def test_a_range_without_values_is_named(
+    def test_what_hydra_would_not_name_is_named(
         self, override: str, said: str, compose: Compose, small: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(SystemExit):
