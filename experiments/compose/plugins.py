@@ -19,7 +19,5 @@ def chosen_plugin(config: DictConfig, kind: Literal["sweeper", "launcher"]) -> s
     """
     target = OmegaConf.select(config.hydra, f"{kind}._target_")
     if not isinstance(target, str):
-        raise ValueError(
-            f"hydra.{kind}: {config.hydra.get(kind)!r}, must be left to hydra/{kind}, which has its options"
-        )
+        raise ValueError(f"hydra.{kind}: {config.hydra.get(kind)!r}, must be left to the choice of hydra/{kind}")
     return target

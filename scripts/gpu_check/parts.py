@@ -123,8 +123,8 @@ def _smoke_rows(out: Path) -> list[Row]:
     return [Row("checks on one rank", value, "all pass", bool(systems) and not failed)]
 
 
-def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
-    """Return the skew sweep, the main experiment, with some ranks on one GPU, or on this CPU as a rehearsal."""
+def sweep_options(num_ranks: int, *, rehearsal: bool = False) -> dict[str, Any]:
+    """Return what tells the skew sweep of so many ranks from ``experiment=skew_sweep``: options and their values."""
     hidden_size, intermediate_size, num_experts, top_k = (32, 64, 16, 2) if rehearsal else (2048, 768, 128, 8)
     options = {
         "experiment": "skew_sweep",
@@ -141,14 +141,17 @@ def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
         "seq_len": 16 if rehearsal else 512,
         "rounds": 3 if rehearsal else 7,
         "world_size": num_ranks,
-        "device": device_type,
-        "timeout_s": 60,
-        "wandb.mode": "disabled",
     }
+    return options | ({"system": "[all]"} if num_ranks == JUDGED_RANKS else {})
+
+
+def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
+    """Return the skew sweep, the main experiment, with some ranks on one GPU, or on this CPU as a rehearsal."""
+    options = sweep_options(num_ranks, rehearsal=rehearsal) | {
+        "device": device_type, "timeout_s": 60, "wandb.mode": "disabled",
+    }  # fmt: skip
     if device_type == "cuda":
         options["ranks_per_gpu"] = num_ranks
-    if num_ranks == JUDGED_RANKS:
-        options["system"] = "[all]"
     what = f"the main experiment on {num_ranks} ranks of one GPU"
     return Part(f"skew_sweep_{num_ranks}", what, _run(options), 150, _sweep_rows(num_ranks))
 
