@@ -9,7 +9,7 @@ import numpy as np
 from harmoeny.compiled import compiled
 from harmoeny.cost import Links
 from harmoeny.held import free_slots, num_held, shares_at_home, shares_where_held
-from harmoeny.level import level
+from harmoeny.level_nodes import MOST_AT_ONCE, level_any
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import home_tokens, tokens_of_shares
 from harmoeny.predict import (
@@ -29,6 +29,8 @@ from harmoeny.wire import choose_sources, exchange_s
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
 LEAST_GAIN = 0.02
+#: What trying another candidate takes, in seconds per rank and expert (python -m scripts.bench.planning).
+_TRIAL_S = 2e-8
 #: The most experts that are brought to all ranks.
 _MOST_SPREAD = 32
 
@@ -42,6 +44,7 @@ class Chosen(NamedTuple):
         overlapped: whether a rank's own rows are executed while the others are on their way.
         predicted_s: seconds from the plan to the end of the combine.
         at_home: whether everything is executed on its home rank because nobody else holds it.
+        node_ranks: ranks of a node, whose rows stay on it where they can; 0: nodes do not matter.
     """
 
     shares: IntArray
@@ -49,6 +52,7 @@ class Chosen(NamedTuple):
     overlapped: bool
     predicted_s: float
     at_home: bool
+    node_ranks: int
 
 
 @compiled
@@ -143,13 +147,13 @@ def choose_shares(
     # Experts beyond the slots take turns in them: fewer may be faster then.
     fits = min(num_spread, int((free + num_held(resident)).min()))
     numbers = np.array([0, num_spread, fits, num_spread // 4])
-    num_tried = 1 if num_spread == 0 else (2 if fits == num_spread else 4)
+    num_tried = 1 if num_spread == 0 else (2 if fits == num_spread or world_size > MOST_AT_ONCE else 4)
     for number in numbers[0 if evens else 1 : num_tried]:
         shares = held.copy()
         for i in range(number):
             for rank in range(world_size):
                 shares[rank, hottest[i]] = counts[rank, hottest[i]]
-        level(shares, counts, resident, free, costs)
+        level_any(shares, counts, resident, free, costs)
         sources = choose_sources(counts, shares, home, resident, free, costs, links)
         chosen = _weighed(shares, loads_of_shares(counts, shares, costs), sources, counts, costs, overlap, False)
         if chosen.predicted_s < least_s:
@@ -164,7 +168,8 @@ def _weighed(
     """Return shares with their time."""
     plain_s, overlapped_s = layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs)
     overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
-    return Chosen(shares, sources.from_peer, overlapped, overlapped_s if overlapped else plain_s, at_home)
+    predicted_s = overlapped_s if overlapped else plain_s
+    return Chosen(shares, sources.from_peer, overlapped, predicted_s, at_home, int(costs.node_ranks))
 
 
 @compiled
@@ -186,7 +191,7 @@ def _candidates(
         costs: the machine's.
     """
     world_size, num_experts = counts.shape
-    least_gain_s = LEAST_GAIN * predicted_s
+    least_gain_s = LEAST_GAIN * predicted_s + _TRIAL_S * world_size * num_experts
     most_free = free.max()
     fetched_s = fetches_s(1, costs) + costs.launch_s + costs.exchange_latency_s
     if most_free == 0:

@@ -56,6 +56,10 @@ class ChosenShares(Protocol):
     def predicted_s(self) -> float:
         """Return what a plan has."""
 
+    @property
+    def node_ranks(self) -> int:
+        """Return the ranks of a node, whose rows stay on it where they can; 0: nodes do not matter."""
+
 
 @runtime_checkable
 class ChoosesShares(PredictsExecuted, Protocol):

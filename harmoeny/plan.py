@@ -230,6 +230,16 @@ def tokens_of_shares(counts: IntArray, shares: IntArray, node_ranks: int = 0) ->
 
 
 @compiled
+def pairs_of_shares(counts: IntArray, shares: IntArray, node_ranks: int = 0) -> IntArray:
+    """Return int64 ``[world_size(src), world_size(dst)]``, the sums over experts of :func:`tokens_of_shares`."""
+    world_size, num_experts = counts.shape
+    pairs = np.zeros((world_size, world_size), dtype=np.int64)
+    for expert in range(num_experts):
+        deal(pairs, counts[:, expert], shares[expert], node_ranks)
+    return pairs
+
+
+@compiled
 def deal(pairs: IntArray, counts: IntArray, shares: IntArray, node_ranks: int) -> None:
     """Add one expert's assignments to who executes whose, as :func:`tokens_of_shares` decides it.
 

@@ -8,7 +8,6 @@ from harmoeny.compiled import compiled
 from harmoeny.cost import Links
 from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.plan import deal
 from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, rows_s
 
 
@@ -35,22 +34,48 @@ def exchange_s(counts: IntArray, shares: IntArray, loads: Loads, costs: Costs) -
         loads: those of the shares.
         costs: the machine's.
     """
-    world_size, num_experts = counts.shape
+    world_size = len(counts)
     if costs.node_ranks == 0 or costs.node_ranks >= world_size:
         return rows_s(loads, costs)
-    pairs = np.zeros((world_size, world_size), dtype=np.int64)
-    for expert in range(num_experts):
-        deal(pairs, counts[:, expert], shares[:, expert], int(costs.node_ranks))
-    node = nodes(world_size, costs)
     rows = np.zeros((2, 2, world_size), dtype=np.int64)  # inside or between, sent or received
-    for src in range(world_size):
-        for dst in range(world_size):
-            if src != dst:
-                kind = int(node[src] != node[dst])
-                rows[kind, 0, src] += pairs[src, dst]
-                rows[kind, 1, dst] += pairs[src, dst]
+    for first in range(0, world_size, int(costs.node_ranks)):
+        end = min(first + int(costs.node_ranks), world_size)
+        _add_rows(rows[:, :, first:end], counts[first:end], shares[first:end])
     slowest = max(rows[0].max() * costs.inside_share, rows[1].max() * costs.network_share)
     return float(costs.exchange_latency_s + slowest * costs.exchange_token_s)
+
+
+@compiled
+def _add_rows(rows: IntArray, counts: IntArray, shares: IntArray) -> None:
+    """Add what a node's rows are on the wire, dealt out as :func:`harmoeny.plan.deal` does it.
+
+    Args:
+        rows: int64 ``[2, 2, num_ranks]``, inside the node or beyond it, sent or received; updated.
+        counts: int64 ``[num_ranks, num_experts]``, the assignments of its ranks.
+        shares: int64 ``[num_ranks, num_experts]``, how many of anybody's they execute.
+    """
+    num_ranks, num_experts = counts.shape
+    kept, left = np.zeros(num_experts, dtype=np.int64), np.zeros(num_experts, dtype=np.int64)
+    for rank in range(num_ranks):
+        for expert in range(num_experts):
+            more = counts[rank, expert] - shares[rank, expert]
+            kept[expert] += max(more, 0)
+            left[expert] += max(-more, 0)
+    sent = np.minimum(kept, left)
+    received = sent.copy()
+    for rank in range(num_ranks):
+        for expert in range(num_experts):
+            more = counts[rank, expert] - shares[rank, expert]
+            if more > 0:
+                inside = min(more, sent[expert])
+                sent[expert] -= inside
+                rows[0, 0, rank] += inside
+                rows[1, 0, rank] += more - inside
+            elif more < 0:
+                inside = min(-more, received[expert])
+                received[expert] -= inside
+                rows[0, 1, rank] += inside
+                rows[1, 1, rank] += -more - inside
 
 
 @compiled
