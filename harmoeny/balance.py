@@ -40,7 +40,8 @@ class Chosen(NamedTuple):
 
     Attributes:
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
-        from_peer: bool ``[num_experts, world_size]``, the fetches that an expert's home rank sends.
+        from_peer: bool ``[num_experts, world_size]``, the fetches that other ranks send.
+        senders: int64 ``[num_experts, world_size]``, who sends them, -1 where nobody does; of no size: home ranks.
         overlapped: whether a rank's own rows are executed while the others are on their way.
         predicted_s: seconds from the plan to the end of the combine.
         at_home: whether everything is executed on its home rank because nobody else holds it.
@@ -49,6 +50,7 @@ class Chosen(NamedTuple):
 
     shares: IntArray
     from_peer: BoolArray
+    senders: IntArray
     overlapped: bool
     predicted_s: float
     at_home: bool
@@ -65,7 +67,7 @@ def plan_by_time(
     links: Links,
     overlap: bool,
     spread: bool,
-) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
+) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, float]:
     """Plan a batch; where nothing can be gained, everything is executed where it is held and little is computed.
 
     Args:
@@ -80,14 +82,14 @@ def plan_by_time(
 
     Returns:
         Tokens, int64 ``[world_size, num_experts, world_size]``; fetches, bool ``[num_experts, world_size]``; and of
-        :class:`Chosen` ``from_peer``, ``overlapped`` and ``predicted_s``.
+        :class:`Chosen` ``from_peer``, ``senders``, ``overlapped`` and ``predicted_s``.
     """
     world_size, num_experts = counts.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
     machine = costs_of(costs)
     chosen = choose_shares(counts, home, resident, room, machine, links, overlap, spread)
     if chosen.at_home:
-        return home_tokens(counts, home), fetch, fetch, chosen.overlapped, chosen.predicted_s
+        return home_tokens(counts, home), fetch, fetch, chosen.senders, chosen.overlapped, chosen.predicted_s
     shares = np.empty((num_experts, world_size), dtype=np.int64)
     for rank in range(world_size):
         for expert in range(num_experts):
@@ -95,7 +97,7 @@ def plan_by_time(
             shares[expert, rank] = share
             fetch[expert, rank] = share > 0 and not resident[expert, rank]
     tokens = tokens_of_shares(counts, shares, int(machine.node_ranks))
-    return tokens, fetch, chosen.from_peer, chosen.overlapped, chosen.predicted_s
+    return tokens, fetch, chosen.from_peer, chosen.senders, chosen.overlapped, chosen.predicted_s
 
 
 @compiled
@@ -139,8 +141,10 @@ def choose_shares(
     best = _weighed(held, loads, nothing, counts, costs, overlap, single)
     least_s = (1 - LEAST_GAIN) * best.predicted_s
     evens, most_spread = _candidates(counts, loads, single, free, best.predicted_s, costs)
-    most_spread = most_spread if spread else 0
-    if not evens and most_spread == 0:
+    # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
+    if not spread or (evens == 0 and world_size > MOST_AT_ONCE):
+        most_spread = 0
+    if evens == 0 and most_spread == 0:
         return best
     hottest = _hottest(counts, most_spread)
     num_spread = _num_spread(hottest, counts, held, home, resident, free, costs)
@@ -169,7 +173,7 @@ def _weighed(
     plain_s, overlapped_s = layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs)
     overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
     predicted_s = overlapped_s if overlapped else plain_s
-    return Chosen(shares, sources.from_peer, overlapped, predicted_s, at_home, int(costs.node_ranks))
+    return Chosen(shares, sources.from_peer, sources.senders, overlapped, predicted_s, at_home, int(costs.node_ranks))
 
 
 @compiled
@@ -288,7 +292,10 @@ def _num_spread(
             restores = max(restores, min(fetches[rank], slots[rank]) - free[rank])
         link_s = fetches.max() * costs.fetch_s
         if costs.peer_fetch_s > 0 and link_s > 0:  # both sources at once, each at its rate
-            peer_s = max(sent.max(), fetches.max()) * expert_s
+            in_turn = max(sent.max(), fetches.max())
+            if costs.relays > 0:  # a rank hands on what it gets, beside the first rounds of a tree
+                in_turn = min(in_turn, fetches.max() - 1 + np.ceil(np.log2(world_size)))
+            peer_s = in_turn * expert_s
             link_s = peer_s * link_s / (peer_s + link_s)
         net_s = saved_s - max(0.0, max(link_s, restores * costs.fetch_s) - (even_s - saved_s))
         if net_s > best_saved_s:

@@ -49,6 +49,10 @@ class ChosenShares(Protocol):
         """Return bool ``[num_experts, world_size]``, as of a plan."""
 
     @property
+    def senders(self) -> IntArray:
+        """Return int64 ``[num_experts, world_size]``, as of a plan, or of no size: home ranks."""
+
+    @property
     def overlapped(self) -> bool:
         """Return whether a rank's own rows are executed while all others are on their way."""
 

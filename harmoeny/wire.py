@@ -8,7 +8,8 @@ from harmoeny.compiled import compiled
 from harmoeny.cost import Links
 from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, rows_s
+from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, no_senders, rows_s
+from harmoeny.relay import MOST_RANKS, NOBODY, arrival_s, choose_sender, enqueue, idle_queues, relayed_s
 
 
 @compiled
@@ -108,7 +109,9 @@ def choose_sources(
     costs: Costs,
     links: Links,
 ) -> Sources:
-    """Decide for every fetch which source is less busy: the host's link, with the restores, or the expert's home rank.
+    """Decide for every fetch which source is less busy: the host's link, with the restores, or a rank that has it.
+
+    That is the expert's home rank and, where ranks hand weights on (:attr:`Costs.relays`), those that get it before.
 
     Args:
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
@@ -130,10 +133,15 @@ def choose_sources(
     fetched, own, others = np.zeros((3, world_size)), np.zeros((3, world_size)), np.zeros((3, world_size))
     sent, received = np.zeros((2, world_size), dtype=np.int64), np.zeros((2, world_size), dtype=np.int64)
     from_host = np.zeros(world_size, dtype=np.int64)
+    relays, handed_on = costs.relays > 0 and world_size <= MOST_RANKS, False
+    senders = np.full((num_experts, world_size), NOBODY) if relays else no_senders()
+    queues, since_s = idle_queues(world_size, links), np.zeros(world_size)
+    having, heads = np.empty((2, world_size), dtype=np.int64)
     room = free_slots.copy()  # for fetches, before any resident is executed
     slots = free_slots + num_held(resident)
     for expert in range(num_experts):
         source = home[expert]
+        having[0], heads[0], num_having, num_heads, since_s[source] = source, source, 1, 1, 0.0
         for rank in range(world_size):
             if shares[rank, expert] == 0:
                 room[rank] += resident[expert, rank]
@@ -150,18 +158,37 @@ def choose_sources(
             peer_s = costs.exchange_latency_s + in_turn * expert_s[kind]
             if linked:
                 peer_s = costs.exchange_latency_s + _way_s(link_busy_s, links, source, rank, 1.0)
+            sender = source
+            if relays and source != rank:
+                sender = choose_sender(
+                    rank, having[:num_having], heads[:num_heads], since_s, node, queues, costs, links
+                )
+                peer_s = costs.exchange_latency_s + arrival_s(sender, rank, since_s[sender], node, queues, costs, links)
             arrived = received[0, rank] + received[1, rank]
             copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - free_slots[rank], 0)
             full = from_host[rank] >= slots[rank]  # weights from peers have memory of their own until a slot is free
             if costs.peer_fetch_s > 0 and source != rank and (full or peer_s < copies * costs.fetch_s):
                 from_peer[expert, rank] = True
+                if relays:
+                    senders[expert, rank] = sender
+                    handed_on |= sender != source
+                    enqueue(sender, rank, since_s[sender], node, queues, costs, links)
+                    since_s[rank] = peer_s
+                    if node[rank] != node[source] and (num_having == 1 or node[rank] != node[having[num_having - 1]]):
+                        heads[num_heads] = rank
+                        num_heads += 1
+                    having[num_having] = rank
+                    num_having += 1
                 sent[kind, source] += 1
                 received[kind, rank] += 1
                 if linked:
                     _add_way(link_busy_s, links, source, rank)
             else:
                 from_host[rank] += 1
-    arrived_s = arrivals_s(from_peer, home, costs, links)
+    if handed_on:
+        arrived_s = relayed_s(senders, home, node, costs, links)
+    else:
+        senders, arrived_s = no_senders(), arrivals_s(from_peer, home, costs, links)
     ready_s, host_link_s, turns = np.zeros(world_size), np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
     for rank in range(world_size):
         ready_s[rank] = max(from_host[rank] * costs.fetch_s, arrived_s[rank])
@@ -169,7 +196,7 @@ def choose_sources(
         turns[rank] = -(-number // max(slots[rank], 1))
         restores = max(min(number, slots[rank]) - free_slots[rank], 0)
         host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
-    return Sources(from_peer, ready_s, host_link_s, fetched, own, others, room >= 0, turns)
+    return Sources(from_peer, senders, ready_s, host_link_s, fetched, own, others, room >= 0, turns)
 
 
 @compiled

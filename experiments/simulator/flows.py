@@ -35,6 +35,7 @@ class Flows:
             rank in one exchange after the other; None: all in one.
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
         host: bool ``[num_experts, world_size]``, what a rank executes on its host; None: nothing.
+        senders: int64 ``[num_experts, world_size]``, as of a plan; None: home ranks.
     """
 
     executed: IntArray
@@ -46,6 +47,7 @@ class Flows:
     stage_traffic: FloatArray | None = None
     predicted_s: float | None = None
     host: BoolArray | None = None
+    senders: IntArray | None = None
 
     @property
     def rows(self) -> IntArray:
@@ -95,6 +97,7 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
         stage_traffic=stage_traffic,
         predicted_s=plan.predicted_s,
         host=plan.host,
+        senders=plan.senders,
     )
 
 
@@ -113,7 +116,15 @@ def _flows_of_shares(counts: IntArray, chosen: ChosenShares, placement: Placemen
     own = np.minimum(counts, chosen.shares).T
     slices = np.stack([own, executed - own]) if chosen.overlapped else None
     fetch = (executed > 0) & ~placement.resident
-    return Flows(executed, fetch, traffic, chosen.from_peer, slices=slices, predicted_s=chosen.predicted_s)
+    return Flows(
+        executed,
+        fetch,
+        traffic,
+        chosen.from_peer,
+        slices=slices,
+        predicted_s=chosen.predicted_s,
+        senders=chosen.senders,
+    )
 
 
 def flows_of_executed(counts: IntArray, executed: IntArray, placement: Placement) -> Flows:

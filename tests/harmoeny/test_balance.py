@@ -24,7 +24,7 @@ Batch = tuple[IntArray, Placement]
 COSTS = Costs(
     token_s=1.0, launch_s=3.0, weights_s=2.0, exchange_token_s=0.5, fetch_s=20.0, peer_fetch_s=8.0,
     exchange_latency_s=1.0, copy_token_s=0.1, tile_tokens=1.0, grouped=0.0,
-    node_ranks=0.0, inside_share=1.0, network_share=1.0, pair_share=1.0,
+    node_ranks=0.0, inside_share=1.0, network_share=1.0, pair_share=1.0, relays=0.0,
 )  # fmt: skip
 costs_of_machines = st.builds(
     Costs,
@@ -42,6 +42,7 @@ costs_of_machines = st.builds(
     inside_share=st.just(0.2),
     network_share=st.just(1.3),
     pair_share=st.sampled_from([1.0, 2.5]),
+    relays=st.sampled_from([0.0, 1.0]),
 )
 
 
@@ -60,7 +61,7 @@ def plan(
     costs: Costs,
     overlap: bool,
     spread: bool = True,
-) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
+) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, float]:
     """Plan with these costs."""
     return plan_by_time(counts, home, resident, room, np.array(costs), NO_LINKS, overlap, spread)
 
@@ -74,8 +75,8 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
     room = int(placement.resident.sum(axis=0).max()) + num_free
     free = free_slots(placement.home, placement.resident, room)
     arguments = (counts, placement.home, placement.resident, room, costs, overlap)
-    tokens, fetch, from_peer, overlapped, predicted_s = plan(*arguments)
-    made = Plan(tokens, fetch, from_peer)
+    tokens, fetch, from_peer, senders, overlapped, predicted_s = plan(*arguments)
+    made = Plan(tokens, fetch, from_peer, senders=senders if senders.size else None)
     made.validate(counts, placement)
     assert not (from_peer & ~fetch).any()
     from_host = (fetch & ~from_peer).sum(axis=0)
@@ -167,7 +168,9 @@ def least_largest_load(base: IntArray, left: IntArray, resident: BoolArray) -> f
     goal = np.zeros(num_experts * world_size + 1)
     goal[-1] = 1
     bounds = [(0, None if held else 0) for held in resident.reshape(-1)] + [(0, None)]
-    return float(linprog(goal, A_ub=rows, b_ub=-base, A_eq=whole, b_eq=left, bounds=bounds).fun)
+    found = linprog(goal, A_ub=rows, b_ub=-base, A_eq=whole, b_eq=left, bounds=bounds).fun
+    assert found is not None
+    return found
 
 
 def test_an_even_batch_stays_at_home() -> None:
