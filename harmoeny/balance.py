@@ -9,7 +9,7 @@ import numpy as np
 from harmoeny.compiled import compiled
 from harmoeny.cost import Links
 from harmoeny.held import free_slots, num_held, shares_at_home, shares_where_held
-from harmoeny.level import level
+from harmoeny.level_nodes import MOST_AT_ONCE, level_any
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import home_tokens, tokens_of_shares
 from harmoeny.predict import (
@@ -29,6 +29,8 @@ from harmoeny.wire import choose_sources, exchange_s
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
 LEAST_GAIN = 0.02
+#: What trying another candidate takes, in seconds per rank and expert (python -m scripts.bench.planning).
+_TRIAL_S = 2e-8
 #: The most experts that are brought to all ranks.
 _MOST_SPREAD = 32
 
@@ -38,17 +40,21 @@ class Chosen(NamedTuple):
 
     Attributes:
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
-        from_peer: bool ``[num_experts, world_size]``, the fetches that an expert's home rank sends.
+        from_peer: bool ``[num_experts, world_size]``, the fetches that other ranks send.
+        senders: int64 ``[num_experts, world_size]``, who sends them, -1 where nobody does; of no size: home ranks.
         overlapped: whether a rank's own rows are executed while the others are on their way.
         predicted_s: seconds from the plan to the end of the combine.
         at_home: whether everything is executed on its home rank because nobody else holds it.
+        node_ranks: ranks of a node, whose rows stay on it where they can; 0: nodes do not matter.
     """
 
     shares: IntArray
     from_peer: BoolArray
+    senders: IntArray
     overlapped: bool
     predicted_s: float
     at_home: bool
+    node_ranks: int
 
 
 @compiled
@@ -61,7 +67,7 @@ def plan_by_time(
     links: Links,
     overlap: bool,
     spread: bool,
-) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
+) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, float]:
     """Plan a batch; where nothing can be gained, everything is executed where it is held and little is computed.
 
     Args:
@@ -76,14 +82,14 @@ def plan_by_time(
 
     Returns:
         Tokens, int64 ``[world_size, num_experts, world_size]``; fetches, bool ``[num_experts, world_size]``; and of
-        :class:`Chosen` ``from_peer``, ``overlapped`` and ``predicted_s``.
+        :class:`Chosen` ``from_peer``, ``senders``, ``overlapped`` and ``predicted_s``.
     """
     world_size, num_experts = counts.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
     machine = costs_of(costs)
     chosen = choose_shares(counts, home, resident, room, machine, links, overlap, spread)
     if chosen.at_home:
-        return home_tokens(counts, home), fetch, fetch, chosen.overlapped, chosen.predicted_s
+        return home_tokens(counts, home), fetch, fetch, chosen.senders, chosen.overlapped, chosen.predicted_s
     shares = np.empty((num_experts, world_size), dtype=np.int64)
     for rank in range(world_size):
         for expert in range(num_experts):
@@ -91,7 +97,7 @@ def plan_by_time(
             shares[expert, rank] = share
             fetch[expert, rank] = share > 0 and not resident[expert, rank]
     tokens = tokens_of_shares(counts, shares, int(machine.node_ranks))
-    return tokens, fetch, chosen.from_peer, chosen.overlapped, chosen.predicted_s
+    return tokens, fetch, chosen.from_peer, chosen.senders, chosen.overlapped, chosen.predicted_s
 
 
 @compiled
@@ -135,21 +141,23 @@ def choose_shares(
     best = _weighed(held, loads, nothing, counts, costs, overlap, single)
     least_s = (1 - LEAST_GAIN) * best.predicted_s
     evens, most_spread = _candidates(counts, loads, single, free, best.predicted_s, costs)
-    most_spread = most_spread if spread else 0
-    if not evens and most_spread == 0:
+    # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
+    if not spread or (evens == 0 and world_size > MOST_AT_ONCE):
+        most_spread = 0
+    if evens == 0 and most_spread == 0:
         return best
     hottest = _hottest(counts, most_spread)
     num_spread = _num_spread(hottest, counts, held, home, resident, free, costs)
     # Experts beyond the slots take turns in them: fewer may be faster then.
     fits = min(num_spread, int((free + num_held(resident)).min()))
     numbers = np.array([0, num_spread, fits, num_spread // 4])
-    num_tried = 1 if num_spread == 0 else (2 if fits == num_spread else 4)
+    num_tried = 1 if num_spread == 0 else (2 if fits == num_spread or world_size > MOST_AT_ONCE else 4)
     for number in numbers[0 if evens else 1 : num_tried]:
         shares = held.copy()
         for i in range(number):
             for rank in range(world_size):
                 shares[rank, hottest[i]] = counts[rank, hottest[i]]
-        level(shares, counts, resident, free, costs)
+        level_any(shares, counts, resident, free, costs)
         sources = choose_sources(counts, shares, home, resident, free, costs, links)
         chosen = _weighed(shares, loads_of_shares(counts, shares, costs), sources, counts, costs, overlap, False)
         if chosen.predicted_s < least_s:
@@ -164,7 +172,8 @@ def _weighed(
     """Return shares with their time."""
     plain_s, overlapped_s = layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs)
     overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
-    return Chosen(shares, sources.from_peer, overlapped, overlapped_s if overlapped else plain_s, at_home)
+    predicted_s = overlapped_s if overlapped else plain_s
+    return Chosen(shares, sources.from_peer, sources.senders, overlapped, predicted_s, at_home, int(costs.node_ranks))
 
 
 @compiled
@@ -186,7 +195,7 @@ def _candidates(
         costs: the machine's.
     """
     world_size, num_experts = counts.shape
-    least_gain_s = LEAST_GAIN * predicted_s
+    least_gain_s = LEAST_GAIN * predicted_s + _TRIAL_S * world_size * num_experts
     most_free = free.max()
     fetched_s = fetches_s(1, costs) + costs.launch_s + costs.exchange_latency_s
     if most_free == 0:
@@ -283,7 +292,10 @@ def _num_spread(
             restores = max(restores, min(fetches[rank], slots[rank]) - free[rank])
         link_s = fetches.max() * costs.fetch_s
         if costs.peer_fetch_s > 0 and link_s > 0:  # both sources at once, each at its rate
-            peer_s = max(sent.max(), fetches.max()) * expert_s
+            in_turn = max(sent.max(), fetches.max())
+            if costs.relays > 0:  # a rank hands on what it gets, beside the first rounds of a tree
+                in_turn = min(in_turn, fetches.max() - 1 + np.ceil(np.log2(world_size)))
+            peer_s = in_turn * expert_s
             link_s = peer_s * link_s / (peer_s + link_s)
         net_s = saved_s - max(0.0, max(link_s, restores * costs.fetch_s) - (even_s - saved_s))
         if net_s > best_saved_s:

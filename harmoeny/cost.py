@@ -52,6 +52,7 @@ class ExpertCost:
         fetch_together_s: :attr:`fetch_s` while all ranks fetch, where they share links or memory; 0: the same.
         overlaps: whether rows travel while a rank computes.
         links: which links an expert crosses between two ranks, and for how long.
+        relays: whether ranks that fetch an expert may hand it on to others.
         host_token_s: seconds in which the rank's host executes one more token, its row's way there and back included;
             0: the host computes nothing.
         host_launch_s: seconds that a slice takes there whatever its tokens.
@@ -76,6 +77,7 @@ class ExpertCost:
     fetch_together_s: float = 0.0
     overlaps: bool = True
     links: Links = NO_LINKS
+    relays: bool = False
     host_token_s: float = 0.0
     host_launch_s: float = 0.0
     host_weights_s: float = 0.0

@@ -8,6 +8,11 @@ from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs
 
+#: How often experts are shared out again over the ranks that hold them, and what each time has to lower the largest
+#: load by, as a share of it.
+_MOST_ROUNDS = 16
+_LEAST_ROUND = 1e-3
+
 
 @compiled
 def free_slots(home: IntArray, resident: BoolArray, room: int) -> IntArray:
@@ -60,7 +65,10 @@ def shares_at_home(counts: IntArray, home: IntArray) -> IntArray:
 
 @compiled
 def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, costs: Costs) -> IntArray:
-    """Execute assignments where they are if the rank holds the expert, else on the least loaded rank that does.
+    """Execute assignments where they are if the rank holds the expert, then on its node, else where least is to do.
+
+    What is left to the holders of an expert evens out their loads; experts are taken up again, one after the other, as
+    long as that lowers the largest load, since those that come first know nothing of those that follow.
 
     An expert with so few assignments that they take less time than its launch and its weights is never split: it is
     executed by the rank that holds it and has least to do, as every rank that reads its weights takes that time.
@@ -77,59 +85,139 @@ def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, cos
     world_size, num_experts = counts.shape
     shares = np.zeros((world_size, num_experts), dtype=np.int64)
     load, busy_s = np.zeros(world_size, dtype=np.int64), np.zeros(world_size)
-    total, copies = np.zeros(num_experts, dtype=np.int64), np.zeros(num_experts, dtype=np.int64)
-    for expert in range(num_experts):
-        for rank in range(world_size):
-            copies[expert] += resident[expert, rank]
+    total = np.zeros(num_experts, dtype=np.int64)
+    for rank in range(world_size):
+        for expert in range(num_experts):
             total[expert] += counts[rank, expert]
+    first, holders = holders_of(resident)
     slice_s = costs.weights_s if costs.grouped else costs.launch_s + costs.weights_s
     for choice in (False, True):  # those that one rank holds first
         for expert in range(num_experts):
+            several = first[expert + 1] - first[expert] > 1
             whole_s = total[expert] * costs.token_s
-            if (copies[expert] > 1) != choice or total[expert] == 0 or (choice and whole_s > slice_s):
+            if several != choice or total[expert] == 0 or (choice and whole_s > slice_s):
                 continue
             rank = home[expert]
             if choice:
-                for other in range(world_size):
-                    if resident[expert, other] and busy_s[other] < busy_s[rank]:
+                for other in holders[first[expert] : first[expert + 1]]:
+                    if busy_s[other] < busy_s[rank]:
                         rank = other
             shares[rank, expert] = total[expert]
             load[rank] += total[expert]
             busy_s[rank] += max(whole_s, slice_s)
+    split = np.empty(num_experts, dtype=np.int64)
+    num_split = 0
     for expert in range(num_experts):
-        if copies[expert] < 2 or total[expert] * costs.token_s <= slice_s:
-            continue
-        left = 0
-        for rank in range(world_size):
-            if resident[expert, rank]:
-                shares[rank, expert] = counts[rank, expert]
-                load[rank] += counts[rank, expert]
-            else:
-                left += counts[rank, expert]
-        _fill(shares[:, expert], load, resident[expert], left)
+        if first[expert + 1] - first[expert] > 1 and total[expert] * costs.token_s > slice_s:
+            split[num_split] = expert
+            num_split += 1
+    _share_out(shares, load, counts, total, split[:num_split], first, holders, int(costs.node_ranks))
     return shares
 
 
 @compiled
-def _fill(share: IntArray, load: IntArray, holds: BoolArray, left: int) -> None:
-    """Give what is left of an expert to its holders with the least load, evening out their loads as water does."""
+def holders_of(resident: BoolArray) -> tuple[IntArray, IntArray]:
+    """Return the ranks that hold every expert: int64 ``[num_experts + 1]``, where each one's begin, and int64, all."""
+    num_experts, world_size = resident.shape
+    first = np.zeros(num_experts + 1, dtype=np.int64)
+    holders = np.empty(resident.sum(), dtype=np.int64)
+    end = 0
+    for expert in range(num_experts):
+        for rank in range(world_size):
+            if resident[expert, rank]:
+                holders[end] = rank
+                end += 1
+        first[expert + 1] = end
+    return first, holders
+
+
+@compiled
+def _share_out(
+    shares: IntArray,
+    load: IntArray,
+    counts: IntArray,
+    total: IntArray,
+    split: IntArray,
+    first: IntArray,
+    holders: IntArray,
+    node_ranks: int,
+) -> None:
+    """Share experts out over the ranks that hold them.
+
+    Args:
+        shares: int64 ``[world_size, num_experts]``; updated.
+        load: int64 ``[world_size]``, what every rank executes; updated.
+        counts: int64 ``[world_size, num_experts]``.
+        total: int64 ``[num_experts]``, their sums.
+        split: int64, the experts.
+        first: as of :func:`holders_of`.
+        holders: likewise.
+        node_ranks: ranks of a node; 0: there is one.
+    """
     world_size = len(load)
-    order = np.argsort(load, kind="mergesort")
+    near = np.zeros(len(holders), dtype=np.int64)  # what stays on its rank, or its node
+    left = total.copy()
+    for expert in split:
+        begin, end = first[expert], first[expert + 1]
+        while begin < end:
+            last = begin + 1
+            if node_ranks > 0:
+                node = holders[begin] // node_ranks
+                while last < end and holders[last] // node_ranks == node:
+                    last += 1
+            others = 0
+            if node_ranks > 0:
+                for rank in range(node * node_ranks, min((node + 1) * node_ranks, world_size)):
+                    others += counts[rank, expert]
+            for i in range(begin, last):
+                near[i] = counts[holders[i], expert]
+                load[holders[i]] += near[i]
+                if node_ranks > 0:
+                    others -= near[i]
+            if others > 0:
+                _fill(near[begin:last], load, holders[begin:last], others)
+            for i in range(begin, last):
+                shares[holders[i], expert] = near[i]
+                left[expert] -= near[i]
+            begin = last
+    far = np.zeros(len(holders), dtype=np.int64)
+    largest = np.iinfo(np.int64).max
+    for _ in range(_MOST_ROUNDS):
+        for expert in split:
+            own = slice(first[expert], first[expert + 1])
+            for i in range(first[expert], first[expert + 1]):
+                load[holders[i]] -= far[i]
+                far[i] = 0
+            if left[expert] > 0:
+                _fill(far[own], load, holders[own], left[expert])
+        now = load.max()
+        if now >= largest * (1 - _LEAST_ROUND):
+            break
+        largest = now
+    for expert in split:
+        for i in range(first[expert], first[expert + 1]):
+            shares[holders[i], expert] = near[i] + far[i]
+
+
+@compiled
+def _fill(share: IntArray, load: IntArray, ranks: IntArray, left: int) -> None:
+    """Give what is left of an expert to ranks with the least load, evening out their loads as water does.
+
+    Args:
+        share: int64 ``[num_ranks]``, the expert's assignments on each of them; updated.
+        load: int64 ``[world_size]``, all of theirs; updated.
+        ranks: int64 ``[num_ranks]``.
+        left: assignments.
+    """
+    order = np.argsort(load[ranks], kind="mergesort")
     taking = below = 0
-    for i in range(world_size):
-        rank = order[i]
-        if not holds[rank]:
-            continue
-        if taking > 0 and load[rank] * taking - below >= left:
+    for i in order:
+        if taking > 0 and load[ranks[i]] * taking - below >= left:
             break
         taking += 1
-        below += load[rank]
-    even, extra = divmod(below + left, max(taking, 1))
-    given = 0
-    for i in range(world_size):
-        rank = order[i]
-        if holds[rank] and given < taking:
-            amount = even + (1 if given < extra else 0) - load[rank]
-            share[rank] += amount
-            load[rank] += amount
-            given += 1
+        below += load[ranks[i]]
+    even, extra = divmod(below + left, taking)
+    for given, i in enumerate(order[:taking]):
+        amount = even + (1 if given < extra else 0) - load[ranks[i]]
+        share[i] += amount
+        load[ranks[i]] += amount

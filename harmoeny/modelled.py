@@ -49,12 +49,20 @@ class ChosenShares(Protocol):
         """Return bool ``[num_experts, world_size]``, as of a plan."""
 
     @property
+    def senders(self) -> IntArray:
+        """Return int64 ``[num_experts, world_size]``, as of a plan, or of no size: home ranks."""
+
+    @property
     def overlapped(self) -> bool:
         """Return whether a rank's own rows are executed while all others are on their way."""
 
     @property
     def predicted_s(self) -> float:
         """Return what a plan has."""
+
+    @property
+    def node_ranks(self) -> int:
+        """Return the ranks of a node, whose rows stay on it where they can; 0: nodes do not matter."""
 
 
 @runtime_checkable

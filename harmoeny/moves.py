@@ -24,4 +24,4 @@ def move_sources(copied: BoolArray, resident: BoolArray, home: IntArray, costs: 
     # Nothing has to be restored, as what gives way is no resident any more.
     room = np.full(world_size, num_experts, dtype=np.int64)
     moved = np.ascontiguousarray(copied.T.astype(np.int64))
-    return choose_sources(moved, moved, home, resident & ~copied, room, costs, links)
+    return choose_sources(moved, moved, home, resident & ~copied, room, costs._replace(relays=0.0), links)

@@ -19,8 +19,8 @@ class Plan:
         tokens: int64 ``[world_size(src), num_experts, world_size(dst)]``, assignments of source rank and expert that
             each destination rank executes.
         fetch: bool ``[num_experts, world_size]``, true where a rank must fetch the expert's weights first.
-        from_peer: bool ``[num_experts, world_size]``, the fetches that the expert's home rank sends, the others come
-            from host memory; only ``fetch=peer`` reads it. None: all.
+        from_peer: bool ``[num_experts, world_size]``, the fetches that other ranks send, the others come from host
+            memory; only ``fetch=peer`` reads it. None: all.
         source_groups: groups of ranks, which hold every rank once, whose rows are executed apart as they arrive, after
             those of the rank itself; None: all rows of an expert are executed together, when all are there.
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
@@ -29,6 +29,9 @@ class Plan:
         expert_stages: int64 ``[num_experts]``, stages from 0 on: rows of the experts of a stage are exchanged together
             and executed while those of the next are on their way. On a rank they may not fall from expert to
             expert. None: one exchange; must be None where sources are grouped.
+        senders: int64 ``[num_experts, world_size]``, who sends each of :attr:`from_peer`, -1 where nobody does: the
+            expert's home rank, or a lower rank than the receiver that gets the expert from another, too, and hands it
+            on. None: all home ranks.
     """
 
     tokens: IntArray
@@ -38,6 +41,7 @@ class Plan:
     predicted_s: float | None = None
     host: BoolArray | None = None
     expert_stages: IntArray | None = None
+    senders: IntArray | None = None
 
     @property
     def world_size(self) -> int:
@@ -101,6 +105,22 @@ class Plan:
         needless = self.fetch & (placement.resident | (self.executed() == 0) | host)
         if needless.any():
             raise ValueError(f"plan.fetch: fetched without need at [expert, rank] = {_first(needless)}")
+        self._validate_senders(placement)
+
+    def _validate_senders(self, placement: Placement) -> None:
+        """Check :attr:`senders`."""
+        if self.senders is None:
+            return
+        if self.from_peer is None or self.senders.shape != self.fetch.shape:
+            raise ValueError(f"plan.senders: shape {self.senders.shape}, must be that of plan.from_peer")
+        if (wrong := (self.senders >= 0) != self.from_peer).any():
+            raise ValueError(f"plan.senders: not those of plan.from_peer at [expert, rank] = {_first(wrong)}")
+        home = placement.home[:, None]
+        earlier = (self.senders < np.arange(self.world_size)) & np.take_along_axis(
+            self.from_peer, np.maximum(self.senders, 0), axis=1
+        )
+        if (wrong := self.from_peer & (self.senders != home) & ~earlier).any():
+            raise ValueError(f"plan.senders: lacks the expert at [expert, rank] = {_first(wrong)}")
 
     def _validated_host(self) -> BoolArray:
         """Return :attr:`host`, with nothing where it is None, after a check of it."""
@@ -227,6 +247,16 @@ def tokens_of_shares(counts: IntArray, shares: IntArray, node_ranks: int = 0) ->
     for expert in range(num_experts):
         deal(tokens[:, expert], counts[:, expert], shares[expert], node_ranks)
     return tokens
+
+
+@compiled
+def pairs_of_shares(counts: IntArray, shares: IntArray, node_ranks: int = 0) -> IntArray:
+    """Return int64 ``[world_size(src), world_size(dst)]``, the sums over experts of :func:`tokens_of_shares`."""
+    world_size, num_experts = counts.shape
+    pairs = np.zeros((world_size, world_size), dtype=np.int64)
+    for expert in range(num_experts):
+        deal(pairs, counts[:, expert], shares[expert], node_ranks)
+    return pairs
 
 
 @compiled

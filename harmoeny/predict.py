@@ -33,6 +33,7 @@ class Costs(NamedTuple):
         network_share: likewise between nodes, which is beside that.
         pair_share: what a single expert takes from one rank to another, as a multiple of the mean of the many that a
             rank sends to all others at once, over links of their own; no seconds.
+        relays: 1 where ranks that fetch an expert hand it on to others, else 0; no seconds.
     """
 
     token_s: float
@@ -49,6 +50,7 @@ class Costs(NamedTuple):
     inside_share: float
     network_share: float
     pair_share: float
+    relays: float = 0.0
 
 
 #: Rows of what ranks compute, float64 ``[3, world_size]``: the number of slices, the time of their assignments with
@@ -82,7 +84,8 @@ class Sources(NamedTuple):
     """Where a plan's fetches come from.
 
     Attributes:
-        from_peer: bool ``[num_experts, world_size]``, the fetches that the expert's home rank sends.
+        from_peer: bool ``[num_experts, world_size]``, the fetches that other ranks send.
+        senders: int64 ``[num_experts, world_size]``, who sends them, -1 where nobody does; of no size: home ranks.
         ready_s: float64 ``[world_size]``, when a rank's last fetch is there, counted from the plan.
         host_link_s: float64 ``[world_size]``, how long its host link is busy, restores included.
         fetched: float64 ``[3, world_size]``, computing the fetched experts; rows as of :class:`Loads`.
@@ -93,6 +96,7 @@ class Sources(NamedTuple):
     """
 
     from_peer: BoolArray
+    senders: IntArray
     ready_s: FloatArray
     host_link_s: FloatArray
     fetched: FloatArray
@@ -110,10 +114,10 @@ def machine_costs(cost: ExpertCost) -> Costs:
 
 @compiled
 def costs_of(values: FloatArray) -> Costs:
-    """Return float64 ``[14]``, numbers in their order, as costs."""
+    """Return float64 ``[15]``, numbers in their order, as costs."""
     return Costs(
         values[0], values[1], values[2], values[3], values[4], values[5], values[6],
-        values[7], values[8], values[9], values[10], values[11], values[12], values[13],
+        values[7], values[8], values[9], values[10], values[11], values[12], values[13], values[14],
     )  # fmt: skip
 
 
@@ -242,12 +246,18 @@ def loads_of_shares(counts: IntArray, shares: IntArray, costs: Costs) -> Loads:
 
 
 @compiled
+def no_senders() -> IntArray:
+    """Return the senders where home ranks send everything: of no size."""
+    return np.empty((0, 0), dtype=np.int64)
+
+
+@compiled
 def no_sources(world_size: int, num_experts: int) -> Sources:
     """Return the sources of a plan that fetches nothing."""
     idle_s = np.zeros(world_size)
     none, joins = np.zeros((num_experts, world_size), dtype=np.bool_), np.ones(world_size, dtype=np.bool_)
     work, turns = np.zeros((3, world_size)), np.zeros(world_size, dtype=np.int64)
-    return Sources(none, idle_s, idle_s, work, work, work, joins, turns)
+    return Sources(none, no_senders(), idle_s, idle_s, work, work, work, joins, turns)
 
 
 @compiled

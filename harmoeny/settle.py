@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled
+from harmoeny.held import num_held
 from harmoeny.packing import copies_by_load, longest_first, renumber
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.predict import Costs, FloatArray
@@ -41,6 +42,7 @@ def placements_for(counts: FloatArray, present: Placement, num_slots: IntArray, 
             ]
     if num_slots.min() == num_slots.max():
         found.append(pack_anew(expert_s, present, int(num_slots[0])))
+        found += pack_nodes(counts, present, int(num_slots[0]), costs)
     return [placement for placement in found if not np.array_equal(placement.resident, present.resident)]
 
 
@@ -74,6 +76,67 @@ def pack_anew(expert_s: FloatArray, present: Placement, num_slots: int) -> Place
     resident, _ = longest_first(expert_s, copies, world_size, num_slots)
     resident = renumber(resident, present.resident)
     return Placement(home=_choose_homes(resident, present.home), resident=resident)
+
+
+def pack_nodes(counts: FloatArray, present: Placement, num_slots: int, costs: Costs) -> list[Placement]:
+    """Return placements for several nodes: what every node's own ranks want most, and all experts over all ranks.
+
+    A few slots of every rank hold what is packed over all ranks by the load that is left to them; the others hold what
+    is executed for the rank's own node, so that it does not cross the network.
+
+    Args:
+        counts: float64 ``[world_size, num_experts]``, mean assignments.
+        present: the present residency.
+        num_slots: experts that every rank has room for.
+        costs: the machine's.
+    """
+    world_size, num_experts = counts.shape
+    node_ranks = int(costs.node_ranks)
+    if node_ranks == 0:
+        return []
+    of_node = np.add.reduceat(counts, np.arange(0, world_size, node_ranks), axis=0)
+    found = []
+    least = -(-num_experts // world_size)
+    for shared in range(least, min(num_slots, least + 2)):
+        hottest = np.argsort(-of_node, axis=1, kind="stable")[:, : (num_slots - shared) * node_ranks]
+        left = of_node.copy()
+        np.put_along_axis(left, hottest, 0.0, axis=1)
+        everywhere = pack_anew(expected_s(left.sum(axis=0), costs), present, shared)
+        resident = everywhere.resident.copy()
+        for number, load in enumerate(of_node):
+            own = slice(number * node_ranks, (number + 1) * node_ranks)
+            _hold_near(load, resident[:, own], num_slots)
+        found.append(Placement(everywhere.home, resident))
+    return found
+
+
+@compiled
+def _hold_near(load: FloatArray, resident: BoolArray, num_slots: int) -> None:
+    """Fill a node's slots with what its own ranks have most assignments of, on as many ranks as these take.
+
+    Args:
+        load: float64 ``[num_experts]``, assignments of its ranks.
+        resident: bool ``[num_experts, num_ranks]``, what they hold; updated.
+        num_slots: experts that every rank has room for.
+    """
+    num_ranks = resident.shape[1]
+    even, busy = max(load.sum() / num_ranks, 1.0), np.zeros(num_ranks)
+    free = num_slots - num_held(resident)
+    for expert in np.argsort(-load, kind="mergesort"):
+        copies = min(int(np.ceil(load[expert] / even)), num_ranks)
+        for rank in range(num_ranks):
+            if resident[expert, rank]:
+                copies -= 1
+        for _ in range(copies):
+            taker = -1
+            for rank in range(num_ranks):
+                if free[rank] > 0 and not resident[expert, rank] and (taker < 0 or busy[rank] < busy[taker]):
+                    taker = rank
+            if taker < 0:
+                break
+            resident[expert, taker] = True
+            free[taker] -= 1
+            busy[taker] += min(load[expert], even)
 
 
 @compiled

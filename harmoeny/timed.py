@@ -34,7 +34,8 @@ _LEAST_GAIN_AHEAD = 0.05
 _LEAST_KEPT = 0.5
 #: Batches from which a cache begins to learn, where it has not seen them one by one.
 _REMEMBERED = 32
-#: All that :attr:`HarMoEny.costs` may have.
+#: What a plan reckons with in any case, and all that :attr:`HarMoEny.costs` may have.
+_NEEDED_COSTS = tuple(name for name in Costs._fields if name not in Costs._field_defaults)
 _COST_NAMES = tuple(dict.fromkeys((*Costs._fields, *PlaceCosts._fields)))
 
 
@@ -101,7 +102,7 @@ class HarMoEny(Policy):
         #: Per layer, what follows what where that is reliable, and how well it predicts. No options.
         self._following: list[FloatArray | None] = []
         self._accuracy: dict[str, float] = {}
-        if all(name in self.costs for name in Costs._fields):
+        if all(name in self.costs for name in _NEEDED_COSTS):
             costs = Costs(**{name: float(value) for name, value in self.costs.items() if name in Costs._fields})
             costs = costs if self.fetch == Fetch.PEER else costs._replace(peer_fetch_s=0.0)
             if costs.node_ranks == 0:  # all links are alike
@@ -182,12 +183,12 @@ class HarMoEny(Policy):
         """
         _, costs = self._costs()
         room, resident, small = self._as_if_there(placement)
-        tokens, fetch, from_peer, overlapped, predicted_s = plan_by_time(
+        tokens, fetch, from_peer, senders, overlapped, predicted_s = plan_by_time(
             counts, placement.home, resident, room, costs, self._links, self.overlap, self.spread
         )
         groups = [range(len(counts))] if overlapped else None
         if not small:
-            return Plan(tokens, fetch, from_peer, groups, predicted_s)
+            return Plan(tokens, fetch, from_peer, groups, predicted_s, senders=senders if senders.size else None)
         executed = tokens.sum(axis=0)
         host = self._on_host(executed, placement)
         fetch = (executed > 0) & ~placement.resident & ~host
@@ -332,6 +333,6 @@ class HarMoEny(Policy):
 
     def _costs(self) -> tuple[Costs, FloatArray]:
         if self._known is None:
-            missing = next(name for name in Costs._fields if name not in self.costs)
+            missing = next(name for name in _NEEDED_COSTS if name not in self.costs)
             raise ValueError(f"costs.{missing}: missing, must be calibrated before planning (HarMoEny.calibrated)")
         return self._known

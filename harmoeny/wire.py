@@ -8,8 +8,8 @@ from harmoeny.compiled import compiled
 from harmoeny.cost import Links
 from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.plan import deal
-from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, rows_s
+from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, no_senders, rows_s
+from harmoeny.relay import MOST_RANKS, NOBODY, arrival_s, choose_sender, enqueue, idle_queues, relayed_s
 
 
 @compiled
@@ -35,22 +35,48 @@ def exchange_s(counts: IntArray, shares: IntArray, loads: Loads, costs: Costs) -
         loads: those of the shares.
         costs: the machine's.
     """
-    world_size, num_experts = counts.shape
+    world_size = len(counts)
     if costs.node_ranks == 0 or costs.node_ranks >= world_size:
         return rows_s(loads, costs)
-    pairs = np.zeros((world_size, world_size), dtype=np.int64)
-    for expert in range(num_experts):
-        deal(pairs, counts[:, expert], shares[:, expert], int(costs.node_ranks))
-    node = nodes(world_size, costs)
     rows = np.zeros((2, 2, world_size), dtype=np.int64)  # inside or between, sent or received
-    for src in range(world_size):
-        for dst in range(world_size):
-            if src != dst:
-                kind = int(node[src] != node[dst])
-                rows[kind, 0, src] += pairs[src, dst]
-                rows[kind, 1, dst] += pairs[src, dst]
+    for first in range(0, world_size, int(costs.node_ranks)):
+        end = min(first + int(costs.node_ranks), world_size)
+        _add_rows(rows[:, :, first:end], counts[first:end], shares[first:end])
     slowest = max(rows[0].max() * costs.inside_share, rows[1].max() * costs.network_share)
     return float(costs.exchange_latency_s + slowest * costs.exchange_token_s)
+
+
+@compiled
+def _add_rows(rows: IntArray, counts: IntArray, shares: IntArray) -> None:
+    """Add what a node's rows are on the wire, dealt out as :func:`harmoeny.plan.deal` does it.
+
+    Args:
+        rows: int64 ``[2, 2, num_ranks]``, inside the node or beyond it, sent or received; updated.
+        counts: int64 ``[num_ranks, num_experts]``, the assignments of its ranks.
+        shares: int64 ``[num_ranks, num_experts]``, how many of anybody's they execute.
+    """
+    num_ranks, num_experts = counts.shape
+    kept, left = np.zeros(num_experts, dtype=np.int64), np.zeros(num_experts, dtype=np.int64)
+    for rank in range(num_ranks):
+        for expert in range(num_experts):
+            more = counts[rank, expert] - shares[rank, expert]
+            kept[expert] += max(more, 0)
+            left[expert] += max(-more, 0)
+    sent = np.minimum(kept, left)
+    received = sent.copy()
+    for rank in range(num_ranks):
+        for expert in range(num_experts):
+            more = counts[rank, expert] - shares[rank, expert]
+            if more > 0:
+                inside = min(more, sent[expert])
+                sent[expert] -= inside
+                rows[0, 0, rank] += inside
+                rows[1, 0, rank] += more - inside
+            elif more < 0:
+                inside = min(-more, received[expert])
+                received[expert] -= inside
+                rows[0, 1, rank] += inside
+                rows[1, 1, rank] += -more - inside
 
 
 @compiled
@@ -83,7 +109,9 @@ def choose_sources(
     costs: Costs,
     links: Links,
 ) -> Sources:
-    """Decide for every fetch which source is less busy: the host's link, with the restores, or the expert's home rank.
+    """Decide for every fetch which source is less busy: the host's link, with the restores, or a rank that has it.
+
+    That is the expert's home rank and, where ranks hand weights on (:attr:`Costs.relays`), those that get it before.
 
     Args:
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
@@ -105,10 +133,15 @@ def choose_sources(
     fetched, own, others = np.zeros((3, world_size)), np.zeros((3, world_size)), np.zeros((3, world_size))
     sent, received = np.zeros((2, world_size), dtype=np.int64), np.zeros((2, world_size), dtype=np.int64)
     from_host = np.zeros(world_size, dtype=np.int64)
+    relays, handed_on = costs.relays > 0 and world_size <= MOST_RANKS, False
+    senders = np.full((num_experts, world_size), NOBODY) if relays else no_senders()
+    queues, since_s = idle_queues(world_size, links), np.zeros(world_size)
+    having, heads = np.empty((2, world_size), dtype=np.int64)
     room = free_slots.copy()  # for fetches, before any resident is executed
     slots = free_slots + num_held(resident)
     for expert in range(num_experts):
         source = home[expert]
+        having[0], heads[0], num_having, num_heads, since_s[source] = source, source, 1, 1, 0.0
         for rank in range(world_size):
             if shares[rank, expert] == 0:
                 room[rank] += resident[expert, rank]
@@ -125,18 +158,37 @@ def choose_sources(
             peer_s = costs.exchange_latency_s + in_turn * expert_s[kind]
             if linked:
                 peer_s = costs.exchange_latency_s + _way_s(link_busy_s, links, source, rank, 1.0)
+            sender = source
+            if relays and source != rank:
+                sender = choose_sender(
+                    rank, having[:num_having], heads[:num_heads], since_s, node, queues, costs, links
+                )
+                peer_s = costs.exchange_latency_s + arrival_s(sender, rank, since_s[sender], node, queues, costs, links)
             arrived = received[0, rank] + received[1, rank]
             copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - free_slots[rank], 0)
             full = from_host[rank] >= slots[rank]  # weights from peers have memory of their own until a slot is free
             if costs.peer_fetch_s > 0 and source != rank and (full or peer_s < copies * costs.fetch_s):
                 from_peer[expert, rank] = True
+                if relays:
+                    senders[expert, rank] = sender
+                    handed_on |= sender != source
+                    enqueue(sender, rank, since_s[sender], node, queues, costs, links)
+                    since_s[rank] = peer_s
+                    if node[rank] != node[source] and (num_having == 1 or node[rank] != node[having[num_having - 1]]):
+                        heads[num_heads] = rank
+                        num_heads += 1
+                    having[num_having] = rank
+                    num_having += 1
                 sent[kind, source] += 1
                 received[kind, rank] += 1
                 if linked:
                     _add_way(link_busy_s, links, source, rank)
             else:
                 from_host[rank] += 1
-    arrived_s = arrivals_s(from_peer, home, costs, links)
+    if handed_on:
+        arrived_s = relayed_s(senders, home, node, costs, links)
+    else:
+        senders, arrived_s = no_senders(), arrivals_s(from_peer, home, costs, links)
     ready_s, host_link_s, turns = np.zeros(world_size), np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
     for rank in range(world_size):
         ready_s[rank] = max(from_host[rank] * costs.fetch_s, arrived_s[rank])
@@ -144,7 +196,7 @@ def choose_sources(
         turns[rank] = -(-number // max(slots[rank], 1))
         restores = max(min(number, slots[rank]) - free_slots[rank], 0)
         host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
-    return Sources(from_peer, ready_s, host_link_s, fetched, own, others, room >= 0, turns)
+    return Sources(from_peer, senders, ready_s, host_link_s, fetched, own, others, room >= 0, turns)
 
 
 @compiled

@@ -159,7 +159,7 @@ class RankMemories:
         from_peers = np.zeros_like(missing)
         if self._policy.fetch == Fetch.PEER:
             from_peers = flows.fetch if flows.from_peer is None else flows.fetch & flows.from_peer
-        arrival_s = planned_s + self._peers_s(from_peers, placement)
+        arrival_s = planned_s + self._peers_s(from_peers, placement, flows.senders)
         host_s = cost.weights_from_host_s((missing & ~from_peers).sum(axis=0))
         stage_end_s, end_s = np.empty_like(arrivals.arrived_s), start_s
         for stage, (arrived_s, ordering_s) in enumerate(zip(arrivals.arrived_s, arrivals.ordering_s, strict=True)):
@@ -183,6 +183,7 @@ class RankMemories:
                 flows.fetch,
                 np.ascontiguousarray(stages[:, :, rank]),
                 from_peer=flows.from_peer,
+                senders=flows.senders,
                 grouped=cost.grouped,
                 head_s=head_s,
                 rest_s=rest_s,
@@ -255,10 +256,12 @@ class RankMemories:
         stats = own.fetcher.run(execute)
         return stats, np.maximum.accumulate(end_s)
 
-    def _peers_s(self, from_peers: BoolArray, placement: Placement) -> FloatArray:
-        """Return float64 ``[world_size]``, how long ranks wait for weights that peers send, all at once."""
+    def _peers_s(self, from_peers: BoolArray, placement: Placement, senders: IntArray | None = None) -> FloatArray:
+        """Return float64 ``[world_size]``, how long ranks wait for weights that peers send or hand on."""
         if not from_peers.any():
             return np.zeros(placement.world_size)
+        if senders is not None:
+            return self._cost.weights_handed_on_s(senders, placement.home)
         pairs = zip(*np.nonzero(from_peers), strict=True)
         return self._cost.weights_from_peers_s(Counter((int(placement.home[e]), int(dst)) for e, dst in pairs))
 

@@ -50,7 +50,7 @@ class CostModel:
             )
         together_s = topology.host_fetch_s(work.expert_bytes, np.ones(topology.world_size, dtype=np.int64))
         links = topology.links(work.expert_bytes)
-        self.expert = replace(expert, fetch_together_s=float(together_s.max()), links=links)
+        self.expert = replace(expert, fetch_together_s=float(together_s.max()), links=links, relays=True)
         self.work, self.topology, self.software = work, topology, software
         self._hardware = hardware
         self.copy_share = hardware.host_link_processor_share
@@ -148,6 +148,10 @@ class CostModel:
         for (src, dst), number in sent.items():
             matrix[src, dst] = float(number * self.work.expert_bytes)
         return self.topology.exchange_s(matrix)
+
+    def weights_handed_on_s(self, senders: IntArray, home: IntArray) -> FloatArray:
+        """Return when every rank has its weights, where ranks hand on what they fetch; arguments as of a plan."""
+        return self.topology.handed_on_s(self.work.expert_bytes, senders, home)
 
     def weights_from_host_s(self, num_fetches: IntArray) -> FloatArray:
         """Return the time of one fetch per rank; ``num_fetches``: int64 ``[world_size]``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from experiments.routers.base import FloatArray
 from harmoeny.modelled import ChoosesShares, ChosenShares, PredictsExecuted
 from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.plan import pairs_of_shares
 from harmoeny.policy import Policy
 
 #: Plans whose ``tokens`` would be larger than this are never made, if the policy can do without.
@@ -34,6 +35,7 @@ class Flows:
             rank in one exchange after the other; None: all in one.
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
         host: bool ``[num_experts, world_size]``, what a rank executes on its host; None: nothing.
+        senders: int64 ``[num_experts, world_size]``, as of a plan; None: home ranks.
     """
 
     executed: IntArray
@@ -45,6 +47,7 @@ class Flows:
     stage_traffic: FloatArray | None = None
     predicted_s: float | None = None
     host: BoolArray | None = None
+    senders: IntArray | None = None
 
     @property
     def rows(self) -> IntArray:
@@ -94,6 +97,7 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
         stage_traffic=stage_traffic,
         predicted_s=plan.predicted_s,
         host=plan.host,
+        senders=plan.senders,
     )
 
 
@@ -107,10 +111,20 @@ def _slices(tokens: IntArray, groups: Sequence[Sequence[int]]) -> IntArray:
 
 def _flows_of_shares(counts: IntArray, chosen: ChosenShares, placement: Placement) -> Flows:
     """Return the flows of shares; own assignments come first, so that stages are exact."""
-    flows = flows_of_executed(counts, np.ascontiguousarray(chosen.shares.T), placement)
+    executed = np.ascontiguousarray(chosen.shares.T)
+    traffic = pairs_of_shares(counts, executed, chosen.node_ranks).astype(np.float64)
     own = np.minimum(counts, chosen.shares).T
-    slices = np.stack([own, flows.executed - own]) if chosen.overlapped else None
-    return replace(flows, from_peer=chosen.from_peer, slices=slices, predicted_s=chosen.predicted_s)
+    slices = np.stack([own, executed - own]) if chosen.overlapped else None
+    fetch = (executed > 0) & ~placement.resident
+    return Flows(
+        executed,
+        fetch,
+        traffic,
+        chosen.from_peer,
+        slices=slices,
+        predicted_s=chosen.predicted_s,
+        senders=chosen.senders,
+    )
 
 
 def flows_of_executed(counts: IntArray, executed: IntArray, placement: Placement) -> Flows:

@@ -68,6 +68,45 @@ class Topology:
         outside_s = np.where(outside_s > 0, outside_s + hardware.network_latency_s, 0.0)
         return self._with_latency(np.maximum(inside_s, outside_s))
 
+    def handed_on_s(self, num_bytes: float, senders: IntArray, home: IntArray) -> FloatArray:
+        """Return when every rank has all of the equal parts that it is sent: every link carries one after the other.
+
+        A part goes on when all of it is there. Links take parts in the order of the arguments, ranks ascending.
+
+        Args:
+            num_bytes: size of a part.
+            senders: int64 ``[num_parts, world_size]``, who sends a part to a rank; negative: nobody.
+            home: int64 ``[num_parts]``, who has it in the beginning.
+
+        Returns:
+            float64 ``[world_size]``, in seconds; 0 where nothing is sent.
+        """
+        hardware, links = self._hardware, self.links(num_bytes)
+        inside_s = num_bytes / (hardware.all_to_all_bytes_per_s or np.inf)
+        outside_s = num_bytes / (hardware.network_bytes_per_s or hardware.all_to_all_bytes_per_s or np.inf)
+        busy_s: dict[tuple[str, int] | int, float] = {}
+        arrived_s, has_s = np.zeros(self.world_size), np.zeros(senders.shape)
+        for part, dst in np.argwhere(senders >= 0).tolist():
+            src = int(senders[part, dst])
+            begin_s = 0.0 if src == home[part] else float(has_s[part, src])
+            same_node, latency_s = self.node[src] == self.node[dst], hardware.all_to_all_latency_s
+            way: list[tuple[tuple[str, int] | int, float]]
+            if same_node and links.on_way.size:
+                used = zip(links.on_way[src, dst].tolist(), links.seconds[src, dst].tolist(), strict=True)
+                way = [(link, seconds) for link, seconds in used if link >= 0]
+            else:
+                kind = "inside" if same_node else "outside"
+                way = [((f"{kind} from", src), inside_s), ((f"{kind} to", dst), inside_s)]
+                if not same_node:
+                    way = [(end, outside_s) for end, _ in way]
+                    latency_s += hardware.network_latency_s
+            together_s = max(busy_s.get(end, 0.0) for end, _ in way) if not links.on_way.size else 0.0
+            for end, seconds in way:
+                busy_s[end] = max(begin_s, together_s, busy_s.get(end, 0.0)) + seconds
+            has_s[part, dst] = max(busy_s[end] for end, _ in way) + latency_s
+            arrived_s[dst] = max(arrived_s[dst], has_s[part, dst])
+        return arrived_s
+
     def exchange_bytes_per_s(self) -> float | None:
         """Return the rate at which a rank sends in an all-to-all of equal parts, latencies aside; None for one rank."""
         return self._bytes_per_s(range(self.world_size))

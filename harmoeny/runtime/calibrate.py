@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harmoeny.choices import Exchange
 from harmoeny.cost import ExpertCost
 from harmoeny.runtime.device import Device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
@@ -59,7 +60,12 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: Tr
         dtype = next(iter(experts.weights.values())).dtype
         rows = torch.zeros(_TOKENS * comm.world_size, experts.hidden_size, dtype=dtype, device=comm.device)
         row_s = all_to_all_s(rows, comm) / (_TOKENS * (comm.world_size - 1))
-        cost = replace(cost, exchange_token_s=row_s, peer_fetch_s=row_s * experts.expert_bytes / rows[0].nbytes)
+        cost = replace(
+            cost,
+            exchange_token_s=row_s,
+            peer_fetch_s=row_s * experts.expert_bytes / rows[0].nbytes,
+            relays=comm.exchange == Exchange.PUT,
+        )
     return mean_cost(cost, comm)
 
 

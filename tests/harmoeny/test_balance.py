@@ -6,23 +6,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from harmoeny.balance import LEAST_GAIN, choose_shares, plan_by_time
 from harmoeny.compiled import compiled
 from harmoeny.cost import NO_LINKS, Links
 from harmoeny.held import free_slots, shares_where_held
 from harmoeny.level import level
+from harmoeny.level_nodes import level_any
 from harmoeny.placement import BoolArray, IntArray, Placement, place
-from harmoeny.plan import Plan
+from harmoeny.plan import Plan, tokens_of_shares
 from harmoeny.predict import Costs, FloatArray, layer_s, loads_of_shares
 from harmoeny.wire import choose_sources, exchange_s
-from tests.strategies import batches, examples
+from tests.strategies import batches, examples, make_counts, scattered
 
 Batch = tuple[IntArray, Placement]
 COSTS = Costs(
     token_s=1.0, launch_s=3.0, weights_s=2.0, exchange_token_s=0.5, fetch_s=20.0, peer_fetch_s=8.0,
     exchange_latency_s=1.0, copy_token_s=0.1, tile_tokens=1.0, grouped=0.0,
-    node_ranks=0.0, inside_share=1.0, network_share=1.0, pair_share=1.0,
+    node_ranks=0.0, inside_share=1.0, network_share=1.0, pair_share=1.0, relays=0.0,
 )  # fmt: skip
 costs_of_machines = st.builds(
     Costs,
@@ -40,6 +42,7 @@ costs_of_machines = st.builds(
     inside_share=st.just(0.2),
     network_share=st.just(1.3),
     pair_share=st.sampled_from([1.0, 2.5]),
+    relays=st.sampled_from([0.0, 1.0]),
 )
 
 
@@ -58,7 +61,7 @@ def plan(
     costs: Costs,
     overlap: bool,
     spread: bool = True,
-) -> tuple[IntArray, BoolArray, BoolArray, bool, float]:
+) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, float]:
     """Plan with these costs."""
     return plan_by_time(counts, home, resident, room, np.array(costs), NO_LINKS, overlap, spread)
 
@@ -72,8 +75,8 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
     room = int(placement.resident.sum(axis=0).max()) + num_free
     free = free_slots(placement.home, placement.resident, room)
     arguments = (counts, placement.home, placement.resident, room, costs, overlap)
-    tokens, fetch, from_peer, overlapped, predicted_s = plan(*arguments)
-    made = Plan(tokens, fetch, from_peer)
+    tokens, fetch, from_peer, senders, overlapped, predicted_s = plan(*arguments)
+    made = Plan(tokens, fetch, from_peer, senders=senders if senders.size else None)
     made.validate(counts, placement)
     assert not (from_peer & ~fetch).any()
     from_host = (fetch & ~from_peer).sum(axis=0)
@@ -99,6 +102,75 @@ def test_levelling_moves_assignments_and_loses_none(batch: Batch, costs: Costs) 
     level(shares, counts, placement.resident, np.zeros(placement.world_size, np.int64), costs)
     assert (shares >= 0).all()
     np.testing.assert_array_equal(shares.sum(axis=0), counts.sum(axis=0))
+
+
+@examples(30)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2.0, 8.0]))
+def test_many_ranks_are_evened_out_by_nodes_without_loss(seed: int, node_ranks: float) -> None:
+    world_size, rng = 70, np.random.default_rng(seed)
+    counts = make_counts("zipf", world_size, 24, 40, rng)
+    counts[:, 0] += 2000  # for one rank, of which a node's others and other nodes have to take
+    placement, costs = Placement.from_home(np.arange(24), world_size), COSTS._replace(node_ranks=node_ranks)
+    free = np.ones(world_size, np.int64)
+    held = shares_where_held(counts, placement.home, placement.resident, costs)
+    shares = held.copy()
+    level_any(shares, counts, placement.resident, free, costs)
+    assert (shares >= 0).all()
+    np.testing.assert_array_equal(shares.sum(axis=0), counts.sum(axis=0))
+    assert shares.sum(axis=1).max() < held.sum(axis=1).max() / 10
+
+
+@examples(100)
+@given(batches(max_world_size=7, max_experts=10, max_tokens=60), st.sampled_from([2, 3]))
+def test_rows_on_the_wire_are_those_of_the_plan(batch: Batch, node_ranks: int) -> None:
+    """Counted by expert and node, they are those of the whole table of who executes whose assignments."""
+    counts, placement = batch
+    world_size = len(counts)
+    costs = COSTS._replace(node_ranks=float(node_ranks), inside_share=0.2, network_share=1.3)
+    shares = shares_where_held(counts, placement.home, placement.resident, costs)
+    pairs = tokens_of_shares(counts, np.ascontiguousarray(shares.T), node_ranks).sum(axis=1)
+    np.fill_diagonal(pairs, 0)
+    node = np.arange(world_size) // node_ranks
+    inside, outside = np.where(node[:, None] == node, pairs, 0), np.where(node[:, None] == node, 0, pairs)
+    slowest = max(
+        max(rows.sum(axis=0).max(), rows.sum(axis=1).max()) * share for rows, share in ((inside, 0.2), (outside, 1.3))
+    )
+    found = exchange_s(counts, shares, loads_of_shares(counts, shares, costs), costs)
+    if node_ranks < world_size:
+        assert found == pytest.approx(1.0 + 0.5 * slowest)
+
+
+@examples(40)
+@given(st.integers(0, 2**32 - 1), st.integers(4, 24), st.integers(1, 12))
+def test_copies_even_out_as_well_as_a_linear_program(seed: int, world_size: int, num_experts: int) -> None:
+    """What has to be executed where its tokens are apart, no split over the holders has a smaller largest load."""
+    rng = np.random.default_rng(seed)
+    placement = scattered(num_experts, world_size, seed)
+    counts = make_counts("zipf", world_size, num_experts, 200, rng)
+    shares = shares_where_held(counts, placement.home, placement.resident, COSTS._replace(weights_s=0.0, launch_s=0.0))
+    assert (shares.T[~placement.resident] == 0).all()
+    several = placement.resident.sum(axis=1) > 1
+    own = np.where(placement.resident.T & several, counts, 0)
+    best = least_largest_load(own.sum(axis=1), counts.sum(axis=0) - own.sum(axis=0), placement.resident)
+    assert shares.sum(axis=1).max() <= 1.03 * best + num_experts
+
+
+def least_largest_load(base: IntArray, left: IntArray, resident: BoolArray) -> float:
+    """Return the least largest load: ``left`` of every expert goes to its holders, who have ``base`` already."""
+    num_experts, world_size = resident.shape
+    rows = np.zeros((world_size, num_experts * world_size + 1))
+    for rank in range(world_size):
+        rows[rank, rank:-1:world_size] = 1
+    rows[:, -1] = -1
+    whole = np.zeros((num_experts, num_experts * world_size + 1))
+    for expert in range(num_experts):
+        whole[expert, expert * world_size : (expert + 1) * world_size] = resident[expert]
+    goal = np.zeros(num_experts * world_size + 1)
+    goal[-1] = 1
+    bounds = [(0, None if held else 0) for held in resident.reshape(-1)] + [(0, None)]
+    found = linprog(goal, A_ub=rows, b_ub=-base, A_eq=whole, b_eq=left, bounds=bounds).fun
+    assert found is not None
+    return found
 
 
 def test_an_even_batch_stays_at_home() -> None:

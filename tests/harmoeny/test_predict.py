@@ -19,6 +19,7 @@ from harmoeny.predict import (
     loads_at_home,
     loads_of_shares,
     no_loads,
+    no_senders,
     no_sources,
     rows_s,
     work_s,
@@ -31,7 +32,7 @@ Batch = tuple[IntArray, Placement]
 COSTS = Costs(
     token_s=1.0, launch_s=3.0, weights_s=2.0, exchange_token_s=10.0, fetch_s=100.0, peer_fetch_s=31.0,
     exchange_latency_s=1.0, copy_token_s=0.5, tile_tokens=1.0, grouped=0.0,
-    node_ranks=0.0, inside_share=1.0, network_share=1.0, pair_share=1.0,
+    node_ranks=0.0, inside_share=1.0, network_share=1.0, pair_share=1.0, relays=0.0,
 )  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def sources_of(ready_s: list[float], link_s: list[float], slices: dict[int, list
     none = np.zeros((3, world_size))
     from_peer = np.zeros((2, world_size), dtype=np.bool_)
     held = np.full(world_size, joins)
-    return Sources(from_peer, np.array(ready_s), np.array(link_s), fetched, fetched, none, held, turns)
+    return Sources(from_peer, no_senders(), np.array(ready_s), np.array(link_s), fetched, fetched, none, held, turns)
 
 
 @pytest.mark.parametrize(

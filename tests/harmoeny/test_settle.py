@@ -6,8 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harmoeny.balance import choose_shares
+from harmoeny.cost import NO_LINKS
 from harmoeny.placement import IntArray, Placement, place
-from harmoeny.settle import copy_hottest, copy_own, expected_s, pack_anew, placements_for, swap_homes
+from harmoeny.settle import copy_hottest, copy_own, expected_s, pack_anew, pack_nodes, placements_for, swap_homes
 from tests.harmoeny.test_balance import COSTS
 from tests.strategies import batches, examples
 
@@ -88,3 +90,30 @@ def test_what_is_packed_anew_evens_out_and_keeps_what_it_can() -> None:
     same = pack_anew(np.ones(8), present, 2)
     assert (same.resident.sum(axis=0) == 2).all()
     assert (same.home == same.resident.argmax(axis=1)).all(), "each once"
+
+
+def test_many_nodes_hold_what_their_ranks_want_and_all_experts_together() -> None:
+    """64 nodes with routing of one kind: predicted faster than any packing that knows no nodes, and even."""
+    world_size, num_experts, num_slots = 128, 32, 3
+    popularity = np.arange(1, num_experts + 1) ** -0.5
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(400, popularity / popularity.sum(), world_size).astype(np.int64)
+    costs = COSTS._replace(
+        node_ranks=8.0, inside_share=0.1, network_share=1.1, exchange_token_s=2.0, fetch_s=1e5, peer_fetch_s=1e5
+    )
+    present = place("contiguous", num_experts, world_size)
+    found = pack_nodes(counts.astype(float), present, num_slots, costs)
+    for placement in found:
+        placement.validate()
+        assert (placement.resident.sum(axis=0) <= num_slots).all()
+
+    def seconds(placement: Placement) -> float:
+        return float(
+            choose_shares(
+                counts, placement.home, placement.resident, num_slots, costs, NO_LINKS, False, False
+            ).predicted_s
+        )
+
+    alike = pack_anew(expected_s(counts.sum(axis=0).astype(float), costs), present, num_slots)
+    assert min(map(seconds, found)) < 0.97 * seconds(alike)
+    assert pack_nodes(counts.astype(float), present, num_slots, costs._replace(node_ranks=0.0)) == []

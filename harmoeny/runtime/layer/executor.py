@@ -125,7 +125,7 @@ class Executor(ABC):
             traffic, staged = plan.tokens.sum(axis=1), plan.source_groups is not None
             head_s, rest_s = self.memory.cost.head_s(traffic, rank, staged=staged)
         schedule = self.planner.fetcher.begin(
-            layer, plan.fetch, executed_SE, from_peer=plan.from_peer, grouped=kernel.grouped,
+            layer, plan.fetch, executed_SE, from_peer=plan.from_peer, senders=plan.senders, grouped=kernel.grouped,
             head_s=head_s, rest_s=rest_s, host_E=None if plan.host is None else plan.host[:, rank],
         )  # fmt: skip
         kernel.begin(schedule)

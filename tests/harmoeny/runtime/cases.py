@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harmoeny.choices import Knowledge
 from harmoeny.cost import ExpertCost
-from harmoeny.placement import IntArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
 from harmoeny.runtime.exchange.comm import Communicator
@@ -92,6 +92,14 @@ def start(layers: list[LayerExperts], comm: Communicator | None = None, **option
     return start_rank(layers, comm or Communicator(CPU), **given)
 
 
+def random_senders(from_peer: BoolArray, home: IntArray, rng: np.random.Generator) -> IntArray:
+    """Let every rank get an expert from its home, or from one of those before it that get it, too."""
+    senders = np.full(from_peer.shape, -1)
+    for expert, rank in np.argwhere(from_peer):
+        senders[expert, rank] = rng.choice([home[expert], *np.flatnonzero(senders[expert] >= 0)])
+    return senders
+
+
 class RandomPlan(Policy):
     """Sends assignments anywhere, fetches from anywhere, drops some if asked: the runtime must execute any plan."""
 
@@ -113,7 +121,13 @@ class RandomPlan(Policy):
                     kept = int(rng.integers(0, kept + 1))
                 tokens[src, expert] = rng.multinomial(kept, rng.dirichlet(np.full(world_size, 0.5)))
         plan = plan_from_tokens(tokens, placement)
-        return replace(plan, from_peer=None if self.seed % 3 == 0 else rng.random(plan.fetch.shape) < 0.5)
+        if self.seed % 3 == 0:
+            return plan
+        from_peer = rng.random(plan.fetch.shape) < 0.5
+        if self.seed % 3 == 1:
+            return replace(plan, from_peer=from_peer)
+        from_peer &= plan.fetch
+        return replace(plan, from_peer=from_peer, senders=random_senders(from_peer, placement.home, rng))
 
 
 class Shuffled(RandomPlan):

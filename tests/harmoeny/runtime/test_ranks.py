@@ -39,6 +39,7 @@ def exactness(rank: int, exchange: str = "put") -> float:
     engine = start(layers, comm, record=False, exchange=exchange, cost=replace(COST, peer_fetch_s=1e-5))
     policies = [
         *(RandomPlan(3, fetch=fetch, num_slots=2) for fetch in ("sync", "async", "peer")),
+        RandomPlan(5, fetch="peer", num_slots=2),
         EvenSplit(fetch="peer"),
         Shuffled(4, fetch="peer", num_slots=4),
         TokenHarMoEny(threshold=1),

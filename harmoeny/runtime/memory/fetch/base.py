@@ -171,6 +171,7 @@ class FetchStrategy:
         executed_SE: IntArray,
         *,
         from_peer: BoolArray | None = None,
+        senders: IntArray | None = None,
         grouped: bool = False,
         head_s: float = 0.0,
         rest_s: float = 0.0,
@@ -184,6 +185,7 @@ class FetchStrategy:
             executed_SE: int64 ``[num_stages, num_experts]``, what this rank executes of the plan, as
                 :func:`harmoeny.runtime.memory.schedule.make_schedule` explains it.
             from_peer: bool ``[num_experts, world_size]``, what of it peers send, where they can; None: all.
+            senders: int64 ``[num_experts, world_size]``, which of them, as of a plan; None: home ranks.
             grouped: as it explains it too, and so the others.
             head_s: seconds.
             rest_s: seconds.
@@ -194,7 +196,7 @@ class FetchStrategy:
         ahead, self._ahead[layer] = self._ahead[layer], []
         self._stats.num_ahead = len(ahead)
         self._stats.num_ahead_used = int(executed_SE[:, ahead].any(axis=0).sum())
-        self._open_sources(layer, fetch if from_peer is None else fetch & from_peer)
+        self._open_sources(layer, fetch if from_peer is None else fetch & from_peer, senders)
         self._schedule = make_schedule(
             executed_SE, self._home[layer], self.memory.cost, work_order=self._work_order, grouped=grouped,
             arrivals=self._arrivals(), head_s=head_s, rest_s=rest_s, host_E=host_E, wanted=self._wanted,
@@ -317,7 +319,7 @@ class FetchStrategy:
         self._moved[layer].num_host_fetches += 1
         return self._copy(layer, slot, expert_id, urgent=urgent)
 
-    def _open_sources(self, layer: int, fetch: BoolArray) -> None:
+    def _open_sources(self, layer: int, fetch: BoolArray, senders: IntArray | None) -> None:
         """Prepare sources other than the store for a layer's fetches."""
 
     def _arrivals(self) -> dict[int, float]:

@@ -1,8 +1,8 @@
-"""Fetches from the expert's home rank, for comparison with systems that send weights."""
+"""Fetches from other ranks: an expert's home, or one that fetches it too and hands it on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,13 +13,14 @@ from harmoeny.choices import Exchange, Fetch
 from harmoeny.moves import move_sources
 from harmoeny.placement import BoolArray, IntArray, Placement, with_slot
 from harmoeny.predict import machine_costs
+from harmoeny.relay import num_hops, relayed_s
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.residents import num_slots_needed
 from harmoeny.runtime.memory.slots import Slot, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest
-from harmoeny.wire import arrivals_s
+from harmoeny.wire import arrivals_s, nodes
 
 
 @dataclass
@@ -28,10 +29,12 @@ class _Arriving:
 
     Attributes:
         experts: what this rank receives, by expert: weights, and what to wait for before they are read.
+        arrivals: the latter again, for whoever hands an expert on.
         sending: what to wait for before what this rank sends may change.
     """
 
     experts: dict[int, tuple[Mapping[str, Tensor], list[Any]]] = field(default_factory=dict)
+    arrivals: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     sending: list[Any] = field(default_factory=list)
 
     def copy_into(self, slot: Slot, expert_id: int) -> CopyRequest:
@@ -48,11 +51,13 @@ class _Arriving:
         """Wait until the sends are out."""
         for work in self.sending:
             work.wait()
-        self.experts, self.sending = {}, []
+        self.experts, self.arrivals, self.sending = {}, {}, []
 
 
 class PeerFetch(FetchStrategy):
     """Home ranks send weights as soon as the plan is known; receivers copy them into slots when those are free.
+
+    Where the plan says so, and ranks write into each other's memory, receivers hand weights on when they are there.
 
     All ranks know the plan, so nobody has to ask. The weights arrive in memory of their own, as FasterMoE's shadows do
     (doi 10.1145/3503221.3508418), so that no rank ever waits for another one's slots. An expert whose home is this
@@ -104,51 +109,88 @@ class PeerFetch(FetchStrategy):
         self._moved_slots.append((slot, transfer))
         return transfer
 
-    def _open_sources(self, layer: int, fetch: BoolArray) -> None:
+    def _open_sources(self, layer: int, fetch: BoolArray, senders: IntArray | None) -> None:
         if not fetch.any():
             self._fetching = _Arriving()
             return
         home, costs = self._placements[layer].home, self._costs
         if costs.peer_fetch_s <= 0:  # not measured
             costs = costs._replace(peer_fetch_s=costs.fetch_s)
-        self._arrived_s = float(arrivals_s(fetch, home, costs, self.memory.cost.links)[self._comm.rank])
-        self._fetching = self._exchange(self._comm, layer, fetch, home)
+        links = self.memory.cost.links
+        if senders is None:
+            arrived_s = arrivals_s(fetch, home, costs, links)
+        else:
+            arrived_s = relayed_s(senders, home, nodes(len(fetch[0]), costs), costs, links)
+        self._arrived_s = float(arrived_s[self._comm.rank])
+        self._fetching = self._exchange(self._comm, layer, fetch, home, senders)
 
-    def _exchange(self, comm: Communicator, layer: int, sent: BoolArray, home: IntArray) -> _Arriving:
-        """Start sending and receiving weights.
+    def _exchange(
+        self, comm: Communicator, layer: int, sent: BoolArray, home: IntArray, senders: IntArray | None = None
+    ) -> _Arriving:
+        """Start sending and receiving weights, and what is handed on as soon as it is here.
 
         Args:
             comm: whose traffic this is.
             layer: MoE layer in order of execution.
             sent: bool ``[num_experts, world_size]``, the ranks that every expert goes to.
             home: int64 ``[num_experts]``, who sends it.
+            senders: int64 ``[num_experts, world_size]``, who does, as of a plan; None, or where ranks cannot hand
+                weights on: home ranks.
         """
         if not sent.any():
             return _Arriving()
+        experts = self.memory.store.layers[layer]
+        handed_on = senders is not None and comm.exchange == Exchange.PUT
+        senders = senders if senders is not None and handed_on else np.broadcast_to(home[:, None], sent.shape)
+        expert_ids, receivers = np.nonzero(sent)
+        sources = senders[expert_ids, receivers]
+        most = int(np.unique(np.stack([sources, receivers]), axis=1, return_counts=True)[1].max(initial=0))
+        comm.reserve(most * experts.expert_bytes, most * len(experts.weights))
+        if handed_on and comm.exchange != Exchange.PUT:  # since there was no room
+            return self._exchange(comm, layer, sent, home)
+        started = _Arriving()
+        hops = num_hops(sent, senders, home)[expert_ids, receivers] if handed_on else np.ones_like(sources)
+        own = (sources == comm.rank) | (receivers == comm.rank)
+        for hop in range(1, int(hops.max()) + 1):
+            now = own & (hops == hop)
+            pairs = zip(expert_ids[now].tolist(), sources[now].tolist(), receivers[now].tolist(), strict=True)
+            self._send(comm, layer, list(pairs), started)
+        return started
+
+    def _send(self, comm: Communicator, layer: int, pairs: list[tuple[int, int, int]], started: _Arriving) -> None:
+        """Start sending and receiving what is ready at the same time; (expert, sender, receiver) each."""
         rank, experts = comm.rank, self.memory.store.layers[layer]
         sends: list[tuple[Tensor, int]] = []
         receives: list[tuple[Tensor, int]] = []
         arriving: list[int] = []
-        expert_ids, receivers = np.nonzero(sent)
-        senders = home[expert_ids]
-        most = int(np.unique(np.stack([senders, receivers]), axis=1, return_counts=True)[1].max(initial=0))
-        comm.reserve(most * experts.expert_bytes, most * len(experts.weights))
-        own = (senders == rank) | (receivers == rank)
-        pairs = zip(expert_ids[own].tolist(), senders[own].tolist(), receivers[own].tolist(), strict=True)
+        awaited: list[Any] = []
         for expert_id, src, dst in pairs:
-            if src == rank:
+            if src == rank and expert_id in started.experts:
+                weights, _ = started.experts[expert_id]
+                awaited += started.arrivals[expert_id]
+                sends += [(w, dst) for w in weights.values()]
+            elif src == rank:
                 sends += [(w, dst) for w in self._own_weights(layer, expert_id).values()]
-            else:
+            elif dst == rank:
                 arriving.append(expert_id)
                 receives += [(w, src) for w in experts.expert(expert_id).values()]
-        buffers, copies = comm.exchange_tensors(sends, receives, self.memory.transfers.beside)
+
+        def beside(work: Callable[[], None]) -> Any:
+            def behind_arrivals() -> None:
+                for arrival in awaited:
+                    arrival.wait()
+                work()
+
+            return self.memory.transfers.beside(behind_arrivals)
+
+        buffers, copies = comm.exchange_tensors(sends, receives, beside)
         by_weight = iter(zip(buffers, copies.receiving, strict=True))
-        started = _Arriving(sending=copies.sending)
+        started.sending += copies.sending
         for expert_id in arriving:
             parts = {name: next(by_weight) for name in experts.weights}
             works = [work for _, of_weight in parts.values() for work in of_weight]
             started.experts[expert_id] = {name: buffer for name, (buffer, _) in parts.items()}, works
-        return started
+            started.arrivals[expert_id] = tuple(works)
 
     def _own_weights(self, layer: int, expert_id: int) -> Mapping[str, Tensor]:
         """Return what is sent of an expert whose home is this rank: its slot, else the store.
