@@ -2,8 +2,9 @@
 
 `paper` reads the authors' data from --reference. `ranks FOLDER` reads finished runs on real ranks of this machine,
 simulates them on its profile (python -m scripts.calibrate writes one), and keeps what `all` needs to simulate them
-again. `gpus` needs nothing. `all` does the three, without new runs, in one table and one figure, and fails where a
-machine's median error is above 10 %, or a point above 40 % that docs/simulator.md does not explain.
+again. `gpus` needs nothing: H200s, and the skew sweep of 19 systems on 4 ranks of one H100. `all` does the three,
+without new runs, in one table and one figure, and fails where a machine's median error is above 10 %, or a point's
+above 40 %, and docs/simulator.md does not explain it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from experiments.compose.compose import compose_point
 from experiments.compose.load import load_point
 from experiments.launch.ranks import Ranks
 from experiments.point.point import Point
+from experiments.simulator.backend import Simulator
 from experiments.simulator.gpus.validation import PROFILES, compare_gpus
 from experiments.simulator.paper.figures import throughputs
 from experiments.simulator.paper.validation import (
@@ -36,14 +38,21 @@ from results_schema.files import CONFIG
 from results_schema.printing import print_anything
 from results_schema.tables import LAYERS
 from results_schema.walk import walk_files
+from scripts.gpu_check.parts import sweep_options
 
 REFERENCE = Path("../shared/reference/harmoeny-paper")
 OUT = Path("results/validation")
 #: Beside the measured layers: the configurations of the runs, and the profile of the machine that measured.
 RANKS, RANKS_POINTS, RANKS_PROFILE = "ranks.csv", "ranks_points.yaml", "this_machine.yaml"
+#: What 4 ranks of one H100 were measured in, and the profile of one of them, fitted on one system without skew.
+GPU_SWEEP, GPU_SWEEP_PROFILE = Path("results/gpu/h100_4_ranks/phases.csv"), "h100_quarter"
+GPU_SWEEP_FITTED = ("static_ep", "skew 0")
+H100 = "4 ranks of one H100"
 LIMIT_MEDIAN, LIMIT_POINT = 0.10, 0.40
 #: System and case of points that are worse, which docs/simulator.md explains, and how many they are.
 EXPLAINED = {("llep", "Kimi-K2"): 1}
+#: Machines whose median is worse, likewise, and up to where.
+EXPLAINED_MEDIANS = {H100: 0.20}
 _PERCENT = {"error": "{:+.1%}".format, "published": "{:.2f}".format, "predicted": "{:.2f}".format}
 
 
@@ -70,6 +79,29 @@ def validate_gpus(out: Path) -> pd.DataFrame:
     compared = compare_gpus(described)
     write_text(out / "gpus.csv", compared.to_csv(index=False, float_format="%.4g"))
     _show("H200: ms and speed-ups", compared.drop(columns="source"))
+    _show_errors(compared)
+    return compared
+
+
+def validate_shared_gpu(out: Path) -> pd.DataFrame:
+    """Compare with the layers of the skew sweep on 4 ranks of one H100; print, write and return the table."""
+    phases = pd.read_csv(GPU_SWEEP)
+    measured = pd.DataFrame(
+        {
+            "system": phases["system"],
+            "case": "skew " + phases["router.skew"].map("{:g}".format),
+            "published": phases["layer_s"] * 1e3,
+            "device": phases["device"],
+        }
+    )
+    options = sweep_options(4) | {"backend": Simulator.name, "hardware": GPU_SWEEP_PROFILE}
+    skews = phases["router.skew"].unique()
+    points = [compose_point(*(f"{k}={v}" for k, v in (options | {"router.skew": skew}).items())) for skew in skews]
+    compared = predict_runs(measured, points)
+    system, case = GPU_SWEEP_FITTED
+    compared["calibration"] = (compared["system"] == system) & (compared["case"] == case)
+    write_text(out / "gpu_sweep.csv", compared.to_csv(index=False, float_format="%.4g"))
+    _show(f"Latency of a MoE layer on {H100}, ms (published: measured there)", compared.drop(columns="device"))
     _show_errors(compared)
     return compared
 
@@ -123,6 +155,7 @@ def validate_all(reference: Path, out: Path, num_batches: int) -> list[str]:
         "DGX-1, 8 x V100": validate_paper(reference, out, num_batches),
         "two CPU cores": validate_ranks(out),
         "H200": validate_gpus(out),
+        H100: validate_shared_gpu(out),
     }
     rows, wrong = [], []
     for machine, compared in machines.items():
@@ -130,8 +163,9 @@ def validate_all(reference: Path, out: Path, num_batches: int) -> list[str]:
         held_out = compared[~compared["calibration"]]
         far = held_out[held_out["error"].abs() > LIMIT_POINT]
         rows.append({"machine": machine, **errors, "fitted": int(compared["calibration"].sum()), "far_off": len(far)})
-        if errors["median"] > LIMIT_MEDIAN:
-            wrong.append(f"{machine}: median error {errors['median']:.1%}, must be at most {LIMIT_MEDIAN:.0%}")
+        limit = EXPLAINED_MEDIANS.get(machine, LIMIT_MEDIAN)
+        if errors["median"] > limit:
+            wrong.append(f"{machine}: median error {errors['median']:.1%}, must be at most {limit:.0%}")
         for (system, case), points in far.groupby(["system", "case"]):
             if len(points) > EXPLAINED.get((str(system), str(case)), 0):
                 wrong.append(f"{machine}: {system}, {case}: {points['error'].abs().max():.0%} off, must be explained")
@@ -160,7 +194,7 @@ def main() -> None:
     print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.validate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    helps = {"all": "all three, without new runs", "paper": "a DGX-1, as published", "gpus": "H200s, as published"}
+    helps = {"all": "all three, without new runs", "paper": "a DGX-1, as published", "gpus": "H200s and an H100"}
     for name, what in helps.items():
         command = commands.add_parser(name, help=what)
         command.add_argument("--out", type=Path, default=OUT, help=f"where results go (default: {OUT})")
@@ -182,6 +216,7 @@ def main() -> None:
         validate_paper(arguments.reference, arguments.out, arguments.batches)
     elif arguments.command == "gpus":
         validate_gpus(arguments.out)
+        validate_shared_gpu(arguments.out)
     else:
         try:
             record_ranks(arguments.folder, arguments.hardware, arguments.out)
