@@ -121,7 +121,7 @@ def with_least_moves(num_tokens: IntArray, load: IntArray, num_shared: int) -> I
 @compiled
 def _level(load: IntArray, num_shared: int, num_tokens: int) -> int:
     """Return the least level up to which ranks have room for so many tokens."""
-    low, high = load.min(), load.max() + num_shared * num_tokens
+    low, high = int(load.min()), int(load.max()) + num_shared * num_tokens
     while low < high:
         middle = (low + high) // 2
         if (np.maximum(middle - load, 0) // num_shared).sum() >= num_tokens:

@@ -15,8 +15,8 @@ from experiments.routers.base import RoutedRun
 from experiments.routing.trace_files import read_about
 from experiments.text.tokenizer import check_vocab_size
 from harmoeny.choices import Exchange
-from harmoeny.placement import even_room
 from harmoeny.modelled import PadsBuffers
+from harmoeny.placement import even_room
 from harmoeny.policy import Policy, moves_shared
 from harmoeny.runtime.layer.plan_executor import find_executor
 from harmoeny.runtime.memory.residents import num_slots_needed
@@ -194,8 +194,8 @@ def _check_shared(name: str, policy: Policy, point: Point, most_residents: int) 
     if num_shared == 0:
         if moves_shared(type(policy)):
             raise ValueError(
-                f"systems.{name}: must go with a model that hands its shared experts to the runtime, such as "
-                "model=moe_stack model.num_shared_experts=1"
+                f"systems.{name}: must go with a model that hands its shared experts to the runtime: "
+                "model.num_shared_experts=1 for moe_stack, model.route_shared=true for those of Transformers"
             )
         return
     what = f"model: {num_shared} shared experts in the runtime, must be none with systems.{name}"

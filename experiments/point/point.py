@@ -42,7 +42,7 @@ _UNNAMED_REQUESTS = {"cv": None, "output_tokens": 1, "rate_step": None, "max_rat
 #: Options of systems of which the same is true.
 _UNNAMED_SYSTEM = {"spread": True, "host": True, "ahead": True}
 #: Options of models of which the same is true.
-_UNNAMED_MODEL = {"num_shared_experts": 0}
+_UNNAMED_MODEL = {"num_shared_experts": 0, "route_shared": False}
 #: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.
 _MOST_TIMES = 5
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.

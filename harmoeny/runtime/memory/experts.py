@@ -43,6 +43,11 @@ class LayerExperts:
         """Number of experts that a router chooses from."""
         return self.num_experts - self.num_shared
 
+    @property
+    def routed(self) -> dict[str, Tensor]:
+        """The weights of the routed experts, by name."""
+        return {name: w[: self.num_routed] for name, w in self.weights.items()}
+
     @cached_property
     def expert_bytes(self) -> int:
         """Size of one expert's weights in bytes."""
