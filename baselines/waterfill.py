@@ -93,7 +93,7 @@ def in_proportion(num_tokens: IntArray, load: IntArray, num_shared: int) -> IntA
 
 @compiled
 def with_least_moves(num_tokens: IntArray, load: IntArray, num_shared: int) -> IntArray:
-    """Move as few tokens as the least largest load takes, to the ranks with the least load.
+    """Move as few tokens as the least largest load takes, to other ranks in proportion to the room that they have left.
 
     Args:
         num_tokens: int64 ``[world_size]``, tokens per source rank.
@@ -105,15 +105,17 @@ def with_least_moves(num_tokens: IntArray, load: IntArray, num_shared: int) -> I
     """
     world_size, total = len(load), num_tokens.sum()
     pairs = np.zeros((world_size, world_size), dtype=np.int64)
-    level = _level(load, num_shared, total)
-    limit = np.maximum(level, load.max())
+    limit = max(_level(load, num_shared, total), load.max())
     room = (limit - load) // num_shared
     shares = np.minimum(num_tokens, room)
-    left = total - shares.sum()
-    for rank in np.argsort(load + num_shared * shares, kind="mergesort"):
-        more = min(left, room[rank] - shares[rank])
-        shares[rank] += more
-        left -= more
+    room -= shares
+    left, all_room = total - shares.sum(), max(room.sum(), 1)
+    passed = given = 0
+    for rank in range(world_size):
+        passed += room[rank]
+        end = left * passed // all_room
+        shares[rank] += end - given
+        given = end
     deal(pairs, num_tokens, shares, 0)
     return pairs
 

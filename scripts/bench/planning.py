@@ -20,8 +20,9 @@ from experiments.routers.base import FloatArray, RoutingRequest, exact_counts, r
 from experiments.routers.kit.hot import hot_shares
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray
-from harmoeny.policy import Policy
+from harmoeny.policy import Policy, moves_shared
 from harmoeny.runtime.device import Device
+from harmoeny.shared import make_plan
 from harmoeny.trace import RoutingTrace
 from results_schema.printing import print_anything
 
@@ -101,18 +102,24 @@ def ready_policy(cls: type[Policy], shares: FloatArray, world_size: int) -> Poli
 
 
 def sample_plans_us(policy: Policy, counts: IntArray) -> list[float]:
-    """Time plans of ``counts`` (int64 ``[world_size, num_experts]``) one by one, in microseconds."""
+    """Time plans of ``counts`` (int64 ``[world_size, num_experts]``) one by one, in microseconds.
+
+    A policy that moves shared experts has one to move.
+    """
     placement = policy.place(0, counts.shape[1], counts.shape[0])
     placement = policy.update_placement(0, [counts], placement) or placement
+    if moves_shared(type(policy)):
+        placement = placement.with_shared(1)
+        counts = np.concatenate([counts, counts.sum(axis=1, keepdims=True)], axis=1)
     for _ in range(_WARM_UP):
-        policy.plan(counts, placement)
+        make_plan(policy, counts, placement)
     samples_us: list[float] = []
     begin = time.perf_counter()
     while len(samples_us) < _MIN_SAMPLES or (
         len(samples_us) < _MAX_SAMPLES and time.perf_counter() - begin < _SAMPLING_S
     ):
         start_ns = time.perf_counter_ns()
-        policy.plan(counts, placement)
+        make_plan(policy, counts, placement)
         policy.look_ahead(0, counts, placement)  # part of planning, for those that do
         samples_us.append((time.perf_counter_ns() - start_ns) / 1e3)
     return samples_us
