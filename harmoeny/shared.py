@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
@@ -44,18 +45,40 @@ def make_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
         return policy.plan(counts, placement)
     plan = policy.plan(routed_counts(counts, placement), placement.routed)
     num_tokens = counts[:, -1].copy()
-    pairs = policy.place_shared(num_tokens, plan.load(), num_shared)
+    tokens, load = _with_room_for(plan.tokens, num_shared)
+    pairs = policy.place_shared(num_tokens, load, num_shared)
     if pairs.min() < 0 or (pairs.sum(axis=1) != num_tokens).any():
         raise ValueError(f"place_shared: {pairs.sum(axis=1).tolist()} tokens, must be {num_tokens.tolist()} per rank")
-    shared = np.repeat(pairs[:, None], num_shared, axis=1)
+    tokens[:, -num_shared:] = pairs[:, None]
     return replace(
         plan,
-        tokens=np.concatenate([plan.tokens, shared], axis=1),
+        tokens=tokens,
         fetch=_none_shared(plan.fetch, num_shared),
         from_peer=None if plan.from_peer is None else _none_shared(plan.from_peer, num_shared),
         host=None if plan.host is None else _none_shared(plan.host, num_shared),
         predicted_s=None,  # it was of the routed experts alone
     )
+
+
+@compiled
+def _with_room_for(routed: IntArray, num_shared: int) -> tuple[IntArray, IntArray]:
+    """Return a plan's tokens with as many experts more, which execute nothing yet, and every rank's load.
+
+    Args:
+        routed: int64 ``[world_size(src), num_routed, world_size(dst)]``, of which most entries are 0.
+        num_shared: experts more.
+    """
+    world_size, num_routed, _ = routed.shape
+    tokens = np.zeros((world_size, num_routed + num_shared, world_size), dtype=np.int64)
+    load = np.zeros(world_size, dtype=np.int64)
+    for src in range(world_size):
+        for expert in range(num_routed):
+            for dst in range(world_size):
+                number = routed[src, expert, dst]
+                if number > 0:  # memory that is never written takes no time
+                    tokens[src, expert, dst] = number
+                    load[dst] += number
+    return tokens, load
 
 
 def _none_shared(routed: BoolArray, num_shared: int) -> BoolArray:
