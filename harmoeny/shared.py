@@ -50,6 +50,9 @@ def make_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
     if pairs.min() < 0 or (pairs.sum(axis=1) != num_tokens).any():
         raise ValueError(f"place_shared: {pairs.sum(axis=1).tolist()} tokens, must be {num_tokens.tolist()} per rank")
     tokens[:, -num_shared:] = pairs[:, None]
+    stages = plan.expert_stages
+    if stages is not None:  # which may not fall
+        stages = np.concatenate([stages, np.full(num_shared, stages.max(initial=0))])
     return replace(
         plan,
         tokens=tokens,
@@ -57,6 +60,7 @@ def make_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
         from_peer=None if plan.from_peer is None else _none_shared(plan.from_peer, num_shared),
         host=None if plan.host is None else _none_shared(plan.host, num_shared),
         predicted_s=None,  # it was of the routed experts alone
+        expert_stages=stages,
     )
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines.eplb import EPLB
+from baselines.eps_moe import EpsMoE
 from baselines.fastermoe import FasterMoE
 from baselines.ideal import Ideal
 from baselines.ultraep import UltraEP
@@ -108,6 +109,7 @@ def test_a_policy_that_places_shared_experts_by_the_load_says_that_it_knows_it(m
         HarMoEny(spare_slots=1).calibrated(COST),
         EPLB(interval=1, window=1),
         FasterMoE(token_s=1.0, shadow_s=1.0),
+        EpsMoE(num_stages=2),
         UltraEP(spare_slots=1),
         Ideal(),
     ],
