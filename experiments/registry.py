@@ -16,7 +16,7 @@ import harmoeny.models
 from experiments.datasets.base import Dataset
 from experiments.routers.base import Router
 from harmoeny.models.base import ModelConfig
-from harmoeny.policy import Policy
+from harmoeny.policy import Policy, moves_shared
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,13 @@ GROUPS = {
 }
 
 
-#: The choice of all systems that this installation has, but for those of less memory than experts.
+#: The choice of all systems that this installation has, but for those that :func:`for_every_model` leaves out.
 ALL_SYSTEMS = "all"
+
+
+def for_every_model(policy: type[Policy]) -> bool:
+    """Return whether a system runs any model with the memory that others have: ``system=all`` has those."""
+    return not policy.small_memory and not moves_shared(policy)
 
 
 def discover(group: str) -> tuple[dict[str, type[Any]], dict[str, str]]:

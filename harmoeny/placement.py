@@ -21,10 +21,13 @@ class Placement:
         home: int64 ``[num_experts]``, the rank that every expert belongs to.
         resident: bool ``[num_experts, world_size]``, true where a rank holds the expert's weights; every expert is
             resident at least on its home rank, unless the policy caches (:attr:`harmoeny.policy.Policy.caches`).
+        num_shared: the last experts, so many, are shared ones: every rank holds them, every token goes to all of them,
+            and no policy sees them.
     """
 
     home: IntArray
     resident: BoolArray
+    num_shared: int = 0
 
     @property
     def num_experts(self) -> int:
@@ -47,6 +50,21 @@ class Placement:
         """True for every expert that its home rank does not hold, bool ``[num_experts]``."""
         lacking: BoolArray = ~self.resident[np.arange(self.num_experts), self.home]
         return lacking
+
+    @property
+    def routed(self) -> Placement:
+        """The same without the shared experts: what policies get to see."""
+        if self.num_shared == 0:
+            return self
+        return Placement(self.home[: -self.num_shared], self.resident[: -self.num_shared])
+
+    def with_shared(self, num_shared: int) -> Placement:
+        """Return the same with shared experts behind the routed ones, at home on rank 0 and resident everywhere."""
+        if num_shared == 0:
+            return self
+        home = np.concatenate([self.home, np.zeros(num_shared, dtype=np.int64)])
+        everywhere = np.ones((num_shared, self.world_size), dtype=np.bool_)
+        return Placement(home, np.concatenate([self.resident, everywhere]), num_shared)
 
     def with_residents(self, resident: BoolArray) -> Placement | None:
         """Return the same homes with other residents, or None where they are the same."""

@@ -198,6 +198,21 @@ class Policy(ABC):
         """
         return None
 
+    def place_shared(self, num_tokens: IntArray, load: IntArray, num_shared: int) -> IntArray:  # noqa: ARG002
+        """Decide which rank executes the shared experts of whose tokens; asked once the routed ones are planned.
+
+        Every rank holds them, so any may. Without this, each rank executes those of its own tokens.
+
+        Args:
+            num_tokens: int64 ``[world_size]``, tokens per source rank.
+            load: int64 ``[world_size]``, routed assignments that every rank executes.
+            num_shared: shared experts per token, at least 1, which all go the same way.
+
+        Returns:
+            int64 ``[world_size(src), world_size(dst)]``, tokens; the sums over dst are ``num_tokens``.
+        """
+        return np.diag(num_tokens)
+
     @abstractmethod
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         """Decide where every assignment is executed.
@@ -248,6 +263,11 @@ def places_anew(policy: Policy) -> bool:
     return type(policy).update_placement is not Policy.update_placement
 
 
+def moves_shared(policy: type[Policy]) -> bool:
+    """Return whether a policy ever sends a token's shared expert to another rank: it does nothing for other models."""
+    return policy.place_shared is not Policy.place_shared
+
+
 def check_knowledge(policy: Policy) -> None:
     """Refuse a policy that asks for more of the routing than it says it knows.
 
@@ -259,6 +279,7 @@ def check_knowledge(policy: Policy) -> None:
     learns = places_anew(policy) or cls.retain is not Policy.retain or policy.calibration_batches > 0
     for needed, asks, way in (
         (Knowledge.EXACT, not blind, "plans for itself (BlindPolicy leaves that to the runtime)"),
+        (Knowledge.EXACT, moves_shared(cls), "places shared experts by the batch's loads"),
         (Knowledge.HISTORY, learns, "learns from earlier batches"),
         (Knowledge.LOOKAHEAD, cls.look_ahead is not Policy.look_ahead, "places experts ahead of the gate"),
     ):

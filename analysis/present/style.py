@@ -37,6 +37,7 @@ _LOOKS = {
     "lplb": Look("#FB9A99", "p"),
     "libra": Look("#A6761D", "X"),
     "flashlb": Look("#CAB2D6", ">"),
+    "waterfill": Look("#1B7F9E", "v"),
     "ideal": Look("#000000", "_"),
 }
 #: Markers of variants, and how much of their system's colour is left: the rest is white, or below 0 black.
@@ -84,6 +85,7 @@ _LABELS = {
     "lplb": "LPLB",
     "flashlb": "FlashLB",
     "libra": "Libra",
+    "waterfill": "Waterfill",
     "ideal": "Ideal (reference)",
 }
 

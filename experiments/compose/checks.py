@@ -15,8 +15,9 @@ from experiments.routers.base import RoutedRun
 from experiments.routing.trace_files import read_about
 from experiments.text.tokenizer import check_vocab_size
 from harmoeny.choices import Exchange
+from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import even_room
-from harmoeny.policy import Policy
+from harmoeny.policy import Policy, moves_shared
 from harmoeny.runtime.layer.plan_executor import find_executor
 from harmoeny.runtime.memory.residents import num_slots_needed
 from results_schema.tables import TABLES
@@ -160,7 +161,7 @@ def _check_system(name: str, policy: Policy, point: Point) -> None:
     try:
         policy.validate()
         find_executor(policy.executor)
-        policy.place(0, num_experts, world_size)
+        resident = policy.place(0, num_experts, world_size).resident
     except ValueError as error:
         raise ValueError(f"systems.{name}.{error}") from error
     if policy.num_slots is not None and policy.num_slots > num_experts:
@@ -173,6 +174,7 @@ def _check_system(name: str, policy: Policy, point: Point) -> None:
         raise ValueError(f"{error} (systems.{name})") from error
     if point.options.spare_slots is not None:
         _check_room(name, policy, point)
+    _check_shared(name, policy, point, int(resident.sum(axis=0).max()))
     _check_host(name, policy, point)
 
 
@@ -184,6 +186,24 @@ def _check_host(name: str, policy: Policy, point: Point) -> None:
         raise ValueError(f"hardware.host_flops_per_s: null, must be set for systems.{name}, which computes on the host")
     if not point.simulated and point.options.host_threads == 0:
         raise ValueError(f"host_threads: 0, must be at least 1 for systems.{name}, which computes on the host")
+
+
+def _check_shared(name: str, policy: Policy, point: Point, most_residents: int) -> None:
+    """Refuse a system that does nothing without shared experts, and those that cannot do with them."""
+    num_shared = point.model.num_shared
+    if num_shared == 0:
+        if moves_shared(type(policy)):
+            raise ValueError(
+                f"systems.{name}: must go with a model that hands its shared experts to the runtime: "
+                "model.num_shared_experts=1 for moe_stack, model.route_shared=true for those of Transformers"
+            )
+        return
+    what = f"model: {num_shared} shared experts in the runtime, must be none with systems.{name}"
+    padded = name in point.simulator.software and point.simulator.software[name].padded
+    if isinstance(policy, PadsBuffers) or padded:
+        raise ValueError(f"{what}, whose buffers are of equal size for all experts")
+    if policy.num_slots is not None and policy.num_slots < most_residents:
+        raise ValueError(f"{what}, whose ranks have fewer slots ({policy.num_slots}) than residents ({most_residents})")
 
 
 def _check_room(name: str, policy: Policy, point: Point) -> None:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from experiments.compose.help import help_text
 from experiments.point.options import Options
 from experiments.point.simulator_options import SimulatorOptions
-from experiments.registry import ALL_SYSTEMS, GROUPS, discover
+from experiments.registry import ALL_SYSTEMS, GROUPS, discover, for_every_model
 from harmoeny.hardware import Hardware
 
 #: By component: Hydra merges two choices of one component only where their schemas are the same class.
@@ -63,7 +63,7 @@ def register_components() -> None:
         node={
             name: _options(cls)
             for name, cls in sorted(discover("system")[0].items(), key=_order)
-            if not cls.small_memory
+            if for_every_model(cls)
         },
         package="systems",
     )

@@ -38,7 +38,7 @@ from experiments.compose.submitted import is_submitted, load_swept_point
 from experiments.console import say
 from experiments.launch.environment import is_main_rank
 from experiments.point.point import Point
-from experiments.registry import discover
+from experiments.registry import discover, for_every_model
 from experiments.results.kept import is_kept
 from experiments.results.run_folder import RunFolder
 from experiments.results.sweep import sweep_folder, write_sweep
@@ -298,7 +298,7 @@ def _loader() -> ConfigLoader:
 def _name_unavailable(point: Point) -> None:
     """Where all systems are compared, name those that this installation lacks."""
     found, unavailable = discover("system")
-    if is_main_rank() and {name for name, cls in found.items() if not cls.small_memory} <= set(point.systems):
+    if is_main_rank() and {name for name, cls in found.items() if for_every_model(cls)} <= set(point.systems):
         for name, reason in unavailable.items():
             say(f"not compared: {name} ({reason})")
 

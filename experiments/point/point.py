@@ -41,6 +41,8 @@ _UNNAMED_ROUTER = {"adapt": False, "sharpness": None, "drift": None}
 _UNNAMED_REQUESTS = {"cv": None, "output_tokens": 1, "rate_step": None, "max_rates": 10}
 #: Options of systems of which the same is true.
 _UNNAMED_SYSTEM = {"spread": True, "host": True, "ahead": True}
+#: Options of models of which the same is true.
+_UNNAMED_MODEL = {"num_shared_experts": 0, "route_shared": False}
 #: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.
 _MOST_TIMES = 5
 #: Values that real ranks never read; ``backend`` is among them so that the default changes no run's name.
@@ -156,6 +158,9 @@ class Point:
         identity["systems"] = {
             name: {k: v for k, v in options.items() if k not in _UNNAMED_SYSTEM or v != _UNNAMED_SYSTEM[k]}
             for name, options in given["systems"].items()
+        }
+        identity["model"] = {
+            k: v for k, v in given["model"].items() if k not in _UNNAMED_MODEL or v != _UNNAMED_MODEL[k]
         }
         identity["router"] = {
             k: v for k, v in given["router"].items() if k not in _UNNAMED_ROUTER or v != _UNNAMED_ROUTER[k]

@@ -18,6 +18,7 @@ from experiments.simulator.jitter import Jitter
 from experiments.simulator.model_work import ModelWork
 from experiments.simulator.plan_times import PlanTimes
 from experiments.simulator.planning import PlanTimer
+from experiments.simulator.routing import with_shared_counts
 from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
@@ -100,7 +101,10 @@ class SimulatedSystem:
         self.policy, self.cost = policy, cost
         work, world_size = cost.work, cost.topology.world_size
         self._limit = device_memory_bytes
-        placements = [policy.place(i, work.num_experts, world_size) for i in range(len(work.layer_tokens))]
+        placements = [
+            policy.place(i, work.num_experts, world_size).with_shared(work.num_shared)
+            for i in range(len(work.layer_tokens))
+        ]
         self._memories = RankMemories(policy, placements, cost)
         self._residency = Residency(policy, placements)
         self._plan_timer = PlanTimer(policy)
@@ -127,7 +131,7 @@ class SimulatedSystem:
         """Execute one batch after those since the last :meth:`finish`, whose copies may still be under way.
 
         Args:
-            counts: int64 ``[world_size, num_experts]`` per MoE layer.
+            counts: int64 ``[world_size, num_experts]`` per MoE layer, without shared experts.
             start_s: float64 ``[world_size]``, when every rank begins.
 
         Returns:
@@ -140,7 +144,8 @@ class SimulatedSystem:
         layers = []
         for layer, layer_counts in enumerate(counts):
             pace = self._pace()
-            layers.append(self._layer(layer, layer_counts, now_s + self.cost.dense_s[layer] * pace, pace))
+            begin_s = now_s + self.cost.dense_s[layer] * pace
+            layers.append(self._layer(layer, with_shared_counts(layer_counts, self.cost.work), begin_s, pace))
             now_s = layers[-1].boundary_s[-1]
         return now_s + self.cost.dense_s[-1] * self._pace(), layers
 

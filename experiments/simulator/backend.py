@@ -35,11 +35,12 @@ from experiments.simulator.jitter import Jitter
 from experiments.simulator.loops import SystemLoops
 from experiments.simulator.model_work import ModelWork, TracedModel
 from experiments.simulator.plan_times import PlanTimes
-from experiments.simulator.routing import Routing
+from experiments.simulator.routing import Routing, with_shared_counts
 from experiments.simulator.topology import Topology
 from experiments.text.tokens import TokenFile
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
+from harmoeny.shared import make_plan
 from harmoeny.trace import RoutingTrace
 from results_schema.manifest import SIMULATOR
 from results_schema.tables import DECODE, ITERATIONS, LAYERS, REQUESTS, ROUTING, Table
@@ -81,7 +82,7 @@ class Simulation:
                 num_experts=work.num_experts,
                 top_k=work.top_k,
                 expert_bytes=work.expert_bytes,
-                store_bytes=work.expert_bytes * work.num_experts * num_moe_layers,
+                store_bytes=work.expert_bytes * work.all_experts * num_moe_layers,
             ),
         }
 
@@ -208,7 +209,7 @@ class _Systems:
         self._work = work = traced.work(batch_size)
         cost = CostModel(point.hardware, self._topology, work, software)
         fitted = _fit(policy.calibrated(cost.expert), self._routing, work, point.options.world_size)
-        if problem := _plan_problem(fitted, self._routing.counts(work, 0, batch_size)):
+        if problem := _plan_problem(fitted, work, self._routing.counts(work, 0, batch_size)):
             self._failed[name] = problem
             return
         plan_times = PlanTimes.of(fitted) if software.plan_s is None else PlanTimes()
@@ -260,15 +261,21 @@ class _Systems:
         return self._traced[dtype]
 
 
-def _plan_problem(policy: Policy, counts: Sequence[IntArray]) -> str | None:
-    """Say where a policy's plan of a batch breaks what every plan must keep; nothing of a plan too large to be made."""
-    for layer, layer_counts in enumerate(counts):
-        world_size, num_experts = layer_counts.shape
-        if not plan_fits(layer_counts):
+def _plan_problem(policy: Policy, work: ModelWork, counts: Sequence[IntArray]) -> str | None:
+    """Say where a policy's plan of a batch breaks what every plan must keep; nothing of a plan too large to be made.
+
+    Args:
+        policy: the policy.
+        work: the model.
+        counts: int64 ``[world_size, num_experts]`` per MoE layer, without shared experts.
+    """
+    for layer, routed in enumerate(counts):
+        if not plan_fits(routed):
             return None
-        placement = policy.place(layer, num_experts, world_size)
+        placement = policy.place(layer, work.num_experts, len(routed)).with_shared(work.num_shared)
+        layer_counts = with_shared_counts(routed, work)
         try:
-            policy.plan(layer_counts, placement).validate(layer_counts, placement, exact=policy.exact)
+            make_plan(policy, layer_counts, placement).validate(layer_counts, placement, exact=policy.exact)
         except ValueError as error:
             return f"MoE layer {layer}: {error}"
     return None

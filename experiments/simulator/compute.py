@@ -26,6 +26,7 @@ from harmoeny.runtime.memory.fetch.base import FetchStats, FetchStrategy, RankMe
 from harmoeny.runtime.memory.residents import num_slots_needed
 from harmoeny.runtime.memory.slots import SlotPool
 from harmoeny.runtime.memory.waves import Wave
+from harmoeny.shared import slots_of
 
 _COUNTS = (
     "num_host_fetches", "num_peer_fetches", "num_restores", "fetch_bytes", "host_tokens", "activation_bytes",
@@ -86,11 +87,11 @@ class RankMemories:
         self._policy, self._cost, self._first_placements = policy, cost, list(placements)
         self._placements = list(placements)
         self._slots_of_layer = [
-            num_slots_needed(p.resident.sum(axis=0), p.num_experts, policy.room(*p.resident.shape)) for p in placements
+            num_slots_needed(p.resident.sum(axis=0), p.num_experts, slots_of(policy, p)) for p in placements
         ]
         self._held = [with_slot(p.resident, n) for p, n in zip(placements, self._slots_of_layer, strict=True)]
         self._moved = np.zeros((len(placements), cost.topology.world_size), dtype=np.bool_)
-        weights = torch.empty(cost.work.num_experts, cost.work.expert_bytes, dtype=torch.uint8, device=META)
+        weights = torch.empty(cost.work.all_experts, cost.work.expert_bytes, dtype=torch.uint8, device=META)
         experts = LayerExperts({"weights": weights}, lambda *_: None, cost.work.hidden_size)
         self._store = ExpertStore([experts] * len(placements))
         self._ranks: dict[int, _Rank] = {}

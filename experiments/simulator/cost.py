@@ -84,7 +84,7 @@ class CostModel:
         world_size = self.topology.world_size
         if world_size == 1:
             return 0.0
-        sent = np.full((world_size, world_size), float(_COUNT_BYTES * self.work.num_experts))
+        sent = np.full((world_size, world_size), float(_COUNT_BYTES * self.work.all_experts))
         return float(self.topology.exchange_s(sent).max())
 
     def plan_s(self, policy_s: float | None, num_steps: int) -> float:
@@ -96,7 +96,7 @@ class CostModel:
         """
         software, world_size = self.software, self.topology.world_size
         if policy_s is None:
-            entries = world_size * self.work.num_experts * world_size
+            entries = world_size * self.work.all_experts * world_size
             policy_s = (software.plan_s or 0.0) + software.plan_entry_s * entries
         return policy_s + software.plan_step_s * num_steps
 

@@ -13,6 +13,7 @@ from harmoeny.modelled import ChoosesShares, ChosenShares, PredictsExecuted
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import pairs_of_shares
 from harmoeny.policy import Policy
+from harmoeny.shared import make_plan
 
 #: Plans whose ``tokens`` would be larger than this are never made, if the policy can do without.
 _LARGEST_PLAN_BYTES = 32 * 2**20
@@ -68,18 +69,21 @@ def plan_fits(counts: IntArray) -> bool:
 def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
     """Let a policy plan; a plan too large to be made is replaced by what :class:`PredictsExecuted` says.
 
+    That knows nothing of shared experts: with these, every plan is made.
+
     Args:
         policy: the policy.
-        counts: int64 ``[world_size, num_experts]``.
+        counts: int64 ``[world_size, num_experts]``, of all experts.
         placement: the present residency.
     """
-    if not plan_fits(counts) and isinstance(policy, ChoosesShares):
+    made = plan_fits(counts) or placement.num_shared > 0
+    if not made and isinstance(policy, ChoosesShares):
         return _flows_of_shares(counts, policy.choose(counts, placement), placement)
-    if not plan_fits(counts) and isinstance(policy, PredictsExecuted):
+    if not made and isinstance(policy, PredictsExecuted):
         executed = policy.executed(counts, placement)
         if executed is not None:
             return flows_of_executed(counts, executed, placement)
-    plan = policy.plan(counts, placement)
+    plan = make_plan(policy, counts, placement)
     slices = stage_traffic = None
     if plan.source_groups is not None:
         slices = _slices(plan.tokens, plan.source_groups)

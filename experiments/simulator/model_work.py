@@ -28,8 +28,8 @@ class ModelWork:
             ``[num_operators, 2]``: floating-point operations and bytes read and written, each operator on its own.
         route: per MoE layer the operators of its router, likewise.
         layer_tokens: tokens per MoE layer.
-        num_experts: experts per MoE layer.
-        top_k: experts per token.
+        num_experts: experts per MoE layer, without shared ones.
+        top_k: experts per token, without shared ones.
         hidden_size: width of a token.
         inner_width: values that an expert keeps per token between its matrices.
         element_bytes: size of one value.
@@ -39,6 +39,7 @@ class ModelWork:
         peak_bytes: most bytes that one operator outside the experts reads and writes.
         stacks: per MoE layer, the stack that it belongs to.
         scope: as in the records.
+        num_shared: shared experts per MoE layer that the runtime executes.
     """
 
     dense: Sequence[FloatArray]
@@ -55,6 +56,12 @@ class ModelWork:
     peak_bytes: float
     stacks: Sequence[int]
     scope: str
+    num_shared: int = 0
+
+    @property
+    def all_experts(self) -> int:
+        """Experts per MoE layer that the runtime executes, shared ones too."""
+        return self.num_experts + self.num_shared
 
     @property
     def row_bytes(self) -> int:
@@ -170,6 +177,7 @@ def _trace(model: MoEModel, layer_tokens: Sequence[int], forward: Callable[[], o
         peak_bytes=max((float(t[:, 1].max()) for t in table if len(t)), default=0.0),
         stacks=model.stacks,
         scope=model.scope,
+        num_shared=experts.num_shared,
     )
 
 
@@ -185,7 +193,7 @@ class _NoExperts:
         self.comm = SimpleNamespace(device=torch.device("meta"))
         self._counter = counter
 
-    def forward(self, layer: int, hidden_TH: Tensor, expert_ids_TK: Tensor, routing_weights_TK: Tensor) -> Tensor:  # noqa: ARG002, N803
+    def forward(self, layer: int, hidden_TH: Tensor, *_: Tensor | None) -> Tensor:  # noqa: ARG002, N803
         self._counter.cut()
         return hidden_TH
 

@@ -11,6 +11,7 @@ from experiments.simulator.flows import plan_fits
 from harmoeny.modelled import PredictsExecuted
 from harmoeny.placement import IntArray, Placement
 from harmoeny.policy import Policy
+from harmoeny.shared import make_plan
 
 _REPEATS = 5
 #: No more repeats once those of one plan have taken so long, in seconds.
@@ -18,7 +19,7 @@ _ENOUGH_S = 0.02
 
 
 class PlanTimer:
-    """Times :meth:`Policy.plan` alone; plans that are too large to be made are extrapolated from smaller ones."""
+    """Times plans alone; those that are too large to be made are extrapolated from smaller ones."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -37,7 +38,7 @@ class PlanTimer:
             counts: int64 ``[world_size, num_experts]``.
             placement: the present residency.
         """
-        if plan_fits(counts) or not isinstance(self._policy, PredictsExecuted):
+        if plan_fits(counts) or placement.num_shared or not isinstance(self._policy, PredictsExecuted):
             return self._median_s(counts, placement)
         if self._per_entry is None:
             self._per_entry = self._line(layer, counts)
@@ -61,12 +62,12 @@ class PlanTimer:
     def _median_s(self, counts: IntArray, placement: Placement, least: int = 1) -> float:
         """Return the median of at least so many samples and of more if they are short, in seconds."""
         if not self._compiled:
-            self._policy.plan(counts, placement)  # compiles what is compiled at the first call
+            make_plan(self._policy, counts, placement)  # compiles what is compiled at the first call
             self._compiled = True
         samples: list[float] = []
         while len(samples) < least or (len(samples) < _REPEATS and sum(samples) < _ENOUGH_S):
             begin = time.perf_counter()
-            self._policy.plan(counts, placement)
+            make_plan(self._policy, counts, placement)
             samples.append(time.perf_counter() - begin)
         return median(samples)
 

@@ -118,6 +118,20 @@ class Routing:
         return [ids.numpy() for ids in batch.expert_ids]
 
 
+def with_shared_counts(counts: IntArray, work: ModelWork) -> IntArray:
+    """Return int64 ``[world_size, all experts]``: as many assignments of every shared expert as a rank has tokens.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``; where the model leaves assignments out, tokens are those that the
+            others make.
+        work: the model.
+    """
+    if work.num_shared == 0:
+        return counts
+    num_tokens = -(-counts.sum(axis=1, keepdims=True) // work.top_k)
+    return np.concatenate([counts, np.repeat(num_tokens, work.num_shared, axis=1)], axis=1)
+
+
 def _counted(expert_ids: IntArray, num_experts: int) -> IntArray:
     """Return int64 ``[num_rows, num_experts]``, how many of ``[num_rows, assignments]`` go where."""
     counts = np.zeros((len(expert_ids), num_experts + 1), dtype=np.int64)

@@ -174,8 +174,8 @@ class MoEModel(ABC):
 
     @property
     def num_experts(self) -> int:
-        """Experts per MoE layer."""
-        return self.experts[0].num_experts
+        """Experts per MoE layer that its router chooses from."""
+        return self.experts[0].num_routed
 
     def connect(self, engine: ExpertParallel) -> None:
         """Let ``engine`` execute the MoE layers and move everything but the experts to its device.
@@ -256,8 +256,8 @@ class ModelConfig(ABC):
     """A way to build a model; a keyword-only dataclass whose fields are the options ``model.<field>``.
 
     Attributes:
-        num_experts: experts per MoE layer.
-        top_k: experts per token.
+        num_experts: experts per MoE layer, without shared ones.
+        top_k: experts per token, without shared ones.
         vocab_size: tokens that the tokenizer may use.
         dtype: ``float32`` or ``bfloat16``.
     """
@@ -282,6 +282,11 @@ class ModelConfig(ABC):
     def tokenizer(self) -> TokenizerFile | None:
         """The model's own tokenizer, if it brings one."""
         return None
+
+    @property
+    def num_shared(self) -> int:
+        """Shared experts per MoE layer that the model hands to the runtime; none where its own code computes them."""
+        return 0
 
     def validate(self) -> None:
         """Check the configuration before any worker starts.

@@ -37,14 +37,19 @@ class StackBlock(MoEBlock):
         expert_ids = self.context.tape.keep(self.layer, expert_ids)
         rows = hidden.flatten(0, -2)
         output = torch.zeros_like(rows)
-        for expert_id in range(self._experts.num_experts):
+        for expert_id in range(self._experts.num_routed):
             token, k = torch.where(expert_ids == expert_id)
             if token.numel():
-                weights = {name: w.to(rows.device) for name, w in self._experts.expert(expert_id).items()}
-                result = torch.empty_like(rows[token])
-                self._experts.function(weights, rows[token], result)
-                output.index_add_(0, token, result * routing_weights[token, k, None])
+                output.index_add_(0, token, self._execute(expert_id, rows[token]) * routing_weights[token, k, None])
+        for shared in range(self._experts.num_routed, self._experts.num_experts):
+            output += self._execute(shared, rows)
         return output.view_as(hidden)
+
+    def _execute(self, expert_id: int, rows: Tensor) -> Tensor:
+        weights = {name: w.to(rows.device) for name, w in self._experts.expert(expert_id).items()}
+        result = torch.empty_like(rows)
+        self._experts.function(weights, rows, result)
+        return result
 
 
 class _Stack(nn.Module):
@@ -87,6 +92,7 @@ class MoEStack(ModelConfig):
         num_layers: MoE layers.
         gated: experts with a gate (SwiGLU), as Mixtral's and Qwen's, in place of Switch's two matrices with ReLU.
         bias: experts with biases.
+        num_shared_experts: shared experts per layer, as wide as the others, which every token goes to with weight 1.
     """
 
     name: ClassVar[str] = "moe_stack"
@@ -97,14 +103,22 @@ class MoEStack(ModelConfig):
     num_layers: int = 1
     gated: bool = False
     bias: bool = False
+    num_shared_experts: int = 0
+
+    @property
+    def num_shared(self) -> int:
+        """All of them."""
+        return self.num_shared_experts
 
     def validate(self) -> None:
         """Check the configuration.
 
         Raises:
-            ValueError: a size below 1.
+            ValueError: a size below 1, or fewer shared experts than none.
         """
         super().validate()
+        if self.num_shared_experts < 0:
+            raise ValueError(f"model.num_shared_experts: {self.num_shared_experts}, must be at least 0")
         sizes = ("hidden_size", "intermediate_size", "num_layers", "vocab_size")
         require_positive("model", **{size: getattr(self, size) for size in sizes})
 
@@ -132,9 +146,10 @@ class MoEStack(ModelConfig):
         return MoEStackModel(AdaptedModule(stack, experts, context, torch.device(device)), self.top_k)
 
     def _experts(self, normal: Callable[..., Tensor]) -> LayerExperts:
-        e, h, i = self.num_experts, self.hidden_size, self.intermediate_size
+        e, h, i = self.num_experts + self.num_shared_experts, self.hidden_size, self.intermediate_size
         name, width = ("gate_up", 2 * i) if self.gated else ("up", i)
         weights = {name: normal(e, width, h, fan_in=h), "down": normal(e, h, i, fan_in=i)}
         if self.bias:
             weights |= {f"{name}_bias": normal(e, width, fan_in=h), "down_bias": normal(e, h, fan_in=i)}
-        return LayerExperts(weights, gated_mlp(swiglu) if self.gated else mlp(torch.relu), h)
+        function = gated_mlp(swiglu) if self.gated else mlp(torch.relu)
+        return LayerExperts(weights, function, h, self.num_shared_experts)

@@ -35,8 +35,8 @@ class TransformersModel(MoEModel):
 
     decodes: ClassVar[bool] = True
 
-    def __init__(self, module: Any, top_k: int) -> None:
-        super().__init__(AdaptedExperts(module), top_k)
+    def __init__(self, module: Any, top_k: int, *, route_shared: bool = False) -> None:
+        super().__init__(AdaptedExperts(module, route_shared=route_shared), top_k)
         # Logits of the whole prompt would be a large matrix product that no prefill needs.
         one_token = "logits_to_keep" in inspect.signature(module.forward).parameters
         self._options = {"logits_to_keep": 1} if one_token else {}
@@ -86,6 +86,16 @@ def _experts_per_layer(config: str) -> set[int]:
 
 
 @cache
+def _num_shared(config: str) -> int:
+    """Return how many shared experts of the routed ones' width a decoder's layers hand over."""
+    module = build_module(config_from(json.loads(config), "model"), None, torch.float32, on_meta=True)
+    present = {layer.num_shared for layer in AdaptedExperts(module, route_shared=True).experts}
+    if len(present) > 1:
+        raise ValueError(f"model.route_shared: true, must be false for layers with {sorted(present)} shared experts")
+    return present.pop()
+
+
+@cache
 def _first_moe_layer(config: str) -> int:
     """Return the index of a decoder's first layer with experts; 0 where the names of its layers do not tell."""
     module = build_module(config_from(json.loads(config), "model"), None, torch.float32, on_meta=True)
@@ -112,6 +122,8 @@ class Transformers(ModelConfig):
         num_experts: 0: as the model has; no other number than the model's is accepted. So too for the next two.
         top_k: experts per token.
         vocab_size: tokens.
+        route_shared: hand the model's shared expert to the runtime, as one more expert that every rank holds and every
+            token goes to, in place of computing it in the model's own code.
     """
 
     name: ClassVar[str] = "transformers"
@@ -125,6 +137,12 @@ class Transformers(ModelConfig):
     num_experts: int = 0
     top_k: int = 0
     vocab_size: int = 0
+    route_shared: bool = False
+
+    @property
+    def num_shared(self) -> int:
+        """As many as its width is that of routed ones; 0 where the model's own code computes it."""
+        return _num_shared(self._config().to_json_string()) if self.route_shared else 0
 
     def resolved(self) -> Self:
         """Return the configuration with the model's sizes.
@@ -157,6 +175,8 @@ class Transformers(ModelConfig):
         super(Transformers, resolved).validate()
         config = self._config()
         if isinstance(config, SwitchTransformersConfig):
+            if self.route_shared:
+                raise ValueError("model.route_shared: true, must be false for Switch, which has no shared expert")
             self._check_depth(_first_switch_layer(config))  # all its sparse layers are alike
         else:
             whole = replace(self, num_layers=None)._config()
@@ -164,6 +184,7 @@ class Transformers(ModelConfig):
             present = _experts_per_layer(config.to_json_string())
             if present != {resolved.num_experts}:
                 raise ValueError(f"model: layers with {sorted(present)} experts, must be {resolved.num_experts} in all")
+            _ = self.num_shared  # refuses what cannot be handed over
         if not self.random_weights:
             check_saved(config, find_folder(self.hub_name, self.local_path))
 
@@ -212,7 +233,9 @@ class Transformers(ModelConfig):
         config = self._config()
         folder = None if self.random_weights else find_folder(self.hub_name, self.local_path)
         module = build_module(config, folder, DTYPES[self.dtype], seed=seed, on_meta=device == "meta")
-        return SwitchModel(module) if is_switch(module) else TransformersModel(module, top_k_of(config))
+        if is_switch(module):
+            return SwitchModel(module)
+        return TransformersModel(module, top_k_of(config), route_shared=self.route_shared)
 
     @property
     def _drawn(self) -> bool:

@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from experiments.routers.kit.hot import hot_shares
 from experiments.simulator.flows import plan_fits
 from harmoeny.cost import ExpertCost
 from harmoeny.modelled import ChoosesShares
-from harmoeny.placement import IntArray
-from harmoeny.policy import Policy
+from harmoeny.placement import IntArray, Placement
+from harmoeny.policy import Policy, moves_shared
 from harmoeny.runtime.device import Device
+from harmoeny.shared import make_plan
 from harmoeny.trace import RoutingTrace
 from results_schema.printing import print_anything
 
@@ -116,11 +118,17 @@ def ready_policy(cls: type[Policy], shares: FloatArray, world_size: int, cost: E
 def sample_plans_us(policy: Policy, counts: IntArray) -> list[float]:
     """Time plans of ``counts`` (int64 ``[world_size, num_experts]``) one by one, in microseconds.
 
-    A plan that has no room in memory is made without its table of who executes whose assignments.
+    A policy that moves shared experts has one to move. A plan that has no room in memory is made without its table of
+    who executes whose assignments.
     """
-    plan = policy.choose if isinstance(policy, ChoosesShares) and not plan_fits(counts) else policy.plan
+    plan: Callable[[IntArray, Placement], object] = partial(make_plan, policy)
+    if isinstance(policy, ChoosesShares) and not plan_fits(counts):
+        plan = policy.choose
     placement = policy.place(0, counts.shape[1], counts.shape[0])
     placement = policy.update_placement(0, [counts], placement) or placement
+    if moves_shared(type(policy)):
+        placement = placement.with_shared(1)
+        counts = np.concatenate([counts, counts.sum(axis=1, keepdims=True)], axis=1)
     for _ in range(_WARM_UP):
         plan(counts, placement)
     samples_us: list[float] = []

@@ -17,7 +17,8 @@ from harmoeny.cost import ExpertCost
 from harmoeny.modelled import PredictsExecuted
 from harmoeny.placement import PLACEMENTS, IntArray, Placement
 from harmoeny.plan import Plan
-from harmoeny.policy import Policy
+from harmoeny.policy import Policy, moves_shared
+from harmoeny.shared import make_plan
 from harmoeny.trace import RoutingTrace
 from tests.strategies import counts_arrays, examples, make_counts, scattered
 
@@ -207,6 +208,28 @@ def test_retaining_gives_placements_to_plan_with(name: str, counts: IntArray, ki
             room = policy.room(*retained.resident.shape)
             assert room is None or retained.resident.sum(axis=0).max() <= room
             placement = retained
+
+
+@every_policy
+@pytest.mark.parametrize("counts_kind", ["zipf", "none"])
+def test_shared_experts_of_all_tokens_are_executed(name: str, counts_kind: str) -> None:
+    world_size, num_experts, num_shared = 4, 8, 2
+    routed = make_counts(counts_kind, world_size, num_experts, 1000, np.random.default_rng(5))
+    num_tokens = routed.sum(axis=1, keepdims=True)
+    counts = np.concatenate([routed, np.repeat(num_tokens, num_shared, axis=1)], axis=1)
+    policy = build(name, routed, 100)
+    placement = own_placement(policy, routed)
+    whole = placement.with_shared(num_shared)
+    plan = make_plan(policy, counts, whole)
+    plan.validate(counts, whole, exact=policy.exact)
+    alone = policy.plan(routed, placement)
+    np.testing.assert_array_equal(
+        plan.tokens[:, :num_experts], alone.tokens, err_msg="routed experts are planned alike"
+    )
+    shared = plan.tokens[:, num_experts:]
+    np.testing.assert_array_equal(shared.sum(axis=2), counts[:, num_experts:])
+    if not moves_shared(type(policy)):
+        np.testing.assert_array_equal(shared[:, 0], np.diag(num_tokens[:, 0]))
 
 
 @every_policy

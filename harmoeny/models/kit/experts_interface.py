@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harmoeny.dependencies import require
 from harmoeny.models.base import TOLERANCE, AdaptedModule, MoEContext
 from harmoeny.models.kit.modules import device_of
+from harmoeny.models.kit.shared_experts import SharedExperts, find_shared
 from harmoeny.runtime.memory.experts import ExpertMLP, LayerExperts, gated_mlp, mlp, swiglu
 
 #: Our name among Transformers' implementations of experts.
@@ -180,13 +181,14 @@ def check_function(experts: nn.Module, layer: LayerExperts, device: torch.device
     Raises:
         ValueError: the two differ.
     """
-    weights = {name: w.to(device) for name, w in layer.expert(layer.num_experts - 1).items()}
+    expert_id = layer.num_routed - 1
+    weights = {name: w.to(device) for name, w in layer.expert(expert_id).items()}
     dtype = weights["down"].dtype
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(_PROBE_TOKENS, layer.hidden_size, generator=generator).to(device, dtype)
-    expert_ids = torch.full((_PROBE_TOKENS, 1), layer.num_experts - 1, device=device)
+    expert_ids = torch.full((_PROBE_TOKENS, 1), expert_id, device=device)
     with torch.no_grad():
-        wanted = forward_dense(experts, layer.weights, rows, expert_ids, torch.ones_like(expert_ids, dtype=dtype))
+        wanted = forward_dense(experts, layer.routed, rows, expert_ids, torch.ones_like(expert_ids, dtype=dtype))
         output = torch.empty_like(rows)
         layer.function(weights, rows, output)
     error, scale = (output - wanted).abs().max(), wanted.abs().max()
@@ -200,16 +202,19 @@ def check_function(experts: nn.Module, layer: LayerExperts, device: torch.device
 class ExpertsBlock:
     """One layer's experts, computed expert-parallel or, as the reference, by the model's own code."""
 
-    def __init__(self, experts: Any, described: LayerExperts, layer: int, context: MoEContext) -> None:
+    def __init__(
+        self, experts: Any, described: LayerExperts, layer: int, context: MoEContext, shared: SharedExperts | None
+    ) -> None:
         self.module: nn.Module = experts
         self.layer = layer
         self.context = context
-        self.experts = described
+        self.experts = described if shared is None else shared.add_to(described)
+        self.shared = shared
         self._opened = False
         before: str | None = getattr(experts.config, "_experts_implementation", None)
         self._implementation = "eager" if before == IMPLEMENTATION else before
         register_implementation()
-        bind(experts, self.experts.weights, self)
+        bind(experts, self.experts.routed, self)
 
     def __call__(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Compute the experts' part of a layer; all ranks call it together, each with its own tokens.
@@ -226,11 +231,11 @@ class ExpertsBlock:
             RuntimeError: gradients are wanted.
         """
         rows = hidden.reshape(-1, hidden.shape[-1])
-        none = (top_k_index < 0) | (top_k_index >= self.experts.num_experts)
+        none = (top_k_index < 0) | (top_k_index >= self.experts.num_routed)
         expert_ids = self.context.tape.choose(self.layer, top_k_index.long().masked_fill(none, -1))
         if self.context.dense:
             expert_ids = self.context.tape.keep(self.layer, expert_ids)
-            output = forward_dense(self.module, self.experts.weights, rows, expert_ids, top_k_weights)
+            output = forward_dense(self.module, self.experts.routed, rows, expert_ids, top_k_weights)
             return output.view_as(hidden)
         engine = self.context.engine
         assert engine is not None, "bound experts have an engine"
@@ -242,7 +247,8 @@ class ExpertsBlock:
         if not self._opened:
             engine.recorder.begin_layer(self.layer)
         self._opened = False
-        return engine.forward(self.layer, rows, expert_ids, top_k_weights).view_as(hidden)
+        shared_weights = None if self.shared is None else self.shared.weights_of(rows)
+        return engine.forward(self.layer, rows, expert_ids, top_k_weights, shared_weights).view_as(hidden)
 
     def require_bound(self, *_: object) -> None:
         """Refuse another implementation: it would compute with weights that the model does not hold any more.
@@ -266,14 +272,20 @@ class ExpertsBlock:
 
     def restore(self, device: torch.device) -> None:
         """Give the weights back to the model as parameters on ``device``."""
-        unbind(self.module, {name: w.to(device) for name, w in self.experts.weights.items()}, self._implementation)
+        unbind(self.module, {name: w.to(device) for name, w in self.experts.routed.items()}, self._implementation)
+        if self.shared is not None:
+            self.shared.restore(device)
 
 
 class AdaptedExperts(AdaptedModule):
     """A module with experts behind the interface: a model, a part of one, or a layer's experts alone."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, route_shared: bool = False) -> None:
         """Take the experts' weights out of the module.
+
+        Args:
+            module: the module.
+            route_shared: take its shared experts, too.
 
         Raises:
             ValueError: the module has no experts behind the interface, or their weights are not what it declares.
@@ -286,9 +298,11 @@ class AdaptedExperts(AdaptedModule):
             )
         context, device = MoEContext(), device_of(module)
         described = [layer_experts(experts) for experts in found.values()]  # all, before any is changed
+        paths = zip(found, described, strict=True)
+        shared = [find_shared(module, path, layer, context) if route_shared else None for path, layer in paths]
         self.blocks = [
-            ExpertsBlock(experts, layer, index, context)
-            for index, (experts, layer) in enumerate(zip(found.values(), described, strict=True))
+            ExpertsBlock(experts, layer, index, context, beside)
+            for index, (experts, layer, beside) in enumerate(zip(found.values(), described, shared, strict=True))
         ]
         super().__init__(module, [block.experts for block in self.blocks], context, device)
         self._hooks = []
@@ -313,6 +327,8 @@ class AdaptedExperts(AdaptedModule):
         for block in kinds.values():
             if not any(w.is_meta for w in block.experts.weights.values()):
                 check_function(block.module, block.experts, self.device)
+                if block.shared is not None:
+                    block.shared.check(self.device)
 
     def restore(self) -> None:
         """Give the weights back as parameters, on the device of the others."""

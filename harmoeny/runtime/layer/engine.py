@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from harmoeny.policy import Policy
+from harmoeny.policy import Policy, moves_shared
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.layer.executor import LayerInput, LayerResult
 from harmoeny.runtime.layer.plan_executor import find_executor
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
 from harmoeny.runtime.layer.system import System
+from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import RankMemory
 
@@ -53,10 +56,15 @@ class ExpertParallel:
             ValueError: the system can't run on these ranks.
         """
         layers, world_size = self.memory.store.layers, self.comm.world_size
-        policy.validate_ranks(layers[0].num_experts, world_size)
+        policy.validate_ranks(layers[0].num_routed, world_size)
+        if moves_shared(type(policy)) and not any(experts.num_shared for experts in layers):
+            raise ValueError(f"{name}: must go with a model that hands its shared experts to the runtime")
         if policy.needs_host and self.memory.host is None:
             raise ValueError(f"host_threads: 0, must be at least 1 for {name}, which computes on the host")
-        placements = [policy.place(layer, experts.num_experts, world_size) for layer, experts in enumerate(layers)]
+        placements = [
+            policy.place(layer, experts.num_routed, world_size).with_shared(experts.num_shared)
+            for layer, experts in enumerate(layers)
+        ]
         for placement in placements:
             placement.validate(complete=not policy.caches)
         make_executor = find_executor(policy.executor)
@@ -80,7 +88,10 @@ class ExpertParallel:
 
     @contextmanager
     def executed_masks(self) -> Iterator[list[Tensor]]:
-        """Collect, from every layer that runs meanwhile, bool ``[num_tokens, top_k]``: the executed assignments."""
+        """Collect, from every layer that runs meanwhile, bool ``[num_tokens, top_k]``: the executed assignments.
+
+        Shared experts are not among them.
+        """
         masks_TK: list[Tensor] = []
         self._masks_TK = masks_TK
         try:
@@ -97,7 +108,14 @@ class ExpertParallel:
         finally:
             self._observer = None
 
-    def forward(self, layer: int, hidden_TH: Tensor, expert_ids_TK: Tensor, routing_weights_TK: Tensor) -> Tensor:
+    def forward(
+        self,
+        layer: int,
+        hidden_TH: Tensor,
+        expert_ids_TK: Tensor,
+        routing_weights_TK: Tensor,
+        shared_weights_T: Tensor | None = None,
+    ) -> Tensor:
         """Execute one MoE layer; all ranks call it together, each with its own tokens.
 
         The caller opened the layer in the recorder and routed; from here on the phases are marked here.
@@ -107,6 +125,7 @@ class ExpertParallel:
             hidden_TH: ``[num_tokens, hidden_size]``; ranks may differ in num_tokens, and it may be 0.
             expert_ids_TK: int64 ``[num_tokens, top_k]``; a negative id leaves the assignment out.
             routing_weights_TK: ``[num_tokens, top_k]``.
+            shared_weights_T: ``[num_tokens]``, weights of the layer's shared experts, if it has any; None: 1.
 
         Returns:
             ``[num_tokens, hidden_size]``, the weighted sum of the experts' outputs.
@@ -117,9 +136,25 @@ class ExpertParallel:
         if self._system is None:
             raise RuntimeError("no system selected: call ExpertParallel.use first")
         given = LayerInput(layer, hidden_TH, expert_ids_TK, routing_weights_TK)
+        experts = self.memory.store.layers[layer]
+        if experts.num_shared:
+            given = _with_shared(given, experts, shared_weights_T)
         result = self._system.executor.forward(given)
         if self._observer is not None:
             self._observer(given, result)
         if self._masks_TK is not None:
-            self._masks_TK.append(result.executed_mask(expert_ids_TK))
+            self._masks_TK.append(result.executed_mask(given.expert_ids_TK)[:, : expert_ids_TK.shape[1]])
         return result.output_TH
+
+
+def _with_shared(given: LayerInput, experts: LayerExperts, weights_T: Tensor | None) -> LayerInput:
+    """Add an assignment to every shared expert for each token."""
+    num_tokens, num_shared = len(given.hidden_TH), experts.num_shared
+    shared = torch.arange(experts.num_routed, experts.num_experts, device=given.expert_ids_TK.device)
+    weights = given.routing_weights_TK
+    added = weights.new_ones(num_tokens) if weights_T is None else weights_T.to(weights.dtype)
+    return replace(
+        given,
+        expert_ids_TK=torch.cat([given.expert_ids_TK, shared.expand(num_tokens, -1)], dim=1),
+        routing_weights_TK=torch.cat([weights, added[:, None].expand(-1, num_shared)], dim=1),
+    )

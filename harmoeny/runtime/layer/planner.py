@@ -9,6 +9,7 @@ from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.runtime.layer.residency import Residency
 from harmoeny.runtime.memory.fetch.base import FetchStrategy
+from harmoeny.shared import make_plan
 
 #: Looks at a layer's plan before it is carried out: (layer, counts, what makes the plan).
 PlanGuard = Callable[[int, IntArray, Callable[[], Plan]], Plan]
@@ -60,7 +61,7 @@ class Planner:
         changed = self._residency.update(layer, counts)
         if changed is not None:
             self.fetcher.replace_residents(layer, changed)
-        plan = self.policy.plan(counts, self.placements[layer])
+        plan = make_plan(self.policy, counts, self.placements[layer])
         ahead = self._residency.look_ahead(layer, counts)
         if ahead is not None:
             self.fetcher.replace_residents(layer + 1, ahead, ahead=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from harmoeny.history import History
 from harmoeny.placement import IntArray, Placement
 from harmoeny.policy import Policy, check_knowledge, places_anew
+from harmoeny.shared import routed_counts
 
 
 class Residency:
@@ -19,7 +20,7 @@ class Residency:
         """Begin with no batch seen.
 
         Args:
-            policy: may change the placements.
+            policy: may change the placements, of which it sees the routed experts.
             placements: residency per MoE layer before the first batch; updated.
 
         Raises:
@@ -52,14 +53,12 @@ class Residency:
         Returns:
             The new placement, or None where nothing changed.
         """
-        changed = None
+        changed, placement = None, self.placements[layer]
         if self._learns:
-            changed = self._policy.update_placement(layer, self._history[layer], self.placements[layer])
+            changed = self._policy.update_placement(layer, self._history[layer], placement.routed)
         if self._learns or self._retains:
-            self._history[layer].append(counts)
-        if changed is not None:
-            self.placements[layer] = changed
-        return changed
+            self._history[layer].append(routed_counts(counts, placement))
+        return self._place(layer, changed)
 
     def retain(self, layer: int) -> Placement | None:
         """Let the policy choose a layer's residents after the batch that was planned; return them, or None.
@@ -69,10 +68,7 @@ class Residency:
         """
         if not self._retains:
             return None
-        changed = self._policy.retain(layer, self._history[layer], self.placements[layer])
-        if changed is not None:
-            self.placements[layer] = changed
-        return changed
+        return self._place(layer, self._policy.retain(layer, self._history[layer], self.placements[layer].routed))
 
     def look_ahead(self, layer: int, counts: IntArray) -> Placement | None:
         """Let the policy change the layer after the one that was planned; return its new placement, or None.
@@ -83,7 +79,12 @@ class Residency:
         """
         if not self._looks_ahead or layer + 1 == len(self.placements):
             return None
-        changed = self._policy.look_ahead(layer, counts, self.placements[layer + 1])
-        if changed is not None:
-            self.placements[layer + 1] = changed
-        return changed
+        seen = routed_counts(counts, self.placements[layer])
+        return self._place(layer + 1, self._policy.look_ahead(layer, seen, self.placements[layer + 1].routed))
+
+    def _place(self, layer: int, routed: Placement | None) -> Placement | None:
+        """Take over what a policy made of a layer's routed experts; return the placement of all, or None."""
+        if routed is None:
+            return None
+        self.placements[layer] = routed.with_shared(self.placements[layer].num_shared)
+        return self.placements[layer]

@@ -25,16 +25,28 @@ class LayerExperts:
         weights: tensors ``[num_experts, ...]`` by name; one expert is one slice of each.
         function: how an expert is applied.
         hidden_size: width of a token.
+        num_shared: the last experts, so many, are shared ones, to which every token goes.
     """
 
     weights: dict[str, Tensor]
     function: ExpertFunction
     hidden_size: int
+    num_shared: int = 0
 
     @property
     def num_experts(self) -> int:
-        """Number of experts in the layer."""
+        """Number of experts in the layer, shared ones too."""
         return next(iter(self.weights.values())).shape[0]
+
+    @property
+    def num_routed(self) -> int:
+        """Number of experts that a router chooses from."""
+        return self.num_experts - self.num_shared
+
+    @property
+    def routed(self) -> dict[str, Tensor]:
+        """The weights of the routed experts, by name."""
+        return {name: w[: self.num_routed] for name, w in self.weights.items()}
 
     @cached_property
     def expert_bytes(self) -> int:

@@ -13,6 +13,7 @@ import yaml
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
+from baselines.waterfill import Waterfill
 from experiments.datasets.local import Local
 from experiments.text.tokens import prepare_tokens
 from harmoeny.models.kit.loading import build_module, config_from, limit_layers
@@ -88,6 +89,33 @@ def test_pinned_routing_is_executed_by_engine_and_reference(name: str, tmp_path:
         assert relative(output, wanted) > 1e-2, "other experts give another output"
 
 
+@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3"])
+def test_a_shared_expert_that_is_handed_over_is_the_models(name: str, tmp_path: Path) -> None:
+    """Qwen weights it by a sigmoid, and here each is twice as wide as the routed experts."""
+    wide = {"shared_expert_intermediate_size": 48} if name == "qwen2_moe" else {"n_shared_experts": 2}
+    folder = save(name, tmp_path, **wide)
+    input_ids = torch.randint(3, 90, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = unmodified(folder)(input_ids=input_ids).logits[:, -1]
+    config = Transformers(local_path=str(folder), route_shared=True)
+    config.validate()
+    assert config.num_shared == 2
+    model = config.build(0)
+    assert isinstance(model, TransformersModel)
+    assert [(layer.num_experts, layer.num_routed) for layer in model.experts] == [(8, 6)] * 2
+    for scale in (1, 0):
+        for layer in model.experts:
+            layer.weights["down"][layer.num_routed :] *= scale
+        engine = start(model.experts)
+        model.connect(engine)
+        engine.use(engine.build_system("x", Waterfill()))
+        for output in both(model, input_ids, None):
+            assert relative(output, wanted) <= 1e-5 if scale else relative(output, wanted) > 1e-3
+    model.adapted.restore()
+    names = {n for n, _ in model.module.named_parameters()} ^ {n for n, _ in unmodified(folder).named_parameters()}
+    assert names == set()
+
+
 def test_assignments_that_are_left_out_contribute_nothing(tmp_path: Path) -> None:
     folder = save("mixtral", tmp_path)
     input_ids = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -157,6 +185,7 @@ def test_wrong_configurations_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         (here | {"num_layers": 3}, "model.num_layers: 3, must be 1 to 2"),
         (here | {"num_experts": 4}, "model.num_experts: 4, must be 0 or 6"),
         (here | {"dtype": "float16"}, "model.dtype"),
+        (here | {"route_shared": True}, "model.route_shared: true, .* model.layers.0.mlp has no shared expert"),
         ({"random_weights": True, "architecture": {"model_type": "bert"}}, "number of experts"),
         (
             {"random_weights": True, "architecture": {"model_type": "llama", "num_local_experts": 2, "moe_k": 1}},

@@ -12,6 +12,7 @@ from harmoeny.runtime.memory.fetch.none import NoFetch
 from harmoeny.runtime.memory.fetch.overlapped import AsyncFetch
 from harmoeny.runtime.memory.fetch.peer import PeerFetch
 from harmoeny.runtime.memory.fetch.sync import SyncFetch
+from harmoeny.shared import slots_of
 
 
 def make_fetcher(policy: Policy, placements: Sequence[Placement], memory: RankMemory) -> FetchStrategy:
@@ -25,7 +26,7 @@ def make_fetcher(policy: Policy, placements: Sequence[Placement], memory: RankMe
     Raises:
         ValueError: the strategy is unknown or does not go with the placement.
     """
-    rooms = [policy.room(*p.resident.shape) for p in placements]
+    rooms = [slots_of(policy, placement) for placement in placements]
     options = FetchOptions(placements, rooms, policy.work_order, moves=places_anew(policy))
     for strategy in (NoFetch, SyncFetch, AsyncFetch, PeerFetch):
         if policy.fetch == strategy.name:
