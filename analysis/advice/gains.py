@@ -62,6 +62,8 @@ class Gain:
 def gains_of(run: Run) -> list[Gain]:
     """Compare every exact system of a run that is no bound with static expert parallelism, which comes first.
 
+    What is static expert parallelism under another name is left out.
+
     Raises:
         ValueError: static expert parallelism, or a second round, is missing.
     """
@@ -72,6 +74,7 @@ def gains_of(run: Run) -> list[Gain]:
     warm = latency.index[_COLD_ROUNDS:]
     static_s = latency.loc[warm, STATIC].to_numpy()
     names = [n for n, kind in run.systems.items() if kind["exact"] and not kind["bound"] and n in latency]
+    names = [n for n in names if not is_static_again(run, n)]
     found = []
     for name in sorted(names, key=lambda n: n != STATIC):
         seen_s, wait_s = latency.loc[warm, name].to_numpy(), rebalance_s(run, name)[_COLD_ROUNDS:]
@@ -95,6 +98,12 @@ def gains_of(run: Run) -> list[Gain]:
             )
         )
     return found
+
+
+def is_static_again(run: Run, name: str) -> bool:
+    """Tell whether a system is static expert parallelism under another name."""
+    behaviour = run.systems[name].get("behaviour")
+    return name != STATIC and behaviour is not None and behaviour == run.systems[STATIC].get("behaviour")
 
 
 def passes_per_batch(run: Run) -> float:

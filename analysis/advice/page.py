@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from analysis.advice.choose import Choice, choose
+from analysis.advice.choose import Choice, Verdict, choose
 from analysis.advice.document import Document
 from analysis.advice.parts import export, limits, memory, rebalancing, sensitivity, sureness, where
 from analysis.advice.points import Points
-from analysis.advice.texts import NOTHING, names, span
-from analysis.data.load import Run
+from analysis.advice.texts import NOTHING, badges, model_text, names, span
 from analysis.present.style import label
-from analysis.present.table import model_name
 
 Choices = Mapping[str, Choice | None]
 
@@ -25,18 +23,12 @@ def document(points: Points, folder: Path) -> Document:
         folder: whose ``figures`` its picture goes to.
     """
     manifest = points.run.manifest
-    model = manifest["model"]
     choices = {phase: choose(found) for phase in _PHASES if (found := points.phase(prefill=phase == "prefill"))}
     used = [choice for choice in choices.values() if choice is not None]
     policies = [gain.policy for choice in used for gain in [*choice.gains.values(), *choice.equals]]
     return Document(
-        title=f"Which system for {_model(points.run)} on {manifest['world_size']} ranks of {manifest['device']}?",
-        badges=[
-            "simulated" if points.run.simulated else "measured",
-            f"routing: {manifest['dataset']['name']}",
-            f"{model['num_experts']} experts, top-{model['top_k']}, {model['num_moe_layers']} MoE layers",
-            "whole model" if manifest["scope"] == "model" else "MoE layers only",
-        ],
+        title=f"Which system for {model_text(points.run)} on {manifest['world_size']} ranks of {manifest['device']}?",
+        badges=badges(points.run),
         lead=" ".join(_sentence(points, phase, choice) for phase, choice in choices.items()),
         bullets=_remarks(points, choices),
         parts=[
@@ -54,14 +46,6 @@ def document(points: Points, folder: Path) -> Document:
 _PHASES = ("decode", "prefill")
 
 
-def _model(run: Run) -> str:
-    """Name the model; of bare MoE layers their sizes."""
-    sizes = [run.config["model"].get(name) for name in ("hidden_size", "intermediate_size")]
-    if run.manifest["scope"] == "model" or None in sizes:
-        return model_name(run)
-    return f"MoE layers of {run.manifest['model']['num_experts']} experts ({sizes[0]} x {sizes[1]})"
-
-
 def _sentence(points: Points, phase: str, choice: Choice | None) -> str:
     """Say what to do in a phase."""
     found = points.phase(prefill=phase == "prefill")
@@ -75,20 +59,24 @@ def _sentence(points: Points, phase: str, choice: Choice | None) -> str:
         f"{least if least == most else f'{least} to {most}'} times the throughput of static EP."
     )
     rest = [one for one in found if one.tokens not in choice.gains]
-    return " ".join([text, *(f"At {one.tokens:,} {label(one.best.system) if one.best else NOTHING}." for one in rest)])
+    return " ".join([text, *(f"At {one.tokens:,}: {_elsewhere(one)}." for one in rest)])
+
+
+def _elsewhere(one: Verdict) -> str:
+    """Say what to do at a size at which the system that is used elsewhere does not pay."""
+    return NOTHING if one.best is None else f"{label(one.best.system)}, {one.best.gain:.2f} times"
 
 
 def _remarks(points: Points, choices: Choices) -> list[str]:
     """Return what else to know first."""
-    error = points.error
+    margin = points.margin
     remarks = [
-        f"{phase.capitalize()}: as good, for all that the simulator can tell: {names(choice.equals)}."
+        f"{phase.capitalize()}: as good, for all that can be told: {names(choice.equals)}."
         for phase, choice in choices.items()
         if choice is not None and choice.equals
     ]
     remarks.append(
-        f"A gain counts from {1 + error.median:.2f} on, at the lower end of its interval: predicted gains were wrong "
-        f"by {error.median:.0%} (median of {error.points}) where they could be compared, on {error.machine}."
+        f"A gain counts from {1 + margin.relative:.2f} on, at the lower end of its interval: {margin.reason}."
     )
     if points.num_missing:
         remarks.append(f"Not in here: {points.num_missing} points of the sweep that are not finished.")
