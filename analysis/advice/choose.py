@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.advice.gains import STATIC, Gain, gains_of
+from analysis.advice.gains import Gain, gains_of
 from analysis.data.load import Run
+from results_schema.advising import STATIC
 
 #: Passes with fewer tokens per rank are decode steps.
 PREFILL_TOKENS = 512

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.advice.error import FOLDER, ValidatedError, validated_error
-from analysis.advice.gains import STATIC
 from analysis.data.load import Run
 from analysis.data.twins import twins_of
 from analysis.present.style import label
+from results_schema.advising import STATIC
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.advice.document import Part, Picture, Table
 from analysis.advice.figure import draw_gains
-from analysis.advice.gains import STATIC, Gain, gains_of, passes_per_batch
+from analysis.advice.gains import Gain, gains_of, passes_per_batch
 from analysis.advice.points import Points
 from analysis.advice.texts import (
     NOTHING,
@@ -24,6 +24,7 @@ from analysis.advice.texts import (
 )
 from analysis.data.serving import limits_of
 from analysis.present.style import label
+from results_schema.advising import STATIC
 
 #: What every variation is, for people; others are named as they are.
 WHAT_IF_TEXTS = {

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from analysis.advice.gains import STATIC, is_static_again
+from analysis.advice.gains import is_static_again
 from analysis.data.load import Run
 from analysis.data.serving import limits_of, max_rates, open_loop, rates_of, share_of
+from results_schema.advising import STATIC
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,6 @@ class Rated:
         policy: name of its policy; settings of one have the same.
         rate: highest rate in requests/s up to which enough requests keep the limits at every measured rate; 0: none.
         certain: the same if all that the system does takes longer by the margin.
-        goodput: requests/s that keep the limits, at that rate.
         next_rate: the first rate at which too few keep them; None: at all measured ones enough do.
         failing: share of the requests that miss a limit there, by limit.
     """
@@ -30,7 +30,6 @@ class Rated:
     policy: str
     rate: float
     certain: float
-    goodput: float
     next_rate: float | None
     failing: Mapping[str, float]
 
@@ -113,7 +112,6 @@ def _certain_rates(run: Run, margin: float) -> dict[str, float]:
 
 def _rated(run: Run, frame: pd.DataFrame, system: str, rate: float, certain: float) -> Rated:
     rows = frame[frame["system"] == system].sort_values("rate_per_s")
-    at = rows[rows["rate_per_s"] == rate]
     beyond = rows[rows["rate_per_s"] > rate]
     next_rate = None if beyond.empty else float(beyond["rate_per_s"].iloc[0])
     return Rated(
@@ -121,7 +119,6 @@ def _rated(run: Run, frame: pd.DataFrame, system: str, rate: float, certain: flo
         policy=str(run.systems[system].get("policy", system)),
         rate=rate,
         certain=certain,
-        goodput=0.0 if at.empty else float(at["goodput_per_s"].iloc[0]),
         next_rate=next_rate,
         failing={} if next_rate is None else _failing(run, system, next_rate),
     )

@@ -138,7 +138,7 @@ def _rates(served: Served, folder: Path) -> Part:
             f"requests at the same times. Certain: the rate if all took longer by {served.margin.name}."
         ],
         table=Table(
-            ["system", "keeps limits up to", "certain", "good requests/s there", "at the next rate", "too late there"],
+            ["system", "keeps limits up to", "certain", "at the next rate", "too late there"],
             rows,
             frozenset(strong),
         ),
@@ -158,7 +158,6 @@ def _row(one: Rated) -> list[str]:
         label(one.system),
         f"{one.rate:.3g}" if one.rate else "no rate",
         f"{one.certain:.3g}" if one.certain else "no rate",
-        f"{one.goodput:.3g}" if one.rate else "",
         "not run" if one.next_rate is None else f"{one.next_rate:.3g}",
         late,
     ]

@@ -21,18 +21,18 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.compose.compositions import Compositions
-from experiments.compose.cover import PAIRS_SWEEPER, covering_jobs
 from experiments.compose.dry_run import describe_runs, num_to_run, total_time
 from experiments.compose.groups import announce
 from experiments.compose.job import fail
 from experiments.compose.load import Components, load_point
 from experiments.compose.messages import explain
+from experiments.compose.part import PartSweeper
 from experiments.compose.processes import is_parallel
-from experiments.compose.star import STAR_SWEEPER, star_jobs
 from experiments.compose.submitted import is_submitted, load_swept_point
 from experiments.console import say
 from experiments.launch.environment import is_main_rank
@@ -45,6 +45,7 @@ from experiments.results.times import read_times
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
 from harmoeny.dependencies import require
+from results_schema.advising import ADVISING, COLD_ROUNDS, STATIC
 from results_schema.files import SWEEP, SWEEP_DIR_VARIABLE
 
 _ABSENT = object()
@@ -89,6 +90,7 @@ class ValidateSweep(Callback):
             points, values = [point for point, _ in swept], [values for _, values in swept]
             check_launcher(config, points)
             _check_recordings(points, axes)
+            _check_advice(points)
             for remark in _remarks(config, absent, points) if is_main_rank() else ():
                 say(remark)
             if points[0].options.dry_run:
@@ -214,11 +216,8 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
 
 def _jobs(config: DictConfig, parsed: list[Override]) -> list[list[str]]:
     """Return the jobs that the sweep's sweeper makes."""
-    if config.hydra.sweeper._target_ == PAIRS_SWEEPER:
-        return covering_jobs(parsed, config.hydra.sweeper.points, config.hydra.sweeper.also)
-    if config.hydra.sweeper._target_ == STAR_SWEEPER:
-        return star_jobs(parsed, config.hydra.sweeper.centres)
-    return list(chain.from_iterable(_split(parsed)))
+    sweeper = instantiate(config.hydra.sweeper)
+    return sweeper.jobs(parsed) if isinstance(sweeper, PartSweeper) else list(chain.from_iterable(_split(parsed)))
 
 
 def _split(parsed: list[Override]) -> list[list[list[str]]]:
@@ -296,6 +295,18 @@ def _check_recordings(points: Sequence[Point], axes: Sequence[str]) -> None:
                 f"trace.record: {path.name!r} for {number} points, must be a file of each point's own, such as "
                 f"'trace.record={example}'"
             )
+
+
+def _check_advice(points: Sequence[Point]) -> None:
+    """Refuse points that no advice can be made of."""
+    for point in points:
+        options = point.options
+        if options.experiment not in ADVISING:
+            return
+        if STATIC not in point.systems:
+            raise ValueError(f"system: {', '.join(point.systems)}, must include {STATIC}, which all are compared with")
+        if options.rounds <= COLD_ROUNDS and not options.requests.open_loop:
+            raise ValueError(f"rounds: {options.rounds}, must be at least {COLD_ROUNDS + 1} for advice")
 
 
 def _check_texts(points: Sequence[Point]) -> None:

@@ -80,8 +80,8 @@ def test_the_page_of_a_sweep_says_it_with_table_and_figure(tmp_path: Path) -> No
     table = page.parts[0].table
     assert table is not None
     assert [list(row) for row in table.rows][:2] == [
-        ["HarMoEny", "8", "8", "0.8", "16", "TTFT: 50%"],
-        ["Static EP", "4", "4", "0.8", "8", "TTFT: 50%"],
+        ["HarMoEny", "8", "8", "16", "TTFT: 50%"],
+        ["Static EP", "4", "4", "8", "TTFT: 50%"],
     ]
     text = (tmp_path / "advice.md").read_text()
     assert "measured | routing" in text
