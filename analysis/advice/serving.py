@@ -171,7 +171,8 @@ def _draw(run: Run, folder: Path) -> Path:
 
 def _cases(served: Served) -> Part:
     """Say what changes the advice."""
-    rows, strong, changing = [], set(), []
+    rows: list[list[str]] = []
+    strong, changing = set(), []
     for one in served.verdicts:
         name = WHAT_IF_TEXTS.get(one.what_if, one.what_if.replace("_", " "))
         if served.verdicts[0].differs(one):

@@ -21,7 +21,7 @@ LATENCY_S = {name: [1.0, 1.0] for name in ("static_ep", "harmoeny", "even_split"
 
 def served(folder: Path, last: Mapping[str, float], slow_s: float = 9.0, fast_s: float = 1.0) -> Sweep:
     """Systems whose requests take ``fast_s`` up to a last rate, and ``slow_s`` at the one after it."""
-    ttft_s = {}
+    ttft_s: dict[tuple[str, float], list[float]] = {}
     for system, rate in last.items():
         kept = [r for r in RATES if r <= rate]
         ttft_s |= {(system, r): [fast_s] * 10 for r in kept}
