@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis.advice.choose import Choice, Verdict, choose
 from analysis.advice.document import Document
 from analysis.advice.parts import export, limits, memory, rebalancing, sensitivity, sureness, where
 from analysis.advice.points import Points
-from analysis.advice.texts import NOTHING, badges, model_text, names, span
+from analysis.advice.texts import NOTHING, badges, gain_text, model_text, names, span
+from analysis.data.pairing import MANY_MOVED, moved_rounds
 from analysis.present.style import label
+from results_schema.yardstick import MOVED
 
 Choices = Mapping[str, Choice | None]
 
@@ -51,7 +53,7 @@ def _sentence(points: Points, phase: str, choice: Choice | None) -> str:
     found = points.phase(prefill=phase == "prefill")
     sizes = [one.tokens for one in found]
     if choice is None:
-        return f"{phase.capitalize()}, {span(sizes)}: {NOTHING}; balancing does not pay."
+        return f"{phase.capitalize()}, {span(sizes)}: {NOTHING}; {_why_nothing(found)}."
     gains = [gain.gain for gain in choice.gains.values()]
     least, most = f"{min(gains):.2f}", f"{max(gains):.2f}"
     text = (
@@ -60,6 +62,15 @@ def _sentence(points: Points, phase: str, choice: Choice | None) -> str:
     )
     rest = [one for one in found if one.tokens not in choice.gains]
     return " ".join([text, *(f"At {one.tokens:,}: {_elsewhere(one)}." for one in rest)])
+
+
+def _why_nothing(found: Sequence[Verdict]) -> str:
+    """Tell sizes at which no system can gain enough from those at which nobody knows."""
+    open_ones = [one.gains[0] for one in found if one.gains and one.gains[0].high > 1 + one.error]
+    if not open_ones:
+        return "balancing does not pay"
+    widest = max(open_ones, key=lambda gain: gain.gain)
+    return f"no gain is certain (the largest: {label(widest.system)} {gain_text(widest)})"
 
 
 def _elsewhere(one: Verdict) -> str:
@@ -78,6 +89,16 @@ def _remarks(points: Points, choices: Choices) -> list[str]:
     remarks.append(
         f"A gain counts from {1 + margin.relative:.2f} on, at the lower end of its interval: {margin.reason}."
     )
+    remarks += _unrest(points)
     if points.num_missing:
         remarks.append(f"Not in here: {points.num_missing} points of the sweep that are not finished.")
     return remarks
+
+
+def _unrest(points: Points) -> list[str]:
+    """Say that the machine was not quiet while it was measured."""
+    moved = sum(len(moved_rounds(run)) for run in points.runs)
+    rounds = sum(run.iterations["round"].nunique() for run in points.runs)
+    if moved <= MANY_MOVED * rounds:
+        return []
+    return [f"The machine was not quiet: it moved by over {MOVED:.0%} in {moved} of {rounds} rounds. Measure again."]

@@ -71,7 +71,7 @@ def serving_document(served: Served, folder: Path) -> Document:
         title=f"Which system serves {model_text(run)} on {run.manifest['world_size']} ranks of "
         f"{run.manifest['device']}?",
         badges=[*badges(run), limits_text(run)],
-        lead=_sentence(run, first),
+        lead=lead_of(run, first),
         bullets=_remarks(served),
         parts=[_rates(served, folder), _cases(served), _sureness(served)],
     )
@@ -83,8 +83,13 @@ def limits_text(run: Run) -> str:
     return f"{limits}, for {share_of(run):.0%} of the requests"
 
 
-def _sentence(run: Run, one: RateVerdict) -> str:
-    """Say what to do."""
+def lead_of(run: Run, one: RateVerdict) -> str:
+    """Say what to do.
+
+    Args:
+        run: as recorded.
+        one: its verdict.
+    """
     static, limits = one.static, limits_text(run)
     if one.best is not None:
         than = f"up to {static.rate:.3g}" if static.rate else f"not even at {one.rates[0]:.3g}, the lowest that was run"

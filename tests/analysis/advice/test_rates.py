@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.advice.margin import Margin
-from analysis.advice.serving import Served, serving_document
+from analysis.advice.serving import Served, lead_of
 from analysis.advice.write import write_advice
 from analysis.data.load import Sweep, load_run
 from tests.synthetic import change_config, change_manifest, write_rates, write_run
@@ -36,7 +36,7 @@ def served(folder: Path, last: Mapping[str, float], slow_s: float = 9.0, fast_s:
 
 
 def lead(sweep: Sweep, margin: float = 0.1) -> str:
-    return serving_document(Served.of(sweep, Margin(margin, "the error", "so it is")), sweep.folder).lead
+    return lead_of(sweep.runs[0], Served.of(sweep, Margin(margin, "the error", "so it is")).verdicts[0])
 
 
 def test_the_system_that_keeps_the_limits_longest_is_used(tmp_path: Path) -> None:
