@@ -12,6 +12,8 @@ from hydra.core.override_parser.types import Override
 from experiments.compose.part import PartSweeper
 from harmoeny.placement import IntArray
 
+#: The sweeper of ``hydra/sweeper=pairs``.
+PAIRS_SWEEPER = "hydra_plugins.harmoeny_pairs.Pairs"
 #: A grid with more points would take too long to look through.
 _LARGEST_GRID = 200_000
 #: A pair counts so many times less with every point that has it: new pairs come first, then the rarest.

@@ -9,6 +9,9 @@ from hydra.core.override_parser.types import Override
 
 from experiments.compose.part import PartSweeper
 
+#: The sweeper of ``hydra/sweeper=star``.
+STAR_SWEEPER = "hydra_plugins.harmoeny_star.Star"
+
 
 class StarSweeper(PartSweeper):
     """Hydra's own sweeper, which runs a part of the grid.

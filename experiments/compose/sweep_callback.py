@@ -21,18 +21,18 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.compose.compositions import Compositions
+from experiments.compose.cover import PAIRS_SWEEPER, covering_jobs
 from experiments.compose.dry_run import describe_runs, num_to_run, total_time
 from experiments.compose.groups import announce
 from experiments.compose.job import fail
 from experiments.compose.load import Components, load_point
 from experiments.compose.messages import explain
-from experiments.compose.part import PartSweeper
 from experiments.compose.processes import is_parallel
+from experiments.compose.star import STAR_SWEEPER, star_jobs
 from experiments.compose.submitted import is_submitted, load_swept_point
 from experiments.console import say
 from experiments.launch.environment import is_main_rank
@@ -216,8 +216,12 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
 
 def _jobs(config: DictConfig, parsed: list[Override]) -> list[list[str]]:
     """Return the jobs that the sweep's sweeper makes."""
-    sweeper = instantiate(config.hydra.sweeper)
-    return sweeper.jobs(parsed) if isinstance(sweeper, PartSweeper) else list(chain.from_iterable(_split(parsed)))
+    # The sweeper itself is Hydra's to make: it loads plugins anew, so that their classes are not those imported here.
+    if config.hydra.sweeper._target_ == PAIRS_SWEEPER:
+        return covering_jobs(parsed, config.hydra.sweeper.points, config.hydra.sweeper.also)
+    if config.hydra.sweeper._target_ == STAR_SWEEPER:
+        return star_jobs(parsed, config.hydra.sweeper.centres)
+    return list(chain.from_iterable(_split(parsed)))
 
 
 def _split(parsed: list[Override]) -> list[list[list[str]]]:
