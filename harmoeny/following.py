@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -72,46 +73,77 @@ def reliable(trace: RoutingTrace, num_experts: int) -> list[FloatArray | None]:
         trace: the calibration batches, one after another.
         num_experts: experts per layer.
     """
-    middle = [len(ids) // 2 for ids in trace.expert_ids]
-    seen = RoutingTrace([ids[:half] for ids, half in zip(trace.expert_ids, middle, strict=True)], trace.stacks)
     found = transitions(trace, num_experts)
-    for layer, then in enumerate(transitions(seen, num_experts)):
-        ids, actual = (trace.expert_ids[at][middle[at] :][:_MOST_TOKENS] for at in (layer, layer + 1))
-        earlier = seen.expert_ids[layer + 1]
+    middles = [len(ids) // 2 for ids in trace.expert_ids]
+    seen, rest = [slice(middle) for middle in middles], [slice(middle, None) for middle in middles]
+    for layer, test in enumerate(_held_out(trace, num_experts, seen, rest)):
+        earlier = trace.expert_ids[layer + 1][seen[layer + 1]]
         popular = np.bincount(earlier[earlier >= 0], minlength=num_experts).astype(np.float64)
         alike = np.tile(popular, (num_experts, 1))
-        right = None if then is None else _hits(ids, actual, then)
-        if right is None or right < max(_LEAST_RIGHT, _TIMES_CHANCE * (_hits(ids, actual, alike) or 0.0)):
+        if test is None or test.right(test.then) < max(_LEAST_RIGHT, _TIMES_CHANCE * test.right(alike)):
             found[layer] = None
     return found
 
 
-def _hits(ids: IntArray, actual: IntArray, then: FloatArray) -> float | None:
-    """Return the share of tokens' experts that is predicted; both are int64 ``[num_tokens, top_k]``, -1 for none."""
-    whole = (ids >= 0).all(axis=1) & (actual >= 0).all(axis=1)
-    if not whole.any():
-        return None
-    ids, actual = ids[whole], actual[whole]
-    scores = sum(then[ids[:, k]] for k in range(ids.shape[1]))
-    guess = np.argsort(-np.asarray(scores), axis=1, kind="stable")[:, : actual.shape[1]]
-    return float((guess[:, :, None] == actual[:, None, :]).any(axis=1).mean())
-
-
 def accuracy(trace: RoutingTrace, num_experts: int) -> dict[str, float]:
     """Fit to every other token and predict the rest: shares of experts and of assignments, means over layers."""
-    seen = RoutingTrace([ids[::2] for ids in trace.expert_ids], trace.stacks)
-    of_tokens, of_loads = [], []
-    for layer, then in enumerate(transitions(seen, num_experts)):
-        ids, actual = (trace.expert_ids[at][1::2][:_MOST_TOKENS] for at in (layer, layer + 1))
-        if then is None or (right := _hits(ids, actual, then)) is None:
+    parts = ([slice(first, None, 2)] * len(trace.expert_ids) for first in (0, 1))
+    tests = [test for test in _held_out(trace, num_experts, *parts) if test is not None]
+    if not tests:
+        return {}
+    return {
+        "predicted_experts": _mean([test.right(test.then) for test in tests]),
+        "predicted_load": _mean([test.load_right() for test in tests]),
+    }
+
+
+@dataclass(frozen=True)
+class _Test:
+    """Transitions to the next layer, and tokens that they were not fitted to.
+
+    Attributes:
+        then: float64 ``[num_experts, num_experts]``, the transitions.
+        ids: int64 ``[num_tokens, top_k]``, experts of the tokens; none is missing.
+        actual: int64 ``[num_tokens, top_k]``, in the next layer.
+    """
+
+    then: FloatArray
+    ids: IntArray
+    actual: IntArray
+
+    def right(self, then: FloatArray) -> float:
+        """Return the share of the tokens' next experts that transitions predict, these or others."""
+        scores = sum(then[self.ids[:, k]] for k in range(self.ids.shape[1]))
+        guess = np.argsort(-np.asarray(scores), axis=1, kind="stable")[:, : self.actual.shape[1]]
+        return float((guess[:, :, None] == self.actual[:, None, :]).any(axis=1).mean())
+
+    def load_right(self) -> float:
+        """Return the share of the assignments that are where the transitions expect them."""
+        num_experts = len(self.then)
+        expected = np.bincount(self.ids.ravel(), minlength=num_experts) @ self.then
+        missed = np.abs(expected - np.bincount(self.actual.ravel(), minlength=num_experts)).sum() / 2
+        return float(1 - missed / self.actual.size)
+
+
+def _held_out(
+    trace: RoutingTrace, num_experts: int, seen: Sequence[slice], rest: Sequence[slice]
+) -> Iterator[_Test | None]:
+    """Yield a test per layer but the last; None where nothing follows, or no token has all its experts.
+
+    Args:
+        trace: the calibration batches.
+        num_experts: experts per layer.
+        seen: by layer, the tokens to fit to.
+        rest: by layer, the tokens to test on.
+    """
+    fitted = RoutingTrace([ids[part] for ids, part in zip(trace.expert_ids, seen, strict=True)], trace.stacks)
+    for layer, then in enumerate(transitions(fitted, num_experts)):
+        ids, actual = (trace.expert_ids[at][rest[at]][:_MOST_TOKENS] for at in (layer, layer + 1))
+        if then is None:
+            yield None
             continue
         whole = (ids >= 0).all(axis=1) & (actual >= 0).all(axis=1)
-        ids, actual = ids[whole], actual[whole]
-        of_tokens.append(right)
-        expected = np.bincount(ids.ravel(), minlength=num_experts) @ then
-        missed = np.abs(expected - np.bincount(actual.ravel(), minlength=num_experts)).sum() / 2
-        of_loads.append(float(1 - missed / actual.size))
-    return {"predicted_experts": _mean(of_tokens), "predicted_load": _mean(of_loads)} if of_tokens else {}
+        yield _Test(then, ids[whole], actual[whole]) if whole.any() else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,8 +62,8 @@ def _numbers(*names: str, unit: str = "") -> tuple[Column, ...]:
     return tuple(Column(name, "int64", unit) for name in names)
 
 
-def _added(*names: str, unit: str = "") -> tuple[Column, ...]:
-    return tuple(Column(name, "int64", unit, added=0) for name in names)
+def _added(*names: str, unit: str = "", added: float = 0) -> tuple[Column, ...]:
+    return tuple(Column(name, "int64", unit, added=added) for name in names)
 
 
 def _seconds(*names: str) -> tuple[Column, ...]:
@@ -91,7 +92,7 @@ LAYERS = Table(
         Column("predicted_s", "float64", "s", added=0.0),
         *_added("host_tokens", unit="tokens"),
         *_added("activation_bytes", unit="bytes"),
-        *_added("num_misses"),
+        *_added("num_misses", added=math.nan),
         Column("host_s", "float64", "s", added=0.0),
         Column("host_wait_s", "float64", "s", added=0.0),
         *_seconds("idle_s"),

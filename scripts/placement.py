@@ -95,7 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if half:
         seen, unseen = counts[:half].sum(axis=0), counts[half:].sum(axis=0)
         print(f"            {imbalance(placed(policy, seen, given.ranks), unseen):.2f} on batches that it has not seen")
-    print(f"slots:      {int(whole[0].sum())}, {int(whole[0].sum()) // given.ranks} per rank")
+    slots = int(whole[0].sum())
+    print(f"slots:      {slots} for {trace.num_experts} experts, {slots // given.ranks} per rank")
+    print(f"layers:     {trace.num_layers} with experts; a model of another number cannot take it")
+    print(f"{given.to}: {ENGINES[given.to].use.format(path=given.out, spare=slots - trace.num_experts)}")
     print(given.out)
     return 0
 

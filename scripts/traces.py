@@ -17,7 +17,7 @@ from experiments.routing.formats.base import ReadOptions
 from experiments.routing.formats.read import FORMATS, read_routing, recognise
 from experiments.routing.statistics import drift, imbalance, layer_dependence, popularity
 from experiments.routing.trace import RecordedRouting
-from experiments.routing.trace_files import write_trace
+from experiments.routing.trace_files import read_about, write_trace
 from results_schema.printing import print_anything
 
 #: Formats that others read.
@@ -79,8 +79,13 @@ def _read(arguments: argparse.Namespace) -> RecordedRouting:
     options = ReadOptions(
         num_experts=arguments.num_experts, top_k=arguments.top_k, case=arguments.case, phase=arguments.phase
     )
+    about = read_about(arguments.files[0]) if recognise(arguments.files).name == "harmoeny" else {}
+    names = (
+        arguments.model or about.get("model", "unknown model"),
+        arguments.dataset or about.get("dataset", "unknown data"),
+    )
     return read_routing(
-        arguments.files, options, (arguments.model, arguments.dataset),
+        arguments.files, options, names,
         merge=arguments.merge, num_batches=arguments.batches, token_paths=arguments.token_paths,
     )  # fmt: skip
 
@@ -109,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--merge", type=int, default=1, metavar="N", help="make one batch of every N")
         command.add_argument("--batches", type=int, metavar="N", help="take the first N batches alone")
-        command.add_argument("--model", default="unknown model", help="name to remember")
-        command.add_argument("--dataset", default="unknown data", help="name to remember")
+        command.add_argument("--model", help="name to remember")
+        command.add_argument("--dataset", help="likewise")
         if name == "describe":
             command.add_argument("--ranks", type=int, default=8, help="ranks that experts would be on (%(default)s)")
             command.add_argument("--out", type=Path, default=Path("results/traces"), help="folder (%(default)s)")

@@ -1,12 +1,13 @@
-"""What to use where: systems that gain more than the simulator errs by, and those that it cannot tell apart."""
+"""What to use where: systems that gain more than the numbers err by, and those that they cannot tell apart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.advice.gains import STATIC, Gain, gains_of
+from analysis.advice.gains import Gain, gains_of
 from analysis.data.load import Run
+from results_schema.advising import STATIC
 
 #: Passes with fewer tokens per rank are decode steps.
 PREFILL_TOKENS = 512
@@ -21,7 +22,7 @@ class Verdict:
         spare_slots: slots per rank and layer beside an even share of the experts.
         what_if: what is different from what was recorded and described; ``as_recorded``: nothing.
         gains: of all systems that fit, of every policy the best setting, the largest gain first.
-        error: the simulator's own, relative.
+        error: what a gain has to be above 1 by.
         out_of_memory: systems that do not fit.
     """
 
@@ -34,7 +35,7 @@ class Verdict:
 
     @property
     def paying(self) -> list[Gain]:
-        """Systems whose gain is above 1 by more than the simulator's error, at the lower end of its interval, too."""
+        """Systems whose gain is above 1 by more than the error, at the lower end of its interval, too."""
         return [gain for gain in self.gains if gain.low > 1 + self.error]
 
     @property
@@ -44,7 +45,7 @@ class Verdict:
 
     @property
     def equals(self) -> list[Gain]:
-        """Further systems that pay, and are not behind the best by more than the simulator's error."""
+        """Further systems that pay, and are not behind the best by more than the error."""
         return [gain for gain in self.paying[1:] if gain.gain * (1 + self.error) >= self.paying[0].gain]
 
     def differs(self, other: Verdict) -> bool:
@@ -65,7 +66,7 @@ def verdict(run: Run, what_if: str, error: float) -> Verdict:
     Args:
         run: of the sweep.
         what_if: its value of that option.
-        error: the simulator's own, relative.
+        error: what a gain has to be above 1 by.
     """
     best: dict[str, Gain] = {}
     for gain in sorted(gains_of(run), key=lambda gain: -gain.gain):
@@ -87,7 +88,7 @@ class Choice:
 
     Attributes:
         gains: of the system, by tokens per rank; no size at which it does not pay.
-        equals: policies that are in no size behind it by more than the simulator's error.
+        equals: policies that are in no size behind it by more than the error.
     """
 
     gains: dict[int, Gain]

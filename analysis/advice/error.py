@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from results_schema.advising import STATIC
+
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "validation"
-_STATIC = "static_ep"
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def _gains(frame: pd.DataFrame) -> list[float]:
     errors = []
     for _, rows in frame[~frame["calibration"]].groupby("case"):
         ratio = rows.set_index("system")["predicted"] / rows.set_index("system")["published"]
-        if _STATIC in ratio:
-            errors += (ratio.drop(_STATIC) / ratio[_STATIC] - 1).tolist()
+        if STATIC in ratio:
+            errors += (ratio.drop(STATIC) / ratio[STATIC] - 1).tolist()
     return errors
 
 
@@ -74,6 +75,6 @@ def _gpu_gains(frame: pd.DataFrame) -> list[float]:
     errors = rows.loc[rows["unit"] == "speed-up", "error"].tolist()
     times = rows[rows["unit"] == "ms"]
     previous = times.shift()
-    pairs = (times["system"] == "balanced") & (previous["system"] == _STATIC) & (times["case"] == previous["case"])
+    pairs = (times["system"] == "balanced") & (previous["system"] == STATIC) & (times["case"] == previous["case"])
     ratio = (previous["predicted"] / times["predicted"]) / (previous["published"] / times["published"])
     return [*errors, *(ratio[pairs] - 1).tolist()]

@@ -1,4 +1,4 @@
-"""Gain over static expert parallelism against tokens per rank, with the band in which the simulator's error lies."""
+"""Gain over static expert parallelism against tokens per rank, with the band inside the error."""
 
 from __future__ import annotations
 

@@ -14,14 +14,11 @@ import numpy.typing as npt
 
 from analysis.data.load import Run
 from analysis.data.stats import ratio_of_sums
+from results_schema.advising import COLD_ROUNDS, STATIC
 
 FloatArray = npt.NDArray[np.float64]
-#: What all others are compared with.
-STATIC = "static_ep"
 #: A wait for new placements counts as a rebalance from this share of the median latency on.
 _NOTICEABLE = 0.02
-#: Rounds at the beginning in which nobody has seen a batch before.
-_COLD_ROUNDS = 1
 
 
 @dataclass(frozen=True)
@@ -62,19 +59,22 @@ class Gain:
 def gains_of(run: Run) -> list[Gain]:
     """Compare every exact system of a run that is no bound with static expert parallelism, which comes first.
 
+    What is static expert parallelism under another name is left out.
+
     Raises:
         ValueError: static expert parallelism, or a second round, is missing.
     """
     latency = run.iterations.pivot(index="round", columns="system", values="latency_s")
-    if STATIC not in latency or len(latency) <= _COLD_ROUNDS:
-        raise ValueError(f"{run.folder}: advice needs {STATIC} and at least {_COLD_ROUNDS + 1} rounds")
+    if STATIC not in latency or len(latency) <= COLD_ROUNDS:
+        raise ValueError(f"{run.folder}: advice needs {STATIC} and at least {COLD_ROUNDS + 1} rounds")
     passes = passes_per_batch(run)
-    warm = latency.index[_COLD_ROUNDS:]
+    warm = latency.index[COLD_ROUNDS:]
     static_s = latency.loc[warm, STATIC].to_numpy()
     names = [n for n, kind in run.systems.items() if kind["exact"] and not kind["bound"] and n in latency]
+    names = [n for n in names if not is_static_again(run, n)]
     found = []
     for name in sorted(names, key=lambda n: n != STATIC):
-        seen_s, wait_s = latency.loc[warm, name].to_numpy(), rebalance_s(run, name)[_COLD_ROUNDS:]
+        seen_s, wait_s = latency.loc[warm, name].to_numpy(), rebalance_s(run, name)[COLD_ROUNDS:]
         own_s = seen_s - wait_s * (1 - 1 / passes)
         gain, low, high = ratio_of_sums(static_s, own_s)
         rounds = wait_s > 0
@@ -95,6 +95,12 @@ def gains_of(run: Run) -> list[Gain]:
             )
         )
     return found
+
+
+def is_static_again(run: Run, name: str) -> bool:
+    """Tell whether a system is static expert parallelism under another name."""
+    behaviour = run.systems[name].get("behaviour")
+    return name != STATIC and behaviour is not None and behaviour == run.systems[STATIC].get("behaviour")
 
 
 def passes_per_batch(run: Run) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from analysis.advice.choose import Choice, choose
+from analysis.advice.choose import Choice, Verdict, choose
 from analysis.advice.document import Document
 from analysis.advice.parts import export, limits, memory, rebalancing, sensitivity, sureness, where
 from analysis.advice.points import Points
-from analysis.advice.texts import NOTHING, names, span
-from analysis.data.load import Run
+from analysis.advice.texts import NOTHING, badges, gain_text, model_text, names, span
+from analysis.data.pairing import MANY_MOVED, moved_rounds
 from analysis.present.style import label
-from analysis.present.table import model_name
+from results_schema.yardstick import MOVED
 
 Choices = Mapping[str, Choice | None]
 
@@ -25,18 +25,12 @@ def document(points: Points, folder: Path) -> Document:
         folder: whose ``figures`` its picture goes to.
     """
     manifest = points.run.manifest
-    model = manifest["model"]
     choices = {phase: choose(found) for phase in _PHASES if (found := points.phase(prefill=phase == "prefill"))}
     used = [choice for choice in choices.values() if choice is not None]
     policies = [gain.policy for choice in used for gain in [*choice.gains.values(), *choice.equals]]
     return Document(
-        title=f"Which system for {_model(points.run)} on {manifest['world_size']} ranks of {manifest['device']}?",
-        badges=[
-            "simulated" if points.run.simulated else "measured",
-            f"routing: {manifest['dataset']['name']}",
-            f"{model['num_experts']} experts, top-{model['top_k']}, {model['num_moe_layers']} MoE layers",
-            "whole model" if manifest["scope"] == "model" else "MoE layers only",
-        ],
+        title=f"Which system for {model_text(points.run)} on {manifest['world_size']} ranks of {manifest['device']}?",
+        badges=badges(points.run),
         lead=" ".join(_sentence(points, phase, choice) for phase, choice in choices.items()),
         bullets=_remarks(points, choices),
         parts=[
@@ -54,20 +48,12 @@ def document(points: Points, folder: Path) -> Document:
 _PHASES = ("decode", "prefill")
 
 
-def _model(run: Run) -> str:
-    """Name the model; of bare MoE layers their sizes."""
-    sizes = [run.config["model"].get(name) for name in ("hidden_size", "intermediate_size")]
-    if run.manifest["scope"] == "model" or None in sizes:
-        return model_name(run)
-    return f"MoE layers of {run.manifest['model']['num_experts']} experts ({sizes[0]} x {sizes[1]})"
-
-
 def _sentence(points: Points, phase: str, choice: Choice | None) -> str:
     """Say what to do in a phase."""
     found = points.phase(prefill=phase == "prefill")
     sizes = [one.tokens for one in found]
     if choice is None:
-        return f"{phase.capitalize()}, {span(sizes)}: {NOTHING}; balancing does not pay."
+        return f"{phase.capitalize()}, {span(sizes)}: {NOTHING}; {_why_nothing(found)}."
     gains = [gain.gain for gain in choice.gains.values()]
     least, most = f"{min(gains):.2f}", f"{max(gains):.2f}"
     text = (
@@ -75,21 +61,44 @@ def _sentence(points: Points, phase: str, choice: Choice | None) -> str:
         f"{least if least == most else f'{least} to {most}'} times the throughput of static EP."
     )
     rest = [one for one in found if one.tokens not in choice.gains]
-    return " ".join([text, *(f"At {one.tokens:,} {label(one.best.system) if one.best else NOTHING}." for one in rest)])
+    return " ".join([text, *(f"At {one.tokens:,}: {_elsewhere(one)}." for one in rest)])
+
+
+def _why_nothing(found: Sequence[Verdict]) -> str:
+    """Tell sizes at which no system can gain enough from those at which nobody knows."""
+    open_ones = [one.gains[0] for one in found if one.gains and one.gains[0].high > 1 + one.error]
+    if not open_ones:
+        return "balancing does not pay"
+    widest = max(open_ones, key=lambda gain: gain.gain)
+    return f"no gain is certain (the largest: {label(widest.system)} {gain_text(widest)})"
+
+
+def _elsewhere(one: Verdict) -> str:
+    """Say what to do at a size at which the system that is used elsewhere does not pay."""
+    return NOTHING if one.best is None else f"{label(one.best.system)}, {one.best.gain:.2f} times"
 
 
 def _remarks(points: Points, choices: Choices) -> list[str]:
     """Return what else to know first."""
-    error = points.error
+    margin = points.margin
     remarks = [
-        f"{phase.capitalize()}: as good, for all that the simulator can tell: {names(choice.equals)}."
+        f"{phase.capitalize()}: as good, for all that can be told: {names(choice.equals)}."
         for phase, choice in choices.items()
         if choice is not None and choice.equals
     ]
     remarks.append(
-        f"A gain counts from {1 + error.median:.2f} on, at the lower end of its interval: predicted gains were wrong "
-        f"by {error.median:.0%} (median of {error.points}) where they could be compared, on {error.machine}."
+        f"A gain counts from {1 + margin.relative:.2f} on, at the lower end of its interval: {margin.reason}."
     )
+    remarks += _unrest(points)
     if points.num_missing:
         remarks.append(f"Not in here: {points.num_missing} points of the sweep that are not finished.")
     return remarks
+
+
+def _unrest(points: Points) -> list[str]:
+    """Say that the machine was not quiet while it was measured."""
+    moved = sum(len(moved_rounds(run)) for run in points.runs)
+    rounds = sum(run.iterations["round"].nunique() for run in points.runs)
+    if moved <= MANY_MOVED * rounds:
+        return []
+    return [f"The machine was not quiet: it moved by over {MOVED:.0%} in {moved} of {rounds} rounds. Measure again."]

@@ -7,14 +7,27 @@ from pathlib import Path
 
 from analysis.advice.document import Part, Picture, Table
 from analysis.advice.figure import draw_gains
-from analysis.advice.gains import STATIC, Gain, gains_of, passes_per_batch
+from analysis.advice.gains import Gain, gains_of, passes_per_batch
 from analysis.advice.points import Points
-from analysis.advice.texts import NOTHING, gain_text, names, next_ones, settings, size, size_of, use
+from analysis.advice.texts import (
+    NOTHING,
+    gain_text,
+    kind_of,
+    names,
+    next_ones,
+    origin,
+    provenance,
+    settled,
+    size,
+    size_of,
+    use,
+)
 from analysis.data.serving import limits_of
 from analysis.present.style import label
+from results_schema.advising import STATIC
 
 #: What every variation is, for people; others are named as they are.
-_WHAT_IF = {
+WHAT_IF_TEXTS = {
     "as_recorded": "as recorded",
     "links_half": "links half as fast",
     "links_double": "links twice as fast",
@@ -26,7 +39,7 @@ _WHAT_IF = {
 }
 #: Policies whose placements serving engines can take, the best known first.
 _PLACED = ("eplb", "flashlb", "trtllm_eplb", "lplb", "metro", "eplb_lp")
-_SIZE = ("phase", "tokens per rank")
+_SIZE = ("tokens per rank",)
 
 
 def where(points: Points, folder: Path) -> Part:
@@ -35,34 +48,45 @@ def where(points: Points, folder: Path) -> Part:
     for index, one in enumerate(points.sizes):
         if one.best is None:
             best = f"best: {label(one.gains[0].system)} {gain_text(one.gains[0])}" if one.gains else "nothing fits"
-            rows.append([*size(one), NOTHING, "", best])
+            rows.append([size(one), NOTHING, "", best])
             continue
-        strong |= {(index, 2), (index, 3)}
+        strong |= {(index, 1), (index, 2)}
         equal = f"as good: {names(one.equals)}" if one.equals else ""
-        rows.append([*size(one), label(one.best.system), gain_text(one.best), equal])
+        rows.append([size(one), label(one.best.system), gain_text(one.best), equal])
     run, first = points.run, points.sizes[0]
     rounds = run.iterations["round"].nunique()
     caption = (
-        f"Simulated: {run.manifest['world_size']} ranks of {run.manifest['device']}, {rounds} batches, routing of "
-        f"{run.manifest['dataset']['name']}. Whiskers: 95 %. Band: within the simulator's error of gains "
-        f"({points.error.median:.0%}). Systems that stay below 0.7 are left out."
+        f"{kind_of(run).capitalize()}: {run.manifest['world_size']} ranks of {run.manifest['device']}, {rounds} "
+        f"batches, routing of {run.manifest['dataset']['name']}. Whiskers: 95 %. Band: within {points.margin.name} "
+        f"({points.margin.relative:.0%}). Systems that stay below 0.7 are left out."
     )
-    passes = passes_per_batch(points.run_of(first))
     return Part(
         "What to use where",
         text=[
             f"All systems have the same memory: room for {first.spare_slots} experts per rank and layer beside an even "
             "share. Gain: throughput to that of static EP [95 % interval]; of every system the best of its settings. "
-            "As good: not behind by more than the simulator errs."
+            f"As good: not behind by more than {points.margin.name}. {NOTHING.capitalize()}: stay with static "
+            "EP, which executes every expert where it lives."
         ],
         table=Table([*_SIZE, "use", "gain", "and"], rows, frozenset(strong)),
         picture=Picture(draw_gains(points.sizes, folder / "figures", caption), "Gain against tokens per rank"),
         notes=[
-            "What waits for new placements is in the gains, spread over the passes that a recorded batch stands for: "
-            f"{passes:,.0f} of {first.tokens} tokens per rank.",
-            *([f"Settings: {'; '.join(found)}."] if (found := settings(run)) else []),
+            *_spreading(points),
+            *settled(run),
         ],
     )
+
+
+def _spreading(points: Points) -> list[str]:
+    """Say for how many passes a placement that waits for its weights is taken to serve."""
+    passes = {one.tokens: passes_per_batch(points.run_of(one)) for one in points.sizes}
+    if max(passes.values()) <= 1:
+        return []
+    some = "; ".join(f"{number:,.0f} of {tokens:,}" for tokens, number in passes.items() if number > 1)
+    return [
+        "Waits for new placements are in the gains. A recorded batch has as many tokens as several passes, of which "
+        f"only the first waits: passes by tokens per rank are {some}."
+    ]
 
 
 def memory(points: Points) -> Part:
@@ -72,7 +96,7 @@ def memory(points: Points) -> Part:
         found = points.with_memory(tokens)
         for one in found if len(found) > 1 else []:
             needed = size_of(one.gains[0].device_expert_bytes) if one.gains else ""
-            rows.append([*size(one), str(one.spare_slots), needed, use(one), next_ones(one)])
+            rows.append([size(one), str(one.spare_slots), needed, use(one), next_ones(one)])
     layers = points.run.manifest["model"]["num_moe_layers"]
     full = sorted({name for one in points.verdicts for name in one.out_of_memory})
     return Part(
@@ -86,7 +110,7 @@ def memory(points: Points) -> Part:
 def rebalancing(points: Points) -> Part:
     """Price new placements: what one costs, what it saves, and after how many passes it has paid."""
     rows = [
-        [*size(one), *_price(gain)]
+        [size(one), *_price(gain)]
         for one in points.varied
         for gain in sorted(one.gains, key=lambda gain: gain.rebalance_s)
         if gain.rebalance_s > 0
@@ -119,11 +143,11 @@ def sensitivity(points: Points) -> Part:
     strong, changing = set(), []
     for one in points.varied:
         for other in points.what_ifs(one):
-            name = _WHAT_IF.get(other.what_if, other.what_if.replace("_", " "))
+            name = WHAT_IF_TEXTS.get(other.what_if, other.what_if.replace("_", " "))
             if one.differs(other):
-                strong.add((len(rows), 3))
-                changing.append(f"{name} ({' '.join(size(one))})")
-            rows.append([*size(one), name, use(other), next_ones(other)])
+                strong.add((len(rows), 2))
+                changing.append(f"{name} ({size(one)})")
+            rows.append([size(one), name, use(other), next_ones(other)])
     text = f"The advice changes with: {', '.join(changing)}." if changing else "None of them changes the advice."
     return Part(
         "What the answer depends on",
@@ -138,7 +162,7 @@ def limits(points: Points) -> list[Part]:
     if not slo.keys() & {"ttft_s", "tpot_s"}:
         return []
     if points.run.manifest["scope"] != "model":
-        return [Part("Limits", text=["slo.* are limits of whole models, and only MoE layers were simulated (model=)."])]
+        return [Part("Limits", text=["slo.* are limits of whole models, and only MoE layers were run (model=)."])]
     rows = []
     for one in points.sizes:
         limit_s = slo.get("ttft_s" if one.is_prefill else "tpot_s")
@@ -147,7 +171,7 @@ def limits(points: Points) -> list[Part]:
         static = next(gain for gain in gains_of(points.run_of(one)) if gain.system == STATIC)
         fitting = [gain for gain in [static, *one.gains] if gain.latency_s <= limit_s]
         cells = [f"{limit_s * 1e3:,.0f} ms", f"{static.latency_s * 1e3:,.1f} ms", names(fitting) or "nobody"]
-        rows.append([*size(one), *cells])
+        rows.append([size(one), *cells])
     return [
         Part(
             "Limits",
@@ -155,7 +179,7 @@ def limits(points: Points) -> list[Part]:
                 "A pass alone, without a queue before it: prefill against TTFT, decode against time per output token."
             ],
             table=Table([*_SIZE, "limit", "static EP takes", "within it"], rows),
-            notes=["Decode passes are simulated without attention to earlier tokens: in service they take longer."],
+            notes=["Decode passes are run without attention to earlier tokens: in service they take longer."],
         )
     ]
 
@@ -167,11 +191,17 @@ def export(points: Points, policies: Sequence[str]) -> Part:
         points: of the sweep.
         policies: that are recommended.
     """
-    system = next((policy for policy in _PLACED if policy in policies), _PLACED[0])
+    placed = [gain for one in points.sizes for gain in one.gains if gain.policy in _PLACED]
+    best = max(placed, key=lambda gain: gain.gain, default=None)
+    system = next((policy for policy in _PLACED if policy in policies), best.policy if best else _PLACED[0])
+    text = "A placement made of the recorded batches, in the files that serving engines read"
+    if system not in policies:
+        worth = f" ({label(system)}: {best.gain:.2f} times at best, in the tables above)" if best else ""
+        text = f"No placement alone is advised{worth}. Should you want one all the same: {text[0].lower()}{text[1:]}"
     path = points.run.config["router"].get("path", "FILE")
     return Part(
         "Taking a placement along",
-        text=["A placement made of the recorded batches, in the files that serving engines read:"],
+        text=[f"{text}:"],
         code=(
             f"python -m scripts.placement {path} --system {system} --ranks {points.run.manifest['world_size']} "
             f"--spare-slots {points.sizes[0].spare_slots} --to sglang --out placement.json"
@@ -181,25 +211,18 @@ def export(points: Points, policies: Sequence[str]) -> Part:
 
 def sureness(points: Points) -> Part:
     """Say how the numbers came about, and what could be wrong with them."""
-    run, error = points.run, points.error
+    run = points.run
     rounds = run.iterations["round"].nunique()
-    git = run.manifest.get("git") or {}
     return Part(
         "How sure this is",
         bullets=[
-            f"All numbers are simulated: {run.manifest['device']} ({run.manifest.get('hardware_source')}).",
-            f"Predicted gains were compared with measured or published ones on {error.machine}: median error "
-            f"{error.median:.0%} of {error.points} (results/validation)."
-            + (" This machine is another one, of which nothing was measured." if error.is_other else ""),
+            *provenance(run),
+            *points.margin.details,
             "What places experts by earlier batches is scored on later ones that it has not seen, and the first batch, "
             "before which nobody has seen any, counts for nobody. What plans by the batch itself sees it.",
             f"Intervals are over {rounds - 1} batches and know of no other days"
             + (": so few say little." if rounds < 9 else "."),
             "Of every system the best of its settings was chosen on the batches that it is shown for.",
-            "Not modelled: weights and tokens that share a link, kernels of other engines, and whatever is not in the "
-            "simulated part of the model (docs/simulator.md).",
         ],
-        notes=[
-            f"Revision {str(git.get('revision'))[:12]}, {run.manifest.get('ended_at')}; python run.py experiment=advise"
-        ],
+        notes=[origin(run)],
     )

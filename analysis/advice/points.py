@@ -6,10 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.advice.choose import Verdict, verdict
-from analysis.advice.error import ValidatedError
+from analysis.advice.margin import Margin
 from analysis.data.load import Run, Sweep
 
 WHAT_IF, AS_RECORDED = "what_if", "as_recorded"
+
+
+def cases_of(sweep: Sweep) -> list[str]:
+    """Return what is different at every point.
+
+    Raises:
+        ValueError: no point is as recorded.
+    """
+    cases = [str(point.get(WHAT_IF, AS_RECORDED)) for point in sweep.points]
+    if AS_RECORDED not in cases:
+        raise ValueError(f"{WHAT_IF}: {', '.join(dict.fromkeys(cases))}, must have {AS_RECORDED} among its values")
+    return cases
 
 
 @dataclass(frozen=True)
@@ -19,27 +31,25 @@ class Points:
     Attributes:
         verdicts: of all points.
         runs: theirs.
-        error: the simulator's own.
+        margin: what a gain has to exceed.
         num_missing: points that are not finished.
     """
 
     verdicts: Sequence[Verdict]
     runs: Sequence[Run]
-    error: ValidatedError
+    margin: Margin
     num_missing: int = 0
 
     @classmethod
-    def of(cls, sweep: Sweep, error: ValidatedError) -> Points:
+    def of(cls, sweep: Sweep, margin: Margin) -> Points:
         """Judge all points of a sweep.
 
         Raises:
             ValueError: a run lacks what advice is made of, or no point is as recorded.
         """
-        cases = [str(point.get(WHAT_IF, AS_RECORDED)) for point in sweep.points]
-        verdicts = [verdict(run, case, error.median) for run, case in zip(sweep.runs, cases, strict=True)]
-        if AS_RECORDED not in cases:
-            raise ValueError(f"{WHAT_IF}: {', '.join(dict.fromkeys(cases))}, must have {AS_RECORDED} among its values")
-        return cls(verdicts, sweep.runs, error, len(sweep.missing))
+        cases = cases_of(sweep)
+        verdicts = [verdict(run, case, margin.relative) for run, case in zip(sweep.runs, cases, strict=True)]
+        return cls(verdicts, sweep.runs, margin, len(sweep.missing))
 
     @property
     def run(self) -> Run:

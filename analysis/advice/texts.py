@@ -9,6 +9,7 @@ from analysis.advice.choose import Verdict
 from analysis.advice.gains import Gain
 from analysis.data.load import Run
 from analysis.present.style import label
+from analysis.present.table import model_name
 
 #: Systems named beside the first in a row.
 _MOST_NAMED = 3
@@ -17,9 +18,55 @@ _ROOM = ("num_slots", "spare_slots", "redundant_experts_per_rank")
 NOTHING = "do nothing"
 
 
-def size(one: Verdict) -> list[str]:
-    """Return the first two cells of a row: the phase, and tokens per rank."""
-    return ["prefill" if one.is_prefill else "decode", f"{one.tokens:,}"]
+def size(one: Verdict) -> str:
+    """Return the first cell of a row: tokens per rank, and whose passes have so many."""
+    return f"{one.tokens:,}, {'prefill' if one.is_prefill else 'decode'}"
+
+
+def badges(run: Run) -> list[str]:
+    """Say in a few words each what a run's numbers are of."""
+    model = run.manifest["model"]
+    return [
+        kind_of(run),
+        f"routing: {run.manifest['dataset']['name']}",
+        f"{model['num_experts']} experts, top-{model['top_k']}, {model['num_moe_layers']} MoE layers",
+        "whole model" if run.manifest["scope"] == "model" else "MoE layers only",
+    ]
+
+
+def model_text(run: Run) -> str:
+    """Name the model; of bare MoE layers their sizes."""
+    sizes = [run.config["model"].get(name) for name in ("hidden_size", "intermediate_size")]
+    if run.manifest["scope"] == "model" or None in sizes:
+        return model_name(run)
+    return f"MoE layers of {run.manifest['model']['num_experts']} experts ({sizes[0]} x {sizes[1]})"
+
+
+def provenance(run: Run) -> list[str]:
+    """Say where a run's numbers come from, and what is not in them."""
+    about = run.manifest
+    if not run.simulated:
+        return [
+            f"All numbers were measured: {about['world_size']} ranks ({about['backend']}) on {about['device']}.",
+            "Kernels and runtime are this harness's, not another engine's.",
+        ]
+    return [
+        f"All numbers are simulated: {about['device']} ({about.get('hardware_source')}).",
+        "Not modelled: weights and tokens that share a link, kernels of other engines, and whatever is not in the "
+        "simulated part of the model (docs/simulator.md).",
+    ]
+
+
+def origin(run: Run) -> str:
+    """Say what a run can be made again with."""
+    about = run.manifest
+    revision = str((about.get("git") or {}).get("revision"))[:12]
+    return f"Revision {revision}, {about.get('ended_at')}; python run.py experiment={about['experiment']}"
+
+
+def kind_of(run: Run) -> str:
+    """Say in a word what a run's numbers are."""
+    return "simulated" if run.simulated else "measured"
 
 
 def gain_text(gain: Gain) -> str:
@@ -54,7 +101,13 @@ def size_of(number: float) -> str:
     return f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
 
 
-def settings(run: Run) -> list[str]:
+def settled(run: Run) -> list[str]:
+    """Say what second settings of systems are, and where the first ones are explained."""
+    found = _settings(run)
+    return [*([f"Settings: {'; '.join(found)}."] if found else []), "What each system does: docs/systems.md."]
+
+
+def _settings(run: Run) -> list[str]:
     """Say of every system that is a second setting of a policy what is set."""
     first: dict[str, Mapping[str, Any]] = {}
     found = []

@@ -52,6 +52,13 @@ def _column(name: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
     return lambda _, iterations: iterations.set_index("iteration")[name]
 
 
+def _hit_share(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+    sums = layers.groupby("iteration")[["num_misses", "num_active_experts"]].sum(min_count=1)
+    # A share of 0 / 0 is 0, but what was not recorded stays unknown.
+    misses = sums["num_misses"] / sums["num_active_experts"].clip(lower=1)
+    return 1 - misses
+
+
 def _share(part: str, whole: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
     def compute(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
         sums = layers.groupby("iteration")[[part, whole]].sum()
@@ -198,8 +205,9 @@ METRICS = (
     ),
     Metric(
         "hit_share", "Experts that were in a slot", "", "higher",
-        "1 - sum of num_misses / sum of num_active_experts, over layers and ranks; 1 where none is active",
-        lambda layers, iterations: 1 - _share("num_misses", "num_active_experts")(layers, iterations),
+        "1 - sum of num_misses / sum of num_active_experts, over layers and ranks; 1 where none is active, none in "
+        "runs of earlier revisions",
+        _hit_share,
         short="Hits",
     ),
     Metric(

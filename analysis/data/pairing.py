@@ -15,6 +15,8 @@ from results_schema.manifest import NOT_MEASURED
 from results_schema.paired import mirrored_ratio
 from results_schema.yardstick import has_moved
 
+#: Share of a run's rounds in which the machine may move without being worth a warning.
+MANY_MOVED = 0.25
 _THROUGHPUT = "throughput_tokens_per_s"
 #: Options in which simulations that are compared with even routing may differ.
 _MAY_DIFFER = ("router", *NOT_MEASURED)

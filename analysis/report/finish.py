@@ -15,9 +15,7 @@ from analysis.present.table import skew_points
 from analysis.report.reports import report_runs, report_sweep, save_tables
 from analysis.wandb.log import is_logged, log_run, log_sweep, sweep_group
 from analysis.wandb.upload import upload
-
-#: The experiment whose sweep ends with advice.
-_ADVISE = "advise"
+from results_schema.advising import ADVISING
 
 
 def finish_run(folder: Path, config: DictConfig, sweep_dir: Path | None, *, is_single: bool) -> None:
@@ -47,7 +45,7 @@ def finish_sweep(folder: Path, config: DictConfig) -> None:
     sweep = load_sweep(folder)
     sweep = replace(sweep, runs=[_with_limits(run, config) for run in sweep.runs])
     saved = report_sweep(sweep)
-    if sweep.experiment == _ADVISE and saved is not None:
+    if sweep.experiment in ADVISING and saved is not None:
         print(f"\n{write_advice(sweep).lead}\nadvice: {sweep.folder / HTML} (and .md)")
     if saved is not None and not sweep.missing and config.wandb.mode != "disabled":
         log_sweep(sweep, saved.frame, saved.files)

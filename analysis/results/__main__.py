@@ -94,6 +94,10 @@ def share_of(text: str) -> float:
     return share
 
 
+#: Letters per line, at most, where no terminal says how many it has.
+_WIDEST = 400
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
@@ -103,7 +107,9 @@ def _table(*columns: str) -> Table:
 
 def _print(table: Table) -> None:
     console = Console()
-    (console if console.is_terminal else Console(width=TEXT_WIDTH)).print(table)
+    if not console.is_terminal:  # folders are to be copied, or cut out by a program: none is broken
+        console = Console(width=max(TEXT_WIDTH, Console(width=_WIDEST).measure(table).maximum))
+    console.print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

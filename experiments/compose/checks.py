@@ -280,8 +280,8 @@ def _check_decodes(point: Point, name: str, value: int, none: int) -> None:
         raise ValueError(
             f"{name}: {value}, must be {none}: model={point.model.name} is no decoder that keeps keys and values"
         )
-    if point.router.limited:
-        raise ValueError(f"{name}: {value}, must be {none} with router={point.router.name}")
+    if reason := point.router.why_no_steps():
+        raise ValueError(f"{name}: {value}, must be {none} with router={point.router.name}: {reason}")
 
 
 def _check_recording(point: Point) -> None:

@@ -46,6 +46,7 @@ from experiments.results.times import read_times
 from experiments.routers.base import SkippedPoint
 from experiments.text.prepare import prepare_point
 from harmoeny.dependencies import require
+from results_schema.advising import ADVISING, COLD_ROUNDS, STATIC
 from results_schema.files import SWEEP, SWEEP_DIR_VARIABLE
 
 _ABSENT = object()
@@ -92,6 +93,7 @@ class ValidateSweep(Callback):
             points, values = [point for point, _ in swept], [values for _, values in swept]
             check_launcher(config, points)
             _check_recordings(points, axes)
+            _check_advice(points)
             for remark in _remarks(config, absent, points) if is_main_rank() else ():
                 say(remark)
             if points[0].options.dry_run:
@@ -217,6 +219,7 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
 
 def _jobs(config: DictConfig, parsed: list[Override]) -> list[list[str]]:
     """Return the jobs that the sweep's sweeper makes."""
+    # The sweeper itself is Hydra's to make: it loads plugins anew, so that their classes are not those imported here.
     sweeper = chosen_plugin(config, "sweeper")
     if sweeper == PAIRS_SWEEPER:
         return covering_jobs(parsed, config.hydra.sweeper.points, config.hydra.sweeper.also)
@@ -317,6 +320,18 @@ def _check_recordings(points: Sequence[Point], axes: Sequence[str]) -> None:
                 f"trace.record: {path.name!r} for {number} points, must be a file of each point's own, such as "
                 f"'trace.record={example}'"
             )
+
+
+def _check_advice(points: Sequence[Point]) -> None:
+    """Refuse points that no advice can be made of."""
+    for point in points:
+        options = point.options
+        if options.experiment not in ADVISING:
+            return
+        if STATIC not in point.systems:
+            raise ValueError(f"system: {', '.join(point.systems)}, must include {STATIC}, which all are compared with")
+        if options.rounds <= COLD_ROUNDS and not options.requests.open_loop:
+            raise ValueError(f"rounds: {options.rounds}, must be at least {COLD_ROUNDS + 1} for advice")
 
 
 def _check_texts(points: Sequence[Point]) -> None:

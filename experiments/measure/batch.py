@@ -67,13 +67,15 @@ def shared_text(point: Point, tokens: TokenFile) -> list[str]:
     return [*shared, "warm-up"] if fresh < learned + 1 else shared
 
 
-def assigned(point: Point, *, index: int, rank: int, layer: int, num_tokens: int) -> Tensor:
+def assigned(
+    point: Point, *, index: int, rank: int, layer: int, num_tokens: int, num_layers: int | None = None
+) -> Tensor:
     """Let the point's router decide for one layer, as :meth:`Point.routing_request` says.
 
     Returns:
         int64 ``[num_tokens, top_k]``, on the CPU.
     """
-    request = point.routing_request(batch=index, layer=layer, rank=rank, num_tokens=num_tokens)
+    request = point.routing_request(batch=index, layer=layer, rank=rank, num_tokens=num_tokens, num_layers=num_layers)
     return torch.from_numpy(point.router.assign(request))
 
 

@@ -68,9 +68,10 @@ def _step_routing(bench: Bench, prompt: Batch, index: int, step: int) -> list[Te
     point, rank, ids = bench.point, bench.comm.rank, prompt.input_ids
     num_layers = len(bench.model.experts)
     first = (step + 1) * num_layers
+    layers = range(first, first + num_layers)
     return [
-        assigned(point, index=index, rank=rank, layer=first + layer, num_tokens=len(ids)).to(ids.device)
-        for layer in range(num_layers)
+        assigned(point, index=index, rank=rank, layer=layer, num_tokens=len(ids), num_layers=num_layers).to(ids.device)
+        for layer in layers
     ]
 
 

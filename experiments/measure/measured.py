@@ -121,6 +121,7 @@ def environment_fields(point: Point, comm: Communicator, tokens: TokenFile) -> d
         "threads_per_rank": torch.get_num_threads(),
         "dataset": {
             "name": point.dataset_name,
+            "recorded_tokens": point.router.recorded_tokens(),
             "text": point.dataset.name,
             "num_tokens": tokens.num_tokens,
             "sha256": tokens.sha256,

@@ -102,7 +102,9 @@ class Point:
         num_tokens = self.options.batch_size * self.options.seq_len
         return self.router.remark(self.routing_request(batch=0, layer=0, rank=0, num_tokens=num_tokens))
 
-    def routing_request(self, *, batch: int, layer: int, rank: int, num_tokens: int) -> RoutingRequest:
+    def routing_request(
+        self, *, batch: int, layer: int, rank: int, num_tokens: int, num_layers: int | None = None
+    ) -> RoutingRequest:
         """Return what the router is asked for one rank's share of a batch in one MoE layer.
 
         Args:
@@ -110,6 +112,7 @@ class Point:
             layer: MoE layer in order of execution; those of decode steps follow those of the prompt.
             rank: whose tokens.
             num_tokens: tokens of the rank.
+            num_layers: MoE layers of the model; None: no step after the prompt is asked for.
         """
         return RoutingRequest(
             num_tokens=num_tokens,
@@ -120,6 +123,7 @@ class Point:
             rank=rank,
             seed=self.options.seed,
             world_size=self.options.world_size,
+            num_layers=num_layers,
         )
 
     @property

@@ -33,6 +33,7 @@ class RoutingRequest:
         rank: the rank that the tokens belong to.
         seed: seed of the run.
         world_size: ranks of the run.
+        num_layers: MoE layers of the model, of which the steps after a prompt go through as many again; None: no steps.
     """
 
     num_tokens: int
@@ -43,6 +44,12 @@ class RoutingRequest:
     rank: int
     seed: int
     world_size: int
+    num_layers: int | None = None
+
+    @property
+    def model_layer(self) -> int:
+        """The model's layer, whatever the step."""
+        return self.layer if self.num_layers is None else self.layer % self.num_layers
 
     def generator(self) -> np.random.Generator:
         """Return the generator of these tokens: the same for the same request, independent of all others."""
@@ -89,6 +96,10 @@ class Router(ABC):
             ValueError: a field, its value and what is allowed.
         """
         return
+
+    def why_no_steps(self) -> str:
+        """Say why tokens that follow a prompt have no routing; empty: they have."""
+        return ""
 
     def validate_run(self, run: RoutedRun) -> None:  # noqa: ARG002  (for routers that are `limited`)
         """Check that the router can route all of a run, before any worker starts.

@@ -122,6 +122,10 @@ class TraceRouter(Router):
         if not self.scale:
             self._check_tokens(trace, run)
 
+    def why_no_steps(self) -> str:
+        """Refuse to go on from recorded counts; where shares are replayed, further tokens have those of their batch."""
+        return "" if self.adapt else "nothing is recorded of them; with router.adapt=true they get the batch's shares"
+
     def fingerprint(self) -> str:
         """Digest the file."""
         with Path(self.path).open("rb") as file:
@@ -146,7 +150,7 @@ class TraceRouter(Router):
         """Return the recorded counts, or counts of the same shares."""
         trace, batch = self._trace(), self._batch(request)
         if self.adapt:
-            shares = adapted_shares(self._changed(trace, batch, request.layer % trace.num_layers), request)
+            shares = adapted_shares(self._changed(trace, batch, request.model_layer % trace.num_layers), request)
             return exact_counts(shares, request.num_tokens, request.top_k, request.generator())
         counts: IntArray = trace.spread_counts(batch, request.layer, request.world_size)[request.rank]
         if self._fits(trace, batch, request):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,25 @@ def vllm_ascend(layers: Sequence[BoolArray], first_layer: int) -> str:
     return json.dumps({"moe_layer_count": len(layers), "layer_list": table}) + "\n"
 
 
-#: By engine: what writes its file, and how that must end.
-ENGINES: dict[str, tuple[Callable[[Sequence[BoolArray], int], str], str]] = {
-    "sglang": (sglang, ".json"),
-    "tensorrt_llm": (tensorrt_llm, ".yaml"),
-    "vllm_ascend": (vllm_ascend, ".json"),
+@dataclass(frozen=True)
+class Engine:
+    """A serving engine.
+
+    Attributes:
+        make: writes its file, of placements by layer and the number of the first layer with experts.
+        suffix: what the file's name must end in.
+        use: the engine's options that take the file, with ``{path}`` and ``{spare}`` (slots beside one per expert).
+    """
+
+    make: Callable[[Sequence[BoolArray], int], str]
+    suffix: str
+    use: str
+
+
+ENGINES = {
+    "sglang": Engine(sglang, ".json", "--init-expert-location {path} --ep-num-redundant-experts {spare}"),
+    "tensorrt_llm": Engine(tensorrt_llm, ".yaml", "moe_config: {{load_balancer: {path}}}"),
+    "vllm_ascend": Engine(vllm_ascend, ".json", "eplb_config: {{expert_map_path: {path}}}"),
 }
 
 
@@ -96,9 +111,9 @@ def write_placement(layers: Sequence[BoolArray], engine: str, path: Path, first_
     Raises:
         ValueError: the engine would not read a file of that name, or could not take the placement.
     """
-    make, suffix = ENGINES[engine]
-    if path.suffix != suffix:
-        raise ValueError(f"--out: {str(path)!r}, must end in {suffix} for {engine}")
+    kind = ENGINES[engine]
+    if path.suffix != kind.suffix:
+        raise ValueError(f"--out: {str(path)!r}, must end in {kind.suffix} for {engine}")
     if first_layer < 0:
         raise ValueError(f"--first-layer: {first_layer}, must be at least 0")
-    write_text(path, make(layers, first_layer))
+    write_text(path, kind.make(layers, first_layer))

@@ -83,8 +83,8 @@ class Routing:
         """Let the router assign the tokens of all ranks in layers that follow the first one."""
         router, ranks = self._point.router, range(self._point.options.world_size)
         return [
-            np.concatenate([router.assign(self._request(index, first + layer, rank, num_tokens)) for rank in ranks])
-            for layer, num_tokens in enumerate(work.layer_tokens)
+            np.concatenate([router.assign(self._request(work, index, first + layer, rank)) for rank in ranks])
+            for layer in range(len(work.layer_tokens))
         ]
 
     def _count(self, work: ModelWork, index: int) -> list[IntArray]:
@@ -103,12 +103,16 @@ class Routing:
         """Let the router draw the counts of layers that follow the first one."""
         router, ranks = self._point.router, range(self._point.options.world_size)
         return [
-            np.stack([router.count(self._request(index, first + layer, rank, num_tokens)) for rank in ranks])
-            for layer, num_tokens in enumerate(work.layer_tokens)
+            np.stack([router.count(self._request(work, index, first + layer, rank)) for rank in ranks])
+            for layer in range(len(work.layer_tokens))
         ]
 
-    def _request(self, index: int, layer: int, rank: int, num_tokens: int) -> RoutingRequest:
-        return self._point.routing_request(batch=index, layer=layer, rank=rank, num_tokens=num_tokens)
+    def _request(self, work: ModelWork, index: int, layer: int, rank: int) -> RoutingRequest:
+        num_layers = len(work.layer_tokens)
+        num_tokens = work.layer_tokens[layer % num_layers]
+        return self._point.routing_request(
+            batch=index, layer=layer, rank=rank, num_tokens=num_tokens, num_layers=num_layers
+        )
 
     def _recorded(self, index: int, rank: int) -> list[IntArray]:
         assert self._model is not None

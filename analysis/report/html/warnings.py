@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis.data.load import Run
-from analysis.data.pairing import moved_rounds
+from analysis.data.pairing import MANY_MOVED, moved_rounds
 from analysis.data.stats import ENOUGH_ROUNDS
 from analysis.data.twins import twins_of
 from analysis.present.table import error_bar, missed_goals
@@ -22,8 +22,6 @@ WIDE_INTERVAL = 0.1
 SLOW_START = 0.2
 #: A second half of the rounds that is slower or faster than the first by this share, in most systems, is a drift.
 DRIFT = 0.15
-#: With a larger share of rounds in which the machine moved it was no place to measure.
-MANY_MOVED = 0.25
 _LISTED = 6
 
 

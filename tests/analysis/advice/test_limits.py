@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from analysis.advice.document import Part
-from analysis.advice.error import ValidatedError
+from analysis.advice.margin import Margin
 from analysis.advice.parts import limits
 from analysis.advice.points import Points
 from analysis.data.load import Sweep, load_run
@@ -30,7 +30,7 @@ def part(folder: Path, slo: dict[str, Any], scope: str = "model") -> list[Part]:
         change_manifest(path, scope=scope)
         runs.append(load_run(path))
     sweep = Sweep(folder, "advise", runs, [{"seq_len": tokens} for tokens in LATENCY_S], [])
-    return limits(Points.of(sweep, ValidatedError(0.05, 9, "a machine", is_other=False)))
+    return limits(Points.of(sweep, Margin(0.05, "the error", "so it is")))
 
 
 def rows(found: list[Part]) -> list[list[str]]:
@@ -43,8 +43,8 @@ def rows(found: list[Part]) -> list[list[str]]:
 def test_prefill_keeps_ttft_and_decode_time_per_token(tmp_path: Path) -> None:
     decode, prefill = rows(part(tmp_path, {"ttft_s": 2.0, "tpot_s": 0.09, "e2e_s": None, "share": 0.9}))
     # Means of static EP: 120 ms and 4 s; of even split 50 ms and 2 s; of HarMoEny 80 ms and 1.5 s.
-    assert decode == ["decode", "64", "90 ms", "120.0 ms", "Even split, HarMoEny"]
-    assert prefill == ["prefill", "4,096", "2,000 ms", "4,000.0 ms", "HarMoEny, Even split"]
+    assert decode == ["64, decode", "90 ms", "120.0 ms", "Even split, HarMoEny"]
+    assert prefill == ["4,096, prefill", "2,000 ms", "4,000.0 ms", "HarMoEny, Even split"]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_prefill_keeps_ttft_and_decode_time_per_token(tmp_path: Path) -> None:
 )
 def test_who_is_within_changes_with_the_limit(limit_s: float, within: str, tmp_path: Path) -> None:
     (row,) = rows(part(tmp_path, {"tpot_s": limit_s}))
-    assert (row[0], row[-1]) == ("decode", within), "nothing is said of prefill, which has no limit"
+    assert (row[0], row[-1]) == ("64, decode", within), "nothing is said of prefill, which has no limit"
 
 
 @pytest.mark.parametrize("slo", [{}, {"ttft_s": None, "tpot_s": None, "e2e_s": None, "share": 0.99}, {"e2e_s": 1.0}])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis.advice.choose import Verdict
-from analysis.advice.error import validated_error
+from analysis.advice.margin import margin_of
 from analysis.advice.points import Points
 from analysis.advice.write import CSV, HTML, MARKDOWN
 from analysis.data.load import load_sweep
@@ -65,7 +65,8 @@ def verdicts(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> di
             again = programs.run("-m", "analysis.advice", str(sweep))
             assert again.stdout.splitlines()[-2:] == [str(sweep / HTML), str(sweep / MARKDOWN)], again.stderr
             assert (sweep / MARKDOWN).read_bytes() == page
-        found[kind] = Points.of(load_sweep(sweep), validated_error("dgx_h100"))
+        loaded = load_sweep(sweep)
+        found[kind] = Points.of(loaded, margin_of(loaded.runs))
     return found
 
 

@@ -101,7 +101,8 @@ def test_every_component_is_valid_as_it_is_or_says_which_option_it_needs(group: 
         load(f"system=[{name}]" if group == "system" else f"{group}={name}")
     except ValueError as error:
         message = str(error)
-        assert re.match(rf"({group}\.\w+: (null|'')|host_threads: 0), must be ", message), message
+        of_another = r"systems\.\w+: must go with a model that .*: model\.\w+=.* for moe_stack"
+        assert re.match(rf"({group}\.\w+: (null|'')|host_threads: 0), must be |{of_another}", message), message
 
 
 class TestSweep:

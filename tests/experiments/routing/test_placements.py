@@ -98,11 +98,14 @@ def test_what_no_engine_can_take_is_refused(layers: list[BoolArray], tmp_path: P
 @pytest.mark.parametrize("engine", ENGINES)
 def test_recorded_routing_becomes_a_placement(engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(path) for path in r.megatron(tmp_path, r.choices())]
-    out = tmp_path / f"placement{ENGINES[engine][1]}"
+    out = tmp_path / f"placement{ENGINES[engine].suffix}"
     words = [*files, "--ranks", "3", "--spare-slots", "1", "--to", engine, "--out", str(out)]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "slots:      9, 3 per rank" in said
+    assert "slots:      9 for 6 experts, 3 per rank" in said
+    assert f"{engine}: " in said
+    assert str(out) in said.splitlines()[-2], "the option that takes the file"
+    assert ("--ep-num-redundant-experts 3" in said) == (engine == "sglang")
     assert "on batches that it has not seen" in said
     assert out.is_file()
     assert main([*words, "--system", "static_ep"]) == 2
