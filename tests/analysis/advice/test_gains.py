@@ -135,12 +135,13 @@ def test_the_error_of_gains_is_worked_out_from_the_validation(tmp_path: Path) ->
         unit=["ms", "ms", "speed-up", "speed-up"], calibration=[False, False, False, True],
         published=[4.0, 2.0, 1.5, 1.0], predicted=[4.0, 1.6, 1.8, 9.0], error=[0.0, -0.2, 0.2, 8.0],
     )  # fmt: skip
+    table(tmp_path / "gpu_sweep.csv", **systems, predicted=[1.0, 3.0, 9.0], calibration=[False, False, True])
     dgx = validated_error("dgx1_v100", tmp_path)
     assert dgx.median == pytest.approx(0.125), "0 and 5.5 / 1.1 / 4 - 1"
     assert (dgx.points, dgx.is_other) == (2, False)
     h200 = validated_error("dgx_h100", tmp_path)
-    assert h200.median == pytest.approx(0.225), "0.2, and 4 / 1.6 for 2"
-    assert h200.points == 2
+    assert h200.median == pytest.approx(0.25), "0.2, 4 / 1.6 for 2, and 3 for 2"
+    assert h200.points == 3
     assert validated_error("cpu_core", tmp_path).median == pytest.approx(0.1)
     other = validated_error("my_cluster", tmp_path)
     assert (other.median, other.is_other) == (h200.median, True)
