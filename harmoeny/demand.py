@@ -11,11 +11,15 @@ from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import FloatArray
 
 #: Weight of what is known of popularity, from one batch to the next, and of what is known of experts that come again.
-_POPULAR_KEPT, _AGAIN_KEPT = 0.96, 0.98
+_POPULAR_KEPT, _AGAIN_KEPT = 0.98, 0.98
 #: Batches like the latest, at most, that all earlier ones count for: a prompt says much of the tokens that follow.
-_MOST_BATCHES = 64.0
+_MOST_BATCHES = 128.0
+#: A batch of so many times as many assignments as the one before is a prompt, and what it keeps of what was known.
+_PROMPT_TIMES, _PROMPT_KEPT = 4.0, 0.25
 #: What one expert may take at most of the next batch's expectation because it was in the latest.
 _MOST_AGAIN = 0.95
+#: By how many standard deviations an expert has to be likelier to be copied in for another.
+_LEAST_DEVIATIONS = 0.5
 #: Places of numbers in what a layer is followed with: weight of popularity, latest assignments, and the sums of a
 #: regression.
 _WEIGHT, _LATEST, _TOGETHER, _ALONE = range(4)
@@ -84,6 +88,8 @@ def follow(counts: IntArray, popular: FloatArray, latest: FloatArray, numbers: F
         numbers[_TOGETHER] = _AGAIN_KEPT * numbers[_TOGETHER] + together
         numbers[_ALONE] = _AGAIN_KEPT * numbers[_ALONE] + alone
     weight = min(numbers[_WEIGHT] * numbers[_LATEST] / total, _MOST_BATCHES) * _POPULAR_KEPT
+    if total >= _PROMPT_TIMES * numbers[_LATEST]:
+        weight *= _PROMPT_KEPT
     for expert in range(len(shares)):
         mean = popular[expert] / numbers[_WEIGHT] if numbers[_WEIGHT] > 0 else 0.0
         popular[expert] = weight * mean + shares[expert]
@@ -120,7 +126,8 @@ def hold_expected(
     """Choose what ranks hold after a batch: the experts of their own that are expected to have most assignments.
 
     What was fetched is there, in the place of what is expected to be needed least. Then likelier experts take the
-    places of others for as long as there are copies left, and where the difference is more than a standard deviation.
+    places of others for as long as there are copies left, and where the difference is more than half a standard
+    deviation.
 
     Args:
         shares: float64 ``[num_experts]``, expected shares of the next batch's assignments.
@@ -153,7 +160,7 @@ def hold_expected(
             if free == 0:
                 least = _last(order, held[:, rank])
                 deviation = np.sqrt((shares[expert] + shares[least]) / max(num_assignments, 1.0))
-                if shares[expert] - shares[least] <= deviation:
+                if shares[expert] - shares[least] <= _LEAST_DEVIATIONS * deviation:
                     break
                 held[least, rank] = False
             held[expert, rank] = True

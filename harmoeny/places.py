@@ -9,6 +9,7 @@ import numpy as np
 from harmoeny.compiled import compiled
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray
+from harmoeny.predict import FloatArray
 
 #: Of so many experts of a rank, at most, all choices are tried.
 _FEW = 6
@@ -17,9 +18,7 @@ _MOST_EXCHANGED = 16
 #: What an exchange of places has to gain, as a share of the time: rounding is none.
 _LEAST_GAIN = 1e-9
 #: What a fetch costs beside the wait for it, as a share of its time: it holds up others, and takes a slot.
-_FETCH_WORTH = 0.1
-#: Share of the time of batches that fetch nothing that other copies may take, so that few queue up.
-_IDLE_SHARE = 0.5
+_FETCH_WORTH = 0.025
 
 
 class PlaceCosts(NamedTuple):
@@ -130,17 +129,20 @@ def choose_host(executed: IntArray, resident: BoolArray, costs: PlaceCosts) -> B
 
 
 @compiled
-def spare_copies(executed: IntArray, resident: BoolArray, host: BoolArray, costs: PlaceCosts, batch: int) -> IntArray:
+def spare_copies(
+    executed: IntArray, resident: BoolArray, host: BoolArray, costs: PlaceCosts, idle: FloatArray, batch: int
+) -> IntArray:
     """Return int64 ``[world_size]``, experts that every rank's link can bring behind a batch, if it fetches nothing.
 
-    Where it does, others of its layers do, too, and would have to wait: a copy that has begun is not interrupted. Where
-    what there is time for is no whole number, some batches bring one more than others.
+    Where others of its layers do, they would have to wait: a copy that has begun is not interrupted. So the more of
+    them fetch, the fewer are brought. Where there is time for no whole number, some batches bring one more.
 
     Args:
         executed: as for :func:`choose_host`, and so the others.
         resident: bool ``[num_experts, world_size]``.
         host: bool ``[num_experts, world_size]``, what hosts execute.
         costs: the machine's.
+        idle: float64 ``[world_size]``, share of a rank's layers that fetched nothing of late.
         batch: number of the batch.
     """
     world_size = executed.shape[1]
@@ -149,7 +151,7 @@ def spare_copies(executed: IntArray, resident: BoolArray, host: BoolArray, costs
         active = np.flatnonzero(executed[:, rank])
         held, here = resident[active, rank], host[active, rank]
         if (held | here).all():
-            rate = _IDLE_SHARE * places_end_s(executed[active, rank], held, here, costs) / costs.fetch_s
+            rate = idle[rank] * places_end_s(executed[active, rank], held, here, costs) / costs.fetch_s
             copies[rank] = int(np.floor((batch + 1) * rate) - np.floor(batch * rate))
     return copies
 

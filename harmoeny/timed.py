@@ -108,8 +108,10 @@ class HarMoEny(Policy):
             if costs.node_ranks == 0:  # all links are alike
                 costs = costs._replace(inside_share=1.0, network_share=1.0)
             self._known = costs, np.array(costs, dtype=np.float64)
-        #: What every layer's next batch is expected to need, and the latest plan, of ranks with few slots. No options.
+        #: Of ranks with few slots: what every layer's next batch is expected to need, which ranks fetched in its latest
+        #: one, and the latest plan. No options.
         self._demands: list[Demand] = []
+        self._fetching: dict[int, BoolArray] = {}
         self._planned: _Planned | None = None
         #: What decides between fetches and hosts. No option.
         self._places = PlaceCosts(**{name: float(self.costs.get(name, 0.0)) for name in PlaceCosts._fields})
@@ -307,7 +309,9 @@ class HarMoEny(Policy):
         self._demands += [Demand() for _ in range(len(self._demands), layer + 1)]
         demand = self._demands[layer]
         shares = demand.expect(history, self.history_window)
-        copies = spare_copies(executed, placement.resident, host, self._places, len(history) + layer)
+        self._fetching[layer] = np.any(fetch, axis=0)
+        idle = 1.0 - np.mean(list(self._fetching.values()), axis=0)
+        copies = spare_copies(executed, placement.resident, host, self._places, idle, len(history) + layer)
         held = hold_expected(
             shares, demand.num_assignments, placement.resident, fetch, placement.at_home, self.num_slots, copies
         )

@@ -53,6 +53,10 @@ _SCHEMAS = {
         "switch128_timeline.csv", ("system", "gini_low"),
         ("gini_high", "num_batches", *(f"throughput_tokens_per_s{end}" for end in ("", "_min", "_max"))),
     ),
+    "small_memory": _Schema(
+        "small_memory.csv", ("paper", "measure", "hub_name", "variant"), ("value",), ("source",)
+    ),
+    "eps_moe_layers": _Schema("eps_moe_layers.csv", ("m", "num_stages"), ("layer_s",), ("source",)),
 }  # fmt: skip
 TABLES = tuple(_SCHEMAS)
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 
 from analysis.data.load import load_run, load_sweep
 from analysis.figures.kit.base import FigureData, figure_data
 from tests.analysis.figures.runs import COUNTS, OTHERS, SKEWS, STACKS
-from tests.synthetic import change_config, change_manifest, write_rates, write_routing, write_run, write_sweep
+from tests.synthetic import (
+    change_config,
+    change_manifest,
+    write_rates,
+    write_routing,
+    write_run,
+    write_serving,
+    write_sweep,
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +117,37 @@ def rates(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
     write_rates(folder, ttft_s | {("static_ep", rate): [0.2 * rate] * 20 for rate in (2.0, 4.0)})
     change_config(folder, slo={"ttft_s": 0.7, "tpot_s": 1.0, "e2e_s": None, "share": 0.9})
     return figure_data([load_run(folder)], [{}])
+
+
+@pytest.fixture(scope="module")
+def small_memory(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """Runs of a published model with 8 and 4 slots and a decode phase, as the larger one was first."""
+    folder = tmp_path_factory.mktemp("results")
+    for slots in (8, 4):
+        write_run(folder / str(slots), seed=slots, latency_s=OTHERS)
+        write_serving(folder / str(slots), list(OTHERS), num_rounds=3)
+        systems = json.loads((folder / str(slots) / "manifest.json").read_text())["systems"]
+        memory = {name: kind | {"device_expert_bytes": slots * 2**30} for name, kind in systems.items()}
+        change_manifest(folder / str(slots), systems=memory)
+        change_config(folder / str(slots), num_slots=slots, model={"hub_name": "deepseek-ai/DeepSeek-V2-Lite"})
+    return figure_data([load_run(folder / str(n)) for n in (8, 4)], [{"num_slots": n} for n in (8, 4)])
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """EPS-MoE with 1 and 2 stages and by its cost model, with 512 and 1,024 tokens per rank."""
+    folder = tmp_path_factory.mktemp("results")
+    names = {"static_ep": None, "static_ep_1": 1, "static_ep_2": 2}
+    for tokens in (512, 1024):
+        run = write_run(folder / str(tokens), latency_s=dict.fromkeys(names, [1.0] * 3))
+        seconds = {"static_ep": 1.5, "static_ep_1": 3.0, "static_ep_2": 2.0}
+        layers = pd.DataFrame(run.layers)
+        layers["layer_s"] = layers["system"].map(seconds) * tokens / 512
+        layers.loc[layers["rank"] == 1, "layer_s"] /= 2  # the slowest counts
+        layers.to_parquet(folder / str(tokens) / "layers.parquet", index=False)
+        change_config(folder / str(tokens), batch_size=2, seq_len=tokens // 2)
+        systems = json.loads((folder / str(tokens) / "manifest.json").read_text())["systems"]
+        for name, num_stages in names.items():
+            systems[name] |= {"policy": "eps_moe", "options": {"num_stages": num_stages}}
+        change_manifest(folder / str(tokens), systems=systems)
+    return figure_data([load_run(folder / str(n)) for n in (512, 1024)], [{"seq_len": n // 2} for n in (512, 1024)])

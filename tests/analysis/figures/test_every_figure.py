@@ -16,10 +16,12 @@ from analysis.figures import (
     changing_skew,
     dataset_policies,
     expert_popularity,
+    expert_stages,
     gpu_scaling,
     grid,
     imbalance_over_iterations,
     load_balance,
+    memory_sweep,
     option_sweep,
     policy_sweep,
     predicted_time,
@@ -36,7 +38,7 @@ MADE_FROM = {
     dataset_policies: "routed_texts", expert_popularity: "routed_texts",
     option_sweep: "batches", changing_skew: "changing", imbalance_over_iterations: "changing", load_balance: "changing",
     grid: "grid", predicted_time: "predicting", ablation: "without_parts",
-    serving_rates: "rates",
+    serving_rates: "rates", memory_sweep: "small_memory", expert_stages: "stages",
 }  # fmt: skip
 MODULES: list[Any] = list(MADE_FROM)
 
