@@ -30,7 +30,7 @@ from harmoeny.wire import choose_sources, exchange_s
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
 LEAST_GAIN = 0.02
 #: What trying another candidate takes, in seconds per rank and expert (python -m scripts.bench.planning).
-_TRIAL_S = 2e-8
+TRIAL_S = 2e-8
 #: The most experts that are brought to all ranks.
 _MOST_SPREAD = 32
 
@@ -195,7 +195,7 @@ def _candidates(
         costs: the machine's.
     """
     world_size, num_experts = counts.shape
-    least_gain_s = LEAST_GAIN * predicted_s + _TRIAL_S * world_size * num_experts
+    least_gain_s = LEAST_GAIN * predicted_s + TRIAL_S * world_size * num_experts
     most_free = free.max()
     fetched_s = fetches_s(1, costs) + costs.launch_s + costs.exchange_latency_s
     if most_free == 0:

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from harmoeny.balance import Chosen, choose_shares, plan_by_time
+from harmoeny.balance import TRIAL_S, Chosen, choose_shares, plan_by_time
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import NO_LINKS, ExpertCost
 from harmoeny.demand import Demand, hold_expected
@@ -286,8 +286,13 @@ class HarMoEny(Policy):
         return changed if then_s < now_s * (1 - _LEAST_GAIN_AHEAD) else None
 
     def _predicted_s(self, batches: Sequence[IntArray], placement: Placement) -> FloatArray:
-        """Return float64 ``[num_batches]``, how long each would take."""
-        return np.array([self.choose(counts, placement).predicted_s for counts in batches])
+        """Return float64 ``[num_batches]``, how long each would take, with what its plan takes beyond the shortest."""
+        times = []
+        for counts in batches:
+            chosen = self.choose(counts, placement)
+            fetches = bool(((chosen.shares.T > 0) & ~placement.resident).any())
+            times.append(chosen.predicted_s + fetches * TRIAL_S * counts.size)
+        return np.array(times)
 
     def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:
         """Keep, on ranks with fewer slots than experts, what the next batch is expected to need most.

@@ -120,14 +120,9 @@ def _flows_of_shares(counts: IntArray, chosen: ChosenShares, placement: Placemen
     own = np.minimum(counts, chosen.shares).T
     slices = np.stack([own, executed - own]) if chosen.overlapped else None
     fetch = (executed > 0) & ~placement.resident
+    senders = chosen.senders if chosen.senders.size else None
     return Flows(
-        executed,
-        fetch,
-        traffic,
-        chosen.from_peer,
-        slices=slices,
-        predicted_s=chosen.predicted_s,
-        senders=chosen.senders,
+        executed, fetch, traffic, chosen.from_peer, slices=slices, predicted_s=chosen.predicted_s, senders=senders
     )
 
 

@@ -284,9 +284,11 @@ def test_flows_without_a_plan_agree_with_the_plan(counts: list[list[int]]) -> No
 
 
 def test_shares_say_what_a_plan_that_is_too_large_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng, fetches, overlaps = np.random.default_rng(0), 0, 0
+    rng, fetches, overlaps, relays = np.random.default_rng(0), 0, 0, 0
     for row_s in np.repeat([0.2, 1.0, 5.0], 20):
-        cost = ExpertCost(1.0, 60.0, exchange_token_s=float(row_s), peer_fetch_s=30.0, exchange_latency_s=1.0)
+        cost = ExpertCost(
+            1.0, 60.0, exchange_token_s=float(row_s), peer_fetch_s=30.0, exchange_latency_s=1.0, relays=True
+        )
         policy = HarMoEny(settle=False).calibrated(cost)
         counts = rng.multinomial(300, rng.dirichlet(np.full(8, 0.5)), 4).astype(np.int64)
         placement = policy.place(0, 8, 4)
@@ -299,11 +301,16 @@ def test_shares_say_what_a_plan_that_is_too_large_would(monkeypatch: pytest.Monk
         assert planned.from_peer is not None
         np.testing.assert_array_equal(chosen.from_peer, planned.from_peer)
         np.testing.assert_array_equal(chosen.stages, planned.stages)
+        assert (chosen.senders is None) == (planned.senders is None)
+        if planned.senders is not None and chosen.senders is not None:
+            np.testing.assert_array_equal(chosen.senders, planned.senders)
+            relays += 1
         assert chosen.predicted_s == pytest.approx(planned.predicted_s)
         fetches += int(planned.fetch.any())
         overlaps += planned.slices is not None
     assert fetches
     assert overlaps
+    assert relays
 
 
 def test_an_exchange_ends_for_every_rank_by_itself() -> None:
