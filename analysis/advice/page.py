@@ -53,7 +53,7 @@ def _sentence(points: Points, phase: str, choice: Choice | None) -> str:
     found = points.phase(prefill=phase == "prefill")
     sizes = [one.tokens for one in found]
     if choice is None:
-        return f"{phase.capitalize()}, {span(sizes)}: {NOTHING}; {_why_nothing(found)}."
+        return f"{phase.capitalize()}, {span(sizes)}: {NOTHING}; {why_nothing(found)}."
     gains = [gain.gain for gain in choice.gains.values()]
     least, most = f"{min(gains):.2f}", f"{max(gains):.2f}"
     text = (
@@ -64,7 +64,7 @@ def _sentence(points: Points, phase: str, choice: Choice | None) -> str:
     return " ".join([text, *(f"At {one.tokens:,}: {_elsewhere(one)}." for one in rest)])
 
 
-def _why_nothing(found: Sequence[Verdict]) -> str:
+def why_nothing(found: Sequence[Verdict]) -> str:
     """Tell sizes at which no system can gain enough from those at which nobody knows."""
     open_ones = [one.gains[0] for one in found if one.gains and one.gains[0].high > 1 + one.error]
     if not open_ones:

@@ -45,7 +45,8 @@ def test_it_ends_with_numbers(
     words += [*TINY, f"results_dir={tmp_path / 'results'}"]
     config = compose(*words, multirun=True)
     if config.requests.arrivals != "closed":
-        words += ["requests.per_round=1", "requests.rate_step=null"]
+        output_tokens = min(config.requests.output_tokens, 2)
+        words += ["requests.per_round=1", "requests.rate_step=null", f"requests.output_tokens={output_tokens}"]
     if config.decode_tokens > 2:
         words += ["decode_tokens=2"]
     if config.backend == "ranks":

@@ -12,6 +12,8 @@ from analysis.advice.choose import Verdict, choose
 from analysis.advice.document import Document, Part, Picture, Table
 from analysis.advice.error import validated_error
 from analysis.advice.gains import Gain, gains_of, passes_per_batch, rebalance_s
+from analysis.advice.margin import margin_of
+from analysis.advice.page import why_nothing
 from analysis.data.load import Run, load_run
 from analysis.data.stats import ratio_of_sums
 from tests.synthetic import write_run
@@ -169,3 +171,26 @@ def test_a_page_is_markdown_and_html_that_fetches_nothing(tmp_path: Path) -> Non
     assert 'src="data:image/png;base64,iVBORw=="' in html
     assert "http://" not in html
     assert "https://" not in html
+
+
+def test_measured_gains_have_to_exceed_what_the_same_system_differs_by(tmp_path: Path) -> None:
+    # FastMoE is static EP under another name; the third system takes three quarters of the time.
+    latency_s = {"static_ep": [1.0] * 6, "static_ep_again": [1.2] * 6, "harmoeny": [0.75] * 6}
+    write_run(tmp_path, latency_s=latency_s)
+    found = load_run(tmp_path)
+    for name, behaviour in (("static_ep", "s"), ("static_ep_again", "s"), ("harmoeny", "h")):
+        found.manifest["systems"][name]["behaviour"] = behaviour
+    margin = margin_of([found])
+    assert margin.relative == pytest.approx(0.2)
+    assert [one.system for one in gains_of(found)] == ["static_ep", "harmoeny"], "the twin is no system to use"
+    simulated = load_run(tmp_path)
+    simulated.manifest["backend"] = "simulator"
+    with pytest.raises(ValueError, match="ranks and simulator, must be the same"):
+        margin_of([found, simulated])
+    assert margin_of([simulated]).name == "the simulator's error"
+
+
+def test_nobody_knows_is_not_does_not_pay() -> None:
+    even, wide = at(64, make("a", 1.0)), at(256, make("b", 1.05, width=0.3))
+    assert why_nothing([even]) == "balancing does not pay"
+    assert why_nothing([even, wide]) == "no gain is certain (the largest: b 1.05 [0.75, 1.35])"

@@ -62,3 +62,17 @@ def test_changes_that_are_none_are_refused(options: dict[str, Any], message: str
 
 def test_the_size_of_a_recorded_batch_is_known(tmp_path: Path) -> None:
     assert _adapted(tmp_path).recorded_tokens() == 12
+
+
+def test_tokens_after_a_prompt_have_the_popularity_of_their_layer_and_batch(tmp_path: Path) -> None:
+    router = _adapted(tmp_path)
+    request = RoutingRequest(
+        num_tokens=50_000, num_experts=8, top_k=1, batch=1, layer=0, rank=0, seed=0, world_size=1, num_layers=2
+    )
+    counts = [router.count(replace(request, layer=layer)) / 50_000 for layer in range(6)]
+    for step in (1, 2):  # a model of two layers, whose second step begins at layer 4, which is its first again
+        for layer in (0, 1):
+            np.testing.assert_allclose(counts[2 * step + layer], counts[layer], atol=1e-3)
+    assert np.abs(counts[0] - counts[1]).max() > 0.02
+    assert router.why_no_steps() == ""
+    assert "router.adapt=true" in replace(router, adapt=False).why_no_steps()
