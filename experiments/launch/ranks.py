@@ -24,7 +24,16 @@ class Ranks:
     simulated: ClassVar[bool] = False
 
     def check(self, point: Point) -> None:
-        """Accept every point: what ranks need depends on the host."""
+        """Refuse links that are taken to be others; what else ranks need depends on the host.
+
+        Raises:
+            ValueError: ``hardware.link_factor``.
+        """
+        factor = point.options.hardware.get("link_factor", 1.0)
+        if factor != 1.0:
+            raise ValueError(
+                f"hardware.link_factor: {factor}, must be 1 with backend=ranks: real links are as fast as they are"
+            )
 
     def check_host(self, point: Point) -> None:
         """Refuse more ranks than were started, and devices that are not here.

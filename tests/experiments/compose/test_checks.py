@@ -72,6 +72,7 @@ BAD = {
     f"tag='{'é' * 120}'": r"the run's folder: skew-.*\.\.\. has \d+ bytes, must be at most 255",
     f"results_dir={'x' * 256}": r"results_dir: 'x+' cannot be written \(File name too long\)",
     f"requests.arrivals={'x' * 256}": r"requests\.arrivals: 'x+' cannot be used \(File name too long\)",
+    "hardware.link_factor=0.5": r"hardware\.link_factor: 0\.5, must be 1 with backend=ranks",
     f"router=trace router.path={'x' * 256}": r"router\.path: 'x+' cannot be used \(File name too long\)",
     f"trace.record={'x' * 256}.parquet": r"trace\.record: 'x+\.parquet' cannot be used \(File name too long\)",
     "timeout_s=0": r"timeout_s: 0, must be at least 1",
