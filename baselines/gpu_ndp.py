@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from baselines.kit.cache import CachePolicy
+from baselines.kit.cache import CachePolicy, filled_with
 from baselines.kit.with_host import WithHost
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray, Placement, hold_highest
@@ -65,8 +65,7 @@ class GpuNdp(WithHost, CachePolicy):
         most = self.num_slots if self.cap is None else min(self.cap, self.num_slots)
         if most > 0:
             popular = hold_highest(counts / 1.0, placement.at_home & (counts > 0)[:, None], most)
-        first = np.where(popular.any(axis=1), 1.0, 0.0)
-        return placement.with_residents(hold_highest(first, popular | placement.resident, self.num_slots))
+        return filled_with(popular, placement, self.num_slots)
 
 
 @compiled

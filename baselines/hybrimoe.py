@@ -98,8 +98,6 @@ class HybriMoE(WithHost, PrefetchingCache):
         expected = self.expected(layer, counts)
         if self.num_slots is None or not self.prefetch or self._costs is None or expected is None:
             return None
-        num_active = int(counts.any(axis=0).sum())
-        expected[np.argsort(-expected, kind="stable")[num_active:]] = 0.0
         executed = home_executed(np.ceil(expected).astype(np.int64)[None], following)
         scores = self._scores.get(layer + 1, np.zeros(len(expected)))
         resident = prefetched(

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from baselines.kit.ahead import PrefetchingCache
+from baselines.kit.cache import filled_with
 from harmoeny.placement import BoolArray, IntArray, Placement, hold_fetched, hold_highest
 from harmoeny.plan import home_executed
 
@@ -40,12 +41,8 @@ class PreGated(PrefetchingCache):
         expected = self.expected(layer, counts)
         if self.num_slots is None or expected is None:
             return None
-        most = np.argsort(-expected, kind="stable")[: int(counts.any(axis=0).sum())]
-        wanted = np.zeros_like(following.resident)
-        wanted[most] = following.at_home[most]
-        wanted = hold_highest(expected, wanted, self.num_slots)
-        kept = np.where(wanted.any(axis=1), 1.0, 0.0)  # what else is there stays where there is room
-        return following.with_residents(hold_highest(kept, wanted | following.resident, self.num_slots))
+        wanted = following.at_home & (expected > 0)[:, None]
+        return filled_with(hold_highest(expected, wanted, self.num_slots), following, self.num_slots)
 
     def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
         """Keep what is there: the slots are filled anew before the layer's next batch."""

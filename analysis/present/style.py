@@ -38,6 +38,12 @@ _LOOKS = {
     "libra": Look("#A6761D", "X"),
     "flashlb": Look("#CAB2D6", ">"),
     "waterfill": Look("#1B7F9E", "v"),
+    "hybrimoe": Look("#1B8A3D", "h"),
+    "cpu_gpu_lru": Look("#7F1D1D", "8"),
+    "gpu_ndp": Look("#3B8EC2", "^"),
+    "pregated": Look("#999933", "*"),
+    "on_demand": Look("#888888", "v"),
+    "eps_moe": Look("#C2479F", "D"),
     "ideal": Look("#000000", "_"),
 }
 #: Markers of variants, and how much of their system's colour is left: the rest is white, or below 0 black.
@@ -86,6 +92,12 @@ _LABELS = {
     "flashlb": "FlashLB",
     "libra": "Libra",
     "waterfill": "Waterfill",
+    "hybrimoe": "HybriMoE",
+    "cpu_gpu_lru": "CPU-GPU LRU",
+    "gpu_ndp": "GPU-NDP",
+    "pregated": "Pre-gated MoE",
+    "on_demand": "On demand",
+    "eps_moe": "EPS-MoE",
     "ideal": "Ideal (reference)",
 }
 

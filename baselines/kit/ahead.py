@@ -6,6 +6,8 @@ from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import numpy as np
+
 from baselines.kit.cache import CachePolicy
 from harmoeny.choices import Knowledge
 from harmoeny.following import accuracy, expect, transitions
@@ -48,6 +50,8 @@ class PrefetchingCache(CachePolicy):
     def expected(self, layer: int, counts: IntArray) -> FloatArray | None:
         """Return float64 ``[num_experts]``, assignments that the next layer's experts are predicted to have, or None.
 
+        As many experts have any as are active in the layer that was planned.
+
         Args:
             layer: the layer that was planned.
             counts: int64 ``[world_size, num_experts]``, its counts.
@@ -56,4 +60,5 @@ class PrefetchingCache(CachePolicy):
         if then is None or not counts.any():
             return None
         total: FloatArray = expect(counts, then).sum(axis=0)
+        total[np.argsort(-total, kind="stable")[int(counts.any(axis=0).sum()) :]] = 0.0
         return total

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from harmoeny.choices import Knowledge
-from harmoeny.placement import BoolArray, IntArray, Placement
+from harmoeny.placement import BoolArray, IntArray, Placement, hold_highest
 from harmoeny.plan import Plan, home_executed, home_tokens
 from harmoeny.policy import Policy
 from harmoeny.predict import FloatArray
@@ -54,6 +54,18 @@ class CachePolicy(Policy):
             placement: the experts that it holds.
         """
         raise NotImplementedError
+
+
+def filled_with(wanted: BoolArray, placement: Placement, num_slots: int) -> Placement | None:
+    """Return a placement with what is wanted, and what else is there where there is room; None: the present one.
+
+    Args:
+        wanted: bool ``[num_experts, world_size]``, at most ``num_slots`` of every rank.
+        placement: the present residency.
+        num_slots: slots of a rank.
+    """
+    first = np.where(wanted.any(axis=1), 1.0, 0.0)
+    return placement.with_residents(hold_highest(first, wanted | placement.resident, num_slots))
 
 
 def recency(history: Sequence[IntArray], placement: Placement, *, most_last: bool) -> FloatArray:
