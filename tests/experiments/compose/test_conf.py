@@ -40,6 +40,12 @@ def test_every_experiment_is_valid_at_all_its_points(
         assert all(point.labels().get(axis, value) == value for axis, value in options.items())
 
 
+@pytest.mark.parametrize("sweeper", ["basic", "pairs", "star"])
+def test_the_grid_goes_with_every_sweeper(sweeper: str, compose: Compose) -> None:
+    config = compose("experiment=grid", f"hydra/sweeper={sweeper}", multirun=True)
+    assert set(config.hydra.sweeper.params) == {"machine", "model", "seq_len", "router", "spare_slots"}
+
+
 #: In the paper's experiments `harmoeny` is the paper's.
 OF_ANY_SYSTEMS = [
     path.stem for path in sorted((CONF / "experiment").glob("*.yaml")) if not path.stem.startswith("paper_")
