@@ -24,9 +24,8 @@ from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.shared import make_plan
-from harmoeny.timed import HarMoEny
 from tests.conftest import Load
-from tests.harmoeny.runtime.cases import COST, expected_output, random_experts, random_tokens, start
+from tests.harmoeny.runtime.cases import expected_output, random_experts, random_tokens, start
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 from tests.strategies import examples
 
@@ -109,7 +108,6 @@ def test_a_policy_that_places_shared_experts_by_the_load_says_that_it_knows_it(m
     [
         Waterfill(min_tokens=0),
         Waterfill(min_tokens=0, split="least_moves"),
-        HarMoEny(spare_slots=1).calibrated(COST),
         EPLB(interval=1, window=1),
         FasterMoE(token_s=1.0, shadow_s=1.0),
         EpsMoE(num_stages=2),
