@@ -80,14 +80,9 @@ def in_proportion(num_tokens: IntArray, load: IntArray, num_shared: int) -> IntA
     target = (load.sum() + num_shared * num_tokens.sum() + world_size - 1) // world_size
     room = np.maximum(target - load, 0)
     for src in range(world_size):
-        total = _OTHER * room.sum() + (_OWN - _OTHER) * room[src]
-        passed = given = 0
-        for step in range(world_size if num_tokens[src] > 0 else 0):
-            dst = (src + step) % world_size
-            passed += (_OWN if dst == src else _OTHER) * room[dst]
-            end = num_tokens[src] * passed // total
-            pairs[src, dst] = end - given
-            given = end
+        weights = _OTHER * room
+        weights[src] = _OWN * room[src]
+        pairs[src] = np.roll(_parts(num_tokens[src], np.roll(weights, -src)), src)
     return pairs
 
 
@@ -109,15 +104,17 @@ def with_least_moves(num_tokens: IntArray, load: IntArray, num_shared: int) -> I
     room = (limit - load) // num_shared
     shares = np.minimum(num_tokens, room)
     room -= shares
-    left, all_room = total - shares.sum(), max(room.sum(), 1)
-    passed = given = 0
-    for rank in range(world_size):
-        passed += room[rank]
-        end = left * passed // all_room
-        shares[rank] += end - given
-        given = end
+    shares += _parts(total - shares.sum(), room)
     deal(pairs, num_tokens, shares, 0)
     return pairs
+
+
+@compiled
+def _parts(number: int, weights: IntArray) -> IntArray:
+    """Split a number in proportion to weights (int64 ``[world_size]``, not all 0); sums of first parts round down."""
+    ends: IntArray = number * np.cumsum(weights) // max(weights.sum(), 1)
+    ends[1:] -= ends[:-1].copy()
+    return ends
 
 
 @compiled

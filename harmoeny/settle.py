@@ -128,15 +128,22 @@ def _hold_near(load: FloatArray, resident: BoolArray, num_slots: int) -> None:
             if resident[expert, rank]:
                 copies -= 1
         for _ in range(copies):
-            taker = -1
-            for rank in range(num_ranks):
-                if free[rank] > 0 and not resident[expert, rank] and (taker < 0 or busy[rank] < busy[taker]):
-                    taker = rank
+            taker = _least_busy(busy, free, resident[expert])
             if taker < 0:
                 break
             resident[expert, taker] = True
             free[taker] -= 1
             busy[taker] += min(load[expert], even)
+
+
+@compiled
+def _least_busy(busy: FloatArray, free: IntArray, holds: BoolArray) -> int:
+    """Return the rank with least to do that has a free slot and lacks an expert, or -1; all are ``[num_ranks]``."""
+    taker = -1
+    for rank in range(len(busy)):
+        if free[rank] > 0 and not holds[rank] and (taker < 0 or busy[rank] < busy[taker]):
+            taker = rank
+    return taker
 
 
 @compiled
@@ -262,12 +269,10 @@ def _copy_inside(load: FloatArray, filled: BoolArray, left: IntArray) -> None:
         for rank in range(num_ranks):
             busy[rank] += filled[expert, rank] * share[expert]
     while left.sum() > 0:
-        expert, taker = int(share.argmax()), -1
+        expert = int(share.argmax())
         if share[expert] < 0:
             break
-        for rank in range(num_ranks):
-            if left[rank] > 0 and not filled[expert, rank] and (taker < 0 or busy[rank] < busy[taker]):
-                taker = rank
+        taker = _least_busy(busy, left, filled[expert])
         if taker < 0:  # nor will there be one later
             share[expert] = -1.0
             continue

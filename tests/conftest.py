@@ -120,7 +120,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()  # else every full collection walks through a million objects of imported modules
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # there is a worker per core; threads of several wait for one another
+        sys.modules["torch"].set_num_threads(1)  # workers share the cores; threads of several wait for one another
 
 
 def _load_compiler() -> None:

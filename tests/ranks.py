@@ -7,14 +7,13 @@ import os
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from harmoeny.runtime.device import Device
+from experiments.launch.host import start_method
 
 TIMEOUT_S = 90
 #: What takes seconds to import, once for all ranks of a test process.
@@ -27,7 +26,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *argu
     Raises:
         AssertionError: a rank failed, with its traceback, or did not answer in time.
     """
-    context = _context()
+    context: Any = mp.get_context(start_method("cuda" if torch.cuda.is_available() else "cpu", *_PRELOAD))
     pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
     store = folder / "rendezvous"
     ranks = [
@@ -63,14 +62,6 @@ def run_ranks(world_size: int, function: Callable[..., Any], folder: Path, *argu
                 process.kill()
                 process.join()
     return [results[rank] for rank in range(world_size)]
-
-
-def _context() -> SpawnContext | ForkServerContext:
-    """Return what starts ranks: a fork of what they import anyway, where no import can have touched a GPU."""
-    if not Device.of(torch.device("cuda" if torch.cuda.is_available() else "cpu")).survives_fork:
-        return mp.get_context("spawn")
-    mp.set_forkserver_preload(_PRELOAD)
-    return mp.get_context("forkserver")
 
 
 def _entry(

@@ -35,7 +35,7 @@ def host_config(
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
-        start_method=_start_method(device_type, preload),
+        start_method=start_method(device_type, preload),
         logs_specs=logs_specs,
     )
 
@@ -48,10 +48,16 @@ def stay_on_this_host() -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
-def _start_method(device_type: str, preload: str) -> str:
+def start_method(device_type: str, *preload: str) -> str:
+    """Return how multiprocessing starts ranks, once it knows what they need.
+
+    Args:
+        device_type: ``cpu`` or ``cuda``.
+        preload: modules that import it, once for all that are forked.
+    """
     if not Device.of(torch.device(device_type)).survives_fork:
         return "spawn"  # an import may have touched the device
     # Imports everything once for all ranks of all points; a spawned rank takes seconds of a core to do so again.
     provide_sockets_folder()
-    multiprocessing.set_forkserver_preload([preload])
+    multiprocessing.set_forkserver_preload(list(preload))
     return "forkserver"

@@ -18,6 +18,8 @@ from harmoeny.placement import place
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import PeerCopies
 from harmoeny.runtime.kernels.loop import LoopKernel
+from harmoeny.runtime.layer.engine import ExpertParallel
+from harmoeny.runtime.memory.experts import LayerExperts
 from tests.harmoeny.runtime.cases import expected_output, random_experts, random_tokens, start
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 from tests.strategies import examples
@@ -121,6 +123,14 @@ class GatedCommunicator(ThreadCommunicator):
         return super().copy_between_peers(sends, receives)
 
 
+def check_layer(engine: ExpertParallel, experts: LayerExperts, rank: int) -> None:
+    """Execute tokens of the rank and compare with what their experts give."""
+    t = random_tokens(rank, 32, 4, 2)
+    output = engine.forward(0, t.hidden, t.ids, t.weights)
+    expected = expected_output(experts, t.hidden, t.ids, t.weights, torch.ones_like(t.ids, dtype=torch.bool))
+    torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_stage_is_executed_and_returned_while_the_next_is_on_its_way() -> None:
     experts, gate = random_experts(4, 0), threading.Event()
 
@@ -129,10 +139,7 @@ def test_a_stage_is_executed_and_returned_while_the_next_is_on_its_way() -> None
         gated.gate = gate
         engine = start([experts], gated, record=False)
         engine.use(engine.build_system("x", EpsMoE(num_stages=2)))
-        t = random_tokens(comm.rank, 32, 4, 2)
-        output = engine.forward(0, t.hidden, t.ids, t.weights)
-        expected = expected_output(experts, t.hidden, t.ids, t.weights, torch.ones_like(t.ids, dtype=torch.bool))
-        torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-4)
+        check_layer(engine, experts, comm.rank)
         engine.close()
 
     run_threads(2, rank_main)
@@ -155,10 +162,7 @@ def test_large_slices_are_left_to_dense_products(
     def rank_main(comm: ThreadCommunicator) -> None:
         engine = start([experts], comm, record=False, kernel="grouped_mm")
         engine.use(engine.build_system("x", EpsMoE(num_stages=2, dense_from=dense_from)))
-        t = random_tokens(comm.rank, 32, 4, 2)
-        output = engine.forward(0, t.hidden, t.ids, t.weights)
-        expected = expected_output(experts, t.hidden, t.ids, t.weights, torch.ones_like(t.ids, dtype=torch.bool))
-        torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-4)
+        check_layer(engine, experts, comm.rank)
         engine.close()
 
     run_threads(2, rank_main)
