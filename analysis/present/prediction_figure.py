@@ -60,7 +60,7 @@ def plot_machines(machines: Mapping[str, pd.DataFrame]) -> Figure:
                 )  # fmt: skip
         _set_diagonal(axes, frame)
         held_out = frame.loc[~frame["calibration"], "error"].abs()
-        title = f"{machine}\n{len(held_out)} points, median error {held_out.median():.1%}"
+        title = f"{machine}\n{len(held_out)} points\nmedian error {held_out.median():.1%}"
         axes.set_title(title, loc="left")
     set_legend(figure, entries_of(*panels))
     set_caption(
