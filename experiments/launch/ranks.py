@@ -32,7 +32,8 @@ class Ranks:
         factor = point.options.hardware.get("link_factor", 1.0)
         if factor != 1.0:
             raise ValueError(
-                f"hardware.link_factor (what_if): {factor}, must be 1 with backend=ranks: real links are as they are"
+                f"hardware.link_factor: {factor}, must be 1 with backend=ranks, whose links are as fast as they are; "
+                "what_if of other links is for simulations"
             )
 
     def check_host(self, point: Point) -> None:
