@@ -41,6 +41,7 @@ class DeepSpeedMoE(Policy):
 
     name: ClassVar[str] = "deepspeed_moe"
     description: ClassVar[str] = "DeepSpeed's own layer: experts at home, all padded to the largest count"
+    can_stage: ClassVar[bool] = False
     executor: ClassVar[str] = "baselines.executors.deepspeed:DeepSpeedExecutor"
 
     def validate(self) -> None:

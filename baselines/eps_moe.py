@@ -63,6 +63,8 @@ class EpsMoE(Policy):
     description: ClassVar[str] = "executes experts in stages: the exchange of one is behind the products of another"
     executor: ClassVar[str] = "baselines.executors.eps_moe:EpsMoEExecutor"
 
+    chooses_stages: ClassVar[bool] = True
+
     num_stages: int | None = None
     stage_s: float | None = None
     dense_from: int | None = 4096
@@ -78,10 +80,8 @@ class EpsMoE(Policy):
             ValueError: a number below 1, a time that is not positive, or one that nothing depends on.
         """
         super().validate()
-        for name in ("num_stages", "dense_from"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: {value}, must be at least 1, or null")
+        if self.dense_from is not None and self.dense_from < 1:
+            raise ValueError(f"dense_from: {self.dense_from}, must be at least 1, or null")
         if self.stage_s is not None and not 0 < self.stage_s < float("inf"):
             raise ValueError(f"stage_s: {self.stage_s}, must be above 0, or null")
         if self.stage_s is not None and self.num_stages is not None:
@@ -115,7 +115,8 @@ class EpsMoE(Policy):
         num_stages = self.num_stages or self._best(counts, placement)
         if num_stages < 2:
             return plan
-        return replace(plan, expert_stages=expert_stages(placement.home, num_stages))
+        stages = np.repeat(expert_stages(placement.home, num_stages)[:, None], placement.world_size, axis=1)
+        return replace(plan, expert_stages=stages)
 
     def _best(self, counts: IntArray, placement: Placement) -> int:
         """Return the number of stages that gains most by the cost model."""

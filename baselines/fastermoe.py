@@ -40,6 +40,7 @@ class FasterMoE(Policy):
     """
 
     name: ClassVar[str] = "fastermoe"
+    can_stage: ClassVar[bool] = False
     description: ClassVar[str] = "shadows the hottest experts where a cost model says that it pays; overlaps exchange"
 
     fetch: str = Fetch.PEER.value

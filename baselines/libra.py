@@ -37,6 +37,7 @@ class Libra(Policy):
     """
 
     name: ClassVar[str] = "libra"
+    can_stage: ClassVar[bool] = False
     description: ClassVar[str] = "replicas for the next layer by a prediction, copied while a layer computes"
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.HISTORY, Knowledge.LOOKAHEAD, Knowledge.EXACT})
 

@@ -105,7 +105,7 @@ def with_least_moves(num_tokens: IntArray, load: IntArray, num_shared: int) -> I
     shares = np.minimum(num_tokens, room)
     room -= shares
     shares += _parts(total - shares.sum(), room)
-    deal(pairs, num_tokens, shares, 0)
+    deal(pairs, np.arange(len(pairs)), num_tokens, shares, 0)
     return pairs
 
 

@@ -25,6 +25,7 @@ from harmoeny.predict import (
     no_sources,
     work_s,
 )
+from harmoeny.stages import divide, no_stages, numbers_of_stages, staged_s
 from harmoeny.wire import choose_sources, exchange_s
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
@@ -43,6 +44,7 @@ class Chosen(NamedTuple):
         from_peer: bool ``[num_experts, world_size]``, the fetches that other ranks send.
         senders: int64 ``[num_experts, world_size]``, who sends them, -1 where nobody does; of no size: home ranks.
         overlapped: whether a rank's own rows are executed while the others are on their way.
+        stages: int64 ``[num_experts, world_size]``, stages of experts as of a plan; of no size: there is one.
         predicted_s: seconds from the plan to the end of the combine.
         at_home: whether everything is executed on its home rank because nobody else holds it.
         node_ranks: ranks of a node, whose rows stay on it where they can; 0: nodes do not matter.
@@ -52,6 +54,7 @@ class Chosen(NamedTuple):
     from_peer: BoolArray
     senders: IntArray
     overlapped: bool
+    stages: IntArray
     predicted_s: float
     at_home: bool
     node_ranks: int
@@ -66,8 +69,9 @@ def plan_by_time(
     costs: FloatArray,
     links: Links,
     overlap: bool,
+    staged: bool,
     spread: bool,
-) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, float]:
+) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, IntArray, float]:
     """Plan a batch; where nothing can be gained, everything is executed where it is held and little is computed.
 
     Args:
@@ -77,19 +81,21 @@ def plan_by_time(
         room: slots of a rank, never fewer than the experts whose home it is; 0: those.
         costs: float64, the machine's in the order of :class:`Costs`, whose conversion would take as long as a plan.
         links: between its ranks.
-        overlap: exchange and computation may overlap.
+        overlap: a rank's own rows may be executed while the others are on their way.
+        staged: experts may be exchanged and executed in stages.
         spread: hot experts may be brought to all ranks.
 
     Returns:
         Tokens, int64 ``[world_size, num_experts, world_size]``; fetches, bool ``[num_experts, world_size]``; and of
-        :class:`Chosen` ``from_peer``, ``senders``, ``overlapped`` and ``predicted_s``.
+        :class:`Chosen` ``from_peer``, ``senders``, ``overlapped``, ``stages`` and ``predicted_s``.
     """
     world_size, num_experts = counts.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
     machine = costs_of(costs)
-    chosen = choose_shares(counts, home, resident, room, machine, links, overlap, spread)
+    chosen = choose_shares(counts, home, resident, room, machine, links, overlap, staged, spread)
+    how = chosen.senders, chosen.overlapped, chosen.stages, chosen.predicted_s
     if chosen.at_home:
-        return home_tokens(counts, home), fetch, fetch, chosen.senders, chosen.overlapped, chosen.predicted_s
+        return home_tokens(counts, home), fetch, fetch, *how
     shares = np.empty((num_experts, world_size), dtype=np.int64)
     for rank in range(world_size):
         for expert in range(num_experts):
@@ -97,7 +103,7 @@ def plan_by_time(
             shares[expert, rank] = share
             fetch[expert, rank] = share > 0 and not resident[expert, rank]
     tokens = tokens_of_shares(counts, shares, int(machine.node_ranks))
-    return tokens, fetch, chosen.from_peer, chosen.senders, chosen.overlapped, chosen.predicted_s
+    return tokens, fetch, chosen.from_peer, *how
 
 
 @compiled
@@ -109,6 +115,7 @@ def choose_shares(
     costs: Costs,
     links: Links,
     overlap: bool,
+    staged: bool,
     spread: bool,
 ) -> Chosen:
     """Choose shares of a batch.
@@ -116,8 +123,9 @@ def choose_shares(
     The first candidate executes everything where it is held; in the second the slowest rank has given assignments of
     its largest expert to the rank that is ready first, again and again (:func:`level`). In the third, before that, the
     experts with most assignments were brought to all ranks, which execute their own assignments of them: that saves the
-    exchange of their rows. What is predicted to be fastest is taken, if it gains enough on the first; candidates that
-    cannot are not made.
+    exchange of their rows. Each is weighed with all rows exchanged at once, with a rank's own rows first, and in stages
+    of experts. What is predicted to be fastest is taken, if it gains enough on the first; candidates that cannot are
+    not made.
 
     Args:
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
@@ -126,7 +134,8 @@ def choose_shares(
         room: slots of a rank, never fewer than the experts whose home it is; 0: those.
         costs: the machine's.
         links: between its ranks.
-        overlap: exchange and computation may overlap.
+        overlap: a rank's own rows may be executed while the others are on their way.
+        staged: experts may be exchanged and executed in stages.
         spread: hot experts may be brought to all ranks.
     """
     world_size, num_experts = counts.shape
@@ -138,7 +147,7 @@ def choose_shares(
         loads = loads_of_shares(counts, held, costs)
     free = free_slots(home, resident, room)
     nothing = no_sources(world_size, num_experts)
-    best = _weighed(held, loads, nothing, counts, costs, overlap, single)
+    best = _weighed(held, loads, nothing, counts, resident, costs, overlap, staged, single)
     least_s = (1 - LEAST_GAIN) * best.predicted_s
     evens, most_spread = _candidates(counts, loads, single, free, best.predicted_s, costs)
     # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
@@ -159,7 +168,8 @@ def choose_shares(
                 shares[rank, hottest[i]] = counts[rank, hottest[i]]
         level_any(shares, counts, resident, free, costs)
         sources = choose_sources(counts, shares, home, resident, free, costs, links)
-        chosen = _weighed(shares, loads_of_shares(counts, shares, costs), sources, counts, costs, overlap, False)
+        loads = loads_of_shares(counts, shares, costs)
+        chosen = _weighed(shares, loads, sources, counts, resident, costs, overlap, staged, False)
         if chosen.predicted_s < least_s:
             best, least_s = chosen, chosen.predicted_s
     return best
@@ -167,13 +177,31 @@ def choose_shares(
 
 @compiled
 def _weighed(
-    shares: IntArray, loads: Loads, sources: Sources, counts: IntArray, costs: Costs, overlap: bool, at_home: bool
+    shares: IntArray,
+    loads: Loads,
+    sources: Sources,
+    counts: IntArray,
+    resident: BoolArray,
+    costs: Costs,
+    overlap: bool,
+    staged: bool,
+    at_home: bool,
 ) -> Chosen:
-    """Return shares with their time."""
-    plain_s, overlapped_s = layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs)
-    overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
-    predicted_s = overlapped_s if overlapped else plain_s
-    return Chosen(shares, sources.from_peer, sources.senders, overlapped, predicted_s, at_home, int(costs.node_ranks))
+    """Return shares with their time, exchanged in the way that is fastest."""
+    one_way_s = exchange_s(counts, shares, loads, costs)
+    predicted_s, overlapped_s = layer_s(loads, sources, one_way_s, costs)
+    overlapped, stages = overlap and overlapped_s < (1 - LEAST_GAIN) * predicted_s, no_stages()
+    if overlapped:
+        predicted_s = overlapped_s
+    if staged:
+        for number in numbers_of_stages(loads, one_way_s, costs):
+            divided = divide(shares, resident, number)
+            divided_s = staged_s(counts, shares, divided, number, loads, sources, one_way_s, costs)
+            if divided_s < (1 - LEAST_GAIN) * predicted_s:
+                predicted_s, stages, overlapped = divided_s, divided, False
+    return Chosen(
+        shares, sources.from_peer, sources.senders, overlapped, stages, predicted_s, at_home, int(costs.node_ranks)
+    )
 
 
 @compiled

@@ -103,16 +103,25 @@ class ExpertCost:
         slices_s = (self.host_launch_s + max(n * self.host_token_s, self.host_weights_s) for n in num_tokens)
         return self.host_trip_s + sum(slices_s)
 
-    def head_s(self, traffic: npt.NDArray[Any], rank: int, *, staged: bool) -> tuple[float, float]:
+    def head_s(
+        self, traffic: npt.NDArray[Any], rank: int, first: npt.NDArray[Any] | None = None
+    ) -> tuple[float, float]:
         """Return how many seconds after the plan a rank has rows to compute, and how much later all of them.
 
         Args:
             traffic: ``[world_size(src), world_size(dst)]``, assignments that go from rank to rank.
             rank: the rank.
-            staged: own rows are computed while the others are on their way.
+            first: likewise, of those the ones that are computed while the others are on their way; None: all.
         """
-        sent, received = traffic.sum(axis=1), traffic.sum(axis=0)
-        gather_s = float(sent.max()) * self.copy_token_s
-        rows = float(np.maximum(sent - traffic.diagonal(), received - traffic.diagonal()).max())
-        rest_s = self.exchange_latency_s + rows * self.exchange_token_s + float(received[rank]) * self.copy_token_s
-        return (gather_s, rest_s) if staged else (gather_s + rest_s, 0.0)
+        gather_s = float(traffic.sum(axis=1).max()) * self.copy_token_s
+        all_s = gather_s + self._arrival_s(traffic, rank)
+        head_s = all_s if first is None else gather_s + self._arrival_s(first, rank)
+        return head_s, all_s - head_s
+
+    def _arrival_s(self, traffic: npt.NDArray[Any], rank: int) -> float:
+        """Return how long rows are on their way to where a rank computes them; its own are nearly there."""
+        own, sent, received = traffic.diagonal(), traffic.sum(axis=1), traffic.sum(axis=0)
+        rows = float(np.maximum(sent - own, received - own).max())
+        if rows == 0:
+            return 0.0
+        return self.exchange_latency_s + rows * self.exchange_token_s + float(received[rank]) * self.copy_token_s

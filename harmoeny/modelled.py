@@ -57,6 +57,10 @@ class ChosenShares(Protocol):
         """Return whether a rank's own rows are executed while all others are on their way."""
 
     @property
+    def stages(self) -> IntArray:
+        """Return int64 ``[num_experts, world_size]``, stages of experts as of a plan, or of no size: there is one."""
+
+    @property
     def predicted_s(self) -> float:
         """Return what a plan has."""
 

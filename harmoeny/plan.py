@@ -26,9 +26,9 @@ class Plan:
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
         host: bool ``[num_experts, world_size]``, what a rank executes on its host, from the store, beside its device;
             the weights stay where they are. None: nothing; must be None where the exchange has stages.
-        expert_stages: int64 ``[num_experts]``, stages from 0 on: rows of the experts of a stage are exchanged together
-            and executed while those of the next are on their way. On a rank they may not fall from expert to
-            expert. None: one exchange; must be None where sources are grouped.
+        expert_stages: int64 ``[num_experts, world_size]``, the stage, from 0 on, at which a rank executes an expert:
+            rows of one stage are exchanged together and executed while those of the next are on their way. None:
+            one exchange; must be None where sources are grouped.
         senders: int64 ``[num_experts, world_size]``, who sends each of :attr:`from_peer`, -1 where nobody does: the
             expert's home rank, or a lower rank than the receiver that gets the expert from another, too, and hands it
             on. None: all home ranks.
@@ -62,6 +62,16 @@ class Plan:
         """Return int64 ``[world_size]``, assignments executed per rank."""
         load: IntArray = self.tokens.sum(axis=(0, 1))
         return load
+
+    def first_traffic(self) -> IntArray | None:
+        """Return int64 ``[world_size(src), world_size(dst)]``, what is computed while the rest is on its way.
+
+        None: everything is exchanged at once.
+        """
+        if self.expert_stages is not None:
+            first: IntArray = self.tokens.sum(axis=1, where=self.expert_stages == 0)
+            return first
+        return None if self.source_groups is None else np.diag(np.einsum("ses->s", self.tokens))
 
     def dropped(self, counts: IntArray) -> IntArray:
         """Return int64 ``[world_size, num_experts]``, assignments of ``counts`` that nobody executes."""
@@ -139,11 +149,10 @@ class Plan:
     def _validate_expert_stages(self, stages: IntArray) -> None:
         if self.source_groups is not None:
             raise ValueError("plan.expert_stages: must be None with plan.source_groups")
-        if stages.shape != self.fetch.shape[:1] or (stages < 0).any():
-            raise ValueError(f"plan.expert_stages: {stages.tolist()}, must be {len(self.fetch)} numbers of at least 0")
-        for rank in range(self.world_size):
-            if (np.diff(stages[self.executed()[:, rank] > 0]) < 0).any():
-                raise ValueError(f"plan.expert_stages: {stages.tolist()}, must not fall on rank {rank}")
+        if stages.shape != self.fetch.shape:
+            raise ValueError(f"plan.expert_stages: shape {stages.shape}, must be {self.fetch.shape}")
+        if (stages < 0).any():
+            raise ValueError(f"plan.expert_stages: negative at [expert, rank] = {_first(stages < 0)}")
 
 
 def _first(where: BoolArray) -> list[int]:
@@ -244,27 +253,46 @@ def tokens_of_shares(counts: IntArray, shares: IntArray, node_ranks: int = 0) ->
     """
     world_size, num_experts = counts.shape
     tokens = np.zeros((world_size, num_experts, world_size), dtype=np.int64)
+    columns = np.arange(world_size)
     for expert in range(num_experts):
-        deal(tokens[:, expert], counts[:, expert], shares[expert], node_ranks)
+        deal(tokens[:, expert], columns, counts[:, expert], shares[expert], node_ranks)
     return tokens
 
 
 @compiled
-def pairs_of_shares(counts: IntArray, shares: IntArray, node_ranks: int = 0) -> IntArray:
-    """Return int64 ``[world_size(src), world_size(dst)]``, the sums over experts of :func:`tokens_of_shares`."""
+def pairs_of_shares(counts: IntArray, shares: IntArray, stages: IntArray, node_ranks: int = 0) -> IntArray:
+    """Return the sums over the experts of every stage of :func:`tokens_of_shares`.
+
+    Args:
+        counts: as there.
+        shares: as there.
+        stages: int64 ``[num_experts, world_size(dst)]``, as of a plan; of no size: there is one.
+        node_ranks: as there.
+
+    Returns:
+        int64 ``[num_stages, world_size(src), world_size(dst)]``.
+    """
     world_size, num_experts = counts.shape
-    pairs = np.zeros((world_size, world_size), dtype=np.int64)
+    num_stages = stages.max() + 1 if stages.size > 0 else 1
+    pairs = np.zeros((world_size, num_stages * world_size), dtype=np.int64)
+    columns = np.arange(world_size)
     for expert in range(num_experts):
-        deal(pairs, counts[:, expert], shares[expert], node_ranks)
-    return pairs
+        if stages.size > 0:
+            columns = stages[expert] * world_size + np.arange(world_size)
+        deal(pairs, columns, counts[:, expert], shares[expert], node_ranks)
+    by_stage = np.empty((num_stages, world_size, world_size), dtype=np.int64)
+    for stage in range(num_stages):
+        by_stage[stage] = pairs[:, stage * world_size : (stage + 1) * world_size]
+    return by_stage
 
 
 @compiled
-def deal(pairs: IntArray, counts: IntArray, shares: IntArray, node_ranks: int) -> None:
+def deal(pairs: IntArray, columns: IntArray, counts: IntArray, shares: IntArray, node_ranks: int) -> None:
     """Add one expert's assignments to who executes whose, as :func:`tokens_of_shares` decides it.
 
     Args:
-        pairs: int64 ``[world_size(src), world_size(dst)]``; updated.
+        pairs: int64 ``[world_size(src), num_columns]``; updated.
+        columns: int64 ``[world_size(dst)]``, where what every rank executes is added.
         counts: int64 ``[world_size]``, the expert's assignments per source rank.
         shares: int64 ``[world_size]``, how many of them every rank executes.
         node_ranks: ranks of a node; 0: all.
@@ -277,12 +305,12 @@ def deal(pairs: IntArray, counts: IntArray, shares: IntArray, node_ranks: int) -
             taker = rank
     if takers < 2:  # as most experts have
         for src in range(world_size):
-            pairs[src, taker] += counts[src]
+            pairs[src, columns[taker]] += counts[src]
         return
     kept, left = np.empty(world_size, dtype=np.int64), np.empty(world_size, dtype=np.int64)
     for rank in range(world_size):
         own = min(counts[rank], shares[rank])
-        pairs[rank, rank] += own
+        pairs[rank, columns[rank]] += own
         kept[rank], left[rank] = counts[rank] - own, shares[rank] - own
     for size in (node_ranks, world_size):
         if size == 0:
@@ -293,7 +321,7 @@ def deal(pairs: IntArray, counts: IntArray, shares: IntArray, node_ranks: int) -
                 while kept[src] > 0 and dst < end:
                     n = min(kept[src], left[dst])
                     if n > 0:
-                        pairs[src, dst] += n
+                        pairs[src, columns[dst]] += n
                         kept[src] -= n
                         left[dst] -= n
                     if left[dst] == 0:

@@ -35,6 +35,8 @@ class Policy(ABC):
         num_slots: experts that a rank has room for in device memory, per layer; null: as many as it holds at the start.
         work_order: when a rank executes fetched experts: ``covered`` (as soon as their weights are predicted to be
             there) or ``paper`` (after the two residents with the most tokens).
+        num_stages: stages of experts (:attr:`Plan.expert_stages`), into which what every rank executes is divided; 1:
+            all rows are exchanged at once; null, which few systems know: as many as are predicted to pay.
     """
 
     name: ClassVar[str]
@@ -48,6 +50,10 @@ class Policy(ABC):
     #: True for a system whose ranks are to hold a part of their experts only, and then the run says how many:
     #: ``system=all`` leaves it out.
     small_memory: ClassVar[bool] = False
+    #: Whether plans may be divided into stages of experts: not those that group their sources, or fill up buffers.
+    can_stage: ClassVar[bool] = True
+    #: Whether the policy may decide by itself how many stages its plans have.
+    chooses_stages: ClassVar[bool] = False
     #: What the policy may see of the routing; it is given nothing else (:func:`check_knowledge`).
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT})
 
@@ -55,6 +61,7 @@ class Policy(ABC):
     fetch: str = Fetch.ASYNC.value
     num_slots: int | None = None
     work_order: str = WorkOrder.COVERED.value
+    num_stages: int | None = 1
 
     @property
     def history_window(self) -> int:
@@ -97,11 +104,21 @@ class Policy(ABC):
             raise ValueError(f"num_slots: {self.num_slots}, must be at least 1, or null for as many as a rank holds")
         if self.fetch == Fetch.NONE and self.num_slots is not None:
             raise ValueError(f"num_slots: {self.num_slots}, must be null with fetch=none, where every expert has room")
+        self._validate_stages()
         if self.executor != PLAN_EXECUTOR and not _IMPORT_PATH.fullmatch(self.executor):
             raise ValueError(
                 f"executor: {self.executor!r}, must be {PLAN_EXECUTOR} or an import path, as package.module:ClassName"
             )
         check_knowledge(self)
+
+    def _validate_stages(self) -> None:
+        if self.num_stages is None and not self.chooses_stages:
+            raise ValueError("num_stages: null, must be a number of at least 1")
+        if self.num_stages is not None and self.num_stages < 1:
+            or_null = ", or null" if self.chooses_stages else ""
+            raise ValueError(f"num_stages: {self.num_stages}, must be at least 1{or_null}")
+        if self.num_stages != 1 and not self.can_stage:
+            raise ValueError(f"num_stages: {self.num_stages}, must be 1: how this system exchanges rows is fixed")
 
     def validate_ranks(self, num_experts: int, world_size: int) -> None:  # noqa: B027
         """Check that the system can run a model on so many ranks, before any worker starts.

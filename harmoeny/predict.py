@@ -163,7 +163,7 @@ def work_s(work: FloatArray, rank: int, costs: Costs) -> float:
 
 
 @compiled
-def _rest_s(work: FloatArray, part: FloatArray, rank: int, costs: Costs) -> float:
+def rest_s(work: FloatArray, part: FloatArray, rank: int, costs: Costs) -> float:
     """Return how long a rank computes what is left of its work without a part of it."""
     if costs.grouped == 0:
         return float(work[ALONE_S, rank] - part[ALONE_S, rank])
@@ -298,11 +298,11 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
         fetched, ready_s = sources.fetched[SLICES, rank], sources.ready_s[rank]
         if fetched > 0:
             turns_s = (sources.turns[rank] - 1) * costs.launch_s if costs.grouped > 0 else 0.0
-            held_s = _rest_s(loads.work, sources.fetched, rank, costs)
+            held_s = rest_s(loads.work, sources.fetched, rank, costs)
             rank_s = max(arrived_s + held_s, ready_s) + work_s(sources.fetched, rank, costs) + turns_s
             # Slots are free for fetches when all rows of their residents were computed.
-            own_held_s = gather_s + _rest_s(loads.own, sources.fetched_own, rank, costs)
-            split_s = max(arrived_s, own_held_s) + _rest_s(loads.others, sources.fetched_others, rank, costs)
+            own_held_s = gather_s + rest_s(loads.own, sources.fetched_own, rank, costs)
+            split_s = max(arrived_s, own_held_s) + rest_s(loads.others, sources.fetched_others, rank, costs)
             apart_s = work_s(sources.fetched_own, rank, costs) + work_s(sources.fetched_others, rank, costs)
             split_s = max(split_s, ready_s) + apart_s + 2 * turns_s
             if costs.grouped > 0 and sources.joins[rank]:

@@ -16,6 +16,7 @@ from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.relay import NOBODY
+from harmoeny.stages import in_stages
 
 _T = TypeVar("_T", np.bool_, np.int64)
 
@@ -35,7 +36,7 @@ def slots_of(policy: Policy, placement: Placement) -> int | None:
 
 
 def make_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
-    """Let a policy plan the routed experts, and complete the plan.
+    """Let a policy plan the routed experts, and complete the plan with stages and shared experts.
 
     Args:
         policy: the policy.
@@ -46,18 +47,15 @@ def make_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
         ValueError: the policy executes the shared experts of more or fewer tokens than there are.
     """
     num_shared = placement.num_shared
+    plan = in_stages(policy.plan(routed_counts(counts, placement), placement.routed), policy.num_stages)
     if num_shared == 0:
-        return policy.plan(counts, placement)
-    plan = policy.plan(routed_counts(counts, placement), placement.routed)
+        return plan
     num_tokens = counts[:, -1].copy()
     tokens, load = _with_room_for(plan.tokens, num_shared)
     pairs = policy.place_shared(num_tokens, load, num_shared)
     if pairs.min() < 0 or (pairs.sum(axis=1) != num_tokens).any():
         raise ValueError(f"place_shared: {pairs.sum(axis=1).tolist()} tokens, must be {num_tokens.tolist()} per rank")
     tokens[:, -num_shared:] = pairs[:, None]
-    stages = plan.expert_stages
-    if stages is not None:  # which may not fall
-        stages = np.concatenate([stages, np.full(num_shared, stages.max(initial=0))])
     return replace(
         plan,
         tokens=tokens,
@@ -65,7 +63,7 @@ def make_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
         from_peer=None if plan.from_peer is None else _more(plan.from_peer, num_shared, False),
         host=None if plan.host is None else _more(plan.host, num_shared, False),
         predicted_s=None,  # it was of the routed experts alone
-        expert_stages=stages,
+        expert_stages=None if plan.expert_stages is None else _more(plan.expert_stages, num_shared, 0),
         senders=None if plan.senders is None else _more(plan.senders, num_shared, NOBODY),
     )
 

@@ -66,8 +66,10 @@ class HarMoEny(Policy):
         fetch: ``peer``: an expert comes from its home rank or from host memory, whichever is sooner there; ``async``
             and ``sync``: always from host memory; ``none``: every expert is resident everywhere.
         spare_slots: room for experts on every rank, beside those that it holds at the start.
-        overlap: whether a rank's own rows may be executed while the others are on their way; only where they travel
-            while ranks compute.
+        num_stages: stages of experts, whose exchanges are behind each other's products; null: as many as are predicted
+            to be fastest, for every layer and batch.
+        overlap: whether exchange and computation may overlap, by stages of experts or by executing a rank's own rows
+            while the others are on their way; only where rows travel while ranks compute.
         spread: whether hot experts may be brought to all ranks.
         settle: whether placements follow what earlier batches needed.
         ahead: whether spare slots of the next layer get what it is predicted to need, while a layer is executed.
@@ -83,6 +85,9 @@ class HarMoEny(Policy):
     baseline: ClassVar[bool] = False
     knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.EXACT, Knowledge.HISTORY, Knowledge.LOOKAHEAD})
 
+    chooses_stages: ClassVar[bool] = True
+
+    num_stages: int | None = None
     fetch: str = Fetch.PEER.value
     spare_slots: int = 0
     overlap: bool = True
@@ -185,12 +190,15 @@ class HarMoEny(Policy):
         """
         _, costs = self._costs()
         room, resident, small = self._as_if_there(placement)
-        tokens, fetch, from_peer, senders, overlapped, predicted_s = plan_by_time(
-            counts, placement.home, resident, room, costs, self._links, self.overlap, self.spread
+        tokens, fetch, from_peer, senders, overlapped, stages, predicted_s = plan_by_time(
+            counts, placement.home, resident, room, costs, self._links, self.overlap, self._staged, self.spread
         )
         groups = [range(len(counts))] if overlapped else None
         if not small:
-            return Plan(tokens, fetch, from_peer, groups, predicted_s, senders=senders if senders.size else None)
+            return Plan(
+                tokens, fetch, from_peer, groups, predicted_s, expert_stages=stages if stages.size else None,
+                senders=senders if senders.size else None,
+            )  # fmt: skip
         executed = tokens.sum(axis=0)
         host = self._on_host(executed, placement)
         fetch = (executed > 0) & ~placement.resident & ~host
@@ -210,9 +218,14 @@ class HarMoEny(Policy):
         costs, _ = self._costs()
         room, resident, _ = self._as_if_there(placement)
         chosen: Chosen = choose_shares(
-            counts, placement.home, resident, room, costs, self._links, self.overlap, self.spread
+            counts, placement.home, resident, room, costs, self._links, self.overlap, self._staged, self.spread
         )
         return chosen
+
+    @property
+    def _staged(self) -> bool:
+        """Whether plans may have stages of experts where these are predicted to pay."""
+        return self.overlap and self.num_stages is None and not self.caches
 
     def _as_if_there(self, placement: Placement) -> tuple[int, BoolArray, bool]:
         """Return a rank's room and what it holds, and whether a rank holds less than what is at home there.

@@ -177,8 +177,7 @@ class RankMemories:
             transfers.now_s = float(planned_s[rank])
             if retained is not None:
                 own.fetcher.retain(retained)
-            own_first = flows.slices is not None and not arrivals.parts
-            head_s, rest_s = cost.expert.head_s(flows.traffic, rank, staged=own_first)
+            head_s, rest_s = cost.expert.head_s(flows.traffic, rank, flows.first_traffic())
             own.fetcher.begin(
                 layer,
                 flows.fetch,

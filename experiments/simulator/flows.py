@@ -60,6 +60,13 @@ class Flows:
         """int64 ``[num_stages, num_experts, world_size]``, the same by the stage of the exchange that brings them."""
         return self.rows[None] if self.slices is None else self.slices
 
+    def first_traffic(self) -> FloatArray | None:
+        """Return float64 ``[world_size(src), world_size(dst)]``, as :meth:`harmoeny.plan.Plan.first_traffic`."""
+        if self.stage_traffic is not None:
+            first: FloatArray = self.stage_traffic[0]
+            return first
+        return None if self.slices is None else np.diag(self.traffic.diagonal())
+
 
 def plan_fits(counts: IntArray) -> bool:
     """Return whether the plan of ``counts`` (int64 ``[world_size, num_experts]``) has room in memory."""
@@ -69,14 +76,14 @@ def plan_fits(counts: IntArray) -> bool:
 def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
     """Let a policy plan; a plan too large to be made is replaced by what :class:`PredictsExecuted` says.
 
-    That knows nothing of shared experts: with these, every plan is made.
+    That knows nothing of shared experts, nor of stages that a policy does not choose: with these, every plan is made.
 
     Args:
         policy: the policy.
         counts: int64 ``[world_size, num_experts]``, of all experts.
         placement: the present residency.
     """
-    made = plan_fits(counts) or placement.num_shared > 0
+    made = plan_fits(counts) or placement.num_shared > 0 or policy.num_stages not in (None, 1)
     if not made and isinstance(policy, ChoosesShares):
         return _flows_of_shares(counts, policy.choose(counts, placement), placement)
     if not made and isinstance(policy, PredictsExecuted):
@@ -88,9 +95,9 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
     if plan.source_groups is not None:
         slices = _slices(plan.tokens, plan.source_groups)
     elif plan.expert_stages is not None:
-        in_stage = plan.expert_stages == np.arange(plan.expert_stages.max(initial=0) + 1)[:, None]
-        slices = np.where(in_stage[:, :, None], plan.executed(), 0)
-        stage_traffic = np.stack([plan.tokens[:, those].sum(axis=1) for those in in_stage]).astype(np.float64)
+        slices = slices_of_stages(plan.executed(), plan.expert_stages)
+        in_stage = [plan.expert_stages == stage for stage in range(len(slices))]
+        stage_traffic = np.stack([plan.tokens.sum(axis=1, where=those) for those in in_stage]).astype(np.float64)
     traffic = plan.tokens.sum(axis=1).astype(np.float64)
     return Flows(
         plan.executed(),
@@ -105,6 +112,11 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
     )
 
 
+def slices_of_stages(executed: IntArray, stages: IntArray) -> IntArray:
+    """Return int64 ``[num_stages, num_experts, world_size]``; both are ``[num_experts, world_size]``."""
+    return np.where(stages == np.arange(stages.max(initial=0) + 1)[:, None, None], executed, 0)
+
+
 def _slices(tokens: IntArray, groups: Sequence[Sequence[int]]) -> IntArray:
     own = np.einsum("ses->es", tokens)
     others = tokens.copy()
@@ -116,13 +128,23 @@ def _slices(tokens: IntArray, groups: Sequence[Sequence[int]]) -> IntArray:
 def _flows_of_shares(counts: IntArray, chosen: ChosenShares, placement: Placement) -> Flows:
     """Return the flows of shares; own assignments come first, so that stages are exact."""
     executed = np.ascontiguousarray(chosen.shares.T)
-    traffic = pairs_of_shares(counts, executed, chosen.node_ranks).astype(np.float64)
+    pairs = pairs_of_shares(counts, executed, chosen.stages, chosen.node_ranks).astype(np.float64)
     own = np.minimum(counts, chosen.shares).T
     slices = np.stack([own, executed - own]) if chosen.overlapped else None
+    staged = chosen.stages.size > 0
+    if staged:
+        slices = slices_of_stages(executed, chosen.stages)
     fetch = (executed > 0) & ~placement.resident
     senders = chosen.senders if chosen.senders.size else None
     return Flows(
-        executed, fetch, traffic, chosen.from_peer, slices=slices, predicted_s=chosen.predicted_s, senders=senders
+        executed,
+        fetch,
+        pairs.sum(axis=0),
+        chosen.from_peer,
+        slices=slices,
+        stage_traffic=pairs if staged else None,
+        predicted_s=chosen.predicted_s,
+        senders=senders,
     )
 
 

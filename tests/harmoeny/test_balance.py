@@ -62,8 +62,11 @@ def plan(
     overlap: bool,
     spread: bool = True,
 ) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, float]:
-    """Plan with these costs."""
-    return plan_by_time(counts, home, resident, room, np.array(costs), NO_LINKS, overlap, spread)
+    """Plan with these costs, without stages."""
+    tokens, fetch, from_peer, senders, overlapped, _, predicted_s = plan_by_time(
+        counts, home, resident, room, np.array(costs), NO_LINKS, overlap, False, spread
+    )
+    return tokens, fetch, from_peer, senders, overlapped, predicted_s
 
 
 @examples(200)
@@ -89,7 +92,7 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
         counts, shares_where_held(counts, placement.home, placement.resident, costs), placement, free, costs
     )
     assert predicted_s <= held[0] * (1 + 1e-9)
-    chosen = choose_shares(*arguments[:5], NO_LINKS, overlap, True)
+    chosen = choose_shares(*arguments[:5], NO_LINKS, overlap, False, True)
     assert chosen.predicted_s == pytest.approx(predicted_s) or predicted_s <= chosen.predicted_s / (1 - LEAST_GAIN)
 
 
@@ -232,7 +235,7 @@ def test_near_the_best_of_all_splits(hot: int, fetch_s: float, row_s: float) -> 
     best_s = fastest_s(
         counts, np.stack([splits, totals - splits], axis=1), placement.home, placement.resident, free, costs, NO_LINKS
     )
-    chosen = choose_shares(counts, placement.home, placement.resident, 3, costs, NO_LINKS, False, True)
+    chosen = choose_shares(counts, placement.home, placement.resident, 3, costs, NO_LINKS, False, False, True)
     assert chosen.predicted_s <= 1.2 * best_s
 
 

@@ -110,7 +110,7 @@ def test_many_nodes_hold_what_their_ranks_want_and_all_experts_together() -> Non
     def seconds(placement: Placement) -> float:
         return float(
             choose_shares(
-                counts, placement.home, placement.resident, num_slots, costs, NO_LINKS, False, False
+                counts, placement.home, placement.resident, num_slots, costs, NO_LINKS, False, False, False
             ).predicted_s
         )
 

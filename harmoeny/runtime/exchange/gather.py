@@ -17,25 +17,31 @@ from harmoeny.runtime.exchange.layout import rows_as_sent, send_blocks
 from harmoeny.runtime.exchange.order import Assignments, Sent, send_order, tokens_of
 
 
-def gather_rows(hidden_TH: Tensor, assignments: Assignments, sent_EW: IntArray) -> tuple[Tensor, Sent]:
+def gather_rows(
+    hidden_TH: Tensor, assignments: Assignments, sent_EW: IntArray, order_WE: IntArray | None = None
+) -> tuple[Tensor, Sent]:
     """Gather a rank's tokens in the order in which they are sent, see :func:`send_order`.
 
     Args:
         hidden_TH: ``[T, H]``.
         assignments: what they want executed.
         sent_EW: int64 ``[E, W]``, how many of an expert's go to every rank.
+        order_WE: int64 ``[W, E]``, the order of the experts for every destination; None: ascending.
 
     Returns:
         ``[S, H]``, the rows, and what they are.
     """
     if not fused.is_available(hidden_TH.device):
-        assignment_S = send_order(assignments, sent_EW)
+        assignment_S = send_order(assignments, sent_EW, order_WE)
         token_S = tokens_of(assignment_S, assignments.expert_ids_TK.shape[1])
         return hidden_TH.index_select(0, token_S), Sent(assignment_S)
     rows_SH = hidden_TH.new_empty(int(sent_EW.sum()), hidden_TH.shape[1])
     at_W = [rows_SH.data_ptr()] * sent_EW.shape[1]
     row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
-    blocks = send_blocks(np.ascontiguousarray(sent_EW), rows_as_sent(sent_EW), np.array(at_W), row_bytes)
+    starts_EW = rows_as_sent(sent_EW, order_WE)
+    blocks = send_blocks(np.ascontiguousarray(sent_EW), starts_EW, np.array(at_W), row_bytes)
+    if order_WE is not None:  # results lie in the same order
+        blocks[1] += starts_EW - rows_as_sent(sent_EW)
     uploaded = Device.of(hidden_TH.device).upload(blocks)
     return rows_SH, fused.put_tokens(hidden_TH, assignments, uploaded, at_W, len(rows_SH))
 

@@ -58,7 +58,7 @@ class Assignments:
 
 @dataclass(frozen=True)
 class Sent:
-    """What a rank's rows are, in the order in which it sends them: by destination and expert.
+    """What a rank's rows are, in the order in which it sends them: by destination and, in some order, expert.
 
     Attributes:
         assignment_S: int64 ``[S]``, the assignment (token * K + k) behind every row.
@@ -69,7 +69,7 @@ class Sent:
     row_TK: Tensor | None = None
 
 
-def send_order(assignments: Assignments, sent_EW: IntArray) -> Tensor:
+def send_order(assignments: Assignments, sent_EW: IntArray, order_WE: IntArray | None = None) -> Tensor:
     """Order this rank's assignments by (destination, expert).
 
     Of an expert's assignments, in token order, the first ``sent_EW[e, 0]`` go to rank 0, the next to rank 1, and so on;
@@ -78,6 +78,7 @@ def send_order(assignments: Assignments, sent_EW: IntArray) -> Tensor:
     Args:
         assignments: this rank's.
         sent_EW: int64 ``[E, W]``, how many of an expert's go to every rank.
+        order_WE: int64 ``[W, E]``, the order of the experts for every destination; None: ascending.
 
     Returns:
         int64 ``[S]``, assignments.
@@ -86,8 +87,10 @@ def send_order(assignments: Assignments, sent_EW: IntArray) -> Tensor:
     grouped = torch.argsort(ids, stable=True)
     # The masked ids, being negative, come first; what the plan drops of an expert stays between its blocks.
     starts_E = exclusive_cumsum(counts_E) + (len(ids) - counts_E.sum())
-    starts_EW = starts_E[:, None] + exclusive_cumsum(sent_EW, axis=1)
-    return grouped.index_select(0, ranges(starts_EW.T, sent_EW.T, ids.device))
+    starts_WE, sent_WE = starts_E + exclusive_cumsum(sent_EW, axis=1).T, sent_EW.T
+    if order_WE is not None:
+        starts_WE, sent_WE = (np.take_along_axis(values, order_WE, axis=1) for values in (starts_WE, sent_WE))
+    return grouped.index_select(0, ranges(starts_WE, sent_WE, ids.device))
 
 
 def tokens_of(assignment_S: Tensor, top_k: int) -> Tensor:

@@ -122,8 +122,7 @@ class Executor(ABC):
         kernel, rank = self.kernels[layer], self.comm.rank
         head_s = rest_s = 0.0
         if plan.fetch[:, rank].any():
-            traffic, staged = plan.tokens.sum(axis=1), plan.source_groups is not None
-            head_s, rest_s = self.memory.cost.head_s(traffic, rank, staged=staged)
+            head_s, rest_s = self.memory.cost.head_s(plan.tokens.sum(axis=1), rank, plan.first_traffic())
         schedule = self.planner.fetcher.begin(
             layer, plan.fetch, executed_SE, from_peer=plan.from_peer, senders=plan.senders, grouped=kernel.grouped,
             head_s=head_s, rest_s=rest_s, host_E=None if plan.host is None else plan.host[:, rank],

@@ -85,7 +85,8 @@ def execute_in_stages(executor: Executor, given: LayerInput, counts: IntArray, p
     recorder.mark()  # dispatch
     stages = _make_stages(parts, schedule if kernel.grouped else None, comm.device)
     assignments = Assignments(given.expert_ids_TK, counts[rank], given.numbers_TK)
-    sent_SH, sent = gather_rows(given.hidden_TH, assignments, plan.tokens[rank])
+    order_WE = None if plan.expert_stages is None else np.argsort(plan.expert_stages.T, axis=1, kind="stable")
+    sent_SH, sent = gather_rows(given.hidden_TH, assignments, plan.tokens[rank], order_WE)
     exchange = _Exchange(comm, plan, sent_SH, stages)
     recorder.mark()  # compute
     results = Results(exchange.rows_RH)
@@ -119,16 +120,16 @@ def _by_source(rank: int, plan: Plan) -> list[_Part]:
     ]
 
 
-def _by_expert(rank: int, plan: Plan, stages_E: IntArray) -> list[_Part]:
-    """Return what a rank exchanges in turn with all ranks, itself included; ``stages_E``: int64 ``[E]``."""
+def _by_expert(rank: int, plan: Plan, stages_EW: IntArray) -> list[_Part]:
+    """Return what a rank exchanges in turn with all ranks, itself included; ``stages_EW``: int64 ``[E, W]``."""
     sent_EW, everyone = plan.tokens[rank], list(range(plan.world_size))
     num_sent = sent_EW.sum(axis=0)
     start_W, parts = np.cumsum(num_sent) - num_sent, []
-    for stage in range(int(stages_E.max(initial=0)) + 1):
-        in_stage = stages_E == stage
-        end_W = start_W + sent_EW[in_stage].sum(axis=0)
+    for stage in range(int(stages_EW.max(initial=0)) + 1):
+        in_stage = stages_EW == stage
+        end_W = start_W + sent_EW.sum(axis=0, where=in_stage)
         sent = {dst: slice(int(start_W[dst]), int(end_W[dst])) for dst in everyone}
-        parts.append(_Part(sent, everyone, np.where(in_stage, plan.tokens[:, :, rank], 0)))
+        parts.append(_Part(sent, everyone, np.where(in_stage[:, rank], plan.tokens[:, :, rank], 0)))
         start_W = end_W
     return parts
 

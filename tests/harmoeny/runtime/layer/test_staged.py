@@ -26,7 +26,7 @@ from tests.strategies import examples
 
 
 class StagedRandomPlan(RandomPlan):
-    """Any plan, with groups of consecutive ranks, or of experts."""
+    """Any plan, with groups of consecutive ranks, or any stages of experts, of which there are as many at most."""
 
     def __init__(self, seed: int, group_size: int, *, by_expert: bool, **options: Any) -> None:
         super().__init__(seed, **options)
@@ -34,7 +34,8 @@ class StagedRandomPlan(RandomPlan):
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         if self.by_expert:
-            return replace(super().plan(counts, placement), expert_stages=np.arange(counts.shape[1]) // self.group_size)
+            stages = np.random.default_rng(int(counts.sum())).integers(0, self.group_size, counts.T.shape)
+            return replace(super().plan(counts, placement), expert_stages=stages)
         ranks = range(len(counts))
         groups = [ranks[first : first + self.group_size] for first in ranks[:: self.group_size]]
         return replace(super().plan(counts, placement), source_groups=groups)

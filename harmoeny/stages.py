@@ -1,0 +1,232 @@
+"""Divides what ranks execute into stages, so that the exchange of one is behind the products of another.
+
+Source: EPS-MoE, arXiv 2410.12247: groups of experts, and how many of them pay. Which experts are together, and what a
+layer then takes, is decided here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from harmoeny.compiled import compiled
+from harmoeny.placement import BoolArray, IntArray
+from harmoeny.plan import Plan
+from harmoeny.predict import SLICES, Costs, FloatArray, Loads, Sources, add_slice, rest_s, work_s
+
+#: The most stages of a plan that chooses their number.
+MOST_STAGES = 16
+
+
+def in_stages(plan: Plan, num_stages: int | None) -> Plan:
+    """Return a plan in so many stages of experts; one that has stages already, or lets hosts execute, stays as it is.
+
+    Args:
+        plan: of any policy.
+        num_stages: at least 1; None: what the policy decided.
+    """
+    has_host = plan.host is not None and bool(plan.host.any())
+    if num_stages in (None, 1) or plan.source_groups is not None or plan.expert_stages is not None or has_host:
+        return plan
+    shares = np.ascontiguousarray(plan.executed().T)
+    return replace(plan, expert_stages=divide(shares, ~plan.fetch, num_stages))
+
+
+@compiled
+def no_stages() -> IntArray:
+    """Return the stages where everything is exchanged at once: of no size."""
+    return np.empty((0, 0), dtype=np.int64)
+
+
+@compiled
+def divide(shares: IntArray, resident: BoolArray, num_stages: int) -> IntArray:
+    """Divide what every rank executes into stages of about as many assignments.
+
+    The experts with most assignments come first, each to the stage that has least. What is fetched is in the last
+    stage, so that its weights may take as long as possible; else that is the smallest one, behind which nothing is
+    hidden, then the first, before which nothing is. The other stages grow, so that those of all ranks are alike.
+
+    Args:
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
+        resident: bool ``[num_experts, world_size]``, the experts that it need not fetch.
+        num_stages: at least 1.
+
+    Returns:
+        int64 ``[num_experts, world_size]``, from 0 on; 0 for what a rank does not execute.
+    """
+    world_size, num_experts = shares.shape
+    stages, last = np.zeros((num_experts, world_size), dtype=np.int64), num_stages - 1
+    experts, bins = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
+    for rank in range(world_size):
+        load, has_fetched, number = np.zeros(num_stages, dtype=np.int64), False, 0
+        for expert in range(num_experts):
+            rows = shares[rank, expert]
+            if rows == 0:
+                continue
+            if not resident[expert, rank]:
+                stages[expert, rank], has_fetched = last, True
+                load[last] += rows
+                continue
+            place = number
+            while place > 0 and shares[rank, experts[place - 1]] < rows:
+                experts[place] = experts[place - 1]
+                place -= 1
+            experts[place] = expert
+            number += 1
+        for i in range(number):
+            bins[i] = load.argmin()
+            load[bins[i]] += shares[rank, experts[i]]
+        position = _positions(load, has_fetched)
+        for i in range(number):
+            stages[experts[i], rank] = position[bins[i]]
+    return stages
+
+
+@compiled
+def _positions(load: IntArray, keeps_last: bool) -> IntArray:
+    """Return int64 ``[num_stages]``, which stage every group becomes, by the loads of the groups.
+
+    Args:
+        load: int64 ``[num_stages]``, assignments of every group.
+        keeps_last: the last group has to be the last stage.
+    """
+    last = len(load) - 1
+    position, place = np.full(len(load), last, dtype=np.int64), 0
+    smallest = last if keeps_last else int(load.argmin())
+    for group in np.argsort(load, kind="mergesort"):
+        if group != smallest:
+            position[group] = place
+            place += 1
+    return position
+
+
+@compiled
+def numbers_of_stages(loads: Loads, exchange_s: float, costs: Costs) -> IntArray:
+    """Return int64, how many stages may pay, ascending: those beside ``sqrt(C / k)``; none where nothing does.
+
+    ``C`` is what could overlap at best, the products of the slowest rank or all exchanges, and ``k`` what one more
+    stage costs: N stages gain ``C (N - 1) / N - k (N - 1)``. Nothing pays where the latency of an exchange is not
+    known.
+
+    Args:
+        loads: what the ranks do.
+        exchange_s: what the exchange takes one way.
+        costs: the machine's.
+    """
+    none = np.empty(0, dtype=np.int64)
+    stage_s = 2 * costs.exchange_latency_s + (costs.launch_s if costs.grouped > 0 else 0.0)
+    overlapped_s = 0.0
+    for rank in range(len(loads.sent)):
+        overlapped_s = max(overlapped_s, work_s(loads.work, rank, costs))
+    overlapped_s = min(overlapped_s, 2 * (exchange_s - costs.exchange_latency_s))
+    if costs.exchange_latency_s <= 0 or overlapped_s <= 2 * stage_s:
+        return none
+    optimum = min(np.sqrt(overlapped_s / stage_s), float(MOST_STAGES))
+    least, most = max(int(np.floor(optimum)), 2), max(int(np.ceil(optimum)), 2)
+    return np.array([least]) if least == most else np.array([least, most])
+
+
+@compiled
+def staged_s(
+    counts: IntArray,
+    shares: IntArray,
+    stages: IntArray,
+    num_stages: int,
+    loads: Loads,
+    sources: Sources,
+    exchange_s: float,
+    costs: Costs,
+) -> float:
+    """Return how long a layer in stages takes from the plan to the end of the combine, in seconds.
+
+    One exchange follows the other. A rank computes a stage when its rows are there and were ordered, and the one before
+    is done. Results of a stage go back when all ranks have them, behind all rows. Fetched experts are computed at the
+    end of the last stage.
+
+    Args:
+        counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
+        stages: int64 ``[num_experts, world_size]``, when.
+        num_stages: how many there are.
+        loads: what the ranks do.
+        sources: what they fetch.
+        exchange_s: what one exchange of everything would take one way.
+        costs: the machine's.
+    """
+    world_size = len(counts)
+    rows = _stage_rows(counts, shares, stages, num_stages)
+    work, executed = np.zeros((num_stages, 3, world_size)), np.zeros((num_stages, world_size), dtype=np.int64)
+    for rank in range(world_size):
+        for expert in range(counts.shape[1]):
+            if shares[rank, expert] > 0:
+                stage = stages[expert, rank]
+                executed[stage, rank] += shares[rank, expert]
+                add_slice(work[stage], rank, shares[rank, expert], 1, costs)
+    # All that an exchange takes beside its latency goes by the rows of the busiest rank.
+    row_s = (exchange_s - costs.exchange_latency_s) / max(loads.sent.max(), loads.received.max(), 1)
+    gather_s = loads.routed.max() * costs.copy_token_s
+    wire_s, arrived_s = np.empty(num_stages), np.empty(num_stages)
+    now_s = gather_s
+    for stage in range(num_stages):
+        wire_s[stage] = costs.exchange_latency_s + rows[:, stage].max() * row_s
+        now_s += wire_s[stage]
+        arrived_s[stage] = now_s
+    end_s = np.zeros(num_stages)
+    for rank in range(world_size):
+        rank_s = 0.0
+        for stage in range(num_stages):
+            rank_s = max(rank_s, arrived_s[stage]) + 2 * executed[stage, rank] * costs.copy_token_s
+            if stage == num_stages - 1 and sources.fetched[SLICES, rank] > 0:
+                rank_s = _with_fetched_s(rank_s, work[stage], sources, rank, costs)
+            else:
+                rank_s += work_s(work[stage], rank, costs)
+            end_s[stage] = max(end_s[stage], rank_s)
+    for stage in range(num_stages):
+        now_s = max(now_s, end_s[stage]) + wire_s[stage]
+    return float(max(now_s + 2 * gather_s, sources.host_link_s.max()))
+
+
+@compiled
+def _with_fetched_s(begin_s: float, work: FloatArray, sources: Sources, rank: int, costs: Costs) -> float:
+    """Return when a rank has computed a stage that has all of its fetched experts; ``work`` is the stage's."""
+    ready_s = sources.ready_s[rank]
+    turns_s = (sources.turns[rank] - 1) * costs.launch_s if costs.grouped > 0 else 0.0
+    held_s = rest_s(work, sources.fetched, rank, costs)
+    apart_s = max(begin_s + held_s, ready_s) + work_s(sources.fetched, rank, costs) + turns_s
+    if costs.grouped > 0 and sources.joins[rank]:
+        apart_s = min(apart_s, max(begin_s, ready_s) + work_s(work, rank, costs))
+    return float(apart_s)
+
+
+@compiled
+def _stage_rows(counts: IntArray, shares: IntArray, stages: IntArray, num_stages: int) -> FloatArray:
+    """Return float64 ``[2, num_stages, world_size]``, the rows that ranks send and receive at every stage.
+
+    What is sent is exact where all ranks that get rows of an expert execute it at one stage; else it is in proportion.
+    """
+    world_size, num_experts = counts.shape
+    rows, share = np.zeros((2, num_stages, world_size)), np.zeros(num_stages)
+    for expert in range(num_experts):
+        total, only = 0, -1
+        share[:] = 0.0
+        for rank in range(world_size):
+            more = shares[rank, expert] - counts[rank, expert]
+            if more > 0:
+                stage = stages[expert, rank]
+                rows[1, stage, rank] += more
+                share[stage] += more
+                only = stage if total == 0 or only == stage else -1
+                total += more
+        if total == 0:
+            continue
+        for rank in range(world_size):
+            less = counts[rank, expert] - shares[rank, expert]
+            if less <= 0:
+                continue
+            if only >= 0:
+                rows[0, only, rank] += less
+            else:
+                for stage in range(num_stages):
+                    rows[0, stage, rank] += less * share[stage] / total
+    return rows
