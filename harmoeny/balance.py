@@ -25,7 +25,7 @@ from harmoeny.predict import (
     no_sources,
     work_s,
 )
-from harmoeny.stages import divide, no_stages, numbers_of_stages, staged_s
+from harmoeny.stages import best_stages, divide, no_stages, staged_s
 from harmoeny.wire import choose_sources, exchange_s
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
@@ -146,22 +146,17 @@ def choose_shares(
         held = shares_where_held(counts, home, resident, costs)
         loads = loads_of_shares(counts, held, costs)
     free = free_slots(home, resident, room)
-    nothing = no_sources(world_size, num_experts)
-    best = _weighed(held, loads, nothing, counts, resident, costs, overlap, staged, single)
-    least_s = (1 - LEAST_GAIN) * best.predicted_s
-    evens, most_spread = _candidates(counts, loads, single, free, best.predicted_s, costs)
+    first = _weighed(held, loads, no_sources(world_size, num_experts), counts, costs, overlap, single)
+    best = soonest = first
+    evens, most_spread = _candidates(counts, loads, single, free, first.chosen.predicted_s, costs)
     # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
     if not spread or (evens == 0 and world_size > MOST_AT_ONCE):
         most_spread = 0
-    if evens == 0 and most_spread == 0:
-        return best
+    numbers = np.empty(0, dtype=np.int64)
     hottest = _hottest(counts, most_spread)
-    num_spread = _num_spread(hottest, counts, held, home, resident, free, costs)
-    # Experts beyond the slots take turns in them: fewer may be faster then.
-    fits = min(num_spread, int((free + num_held(resident)).min()))
-    numbers = np.array([0, num_spread, fits, num_spread // 4])
-    num_tried = 1 if num_spread == 0 else (2 if fits == num_spread or world_size > MOST_AT_ONCE else 4)
-    for number in numbers[0 if evens else 1 : num_tried]:
+    if evens > 0 or most_spread > 0:
+        numbers = _numbers_spread(hottest, counts, held, home, resident, free, costs)[0 if evens else 1 :]
+    for number in numbers:
         shares = held.copy()
         for i in range(number):
             for rank in range(world_size):
@@ -169,39 +164,95 @@ def choose_shares(
         level_any(shares, counts, resident, free, costs)
         sources = choose_sources(counts, shares, home, resident, free, costs, links)
         loads = loads_of_shares(counts, shares, costs)
-        chosen = _weighed(shares, loads, sources, counts, resident, costs, overlap, staged, False)
-        if chosen.predicted_s < least_s:
-            best, least_s = chosen, chosen.predicted_s
-    return best
+        weighed = _weighed(shares, loads, sources, counts, costs, overlap, False)
+        if weighed.chosen.predicted_s < best.chosen.predicted_s:
+            best = weighed
+        if weighed.staged_s < soonest.staged_s:
+            soonest = weighed
+    if best.chosen.predicted_s >= (1 - LEAST_GAIN) * first.chosen.predicted_s:
+        best = first
+    if staged and soonest.num_stages > 1 and soonest.staged_s < (1 - LEAST_GAIN) * best.chosen.predicted_s:
+        in_stages = _in_stages(soonest, counts, resident, costs)
+        if in_stages.predicted_s < (1 - LEAST_GAIN) * best.chosen.predicted_s:
+            return in_stages
+    return best.chosen
+
+
+class _Weighed(NamedTuple):
+    """A candidate.
+
+    Attributes:
+        chosen: what would be chosen, without stages of experts.
+        loads: what the ranks do.
+        sources: what they fetch.
+        exchange_s: what its exchange takes one way.
+        num_stages: how many stages of experts may pay; 1: none.
+        staged_s: what it takes in these, if products and exchange overlap as well as they can.
+    """
+
+    chosen: Chosen
+    loads: Loads
+    sources: Sources
+    exchange_s: float
+    num_stages: int
+    staged_s: float
 
 
 @compiled
 def _weighed(
-    shares: IntArray,
-    loads: Loads,
-    sources: Sources,
-    counts: IntArray,
-    resident: BoolArray,
-    costs: Costs,
-    overlap: bool,
-    staged: bool,
-    at_home: bool,
-) -> Chosen:
-    """Return shares with their time, exchanged in the way that is fastest."""
+    shares: IntArray, loads: Loads, sources: Sources, counts: IntArray, costs: Costs, overlap: bool, at_home: bool
+) -> _Weighed:
+    """Return shares with their time."""
     one_way_s = exchange_s(counts, shares, loads, costs)
-    predicted_s, overlapped_s = layer_s(loads, sources, one_way_s, costs)
-    overlapped, stages = overlap and overlapped_s < (1 - LEAST_GAIN) * predicted_s, no_stages()
-    if overlapped:
-        predicted_s = overlapped_s
-    if staged:
-        for number in numbers_of_stages(loads, one_way_s, costs):
-            divided = divide(shares, resident, number)
-            divided_s = staged_s(counts, shares, divided, number, loads, sources, one_way_s, costs)
-            if divided_s < (1 - LEAST_GAIN) * predicted_s:
-                predicted_s, stages, overlapped = divided_s, divided, False
-    return Chosen(
-        shares, sources.from_peer, sources.senders, overlapped, stages, predicted_s, at_home, int(costs.node_ranks)
+    plain_s, overlapped_s = layer_s(loads, sources, one_way_s, costs)
+    overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
+    predicted_s = overlapped_s if overlapped else plain_s
+    chosen = Chosen(
+        shares, sources.from_peer, sources.senders, overlapped, no_stages(), predicted_s, at_home, int(costs.node_ranks)
     )
+    num_stages, gain_s = best_stages(loads, one_way_s, costs)
+    return _Weighed(chosen, loads, sources, one_way_s, num_stages, plain_s - gain_s)
+
+
+@compiled
+def _in_stages(weighed: _Weighed, counts: IntArray, resident: BoolArray, costs: Costs) -> Chosen:
+    """Return what would be chosen in stages, with the time of that."""
+    chosen, number = weighed.chosen, weighed.num_stages
+    stages = divide(chosen.shares, resident, number)
+    predicted_s = staged_s(
+        counts, chosen.shares, stages, number, weighed.loads, weighed.sources, weighed.exchange_s, costs
+    )
+    return Chosen(
+        chosen.shares, chosen.from_peer, chosen.senders, False, stages, predicted_s, chosen.at_home, chosen.node_ranks
+    )
+
+
+@compiled
+def _numbers_spread(
+    hottest: IntArray,
+    counts: IntArray,
+    held: IntArray,
+    home: IntArray,
+    resident: BoolArray,
+    free: IntArray,
+    costs: Costs,
+) -> IntArray:
+    """Return int64, of how many of the hottest experts it is tried to bring them to all ranks, none first.
+
+    Args:
+        hottest: int64, the candidates in order.
+        counts: int64 ``[world_size, num_experts]``.
+        held: int64 ``[world_size, num_experts]``, shares without that.
+        home: int64 ``[num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+        free: int64 ``[world_size]``, slots that hold no resident.
+        costs: the machine's.
+    """
+    num_spread = _num_spread(hottest, counts, held, home, resident, free, costs)
+    # Experts beyond the slots take turns in them: fewer may be faster then.
+    fits = min(num_spread, int((free + num_held(resident)).min()))
+    num_tried = 1 if num_spread == 0 else (2 if fits == num_spread or len(counts) > MOST_AT_ONCE else 4)
+    return np.array([0, num_spread, fits, num_spread // 4])[:num_tried]
 
 
 @compiled

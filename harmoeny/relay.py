@@ -74,7 +74,9 @@ def enqueue(src: int, dst: int, since_s: float, node: IntArray, queues: Queues, 
 def choose_sender(
     dst: int,
     having: IntArray,
+    num_having: int,
     heads: IntArray,
+    num_heads: int,
     since_s: FloatArray,
     node: IntArray,
     queues: Queues,
@@ -85,23 +87,34 @@ def choose_sender(
 
     Args:
         dst: the receiver.
-        having: int64, the ranks that have or get it: its home, then others in ascending order, all before ``dst``.
-        heads: int64, the first of them on every node.
+        having: int64, first the ranks that have or get it: its home, then others in ascending order, before ``dst``.
+        num_having: how many these are.
+        heads: int64, likewise the first of them on every node.
+        num_heads: how many these are.
         since_s: float64 ``[world_size]``, when each of these has it.
         node: int64 ``[world_size]``, ascending.
         queues: of the links.
         costs: the machine's.
         links: between its ranks.
     """
-    first = len(having)
+    first, home = num_having, having[0]
     while first > 1 and node[having[first - 1]] == node[dst]:
         first -= 1
-    near = having[first:] if node[having[0]] != node[dst] else np.append(having[first:], having[0])
     best, best_s = NOBODY, np.inf
-    for src in near if len(near) > 0 else heads:
+    for place in range(first, num_having):
+        src = having[place]
         end_s = arrival_s(src, dst, since_s[src], node, queues, costs, links)
         if end_s < best_s:
             best, best_s = src, end_s
+    if node[home] == node[dst]:
+        if arrival_s(home, dst, since_s[home], node, queues, costs, links) < best_s:
+            best = home
+    elif first == num_having:
+        for place in range(num_heads):
+            src = heads[place]
+            end_s = arrival_s(src, dst, since_s[src], node, queues, costs, links)
+            if end_s < best_s:
+                best, best_s = src, end_s
     return best
 
 

@@ -102,29 +102,34 @@ def _positions(load: IntArray, keeps_last: bool) -> IntArray:
 
 
 @compiled
-def numbers_of_stages(loads: Loads, exchange_s: float, costs: Costs) -> IntArray:
-    """Return int64, how many stages may pay, ascending: those beside ``sqrt(C / k)``; none where nothing does.
+def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, float]:
+    """Return how many stages gain most, and how many seconds these gain at best.
 
-    ``C`` is what could overlap at best, the products of the slowest rank or all exchanges, and ``k`` what one more
-    stage costs: N stages gain ``C (N - 1) / N - k (N - 1)``. Nothing pays where the latency of an exchange is not
-    known.
+    N stages gain ``C (N - 1) / N - k (N - 1)``, which is most beside ``N = sqrt(C / k)``. ``C`` is what could overlap,
+    the products of the slowest rank or all exchanges, and ``k`` what one more stage costs. Where the latency of an
+    exchange is not known, there is one stage.
+
+    Source: EPS-MoE, arXiv 2410.12247; one stage costs nothing here.
 
     Args:
         loads: what the ranks do.
         exchange_s: what the exchange takes one way.
         costs: the machine's.
     """
-    none = np.empty(0, dtype=np.int64)
     stage_s = 2 * costs.exchange_latency_s + (costs.launch_s if costs.grouped > 0 else 0.0)
     overlapped_s = 0.0
     for rank in range(len(loads.sent)):
         overlapped_s = max(overlapped_s, work_s(loads.work, rank, costs))
     overlapped_s = min(overlapped_s, 2 * (exchange_s - costs.exchange_latency_s))
+    best, best_gain_s = 1, 0.0
     if costs.exchange_latency_s <= 0 or overlapped_s <= 2 * stage_s:
-        return none
-    optimum = min(np.sqrt(overlapped_s / stage_s), float(MOST_STAGES))
-    least, most = max(int(np.floor(optimum)), 2), max(int(np.ceil(optimum)), 2)
-    return np.array([least]) if least == most else np.array([least, most])
+        return best, best_gain_s
+    least = int(np.sqrt(overlapped_s / stage_s))
+    for number in (least, least + 1):
+        gain_s = (overlapped_s / number - stage_s) * (number - 1)
+        if gain_s > best_gain_s and number <= MOST_STAGES:
+            best, best_gain_s = number, gain_s
+    return best, best_gain_s
 
 
 @compiled

@@ -191,7 +191,7 @@ class HarMoEny(Policy):
         _, costs = self._costs()
         room, resident, small = self._as_if_there(placement)
         tokens, fetch, from_peer, senders, overlapped, stages, predicted_s = plan_by_time(
-            counts, placement.home, resident, room, costs, self._links, self.overlap, self._staged, self.spread
+            counts, placement.home, resident, room, costs, self._links, self.overlap, self._staged(small), self.spread
         )
         groups = [range(len(counts))] if overlapped else None
         if not small:
@@ -216,16 +216,15 @@ class HarMoEny(Policy):
             ValueError: a cost was neither set nor calibrated.
         """
         costs, _ = self._costs()
-        room, resident, _ = self._as_if_there(placement)
+        room, resident, small = self._as_if_there(placement)
         chosen: Chosen = choose_shares(
-            counts, placement.home, resident, room, costs, self._links, self.overlap, self._staged, self.spread
+            counts, placement.home, resident, room, costs, self._links, self.overlap, self._staged(small), self.spread
         )
         return chosen
 
-    @property
-    def _staged(self) -> bool:
-        """Whether plans may have stages of experts where these are predicted to pay."""
-        return self.overlap and self.num_stages is None and not self.caches
+    def _staged(self, small: bool) -> bool:
+        """Whether plans may have stages of experts, which ranks that hold less than their homes execute together."""
+        return self.overlap and self.num_stages is None and not small
 
     def _as_if_there(self, placement: Placement) -> tuple[int, BoolArray, bool]:
         """Return a rank's room and what it holds, and whether a rank holds less than what is at home there.

@@ -161,7 +161,7 @@ def choose_sources(
             sender = source
             if relays and source != rank:
                 sender = choose_sender(
-                    rank, having[:num_having], heads[:num_heads], since_s, node, queues, costs, links
+                    rank, having, num_having, heads, num_heads, since_s, node, queues, costs, links
                 )
                 peer_s = costs.exchange_latency_s + arrival_s(sender, rank, since_s[sender], node, queues, costs, links)
             arrived = received[0, rank] + received[1, rank]
