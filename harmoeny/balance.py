@@ -155,15 +155,19 @@ def choose_shares(
     numbers = np.empty(0, dtype=np.int64)
     hottest = _hottest(counts, most_spread)
     if evens > 0 or most_spread > 0:
-        numbers = _numbers_spread(hottest, counts, held, home, resident, free, costs)[0 if evens else 1 :]
+        numbers = _numbers_spread(hottest, counts, held, home, resident, free, costs)
+        numbers = numbers if evens else numbers[:-1]
     for number in numbers:
         shares = held.copy()
         for i in range(number):
             for rank in range(world_size):
                 shares[rank, hottest[i]] = counts[rank, hottest[i]]
         level_any(shares, counts, resident, free, costs)
-        sources = choose_sources(counts, shares, home, resident, free, costs, links)
         loads = loads_of_shares(counts, shares, costs)
+        at_best = _weighed(shares, loads, first.sources, counts, costs, overlap, False)
+        if at_best.chosen.predicted_s >= best.chosen.predicted_s and at_best.staged_s >= soonest.staged_s:
+            continue  # even if nothing had to be fetched for it
+        sources = choose_sources(counts, shares, home, resident, free, costs, links)
         weighed = _weighed(shares, loads, sources, counts, costs, overlap, False)
         if weighed.chosen.predicted_s < best.chosen.predicted_s:
             best = weighed
@@ -237,7 +241,7 @@ def _numbers_spread(
     free: IntArray,
     costs: Costs,
 ) -> IntArray:
-    """Return int64, of how many of the hottest experts it is tried to bring them to all ranks, none first.
+    """Return int64, of how many of the hottest experts it is tried to bring them to all ranks, none last.
 
     Args:
         hottest: int64, the candidates in order.
@@ -251,8 +255,11 @@ def _numbers_spread(
     num_spread = _num_spread(hottest, counts, held, home, resident, free, costs)
     # Experts beyond the slots take turns in them: fewer may be faster then.
     fits = min(num_spread, int((free + num_held(resident)).min()))
-    num_tried = 1 if num_spread == 0 else (2 if fits == num_spread or len(counts) > MOST_AT_ONCE else 4)
-    return np.array([0, num_spread, fits, num_spread // 4])[:num_tried]
+    if num_spread == 0:
+        return np.array([0])
+    if fits == num_spread or len(counts) > MOST_AT_ONCE:
+        return np.array([num_spread, 0])
+    return np.array([num_spread, fits, num_spread // 4, 0])
 
 
 @compiled

@@ -38,6 +38,14 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     return cast(Callable[P, R], dispatcher)
 
 
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a small function into those that call it.
+
+    A call counts a reference to every array that it hands over, which may take longer than what is called.
+    """
+    return cast(Callable[P, R], numba.njit(nogil=True, inline="always")(function))
+
+
 class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]  # numba ships no types
     """Numba's index and data files with a digest at their ends, and a name for every source and signature.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from harmoeny.compiled import compiled
+from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray
 
@@ -131,7 +131,7 @@ def fetches_s(number: int, costs: Costs) -> float:
     return float(min(host_s, costs.exchange_latency_s + max(float(number), costs.pair_share) * expert_s))
 
 
-@compiled
+@inlined
 def add_slice(work: FloatArray, rank: int, num_tokens: int, times: int, costs: Costs) -> None:
     """Add a slice of so many assignments to a rank's work, or take it away; none are no slice.
 
@@ -152,7 +152,7 @@ def add_slice(work: FloatArray, rank: int, num_tokens: int, times: int, costs: C
     work[ALONE_S, rank] += times * (costs.launch_s + max(tokens_s, costs.weights_s))
 
 
-@compiled
+@inlined
 def work_s(work: FloatArray, rank: int, costs: Costs) -> float:
     """Return how long a rank computes, in seconds: slice after slice, or all at once where they are grouped."""
     if costs.grouped == 0:
@@ -162,7 +162,7 @@ def work_s(work: FloatArray, rank: int, costs: Costs) -> float:
     return float(costs.launch_s + max(work[TOKENS_S, rank], work[SLICES, rank] * costs.weights_s))
 
 
-@compiled
+@inlined
 def rest_s(work: FloatArray, part: FloatArray, rank: int, costs: Costs) -> float:
     """Return how long a rank computes what is left of its work without a part of it."""
     if costs.grouped == 0:

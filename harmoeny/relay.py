@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harmoeny.compiled import compiled
+from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import Links
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, FloatArray
@@ -38,7 +38,7 @@ def idle_queues(world_size: int, links: Links) -> Queues:
     return Queues(np.zeros((2, world_size)), np.zeros((2, world_size)), np.zeros(num_links))
 
 
-@compiled
+@inlined
 def arrival_s(src: int, dst: int, since_s: float, node: IntArray, queues: Queues, costs: Costs, links: Links) -> float:
     """Return when an expert that ``src`` has since then would be at ``dst``, behind what is queued already."""
     if len(queues.link_s) > 0:
@@ -55,7 +55,7 @@ def arrival_s(src: int, dst: int, since_s: float, node: IntArray, queues: Queues
     return float(max(begin_s + expert_s, since_s + costs.pair_share * expert_s))
 
 
-@compiled
+@inlined
 def enqueue(src: int, dst: int, since_s: float, node: IntArray, queues: Queues, costs: Costs, links: Links) -> float:
     """Queue an expert and return when it is there; arguments as of :func:`arrival_s`."""
     end_s = arrival_s(src, dst, since_s, node, queues, costs, links)
@@ -70,7 +70,7 @@ def enqueue(src: int, dst: int, since_s: float, node: IntArray, queues: Queues, 
     return end_s
 
 
-@compiled
+@inlined
 def choose_sender(
     dst: int,
     having: IntArray,

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from harmoeny.compiled import compiled
+from harmoeny.compiled import compiled, inlined
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import Plan
 from harmoeny.predict import SLICES, Costs, FloatArray, Loads, Sources, add_slice, rest_s, work_s
@@ -57,9 +57,11 @@ def divide(shares: IntArray, resident: BoolArray, num_stages: int) -> IntArray:
     """
     world_size, num_experts = shares.shape
     stages, last = np.zeros((num_experts, world_size), dtype=np.int64), num_stages - 1
-    experts, bins = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
+    load, position = np.empty(num_stages, dtype=np.int64), np.empty(num_stages, dtype=np.int64)
+    experts, groups = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
-        load, has_fetched, number = np.zeros(num_stages, dtype=np.int64), False, 0
+        load[:] = 0
+        has_fetched, number = False, 0
         for expert in range(num_experts):
             rows = shares[rank, expert]
             if rows == 0:
@@ -75,30 +77,42 @@ def divide(shares: IntArray, resident: BoolArray, num_stages: int) -> IntArray:
             experts[place] = expert
             number += 1
         for i in range(number):
-            bins[i] = load.argmin()
-            load[bins[i]] += shares[rank, experts[i]]
-        position = _positions(load, has_fetched)
+            groups[i] = _least(load)
+            load[groups[i]] += shares[rank, experts[i]]
+        _order(load, has_fetched, position)
         for i in range(number):
-            stages[experts[i], rank] = position[bins[i]]
+            stages[experts[i], rank] = position[groups[i]]
     return stages
 
 
-@compiled
-def _positions(load: IntArray, keeps_last: bool) -> IntArray:
-    """Return int64 ``[num_stages]``, which stage every group becomes, by the loads of the groups.
+@inlined
+def _least(load: IntArray) -> int:
+    """Return the first of the groups with least assignments; numpy's own takes longer to call."""
+    least = 0
+    for group in range(1, len(load)):
+        if load[group] < load[least]:
+            least = group
+    return least
+
+
+@inlined
+def _order(load: IntArray, keeps_last: bool, position: IntArray) -> None:
+    """Say which stage every group becomes: the smallest the last one, the others in ascending order.
 
     Args:
         load: int64 ``[num_stages]``, assignments of every group.
         keeps_last: the last group has to be the last stage.
+        position: int64 ``[num_stages]``; updated.
     """
     last = len(load) - 1
-    position, place = np.full(len(load), last, dtype=np.int64), 0
-    smallest = last if keeps_last else int(load.argmin())
-    for group in np.argsort(load, kind="mergesort"):
-        if group != smallest:
-            position[group] = place
-            place += 1
-    return position
+    behind = last if keeps_last else _least(load)
+    for group in range(last + 1):
+        position[group] = last
+        if group != behind:
+            position[group] = 0
+            for other in range(last + 1):
+                smaller = load[other] < load[group] or (load[other] == load[group] and other < group)
+                position[group] += smaller and other != behind
 
 
 @compiled
@@ -160,21 +174,15 @@ def staged_s(
         costs: the machine's.
     """
     world_size = len(counts)
+    executed, work = _stage_work(shares, stages, num_stages, costs)
     rows = _stage_rows(counts, shares, stages, num_stages)
-    work, executed = np.zeros((num_stages, 3, world_size)), np.zeros((num_stages, world_size), dtype=np.int64)
-    for rank in range(world_size):
-        for expert in range(counts.shape[1]):
-            if shares[rank, expert] > 0:
-                stage = stages[expert, rank]
-                executed[stage, rank] += shares[rank, expert]
-                add_slice(work[stage], rank, shares[rank, expert], 1, costs)
     # All that an exchange takes beside its latency goes by the rows of the busiest rank.
     row_s = (exchange_s - costs.exchange_latency_s) / max(loads.sent.max(), loads.received.max(), 1)
     gather_s = loads.routed.max() * costs.copy_token_s
     wire_s, arrived_s = np.empty(num_stages), np.empty(num_stages)
     now_s = gather_s
     for stage in range(num_stages):
-        wire_s[stage] = costs.exchange_latency_s + rows[:, stage].max() * row_s
+        wire_s[stage] = costs.exchange_latency_s + rows[stage] * row_s
         now_s += wire_s[stage]
         arrived_s[stage] = now_s
     end_s = np.zeros(num_stages)
@@ -193,6 +201,21 @@ def staged_s(
 
 
 @compiled
+def _stage_work(shares: IntArray, stages: IntArray, num_stages: int, costs: Costs) -> tuple[IntArray, FloatArray]:
+    """Return int64 ``[num_stages, world_size]`` assignments, and float64 ``[num_stages, 3, world_size]`` their work."""
+    world_size, num_experts = shares.shape
+    executed, work = np.zeros((num_stages, world_size), dtype=np.int64), np.zeros((num_stages, 3, world_size))
+    for rank in range(world_size):
+        for expert in range(num_experts):
+            share = shares[rank, expert]
+            if share > 0:
+                stage = stages[expert, rank]
+                executed[stage, rank] += share
+                add_slice(work[stage], rank, share, 1, costs)
+    return executed, work
+
+
+@inlined
 def _with_fetched_s(begin_s: float, work: FloatArray, sources: Sources, rank: int, costs: Costs) -> float:
     """Return when a rank has computed a stage that has all of its fetched experts; ``work`` is the stage's."""
     ready_s = sources.ready_s[rank]
@@ -206,32 +229,35 @@ def _with_fetched_s(begin_s: float, work: FloatArray, sources: Sources, rank: in
 
 @compiled
 def _stage_rows(counts: IntArray, shares: IntArray, stages: IntArray, num_stages: int) -> FloatArray:
-    """Return float64 ``[2, num_stages, world_size]``, the rows that ranks send and receive at every stage.
+    """Return float64 ``[num_stages]``, the most rows that a rank sends or receives at every stage.
 
     What is sent is exact where all ranks that get rows of an expert execute it at one stage; else it is in proportion.
     """
     world_size, num_experts = counts.shape
-    rows, share = np.zeros((2, num_stages, world_size)), np.zeros(num_stages)
-    for expert in range(num_experts):
-        total, only = 0, -1
-        share[:] = 0.0
-        for rank in range(world_size):
+    sent, received = np.zeros((num_stages, world_size)), np.zeros((num_stages, world_size))
+    arriving, only = np.zeros((num_experts, num_stages)), np.full(num_experts, -1, dtype=np.int64)
+    total = np.zeros(num_experts)
+    for rank in range(world_size):
+        for expert in range(num_experts):
             more = shares[rank, expert] - counts[rank, expert]
             if more > 0:
                 stage = stages[expert, rank]
-                rows[1, stage, rank] += more
-                share[stage] += more
-                only = stage if total == 0 or only == stage else -1
-                total += more
-        if total == 0:
-            continue
-        for rank in range(world_size):
+                received[stage, rank] += more
+                arriving[expert, stage] += more
+                total[expert] += more
+                only[expert] = stage
+    for rank in range(world_size):
+        for expert in range(num_experts):
             less = counts[rank, expert] - shares[rank, expert]
             if less <= 0:
                 continue
-            if only >= 0:
-                rows[0, only, rank] += less
+            if arriving[expert, only[expert]] == total[expert]:
+                sent[only[expert], rank] += less
             else:
                 for stage in range(num_stages):
-                    rows[0, stage, rank] += less * share[stage] / total
+                    sent[stage, rank] += less * arriving[expert, stage] / total[expert]
+    rows = np.zeros(num_stages)
+    for stage in range(num_stages):
+        for rank in range(world_size):
+            rows[stage] = max(rows[stage], sent[stage, rank], received[stage, rank])
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harmoeny.compiled import compiled
+from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import Links
 from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
@@ -79,7 +79,7 @@ def _add_rows(rows: IntArray, counts: IntArray, shares: IntArray) -> None:
                 rows[1, 1, rank] += -more - inside
 
 
-@compiled
+@inlined
 def _way_s(busy_s: FloatArray, links: Links, src: int, dst: int, times: float) -> float:
     """Return how long the busiest link from rank to rank is busy, with one more expert or, ``times`` = 0, without."""
     slowest_s = 0.0
@@ -90,7 +90,7 @@ def _way_s(busy_s: FloatArray, links: Links, src: int, dst: int, times: float) -
     return slowest_s
 
 
-@compiled
+@inlined
 def _add_way(busy_s: FloatArray, links: Links, src: int, dst: int) -> None:
     """Send one more expert from rank to rank; ``busy_s``: float64 ``[num_links]``, updated."""
     for i in range(links.on_way.shape[2]):
@@ -160,9 +160,7 @@ def choose_sources(
                 peer_s = costs.exchange_latency_s + _way_s(link_busy_s, links, source, rank, 1.0)
             sender = source
             if relays and source != rank:
-                sender = choose_sender(
-                    rank, having, num_having, heads, num_heads, since_s, node, queues, costs, links
-                )
+                sender = choose_sender(rank, having, num_having, heads, num_heads, since_s, node, queues, costs, links)
                 peer_s = costs.exchange_latency_s + arrival_s(sender, rank, since_s[sender], node, queues, costs, links)
             arrived = received[0, rank] + received[1, rank]
             copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - free_slots[rank], 0)
