@@ -138,10 +138,10 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     best, best_gain_s = 1, 0.0
     if costs.exchange_latency_s <= 0 or overlapped_s <= 2 * stage_s:
         return best, best_gain_s
-    least = int(np.sqrt(overlapped_s / stage_s))
+    least = int(min(np.sqrt(overlapped_s / stage_s), MOST_STAGES - 1.0))
     for number in (least, least + 1):
         gain_s = (overlapped_s / number - stage_s) * (number - 1)
-        if gain_s > best_gain_s and number <= MOST_STAGES:
+        if gain_s > best_gain_s:
             best, best_gain_s = number, gain_s
     return best, best_gain_s
 

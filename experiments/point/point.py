@@ -40,7 +40,7 @@ _UNNAMED_ROUTER = {"adapt": False, "sharpness": None, "drift": None}
 #: Options of requests of which the same is true.
 _UNNAMED_REQUESTS = {"cv": None, "output_tokens": 1, "rate_step": None, "max_rates": 10}
 #: Options of systems of which the same is true.
-_UNNAMED_SYSTEM = {"spread": True, "host": True, "ahead": True}
+_UNNAMED_SYSTEM = {"spread": True, "host": True, "ahead": True, "num_stages": 1}
 #: Options of models of which the same is true.
 _UNNAMED_MODEL = {"num_shared_experts": 0, "route_shared": False}
 #: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.

@@ -284,7 +284,7 @@ def test_flows_without_a_plan_agree_with_the_plan(counts: list[list[int]]) -> No
 
 
 def test_shares_say_what_a_plan_that_is_too_large_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng, fetches, overlaps, relays = np.random.default_rng(0), 0, 0, 0
+    rng, fetches, overlaps, staged, relays = np.random.default_rng(0), 0, 0, 0, 0
     for row_s in np.repeat([0.2, 1.0, 5.0], 20):
         cost = ExpertCost(
             1.0, 60.0, exchange_token_s=float(row_s), peer_fetch_s=30.0, exchange_latency_s=1.0, relays=True
@@ -307,9 +307,15 @@ def test_shares_say_what_a_plan_that_is_too_large_would(monkeypatch: pytest.Monk
             relays += 1
         assert chosen.predicted_s == pytest.approx(planned.predicted_s)
         fetches += int(planned.fetch.any())
-        overlaps += planned.slices is not None
+        if planned.stage_traffic is None or chosen.stage_traffic is None:
+            assert planned.stage_traffic is chosen.stage_traffic
+            overlaps += planned.slices is not None
+        else:
+            np.testing.assert_array_equal(chosen.stage_traffic, planned.stage_traffic)
+            staged += 1
     assert fetches
     assert overlaps
+    assert staged
     assert relays
 
 

@@ -14,10 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from baselines.even_split import EvenSplit
 from baselines.fastermoe import FasterMoE
+from baselines.llep import LLEP
+from baselines.static_ep import StaticEP
 from harmoeny.choices import Fetch
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
+from harmoeny.policy import Policy
+from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.exchange.comm import PeerCopies
 from tests.harmoeny.runtime.cases import RandomPlan, random_experts, random_tokens, start
 from tests.harmoeny.runtime.layer.test_engine import run_layers
@@ -61,6 +67,22 @@ def test_any_plan_is_exact(data: st.DataObject) -> None:
     kernel = data.draw(st.sampled_from(["loop", "grouped_mm"]))
     exchange = data.draw(st.sampled_from(["collective", "put"]))
     run_layers(world_size, policy, tokens, num_experts=num_experts, batches=2, kernel=kernel, exchange=exchange)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [StaticEP(num_stages=3), TokenHarMoEny(threshold=1, num_stages=2), LLEP(num_stages=4), EvenSplit(num_stages=2)],
+)
+def test_plans_of_any_system_are_exact_in_stages(policy: Policy) -> None:
+    tokens = [[random_tokens(100 * layer + rank, 40, 9, 2) for rank in range(3)] for layer in range(2)]
+    run_layers(
+        3,
+        policy.calibrated(ExpertCost(1e-6, 1e-5, exchange_token_s=1e-6)),
+        tokens,
+        num_experts=9,
+        batches=2,
+        kernel="grouped_mm",
+    )
 
 
 class GatedCommunicator(ThreadCommunicator):
