@@ -19,12 +19,12 @@ from rich.table import Table
 from experiments.registry import discover
 from experiments.routers.base import exact_counts
 from experiments.routers.kit.hot import hot_shares
+from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
 from harmoeny.runtime.device import Device
 from harmoeny.trace import RoutingTrace
 from results_schema.printing import print_anything
-from scripts.bench.planning import COST
 
 SIZES = ((2, 8), (8, 128), (64, 256))
 #: Where only the placements between batches are timed, and in fewer batches.
@@ -32,6 +32,8 @@ LARGE = (1024, 256)
 NUM_LAYERS = 6
 TOKENS_PER_RANK = 2048
 SKEW = 0.5
+#: The paper's machine: one expert of 18.9 MB at 8.3 GB/s is worth 1512 tokens.
+COST = ExpertCost(token_s=18.9e6 / 8.3e9 / 1512, fetch_s=18.9e6 / 8.3e9)
 #: A token stays in its group of experts from one layer to the next with this probability.
 AFFINITY = 0.6
 _NUM_BATCHES = 40

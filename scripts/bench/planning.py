@@ -42,13 +42,18 @@ PUBLISHED = {
 SKEWS = (0.0, 0.5, 0.9)
 NUM_HOT = 4
 TOKENS_PER_RANK = 16_384
-#: The paper's machine: one expert of 18.9 MB at 8.3 GB/s is worth 1512 tokens.
-COST = ExpertCost(token_s=18.9e6 / 8.3e9 / 1512, fetch_s=18.9e6 / 8.3e9)
-#: Nodes of 8 GPUs, for ranks whose plan has no room in memory: an expert of DeepSeek-V3 on `hgx_h200_x8_nodes`.
+#: Ranks of a node, up to which :data:`NODE_COST` is taken.
+NODE_RANKS = 8
+#: One node of 8 GPUs: an expert of Qwen3-30B-A3B on `dgx_h100`, where tokens, weights and stages may all pay.
+NODE_COST = ExpertCost(
+    token_s=3.5e-8, fetch_s=1.85e-4, exchange_token_s=1.3e-8, peer_fetch_s=5e-5, launch_s=5.9e-5, weights_s=4.6e-6,
+    exchange_latency_s=2e-5, copy_token_s=4e-9, tile_tokens=128, grouped=True, relays=True,
+)  # fmt: skip
+#: Nodes of 8 GPUs: an expert of DeepSeek-V3 on `hgx_h200_x8_nodes`.
 NODES_COST = ExpertCost(
     token_s=1.78e-7, fetch_s=1.65e-3, exchange_token_s=4.07e-7, peer_fetch_s=2.53e-3, launch_s=5.9e-5,
     weights_s=3e-5, exchange_latency_s=3e-5, copy_token_s=9.8e-9, tile_tokens=128, grouped=True, node_ranks=8,
-    inside_share=0.112, network_share=1.007,
+    inside_share=0.112, network_share=1.007, relays=True,
 )  # fmt: skip
 
 _WARM_UP = 3  # the first one compiles
@@ -83,7 +88,7 @@ def time_policy(cls: type[Policy], world_size: int, num_experts: int, skew: floa
     counts = np.stack(
         [exact_counts(shares, TOKENS_PER_RANK, 1, np.random.default_rng(rank)) for rank in range(world_size)]
     )
-    policy = ready_policy(cls, shares, world_size, COST if plan_fits(counts) else NODES_COST)
+    policy = ready_policy(cls, shares, world_size)
     samples_us = sample_plans_us(policy, counts)
     return Timing(
         policy=cls.name,
@@ -103,9 +108,9 @@ def has_room(world_size: int, num_experts: int) -> bool:
     return plan_fits(np.broadcast_to(np.int64(0), (world_size, num_experts)))
 
 
-def ready_policy(cls: type[Policy], shares: FloatArray, world_size: int, cost: ExpertCost = COST) -> Policy:
+def ready_policy(cls: type[Policy], shares: FloatArray, world_size: int) -> Policy:
     """Return a policy with its defaults, calibrated and fitted (``shares``: float64 ``[num_experts]``)."""
-    policy = cls().calibrated(cost)
+    policy = cls().calibrated(NODE_COST if world_size <= NODE_RANKS else NODES_COST)
     if not policy.calibration_batches:
         return policy
     request = RoutingRequest(
