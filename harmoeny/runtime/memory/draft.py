@@ -65,7 +65,7 @@ def draft_schedule(
     while hits or misses:
         if misses and fetch is None:
             fetch = draft.next_fetch(misses[0].expert_id)
-        if fetch is None or (hits and draft.resident_first(fetch, work_order)):
+        if fetch is None or (hits and draft.resident_first(hits[0], misses[0], fetch, work_order)):
             draft.add_resident(hits.popleft())
         else:
             draft.add_fetched(misses.popleft(), fetch)
@@ -160,11 +160,11 @@ class _Draft:
         """Return whether an expert that lies in a slot, before the layer's ``home``, would be copied there again."""
         return content == home != EMPTY if self._wanted is None else content in self._wanted
 
-    def resident_first(self, fetch: _Fetch, work_order: str) -> bool:
-        """Return whether a resident is executed before the expert that is fetched next."""
+    def resident_first(self, resident: Slice, fetched: Slice, fetch: _Fetch, work_order: str) -> bool:
+        """Return whether a resident's slice is executed before the one whose expert is fetched next."""
         if work_order == WorkOrder.PAPER:
             return len(self._drafted) < PAPER_LEAD
-        return fetch.ready_s > self._compute_s
+        return resident.stage < fetched.stage or fetch.ready_s > self._compute_s
 
     def add_resident(self, part: Slice) -> None:
         """Append a resident's slice."""
