@@ -383,7 +383,10 @@ def _num_spread(
                 in_turn = min(in_turn, fetches.max() - 1 + np.ceil(np.log2(world_size)))
             peer_s = in_turn * expert_s
             link_s = peer_s * link_s / (peer_s + link_s)
-        net_s = saved_s - max(0.0, max(link_s, restores * costs.fetch_s) - (even_s - saved_s))
+        late_s = max(link_s, restores * costs.fetch_s) - (even_s - saved_s)
+        net_s = saved_s - max(0.0, late_s)
         if net_s > best_saved_s:
             best, best_saved_s = number + 1, net_s
+        if late_s > 0:
+            break  # with more of them weights are there later still
     return best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harmoeny.compiled import compiled
+from harmoeny.compiled import compiled, inlined
 from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, FloatArray, add_slice, fetches_s, loads_of_shares, work_s
@@ -18,7 +18,8 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
     """Let the slowest rank give of its largest expert to whoever is ready first with it, as long as that helps.
 
     A rank's time is that of its slices and of the rows that it sends or receives, there and back. The shares of the
-    fastest prefix of the moves are kept, as the first moves of several equally slow ranks do not help by themselves.
+    fastest prefix of the moves are kept, as the first moves of several equally slow ranks do not help by themselves: as
+    many as there are ranks may help nothing.
 
     Args:
         shares: int64 ``[world_size, num_experts]``; updated.
@@ -53,7 +54,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
         end_s = max(exchange_s + max(exchange_s + computed_s, fetched_s), restored_s)
         if end_s < fastest_s * (1 - _LEAST_MOVE):
             fastest_s, num_kept = end_s, num_moves
-        if num_moves == most_moves:
+        if num_moves == most_moves or num_moves - num_kept > world_size:
             break
         giver = int(busy_s.argmax())
         expert = int(shares[giver].argmax())
@@ -77,7 +78,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
         shares[receiver, expert] -= amount
 
 
-@compiled
+@inlined
 def _receiver(
     giver: int,
     expert: int,

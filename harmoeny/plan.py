@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harmoeny.compiled import compiled
+from harmoeny.compiled import compiled, inlined
 from harmoeny.placement import BoolArray, IntArray, Placement
 
 
@@ -255,8 +255,30 @@ def tokens_of_shares(counts: IntArray, shares: IntArray, node_ranks: int = 0) ->
     tokens = np.zeros((world_size, num_experts, world_size), dtype=np.int64)
     columns = np.arange(world_size)
     for expert in range(num_experts):
-        deal(tokens[:, expert], columns, counts[:, expert], shares[expert], node_ranks)
+        taker = only_taker(shares, expert)
+        if taker < 0:
+            deal(tokens[:, expert], columns, counts[:, expert], shares[expert], node_ranks)
+            continue
+        for src in range(world_size):  # as for most experts: without a view of anything
+            tokens[src, expert, taker] = counts[src, expert]
     return tokens
+
+
+@inlined
+def only_taker(shares: IntArray, expert: int) -> int:
+    """Return who executes all assignments of an expert, -1 where several ranks do; 0 where nobody has any.
+
+    Args:
+        shares: int64 ``[num_experts, world_size]``, assignments that every rank executes.
+        expert: the expert.
+    """
+    taker = 0
+    for rank in range(shares.shape[1]):
+        if shares[expert, rank] > 0:
+            if taker > 0 or (taker == 0 and rank > 0 and shares[expert, 0] > 0):
+                return -1
+            taker = rank
+    return taker
 
 
 @compiled

@@ -59,6 +59,13 @@ def arrival_s(src: int, dst: int, since_s: float, node: IntArray, queues: Queues
 def enqueue(src: int, dst: int, since_s: float, node: IntArray, queues: Queues, costs: Costs, links: Links) -> float:
     """Queue an expert and return when it is there; arguments as of :func:`arrival_s`."""
     end_s = arrival_s(src, dst, since_s, node, queues, costs, links)
+    occupy(src, dst, since_s, end_s, node, queues, links)
+    return end_s
+
+
+@inlined
+def occupy(src: int, dst: int, since_s: float, end_s: float, node: IntArray, queues: Queues, links: Links) -> None:
+    """Keep links busy with an expert that will be there at ``end_s``; arguments as of :func:`arrival_s`."""
     if len(queues.link_s) > 0:
         for i in range(links.on_way.shape[2]):
             link = links.on_way[src, dst, i]
@@ -67,7 +74,6 @@ def enqueue(src: int, dst: int, since_s: float, node: IntArray, queues: Queues, 
     else:
         kind = int(node[src] != node[dst])
         queues.sending_s[kind, src] = queues.receiving_s[kind, dst] = end_s
-    return end_s
 
 
 @inlined
@@ -82,8 +88,8 @@ def choose_sender(
     queues: Queues,
     costs: Costs,
     links: Links,
-) -> int:
-    """Return who brings an expert to a rank soonest: of its own node if anybody there has it, else the first of a node.
+) -> tuple[int, float]:
+    """Return who brings an expert to a rank soonest, and when: of its own node if anybody there has it, else its head.
 
     Args:
         dst: the receiver.
@@ -107,15 +113,16 @@ def choose_sender(
         if end_s < best_s:
             best, best_s = src, end_s
     if node[home] == node[dst]:
-        if arrival_s(home, dst, since_s[home], node, queues, costs, links) < best_s:
-            best = home
+        end_s = arrival_s(home, dst, since_s[home], node, queues, costs, links)
+        if end_s < best_s:
+            best, best_s = home, end_s
     elif first == num_having:
         for place in range(num_heads):
             src = heads[place]
             end_s = arrival_s(src, dst, since_s[src], node, queues, costs, links)
             if end_s < best_s:
                 best, best_s = src, end_s
-    return best
+    return best, best_s
 
 
 @compiled

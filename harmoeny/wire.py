@@ -9,7 +9,7 @@ from harmoeny.cost import Links
 from harmoeny.held import num_held
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, no_senders, rows_s
-from harmoeny.relay import MOST_RANKS, NOBODY, arrival_s, choose_sender, enqueue, idle_queues, relayed_s
+from harmoeny.relay import MOST_RANKS, NOBODY, choose_sender, idle_queues, occupy
 
 
 @compiled
@@ -135,7 +135,7 @@ def choose_sources(
     from_host = np.zeros(world_size, dtype=np.int64)
     relays, handed_on = costs.relays > 0 and world_size <= MOST_RANKS, False
     senders = np.full((num_experts, world_size), NOBODY) if relays else no_senders()
-    queues, since_s = idle_queues(world_size, links), np.zeros(world_size)
+    queues, since_s, arrived_s = idle_queues(world_size, links), np.zeros(world_size), np.zeros(world_size)
     having, heads = np.empty((2, world_size), dtype=np.int64)
     room = free_slots.copy()  # for fetches, before any resident is executed
     slots = free_slots + num_held(resident)
@@ -158,10 +158,12 @@ def choose_sources(
             peer_s = costs.exchange_latency_s + in_turn * expert_s[kind]
             if linked:
                 peer_s = costs.exchange_latency_s + _way_s(link_busy_s, links, source, rank, 1.0)
-            sender = source
+            sender, end_s = source, 0.0
             if relays and source != rank:
-                sender = choose_sender(rank, having, num_having, heads, num_heads, since_s, node, queues, costs, links)
-                peer_s = costs.exchange_latency_s + arrival_s(sender, rank, since_s[sender], node, queues, costs, links)
+                sender, end_s = choose_sender(
+                    rank, having, num_having, heads, num_heads, since_s, node, queues, costs, links
+                )
+                peer_s = costs.exchange_latency_s + end_s
             arrived = received[0, rank] + received[1, rank]
             copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - free_slots[rank], 0)
             full = from_host[rank] >= slots[rank]  # weights from peers have memory of their own until a slot is free
@@ -170,8 +172,9 @@ def choose_sources(
                 if relays:
                     senders[expert, rank] = sender
                     handed_on |= sender != source
-                    enqueue(sender, rank, since_s[sender], node, queues, costs, links)
+                    occupy(sender, rank, since_s[sender], end_s, node, queues, links)
                     since_s[rank] = peer_s
+                    arrived_s[rank] = max(arrived_s[rank], peer_s)
                     if node[rank] != node[source] and (num_having == 1 or node[rank] != node[having[num_having - 1]]):
                         heads[num_heads] = rank
                         num_heads += 1
@@ -183,9 +186,7 @@ def choose_sources(
                     _add_way(link_busy_s, links, source, rank)
             else:
                 from_host[rank] += 1
-    if handed_on:
-        arrived_s = relayed_s(senders, home, node, costs, links)
-    else:
+    if not handed_on:
         senders, arrived_s = no_senders(), arrivals_s(from_peer, home, costs, links)
     ready_s, host_link_s, turns = np.zeros(world_size), np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
     for rank in range(world_size):
