@@ -42,11 +42,12 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
     num_moves = num_kept = 0
     fastest_s = np.inf
     while True:
-        exchange_s = computed_s = fetched_s = restored_s = 0.0
+        exchange_s = computed_s = fetched_s = restored_s = total_s = 0.0
         for rank in range(world_size):
             there_s = row_s * max(sent[rank], received[rank])
             rank_s = work_s(work, rank, costs)
             busy_s[rank] = rank_s + 2 * there_s
+            total_s += busy_s[rank]
             exchange_s = max(exchange_s, there_s)
             computed_s = max(computed_s, rank_s)
             fetched_s = max(fetched_s, fetches_s(fetches[rank], costs))
@@ -58,7 +59,8 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
             break
         giver = int(busy_s.argmax())
         expert = int(shares[giver].argmax())
-        receiver, amount = _receiver(giver, expert, shares, counts, resident, busy_s, fetches, slots, costs)
+        mean_s = total_s / world_size
+        receiver, amount = _receiver(giver, expert, shares, counts, resident, busy_s, mean_s, fetches, slots, costs)
         if receiver < 0:
             break
         fetches[receiver] += shares[receiver, expert] == 0 and not resident[expert, receiver]
@@ -86,6 +88,7 @@ def _receiver(
     counts: IntArray,
     resident: BoolArray,
     busy_s: FloatArray,
+    mean_s: float,
     fetches: IntArray,
     slots: IntArray,
     costs: Costs,
@@ -110,6 +113,13 @@ def _receiver(
         even = gap_s / (2 * token_s + 2 * row_s)
         if even > own:
             even = own + (gap_s - own * (2 * token_s + 2 * row_s)) / (2 * token_s + 4 * row_s)
+        # Nobody ends on the other side of the mean, where others wait to give or to take as well.
+        even = min(even, (busy_s[giver] - mean_s) / (token_s + 2 * row_s))
+        if begin_s < mean_s:
+            at_mean = (mean_s - begin_s) / token_s
+            if at_mean > own:
+                at_mean = own + (mean_s - begin_s - own * token_s) / (token_s + 2 * row_s)
+            even = min(even, at_mean)
         amount = min(int(even), shares[giver, expert])
         if amount <= 0:
             continue

@@ -19,6 +19,8 @@ from harmoeny.predict import SLICES, Costs, FloatArray, Loads, Sources, add_slic
 MOST_STAGES = 16
 #: What more stages have to gain, as a share of the time of fewer.
 _LEAST_GAIN = 0.005
+#: How much larger than the outermost stages the largest are, and how many stages from the ends.
+_LARGEST, _GROWING = 4, 2
 
 
 def in_stages(plan: Plan, num_stages: int | None) -> Plan:
@@ -41,13 +43,23 @@ def no_stages() -> IntArray:
     return np.empty((0, 0), dtype=np.int64)
 
 
+@inlined
+def weight(stage: int, num_stages: int) -> int:
+    """Return how large a stage is meant to be: a quarter, half or all of the largest ones.
+
+    Nothing is hidden behind the first rows on their way, nor behind the last results, so these are few. Each stage in
+    between has the products of a smaller one to hide behind, which take at least as long as its rows where they decide.
+    """
+    nearest = min(stage, num_stages - 1 - stage)
+    return _LARGEST if nearest >= _GROWING else 2**nearest
+
+
 @compiled
 def divide(shares: IntArray, resident: BoolArray, num_stages: int) -> IntArray:
-    """Divide what every rank executes into stages of about as many assignments.
+    """Divide what every rank executes into stages, each of about as many assignments as its :func:`weight` says.
 
-    The experts with most assignments come first, each to the stage that has least. What is fetched is in the last
-    stage, so that its weights may take as long as possible; else that is the smallest one, behind which nothing is
-    hidden, then the first, before which nothing is. The other stages grow, so that those of all ranks are alike.
+    The experts with most assignments come first, each to the stage that it makes least full. What is fetched is in the
+    last stage, so that its weights may take as long as possible.
 
     Args:
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
@@ -59,17 +71,19 @@ def divide(shares: IntArray, resident: BoolArray, num_stages: int) -> IntArray:
     """
     world_size, num_experts = shares.shape
     stages, last = np.zeros((num_experts, world_size), dtype=np.int64), num_stages - 1
-    load, position = np.empty(num_stages, dtype=np.int64), np.empty(num_stages, dtype=np.int64)
-    experts, groups = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
+    load, part = np.empty(num_stages), np.empty(num_stages)
+    for stage in range(num_stages):
+        part[stage] = 1.0 / weight(stage, num_stages)
+    experts = np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
-        load[:] = 0
-        has_fetched, number = False, 0
+        load[:] = 0.0
+        number = 0
         for expert in range(num_experts):
             rows = shares[rank, expert]
             if rows == 0:
                 continue
             if not resident[expert, rank]:
-                stages[expert, rank], has_fetched = last, True
+                stages[expert, rank] = last
                 load[last] += rows
                 continue
             place = number
@@ -79,51 +93,24 @@ def divide(shares: IntArray, resident: BoolArray, num_stages: int) -> IntArray:
             experts[place] = expert
             number += 1
         for i in range(number):
-            groups[i] = _least(load)
-            load[groups[i]] += shares[rank, experts[i]]
-        _order(load, has_fetched, position)
-        for i in range(number):
-            stages[experts[i], rank] = position[groups[i]]
+            rows = shares[rank, experts[i]]
+            best = 0
+            for stage in range(1, num_stages):
+                if (load[stage] + rows) * part[stage] < (load[best] + rows) * part[best]:
+                    best = stage
+            stages[experts[i], rank] = best
+            load[best] += rows
     return stages
-
-
-@inlined
-def _least(load: IntArray) -> int:
-    """Return the first of the groups with least assignments; numpy's own takes longer to call."""
-    least = 0
-    for group in range(1, len(load)):
-        if load[group] < load[least]:
-            least = group
-    return least
-
-
-@inlined
-def _order(load: IntArray, keeps_last: bool, position: IntArray) -> None:
-    """Say which stage every group becomes: the smallest the last one, the others in ascending order.
-
-    Args:
-        load: int64 ``[num_stages]``, assignments of every group.
-        keeps_last: the last group has to be the last stage.
-        position: int64 ``[num_stages]``; updated.
-    """
-    last = len(load) - 1
-    behind = last if keeps_last else _least(load)
-    for group in range(last + 1):
-        position[group] = last
-        if group != behind:
-            position[group] = 0
-            for other in range(last + 1):
-                smaller = load[other] < load[group] or (load[other] == load[group] and other < group)
-                position[group] += smaller and other != behind
 
 
 @compiled
 def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, float]:
     """Return how many stages are enough, and how many seconds these gain at best.
 
-    With ``X`` what an exchange takes beside its latency ``l``, ``C`` the products of the slowest rank, and ``s`` their
-    launch, N stages take at least ``C + (N - 1) s + 2 (l + X / N)``, where the first rows and the last results wait for
-    products, and at least ``2 (N l + X)``, where the link is never idle. Enough are the fewest that no other
+    With ``X`` what an exchange takes beside its latency ``l``, ``C`` the products of the slowest rank, ``s`` their
+    launch, and ``f`` the first and the last stage's part of its rows, N stages take at least
+    ``C + (N - 1) s + 2 (l + f X)``, where the first rows and the last results wait for products, and at least
+    ``2 (N l + X)``, where the link is never idle. Enough are the fewest that no other
     number is better than by more than 0.5 %. Where the latency of an exchange is not known, there is one stage.
 
     Args:
@@ -140,8 +127,12 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     best, best_s = 1, plain_s
     if latency_s > 0:
         for number in range(2, min(most, MOST_STAGES) + 1):
+            weights = 0
+            for stage in range(number):
+                weights += weight(stage, number)
+            part = 1.0 / min(weights, most)
             launches_s = (number - 1) * costs.launch_s if costs.grouped > 0 else 0.0
-            waiting_s = computed_s + launches_s + 2 * (latency_s + rows_s / number)
+            waiting_s = computed_s + launches_s + 2 * (latency_s + part * rows_s)
             stages_s = max(waiting_s, 2 * (number * latency_s + rows_s))
             if stages_s < (1 - _LEAST_GAIN) * best_s:
                 best, best_s = number, stages_s
