@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from analysis.figures import serving_rates
 from analysis.figures.kit.base import FigureData, figure_data
-from analysis.present.serving_table import build_serving_table, serving_frame, serving_table
+from analysis.present.serving_table import build_serving_table, serving_frame, serving_table, share_note
 from analysis.present.table import as_text
 from tests.analysis.figures.runs import lines_of
 
@@ -54,6 +54,9 @@ def test_the_table_says_the_same(rates: FigureData) -> None:
     assert first == ["TTFT", "TTFT", "TPOT", "TPOT", "ITL", "ITL"]
     assert second[-12:] == ["p50", "ms", "p90", "ms"] * 3
     assert "p99 368" in text
+    assert "A share of" not in text, "40 requests are enough for 90 %"
+    assert share_note(40, 0.99) == "A share of 99% needs 368 requests per rate to be certain, and there are 40."
+    assert share_note(1, 1.0) == ""
     row = next(line for line in text.splitlines() if line.lstrip().startswith("8 "))
     assert "0.0%" in row
     assert np.isnan(frame["ttft_p95_s"]).all()

@@ -208,6 +208,8 @@ def test_what_is_sent_names_no_machine(tmp_path: Path, monkeypatch: pytest.Monke
     assert styles[0] == styles[1]
     with pytest.raises(ValueError, match="must be empty or not there"):
         export(sweep, out)
+    with pytest.raises(ValueError, match=f"results: must be the folder of a sweep or a run, as {sweep}$"):
+        export(tmp_path / "results", tmp_path / "other")
 
 
 def test_the_command_lists_finds_and_refuses(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
