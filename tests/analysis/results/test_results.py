@@ -145,7 +145,9 @@ def test_simulations_of_other_batches_are_no_pairs(tmp_path: Path) -> None:
     for run in runs:
         change_platform(run, "simulator", "dgx_h100")
     change_manifest(runs[1], run_id="another")
-    assert not any(change.paired for change in compare(*runs).changes)
+    found = compare(*runs)
+    assert not any(change.paired for change in found.changes)
+    assert "results_dir=" in found.warnings[0], "how they would be pairs"
 
 
 def test_points_are_matched_by_their_options(tmp_path: Path) -> None:
