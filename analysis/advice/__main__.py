@@ -20,7 +20,7 @@ def main() -> None:
         page = write_advice(load_sweep(folder))
     except ValueError as error:
         parser.error(str(error))
-    print(page.lead)
+    print("\n".join(page.lead))
     print(folder / HTML)
     print(folder / MARKDOWN)
 

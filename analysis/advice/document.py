@@ -61,20 +61,22 @@ class Document:
     Attributes:
         title: its heading.
         badges: what the numbers are, in a few words each; the first one stands out.
-        lead: what to do, in a sentence or two.
+        lead: what to do, in a few lines.
         bullets: what else to know first.
         parts: the rest.
     """
 
     title: str
     badges: Sequence[str]
-    lead: str
+    lead: Sequence[str]
     bullets: Sequence[str]
     parts: Sequence[Part] = field(default_factory=list)
 
     def markdown(self) -> str:
         """Return it as Markdown; pictures are links to files beside it."""
-        lines = [f"# {self.title}", "", " | ".join(self.badges), "", f"**{self.lead}**", "", *_list(self.bullets)]
+        lines = [f"# {self.title}", "", " | ".join(self.badges), ""]
+        lines += [line for text in self.lead for line in (f"**{text}**", "")]
+        lines += _list(self.bullets)
         for part in self.parts:
             lines += [f"## {part.title}", ""]
             lines += [line for text in part.text for line in (text, "")]

@@ -43,13 +43,13 @@ def plot(verdicts: Sequence[Verdict], caption: str) -> Figure:
         points = [(one.tokens, gain) for one in ordered for gain in one.gains if gain.policy == policy]
         if all(gain.gain < _LEAST_GAIN for _, gain in points):
             continue
-        style = look(policy)
+        style, settings = look(policy), {gain.system for _, gain in points}
         values = [gain.gain for _, gain in points]
         ends = [[v - gain.low for v, (_, gain) in zip(values, points, strict=True)]]
         ends.append([gain.high - v for v, (_, gain) in zip(values, points, strict=True)])
         axes.errorbar(
             [tokens for tokens, _ in points], values, yerr=ends, color=style.colour, marker=style.marker,
-            markersize=4, linewidth=1.2, elinewidth=0.8, label=label(policy),
+            markersize=4, linewidth=1.2, elinewidth=0.8, label=label(settings.pop() if len(settings) == 1 else policy),
         )  # fmt: skip
     axes.set(xscale="log", xlabel="Tokens per rank in a pass", ylim=(_LEAST_GAIN, None))
     axes.set_xticks([one.tokens for one in ordered], [f"{one.tokens:,}" for one in ordered])

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from analysis.advice.choose import Choice, Verdict, choose
 from analysis.advice.document import Document
+from analysis.advice.getting import getting
 from analysis.advice.parts import export, limits, memory, rebalancing, sensitivity, sureness, where
 from analysis.advice.points import Points
-from analysis.advice.texts import NOTHING, badges, gain_text, model_text, names, span
+from analysis.advice.texts import NOTHING, badges, gain_text, model_text, names, scope_text, span
 from analysis.data.pairing import MANY_MOVED, moved_rounds
 from analysis.present.style import label
 from results_schema.yardstick import MOVED
@@ -27,19 +28,20 @@ def document(points: Points, folder: Path) -> Document:
     manifest = points.run.manifest
     choices = {phase: choose(found) for phase in _PHASES if (found := points.phase(prefill=phase == "prefill"))}
     used = [choice for choice in choices.values() if choice is not None]
-    policies = [gain.policy for choice in used for gain in [*choice.gains.values(), *choice.equals]]
+    advised = [gain for choice in used for gain in [choice.gains[max(choice.gains)], *choice.equals]]
     return Document(
         title=f"Which system for {model_text(points.run)} on {manifest['world_size']} ranks of {manifest['device']}?",
         badges=badges(points.run),
-        lead=" ".join(_sentence(points, phase, choice) for phase, choice in choices.items()),
+        lead=[_sentence(points, phase, choice) for phase, choice in choices.items()],
         bullets=_remarks(points, choices),
         parts=[
             where(points, folder),
+            *getting(points.run_of(points.sizes[-1]), list(dict.fromkeys(gain.system for gain in advised))),
             memory(points),
             rebalancing(points),
             sensitivity(points),
             *limits(points),
-            export(points, policies),
+            export(points, [gain.policy for gain in advised]),
             sureness(points),
         ],
     )
@@ -57,11 +59,19 @@ def _sentence(points: Points, phase: str, choice: Choice | None) -> str:
     gains = [gain.gain for gain in choice.gains.values()]
     least, most = f"{min(gains):.2f}", f"{max(gains):.2f}"
     text = (
-        f"{phase.capitalize()}, {span(list(choice.gains))}: use {label(choice.system)}, "
-        f"{least if least == most else f'{least} to {most}'} times the throughput of static EP."
+        f"{phase.capitalize()}, {_span(choice, sizes)}: use {label(choice.system)}, "
+        f"{least if least == most else f'{least} to {most}'} times the throughput of static EP{scope_text(points.run)}."
     )
     rest = [one for one in found if one.tokens not in choice.gains]
     return " ".join([text, *(f"At {one.tokens:,}: {_elsewhere(one)}." for one in rest)])
+
+
+def _span(choice: Choice, sizes: Sequence[int]) -> str:
+    """Write the sizes that a system is chosen for; where it is so for all from one on, that one."""
+    chosen = list(choice.gains)
+    if len(chosen) > 1 and chosen[0] > sizes[0] and chosen == list(sizes[-len(chosen) :]):
+        return f"from {chosen[0]:,} tokens per rank on ({chosen[-1]:,} at most were run)"
+    return span(chosen)
 
 
 def why_nothing(found: Sequence[Verdict]) -> str:
@@ -81,7 +91,12 @@ def _elsewhere(one: Verdict) -> str:
 def _remarks(points: Points, choices: Choices) -> list[str]:
     """Return what else to know first."""
     margin = points.margin
-    remarks = [
+    remarks = ["Static EP: every expert is executed where it lives, and nothing is balanced."]
+    if points.run.manifest["scope"] != "model":
+        remarks.append(
+            "A whole model gains less, by the share of its time that its MoE layers take (model= runs whole ones)."
+        )
+    remarks += [
         f"{phase.capitalize()}: as good, for all that can be told: {names(choice.equals)}."
         for phase, choice in choices.items()
         if choice is not None and choice.equals

@@ -65,8 +65,7 @@ def where(points: Points, folder: Path) -> Part:
         text=[
             f"All systems have the same memory: room for {first.spare_slots} experts per rank and layer beside an even "
             "share. Gain: throughput to that of static EP [95 % interval]; of every system the best of its settings. "
-            f"As good: not behind by more than {points.margin.name}. {NOTHING.capitalize()}: stay with static "
-            "EP, which executes every expert where it lives."
+            f"As good: not behind by more than {points.margin.name}. {NOTHING.capitalize()}: stay with static EP."
         ],
         table=Table([*_SIZE, "use", "gain", "and"], rows, frozenset(strong)),
         picture=Picture(draw_gains(points.sizes, folder / "figures", caption), "Gain against tokens per rank"),
@@ -82,10 +81,10 @@ def _spreading(points: Points) -> list[str]:
     passes = {one.tokens: passes_per_batch(points.run_of(one)) for one in points.sizes}
     if max(passes.values()) <= 1:
         return []
-    some = "; ".join(f"{number:,.0f} of {tokens:,}" for tokens, number in passes.items() if number > 1)
+    least, most = min(passes), max(passes)
     return [
-        "Waits for new placements are in the gains. A recorded batch has as many tokens as several passes, of which "
-        f"only the first waits: passes by tokens per rank are {some}."
+        f"Waits for new placements are in the gains. A recorded batch has the tokens of {passes[least]:,.0f} passes of "
+        f"{least:,} tokens per rank, or {passes[most]:,.0f} of {most:,}; only the first of them waits."
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import matplotlib as mpl
 
 from analysis.advice.document import Document, Part, Picture, Table
+from analysis.advice.getting import getting
 from analysis.advice.margin import Margin
 from analysis.advice.parts import WHAT_IF_TEXTS
 from analysis.advice.points import AS_RECORDED, cases_of
@@ -20,6 +21,7 @@ from analysis.data.serving import limits_of, open_loop, share_of
 from analysis.figures import serving_rates
 from analysis.figures.kit.base import figure_data
 from analysis.present.layout import save_figure
+from analysis.present.serving_table import share_note
 from analysis.present.style import RC, label
 
 _LIMITS = {"ttft_s": "TTFT", "tpot_s": "time per output token", "e2e_s": "whole request"}
@@ -67,13 +69,14 @@ def serving_document(served: Served, folder: Path) -> Document:
         folder: whose ``figures`` its picture goes to.
     """
     run, first = served.runs[0], served.verdicts[0]
+    advised = [one.system for one in [first.best, *first.equals] if one is not None]
     return Document(
         title=f"Which system serves {model_text(run)} on {run.manifest['world_size']} ranks of "
         f"{run.manifest['device']}?",
         badges=[*badges(run), limits_text(run)],
-        lead=lead_of(run, first),
+        lead=[lead_of(run, first)],
         bullets=_remarks(served),
-        parts=[_rates(served, folder), _cases(served), _sureness(served)],
+        parts=[_rates(served, folder), *getting(run, advised), _cases(served), _sureness(served)],
     )
 
 
@@ -204,7 +207,8 @@ def _sureness(served: Served) -> Part:
             *provenance(run),
             *margin.details,
             f"Every rate has {number} requests in each of {rounds} rounds: at a rate next to the limit, other requests "
-            "may fall to the other side.",
+            "may fall to the other side."
+            + (f" {note}" if (note := share_note(number * rounds, share_of(run))) else ""),
             "Every round has the popularity of one recorded batch, and its further tokens that of their prompts.",
             f"All numbers are {kind_of(run)} with one schedule: prompts first, no chunks of prompts, no prefix cache "
             "(docs/serving.md). Compare systems, not seconds.",

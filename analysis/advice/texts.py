@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Sequence
 
 from analysis.advice.choose import Verdict
 from analysis.advice.gains import Gain
@@ -13,8 +13,11 @@ from analysis.present.table import model_name
 
 #: Systems named beside the first in a row.
 _MOST_NAMED = 3
-#: Options that are each other's answer to the room for experts, and the same for all.
-_ROOM = ("num_slots", "spare_slots", "redundant_experts_per_rank")
+#: Options that say how much room there is for experts, which is the same for all, and how the runtime executes plans.
+_COMMON = (
+    "num_slots", "spare_slots", "redundant_experts_per_rank", "num_nodes", "num_groups", "placement", "fetch",
+    "work_order",
+)  # fmt: skip
 NOTHING = "do nothing"
 
 
@@ -61,7 +64,10 @@ def origin(run: Run) -> str:
     """Say what a run can be made again with."""
     about = run.manifest
     revision = str((about.get("git") or {}).get("revision"))[:12]
-    return f"Revision {revision}, {about.get('ended_at')}; python run.py experiment={about['experiment']}"
+    return (
+        f"Revision {revision}, {about.get('ended_at')}; python run.py experiment={about['experiment']}, with the "
+        "options in config.yaml of every run."
+    )
 
 
 def kind_of(run: Run) -> str:
@@ -90,6 +96,11 @@ def next_ones(one: Verdict) -> str:
     return "; ".join(f"{label(gain.system)} {gain.gain:.2f}" for gain in others)
 
 
+def scope_text(run: Run) -> str:
+    """Say what the throughput is of; empty: of the whole model."""
+    return "" if run.manifest["scope"] == "model" else " in the MoE layers"
+
+
 def span(sizes: Sequence[int]) -> str:
     """Write sizes in ascending order for people."""
     few = " and ".join(f"{number:,}" for number in sizes)
@@ -103,18 +114,29 @@ def size_of(number: float) -> str:
 
 def settled(run: Run) -> list[str]:
     """Say what second settings of systems are, and where the first ones are explained."""
-    found = _settings(run)
+    first: dict[str, str] = {}
+    found = []
+    for system in run.systems:
+        usual = options_of(run, first.setdefault(_policy(run, system), system))
+        own = {name: value for name, value in options_of(run, system).items() if value != usual.get(name)}
+        if own:
+            found.append(f"{label(system)}: " + ", ".join(f"{name}={value}" for name, value in own.items()))
     return [*([f"Settings: {'; '.join(found)}."] if found else []), "What each system does: docs/systems.md."]
 
 
-def _settings(run: Run) -> list[str]:
-    """Say of every system that is a second setting of a policy what is set."""
-    first: dict[str, Mapping[str, Any]] = {}
-    found = []
-    for system, kind in run.systems.items():
-        options = kind.get("options") or {}
-        usual = first.setdefault(str(kind.get("policy", system)), options)
-        set_to = {name: value for name, value in options.items() if value != usual.get(name) and name not in _ROOM}
-        if usual is not options and set_to:
-            found.append(f"{label(system)}: " + ", ".join(f"{name}={value}" for name, value in set_to.items()))
-    return found
+def options_of(run: Run, system: str) -> dict[str, str]:
+    """Return the options of a system that are its own, as they are written on the command line.
+
+    A second setting has those of its policy's first one where it says nothing.
+    """
+    first = next(other for other in run.systems if _policy(run, other) == _policy(run, system))
+    options = {**(run.systems[first].get("options") or {}), **(run.systems[system].get("options") or {})}
+    return {
+        name: f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
+        for name, value in options.items()
+        if name not in _COMMON and isinstance(value, bool | int | float | str) and not name.endswith("_s")
+    }
+
+
+def _policy(run: Run, system: str) -> str:
+    return str(run.systems[system].get("policy", system))

@@ -73,7 +73,19 @@ def best_rates_note(frame: pd.DataFrame, share: float) -> str:
         text = "below the first" if rate == 0 else f"{rate:g}/s" + (" or more" if rate == last[system] else "")
         parts.append(f"{label(system)} {text}")
     beyond = " None was measured beyond the first rate that it fails." if last.nunique() > 1 else ""
-    return f"Highest rate at which {share:.0%} are good: {'; '.join(parts)}.{beyond}"
+    note = share_note(int(frame["num_requests"].min()), share)
+    return f"Highest rate at which {share:.0%} are good: {'; '.join(parts)}.{beyond}" + (f" {note}" if note else "")
+
+
+def share_note(num_requests: int, share: float) -> str:
+    """Say that so many requests per rate are too few for a share of good ones; empty where they are enough.
+
+    That a share keeps a limit says of a percentile where it is, and needs as many requests as that.
+    """
+    needed = least_samples(100 * share) if share < 1 else 0
+    if num_requests >= needed:
+        return ""
+    return f"A share of {share:.0%} needs {needed} requests per rate to be certain, and there are {num_requests}."
 
 
 @dataclass(frozen=True)
@@ -160,4 +172,4 @@ def _number(value: float) -> str:
 
 def _heading(column: str) -> str:
     name, percent, _ = column.split("_")
-    return f"{_NAMES[name]} {percent} ms"
+    return f"{_NAMES[name]}\n{percent} ms"  # in two lines it leaves names of systems the room not to be broken

@@ -55,7 +55,9 @@ def plot(shape: TraceShape) -> Figure:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.1, 1))
     _popularity(left, shape.popularity)
     _drift(middle, shape)
-    image = right.imshow(shape.dependence, vmin=0, vmax=1, cmap="cividis", origin="lower")
+    image = right.imshow(
+        shape.dependence, vmin=min(0.0, float(shape.dependence.min())), vmax=1, cmap="cividis", origin="lower"
+    )
     right.set(xlabel="MoE layer", ylabel="MoE layer")
     for axis in (right.xaxis, right.yaxis, middle.xaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))

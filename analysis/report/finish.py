@@ -46,7 +46,7 @@ def finish_sweep(folder: Path, config: DictConfig) -> None:
     sweep = replace(sweep, runs=[_with_limits(run, config) for run in sweep.runs])
     saved = report_sweep(sweep)
     if sweep.experiment in ADVISING and saved is not None:
-        print(f"\n{write_advice(sweep).lead}\nadvice: {sweep.folder / HTML} (and .md)")
+        print("", *write_advice(sweep).lead, f"advice: {sweep.folder / HTML} (and .md)", sep="\n")
     if saved is not None and not sweep.missing and config.wandb.mode != "disabled":
         log_sweep(sweep, saved.frame, saved.files)
     _upload(config, [sweep.folder, *(run.folder for run in sweep.runs)])

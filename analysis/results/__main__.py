@@ -38,15 +38,23 @@ def list_results(given: argparse.Namespace) -> int:
 
 
 def find_results(given: argparse.Namespace) -> int:
-    """Find runs by value, as router.skew=0.9 status=finished; prints their folders."""
+    """Find runs by value, as router.skew=0.9 what_if=as_recorded status=finished; prints their folders."""
     wanted = dict(word.partition("=")[::2] for word in given.values)
     if wrong := [word for word in given.values if "=" not in word]:
         raise ValueError(f"{wrong[0]!r}, must be NAME=VALUE")
-    found = list(find(given.folder, wanted))
-    for path, manifest in found:
+    found = find(given.folder, wanted)
+    for path, manifest in found.runs:
         print(f"{path}  {manifest['status']}")
-    print(f"{len(found)} runs", file=sys.stderr)
+    print(f"{len(found.runs)} runs", file=sys.stderr)
+    for name, values in found.values.items():
+        if values and wanted[name] not in values:
+            print(f"none has {name}={wanted[name]}; they have {_some(sorted(values))}", file=sys.stderr)
     return 0
+
+
+def _some(values: Sequence[str]) -> str:
+    more = len(values) - _MOST_VALUES
+    return ", ".join(values[:_MOST_VALUES]) + (f" and {more} others" if more > 0 else "")
 
 
 def compare_results(given: argparse.Namespace) -> int:
@@ -94,6 +102,8 @@ def share_of(text: str) -> float:
     return share
 
 
+#: Values that are told where none of them was asked for.
+_MOST_VALUES = 8
 #: Letters per line, at most, where no terminal says how many it has.
 _WIDEST = 400
 
@@ -126,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, function in (("list", list_results), ("index", index_results)):
         command(name, function).add_argument("folder", nargs="?", type=Path, default=RESULTS, help="(%(default)s)")
     found = command("find", find_results)
-    found.add_argument("values", nargs="+", metavar="NAME=VALUE", help="an option, or a field of the manifest")
+    found.add_argument(
+        "values", nargs="+", metavar="NAME=VALUE", help="an option, a swept one too, or a field of the manifest"
+    )
     found.add_argument("--folder", type=Path, default=RESULTS, help="(%(default)s)")
     both = command("compare", compare_results)
     both.add_argument("before", type=Path, help="folder of a sweep or a run")

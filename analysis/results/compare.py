@@ -20,6 +20,14 @@ _MAY_DIFFER = (
     *NOT_MEASURED, "tag", "systems", "simulator", "rounds", "warmup_rounds", "until", "max_rounds", "max_minutes",
 )  # fmt: skip
 _RESAMPLES = 2000
+_UNPAIRED = (
+    "not paired: the two were not measured together, and whatever the machine did differently on the two occasions is "
+    "in the ratios"
+)
+_UNPAIRED_SIMULATIONS = (
+    "not paired: other batches may have been simulated, so their spread is in the intervals; the same command into two "
+    "results_dir=, with one tag=, makes pairs"
+)
 
 
 @dataclass(frozen=True)
@@ -150,10 +158,8 @@ def _title(run: Run, runs: Sequence[Run]) -> str:
 def _warnings(pairs: Sequence[tuple[Run, Run]], changes: Sequence[Change], old: int, new: int) -> list[str]:
     warnings = []
     if not all(change.paired for change in changes):
-        warnings.append(
-            "not paired: the two were not measured together, and whatever the machine did differently on the two "
-            "occasions is in the ratios"
-        )
+        simulated = all(run.simulated for pair in pairs for run in pair)
+        warnings.append(_UNPAIRED_SIMULATIONS if simulated else _UNPAIRED)
     for name in ("device", "backend"):
         found = {str(run.manifest.get(name)) for pair in pairs for run in pair}
         if len(found) > 1:

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis.data.load import Run, load_run, load_sweep
+from analysis.data.load import Run, load_run, load_sweep, run_folders, sweep_folders
 from analysis.report.html.write import write_report
 from results_schema.atomic import write_text
-from results_schema.files import SWEEP
+from results_schema.files import MANIFEST, SWEEP
 
 #: What of a sweep's or run's folder is read by people; besides everything in its ``figures``.
 _TEXTS = (
@@ -49,6 +49,9 @@ def export(folder: Path, out: Path) -> list[Path]:
     """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out: {str(out)!r}, must be empty or not there")
+    if not any((folder / name).exists() for name in (SWEEP, MANIFEST)):
+        inside = [str(path) for path in (*sweep_folders(folder), *run_folders(folder))][:1]
+        raise ValueError(f"{folder}: must be the folder of a sweep or a run{f', as {inside[0]}' if inside else ''}")
     runs = load_sweep(folder).runs if (folder / SWEEP).exists() else [load_run(folder)]
     if not runs:
         raise ValueError(f"{folder}: no finished run in it")

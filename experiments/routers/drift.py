@@ -45,7 +45,7 @@ class DriftRouter(SharesRouter):
         weights: FloatArray = np.arange(1, request.num_experts + 1, dtype=np.float64) ** -self.exponent
         now, whole = moved % 1, int(moved)
         weights = (1 - now) * np.roll(weights, whole) + now * np.roll(weights, whole + 1)
-        seed = np.random.SeedSequence([request.seed], spawn_key=(request.layer,))
+        seed = np.random.SeedSequence([request.seed], spawn_key=(request.model_layer,))
         shares = np.empty(request.num_experts)
         shares[np.random.default_rng(seed).permutation(request.num_experts)] = weights / weights.sum()
         return shares

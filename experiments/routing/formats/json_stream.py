@@ -1,14 +1,16 @@
-"""Reads the elements of a JSON list one by one, so that a file need not fit in memory."""
+"""Reads the elements of a JSON list one by one: a file need not fit in memory, nor stay open, so many can be read."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-_CHUNK = 1 << 20
+#: Bytes that are read at first, and held of every file that is read beside others.
+_CHUNK = 1 << 16
 _BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -20,16 +22,32 @@ def elements(path: Path, key: str | None = None) -> Iterator[Any]:
     """
     start = re.compile(r"\s*\[" if key is None else rf'"{re.escape(key)}"\s*:\s*\[')
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from _elements(file, start, path, "list" if key is None else f"list {key!r}")
+        yield from _elements(_reader(path), start, path, "list" if key is None else f"list {key!r}")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: no text in UTF-8 ({error.reason})") from error
 
 
-def _elements(file: TextIO, start: re.Pattern[str], path: Path, what: str) -> Iterator[Any]:
-    decoder, text = json.JSONDecoder(), file.read(_CHUNK)
+def _reader(path: Path) -> Callable[[int], str]:
+    """Return what reads on by about so many bytes, and returns nothing at the end alone."""
+    decoder, at = codecs.getincrementaldecoder("utf-8-sig")(), 0
+
+    def read(size: int) -> str:
+        nonlocal at
+        with path.open("rb") as file:
+            file.seek(at)
+            text = ""
+            while not text and (data := file.read(size)):
+                at += len(data)
+                text = decoder.decode(data)
+            return text or decoder.decode(b"", final=True)
+
+    return read
+
+
+def _elements(read: Callable[[int], str], start: re.Pattern[str], path: Path, what: str) -> Iterator[Any]:
+    decoder, text = json.JSONDecoder(), read(_CHUNK)
     while (found := start.search(text)) is None:
-        more = file.read(_CHUNK)
+        more = read(_CHUNK)
         if not more:
             raise ValueError(f"{path}: has no {what}")
         text += more
@@ -41,7 +59,7 @@ def _elements(file: TextIO, start: re.Pattern[str], path: Path, what: str) -> It
         try:
             element, at = decoder.raw_decode(text, at)
         except ValueError as error:
-            more = file.read(wanted)
+            more = read(wanted)
             if not more:
                 raise ValueError(f"{path}: element {number} is cut off or damaged ({error})") from error
             # An element that is longer than all that was read so far is not parsed again for every chunk.

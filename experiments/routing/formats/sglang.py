@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from experiments.routing.formats.base import (
     batch_of_counts,
     load_tensors,
 )
+from experiments.routing.formats.json_stream import elements
 from experiments.routing.formats.physical import logical_counts
 from experiments.routing.trace import RecordedRouting
 from results_schema.atomic import write_text
@@ -41,10 +42,14 @@ class SGLang(TraceFormat):
 
     def read(self, files: Sequence[Path], options: ReadOptions) -> Iterator[RecordedBatch]:  # noqa: ARG002
         """Yield a batch per step; a file per rank holds the same steps."""
+        if all(_is_json(path) for path in files):
+            for path in files:
+                yield from _steps(path, _listed_steps(path))
+            return
         contents = {path: _content(path) for path in files}
         if all("logical_count" in content for content in contents.values()):
             for path, content in contents.items():
-                yield from _steps(path, content["logical_count"])
+                yield from _steps(path, _stored_steps(path, content["logical_count"]))
             return
         passes: dict[int, list[tuple[str, Any]]] = defaultdict(list)
         for path, content in contents.items():
@@ -65,28 +70,44 @@ class SGLang(TraceFormat):
         write_text(path, json.dumps({"logical_count": trace.counts.sum(axis=2).tolist()}) + "\n")
 
 
+def _is_json(path: Path) -> bool:
+    return Sample.of(path).text.startswith("{")
+
+
 def _content(path: Path) -> Mapping[str, Any]:
-    if Sample.of(path).text.startswith("{"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: no readable JSON ({error})") from error
-    else:
-        content = load_tensors(path)
+    content = load_tensors(path)
     if not isinstance(content, Mapping) or {"logical_count", "records"}.isdisjoint(content):
         raise ValueError(f"{path}: has neither logical_count nor records")
     return content
 
 
-def _steps(path: Path, logical_count: Any) -> Iterator[RecordedBatch]:
+def _steps(path: Path, steps: Iterable[Any]) -> Iterator[RecordedBatch]:
     """Yield the steps of mode ``stat``; its buffer has empty ones where fewer were run than it has room for."""
+    for number, counts in enumerate(steps):
+        layers = [str(layer) for layer in range(len(counts) if isinstance(counts, Sized) else 0)]
+        batch = batch_of_counts(f"{path}: step {number}", layers, counts)
+        if batch.counts.any():
+            yield batch
+
+
+def _stored_steps(path: Path, logical_count: Any) -> Any:
+    """Return ``[steps, layers, experts]`` of what has them, or one step alone."""
     steps = np.asarray(logical_count)
     steps = steps[None] if steps.ndim == 2 else steps
     if steps.ndim != 3:
         raise ValueError(f"{path}: logical_count of shape {list(steps.shape)}, must be [steps, layers, experts]")
-    for number, counts in enumerate(steps):
-        if counts.any():
-            yield batch_of_counts(f"{path}: step {number}", [str(layer) for layer in range(len(counts))], counts)
+    return steps
+
+
+def _listed_steps(path: Path) -> Iterator[Any]:
+    """Yield ``[layers][experts]`` by step of a JSON."""
+    found = elements(path, "logical_count")
+    first: Any = next(found, [])
+    if isinstance(first, list) and first and not isinstance(first[0], list):  # a layer: there is one step alone
+        yield [first, *found]
+        return
+    yield first
+    yield from found
 
 
 def _record(where: str, record: Any, physical_to_logical: Any) -> tuple[int, Any]:

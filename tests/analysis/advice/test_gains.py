@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from analysis.advice.choose import Verdict, choose
 from analysis.advice.document import Document, Part, Picture, Table
 from analysis.advice.error import validated_error
 from analysis.advice.gains import Gain, gains_of, passes_per_batch, rebalance_s
+from analysis.advice.getting import ORIGINS
 from analysis.advice.margin import margin_of
 from analysis.advice.page import why_nothing
 from analysis.data.load import Run, load_run
 from analysis.data.stats import ratio_of_sums
+from results_schema.advising import ADVISING
 from tests.synthetic import write_run
 
 LATENCY_S = {"static_ep": [1.0] * 6, "even_split": [0.5, 2.5, 0.5, 0.5, 2.5, 0.5]}
@@ -160,7 +163,7 @@ def test_a_page_is_markdown_and_html_that_fetches_nothing(tmp_path: Path) -> Non
         Part("One", text=["Text <b>."], table=Table(["a", "b"], [["1", "x|y"]], frozenset({(0, 1)}))),
         Part("Two", bullets=["item"], picture=Picture(picture, "seen"), code="run & go", notes=["small"]),
     ]
-    page = Document("Title", ["simulated"], "Do this.", ["first"], parts)
+    page = Document("Title", ["simulated"], ["Do this."], ["first"], parts)
     text = page.markdown()
     assert "**Do this.**" in text
     assert "| 1 | **x/y** |" in text
@@ -194,3 +197,11 @@ def test_nobody_knows_is_not_does_not_pay() -> None:
     even, wide = at(64, make("a", 1.0)), at(256, make("b", 1.05, width=0.3))
     assert why_nothing([even]) == "balancing does not pay"
     assert why_nothing([even, wide]) == "no gain is certain (the largest: b 1.05 [0.75, 1.35])"
+
+
+@pytest.mark.parametrize("experiment", ADVISING)
+def test_of_every_system_that_may_be_advised_the_page_says_who_has_it(experiment: str) -> None:
+    defaults = yaml.safe_load(Path(f"conf/experiment/{experiment}.yaml").read_text(encoding="utf-8"))["defaults"]
+    names = next(each["override /system"] for each in defaults if "override /system" in each)
+    policies = {"harmoeny_tokens" if name == "harmoeny_paper" else name for name in names}
+    assert policies - {"static_ep", "fastmoe"} <= set(ORIGINS)

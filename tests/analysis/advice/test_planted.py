@@ -95,3 +95,10 @@ def test_where_popularity_moves_eplb_is_not_recommended(verdicts: dict[str, Poin
 def test_where_it_stays_memory_decides(verdicts: dict[str, Points]) -> None:
     assert usable(at(verdicts["fixed"], 8192, 2)) == {"harmoeny", "eplb"}
     assert usable(at(verdicts["fixed"], 8192, 0)) == {"harmoeny"}
+
+
+def test_the_page_says_who_has_what_it_advises(verdicts: dict[str, Points]) -> None:
+    origin = "| EPLB | window=4, interval=4 | vLLM (--enable-eplb --eplb-config '{\"num_redundant_experts\": 16}'),"
+    for kind, points in verdicts.items():
+        (page,) = points.run.folder.parent.glob(f"sweeps/*/{MARKDOWN}")
+        assert (origin in page.read_text()) == (kind == "fixed"), "2 on each of 8 ranks are 16"

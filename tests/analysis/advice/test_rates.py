@@ -87,4 +87,5 @@ def test_the_page_of_a_sweep_says_it_with_table_and_figure(tmp_path: Path) -> No
     assert "measured | routing" in text
     assert "![Goodput and latencies by rate](figures/advice_rates.png)" in text
     assert "add fastmoe to system=" in text, "nobody measured how far the same differs"
+    assert "A share of 90% needs 36 requests per rate to be certain, and there are 20." in text
     assert "what_if,system,policy,rate" in (tmp_path / "advice.csv").read_text()

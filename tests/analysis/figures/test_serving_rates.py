@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from analysis.figures import serving_rates
 from analysis.figures.kit.base import FigureData, figure_data
-from analysis.present.serving_table import build_serving_table, serving_frame, serving_table
+from analysis.present.serving_table import build_serving_table, serving_frame, serving_table, share_note
 from analysis.present.table import as_text
 from tests.analysis.figures.runs import lines_of
 
@@ -50,9 +50,17 @@ def test_the_table_says_the_same(rates: FigureData) -> None:
     text = as_text(build_serving_table(serving_table(frame, [], rates.runs)))
     assert "gloo, CPU of tests" in text
     assert "Highest rate at which 90% are good: HarMoEny 4/s; Static EP 2/s." in text
-    assert "TTFT p90" in text
-    assert "TTFT p95" not in text
+    first, second = (line.split() for line in text.splitlines()[2:4])
+    assert first == ["TTFT", "TTFT", "TPOT", "TPOT", "ITL", "ITL"]
+    assert second[-12:] == ["p50", "ms", "p90", "ms"] * 3
     assert "p99 368" in text
+    assert "A share of" not in text, "40 requests are enough for 90 %"
+    assert share_note(40, 0.99) == "A share of 99% needs 368 requests per rate to be certain, and there are 40."
+    assert share_note(1, 1.0) == ""
     row = next(line for line in text.splitlines() if line.lstrip().startswith("8 "))
     assert "0.0%" in row
     assert np.isnan(frame["ttft_p95_s"]).all()
+    swept = serving_frame(rates.runs, [{"what_if": "lean_runtime"}], ["what_if"])
+    lines = as_text(build_serving_table(serving_table(swept, ["what_if"], rates.runs))).splitlines()
+    for name in ("HarMoEny", "Static EP"):
+        assert any(f" {name} " in line for line in lines), "a column more breaks no name"

@@ -53,12 +53,37 @@ def test_everything_is_listed_with_its_state(results: Path) -> None:
 def test_runs_are_found_by_options_and_fields(results: Path) -> None:
     def found(**wanted: str) -> list[str]:
         names = {name.replace("__", "."): value for name, value in wanted.items()}
-        return [str(path.relative_to(results)) for path, _ in find(results, names)]
+        return [str(path.relative_to(results)) for path, _ in find(results, names).runs]
 
     assert found(status="running") == ["part/skew=0.5"]
     assert found(device="CPU of tests", status="failed") == ["single/alone"]
     assert found(systems__drop__exact="false", status="running") == ["part/skew=0.5"]
-    assert found(nothing="1") == []
+    assert found(router__num_hot="7") == []
+    assert find(results, {"status": "running", "router.skew": "0.5"}).values == {
+        "status": {"finished", "running", "failed"}, "router.skew": {"0", "0.5", "0.9"},
+    }  # fmt: skip
+
+
+def test_runs_are_found_by_what_only_a_sweep_knows(results: Path) -> None:
+    path = results / "whole" / "sweeps" / "0123abcd" / "sweep.json"
+    content = json.loads(path.read_text())
+    content["values"] = [{"what_if": "steeper"}, {"what_if": "as_recorded"}]
+    path.write_text(json.dumps(content))
+    ((run, _),) = find(results, {"what_if": "as_recorded"}).runs
+    assert run == results / "whole" / "skew=0.9"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("skew", "'skew', must be an option or a field of the manifest that a run in .* has, as router.skew, point"),
+        ("router.skw", "'router.skw', must be .* has, as router.skew"),
+        ("zzzz", "'zzzz', must be an option or a field of the manifest that a run in .* has$"),
+    ],
+)
+def test_what_no_run_has_is_refused(name: str, message: str, results: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        find(results, {"status": "finished", name: "1"})
 
 
 def test_a_page_links_what_there_is(results: Path) -> None:
@@ -120,7 +145,9 @@ def test_simulations_of_other_batches_are_no_pairs(tmp_path: Path) -> None:
     for run in runs:
         change_platform(run, "simulator", "dgx_h100")
     change_manifest(runs[1], run_id="another")
-    assert not any(change.paired for change in compare(*runs).changes)
+    found = compare(*runs)
+    assert not any(change.paired for change in found.changes)
+    assert "results_dir=" in found.warnings[0], "how they would be pairs"
 
 
 def test_points_are_matched_by_their_options(tmp_path: Path) -> None:
@@ -183,6 +210,8 @@ def test_what_is_sent_names_no_machine(tmp_path: Path, monkeypatch: pytest.Monke
     assert styles[0] == styles[1]
     with pytest.raises(ValueError, match="must be empty or not there"):
         export(sweep, out)
+    with pytest.raises(ValueError, match=f"results: must be the folder of a sweep or a run, as {sweep}$"):
+        export(tmp_path / "results", tmp_path / "other")
 
 
 def test_the_command_lists_finds_and_refuses(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +219,8 @@ def test_the_command_lists_finds_and_refuses(results: Path, capsys: pytest.Captu
     assert "1 of 2" in capsys.readouterr().out
     assert main(["find", "status=running", "--folder", str(results)]) == 0
     assert capsys.readouterr().out == f"{results / 'part' / 'skew=0.5'}  running\n"
+    assert main(["find", "router.skew=0.7", "--folder", str(results)]) == 0
+    assert capsys.readouterr() == ("", "0 runs\nnone has router.skew=0.7; they have 0, 0.5, 0.9\n")
     assert main(["index", str(results)]) == 0
     assert main(["find", "status", "--folder", str(results)]) == 2
     assert capsys.readouterr().err.endswith("error: 'status', must be NAME=VALUE\n")

@@ -5,10 +5,11 @@ from experiments.routers.base import CALIBRATION_BATCH, RoutingRequest
 from experiments.routers.drift import DriftRouter
 
 
-def request(batch: int, layer: int = 0) -> RoutingRequest:
+def request(batch: int, layer: int = 0, num_layers: int | None = None) -> RoutingRequest:
     return RoutingRequest(
-        num_tokens=1000, num_experts=16, top_k=2, batch=batch, layer=layer, rank=0, seed=3, world_size=2
-    )
+        num_tokens=1000, num_experts=16, top_k=2, batch=batch, layer=layer, rank=0, seed=3, world_size=2,
+        num_layers=num_layers,
+    )  # fmt: skip
 
 
 def test_popularity_moves_on_by_one_expert_per_period() -> None:
@@ -27,6 +28,12 @@ def test_after_a_round_all_is_as_before_and_layers_differ() -> None:
     assert router.shares(request(32)) == pytest.approx(router.shares(request(0)))
     assert router.shares(request(0, layer=1)) != pytest.approx(router.shares(request(0)))
     assert router.shares(request(CALIBRATION_BATCH + 3)) == pytest.approx(router.shares(request(0)))
+
+
+def test_tokens_after_a_prompt_have_the_popularity_of_the_models_layer() -> None:
+    router = DriftRouter()
+    for step in (1, 2):
+        assert router.shares(request(0, 3 * step + 1, num_layers=3)) == pytest.approx(router.shares(request(0, 1)))
 
 
 @pytest.mark.parametrize(

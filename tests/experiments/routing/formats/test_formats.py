@@ -102,6 +102,12 @@ def test_batches_are_merged_and_cut(case: str, tmp_path: Path) -> None:
         read(files, top_k=r.TOP_K, merge=4)
 
 
+def test_one_step_alone_may_stand_without_a_list_of_steps(tmp_path: Path) -> None:
+    path = tmp_path / "counts.json"
+    path.write_text('{"logical_count": [[1, 2, 3], [3, 0, 3]]}')
+    assert read([path], top_k=2).counts.tolist() == [[[[1, 2, 3]], [[3, 0, 3]]]]
+
+
 @pytest.mark.parametrize("name", ["sglang", "vllm", "mindspeed"])
 def test_what_is_converted_is_read_again(name: str, tmp_path: Path) -> None:
     trace = read(r.megatron(tmp_path, r.choices()))
@@ -162,8 +168,10 @@ def test_damaged_lines_are_named(change: Any, message: str, tmp_path: Path) -> N
         ('[{"1": [[0, 1]]}, {"1": [[0, 1, 2]]}, {"2": [[0, 1]]}]', "layers 2 on 1 ranks"),
         ('[{"1": [[0, 1]]}, {"1": [[0, 1, 2]]}, {"1": [[0, 1]]}]', "with 2 experts per token, must be .*with 3"),
         ('[{"1": [[0, 1]]}, {"1": [[0, 0]]}]', "element 1: layer 1: a token has an expert twice"),
-        ('{"logical_count": [[[1, 2]], [[3, "a"]]]}', "step 0: counts of type"),
-        ('{"logical_count": 3}', r"logical_count of shape \[\], must be"),
+        ('{"logical_count": [[[1, 2]], [[3, "a"]]]}', "step 1: counts of type"),
+        ('{"logical_count": [[[1, 2]], [[3, 4]', "element 1 is cut off or damaged"),
+        ('{"logical_count": [[[1, 2], [3]]]}', r"step 0: counts of shape"),
+        ('{"logical_count": 3}', "has no list 'logical_count'"),
         ("hello", "no known format of recorded routing, must be one of harmoeny, published, sglang"),
     ],
 )
@@ -224,12 +232,15 @@ def test_pickles_of_every_protocol_are_read(protocol: int, tmp_path: Path) -> No
 
 def test_elements_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.routing.formats.json_stream._CHUNK", 7)
-    content = [{"a": [1, 2, {"b": "],[{"}]}, [], [[3]], {"long": "x" * 300}]
+    content = [{"a": [1, 2, {"b": "],[{"}]}, [], [[3]], {"long": "x€" * 300}]
     path = tmp_path / "list.json"
-    path.write_text(json.dumps(content, indent=2))
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
     assert list(elements(path)) == content
     path.write_text(json.dumps({"other": {"x": 1}, "wanted": content}))
     assert list(elements(path, "wanted")) == content
     path.write_text(json.dumps({"wanted": content})[:-1] + ", cut off here does not matter")
-    started = elements(path, "wanted")
-    assert next(started) == content[0]
+    descriptors = Path("/dev/fd")
+    num_open = len(list(descriptors.iterdir()))
+    started = [elements(path, "wanted") for _ in range(20)]
+    assert [next(one) for one in started] == [content[0]] * 20
+    assert len(list(descriptors.iterdir())) == num_open, "any number of files can be read beside each other"
