@@ -11,8 +11,8 @@ import numpy as np
 from baselines.kit.ahead import PrefetchingCache
 from baselines.kit.with_host import WithHost
 from harmoeny.compiled import compiled
-from harmoeny.placement import BoolArray, IntArray, Placement, hold_fetched
-from harmoeny.places import PlaceCosts, device_slice_s, host_slice_s, places_end_s
+from harmoeny.placement import BoolArray, IntArray, Placement, hold_fetched, hold_highest
+from harmoeny.places import PlaceCosts, device_slice_s, host_slice_s, places_end_s, spare_copies
 from harmoeny.plan import home_executed
 from harmoeny.predict import FloatArray
 
@@ -38,6 +38,11 @@ class HybriMoE(WithHost, PrefetchingCache):
         decay: weight of the latest batch in the scores, the authors' alpha.
         top_p: experts with the most tokens of a batch, whose shares count, and among which prefetches are chosen.
         prefetch: whether anything is copied in ahead.
+        schedule: whether timelines share the experts out; else the host executes all that is in no slot, as without
+            HybriMoE.
+        cache: whether slots follow the scores; else they keep what they hold but for what is copied in ahead. Without
+            ``schedule`` misses are copied in behind the batch, those with the highest scores and no more than the link
+            brings meanwhile.
     """
 
     name: ClassVar[str] = "hybrimoe"
@@ -48,6 +53,8 @@ class HybriMoE(WithHost, PrefetchingCache):
     decay: float = 0.5
     top_p: int = 12
     prefetch: bool = True
+    schedule: bool = True
+    cache: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +85,8 @@ class HybriMoE(WithHost, PrefetchingCache):
             ValueError: the policy was not calibrated.
         """
         costs = self.costs()
+        if not self.schedule:
+            return (executed > 0) & ~placement.resident
         return take_from_both_ends(executed, placement.resident, costs)
 
     @property
@@ -109,11 +118,17 @@ class HybriMoE(WithHost, PrefetchingCache):
         """Keep what ranks fetched, in place of the least scores."""
         if self.num_slots is None:
             return None
+        self._scores[layer] = scores = self.scores([counts.sum(axis=0) for counts in history[-self.history_window :]])
+        if not self.cache:
+            return None
         executed = home_executed(history[-1], placement)
-        fetched = (executed > 0) & ~self.on_host(executed, placement)
-        scores = self.scores([counts.sum(axis=0) for counts in history[-self.history_window :]])
-        fetched &= ~placement.resident
-        self._scores[layer] = scores
+        host = self.on_host(executed, placement)
+        if not self.schedule:
+            idle = np.ones(executed.shape[1])
+            copies = spare_copies(executed, placement.resident, host, self.costs(), idle, len(history) + layer)
+            behind = hold_highest(scores, host, copies)
+            return placement.with_residents(hold_highest(scores, placement.resident | behind, self.num_slots))
+        fetched = (executed > 0) & ~placement.resident & ~host
         return placement.with_residents(hold_fetched(scores, fetched, placement, self.num_slots))
 
     def scores(self, totals: Sequence[IntArray]) -> FloatArray:

@@ -142,13 +142,13 @@ def hold_fetched(
     return held
 
 
-def hold_highest(scores: npt.NDArray[np.float64], allowed: BoolArray, num_slots: int) -> BoolArray:
+def hold_highest(scores: npt.NDArray[np.float64], allowed: BoolArray, num_slots: IntArray | int) -> BoolArray:
     """Return bool ``[num_experts, world_size]``, the experts with the highest scores that every rank has slots for.
 
     Args:
         scores: float64 ``[num_experts]``; of two alike the first counts.
         allowed: bool ``[num_experts, world_size]``, what a rank may hold.
-        num_slots: slots of a rank.
+        num_slots: slots of a rank, or int64 ``[world_size]``.
     """
     order = np.argsort(-scores, kind="stable")
     held = np.zeros_like(allowed)

@@ -19,6 +19,8 @@ _MOST_EXCHANGED = 16
 _LEAST_GAIN = 1e-9
 #: What a fetch costs beside the wait for it, as a share of its time: it holds up others, and takes a slot.
 _FETCH_WORTH = 0.025
+#: Share of a copy that a batch has to have time for to bring it in any case: it ends behind the batch.
+_MOST_OF_A_COPY = 0.5
 
 
 class PlaceCosts(NamedTuple):
@@ -135,7 +137,8 @@ def spare_copies(
     """Return int64 ``[world_size]``, experts that every rank's link can bring behind a batch, if it fetches nothing.
 
     Where others of its layers do, they would have to wait: a copy that has begun is not interrupted. So the more of
-    them fetch, the fewer are brought. Where there is time for no whole number, some batches bring one more.
+    them fetch, the fewer are brought. Where there is time for no whole number, some batches bring one more; one for
+    most of which there is time is always brought.
 
     Args:
         executed: as for :func:`choose_host`, and so the others.
@@ -153,6 +156,8 @@ def spare_copies(
         if (held | here).all():
             rate = idle[rank] * places_end_s(executed[active, rank], held, here, costs) / costs.fetch_s
             copies[rank] = int(np.floor((batch + 1) * rate) - np.floor(batch * rate))
+            if rate >= _MOST_OF_A_COPY:
+                copies[rank] = max(copies[rank], 1)
     return copies
 
 

@@ -59,7 +59,8 @@ def write_run(
 
     Systems that predict say 0.8 of what the layer takes on the rank, but nothing in layer 0.
 
-    A system's policy is the longest of :data:`KINDS` that its name begins with; ``options`` of the policies by system.
+    A system's policy is the longest of :data:`KINDS` that its name begins with, else static EP; ``options`` of the
+    policies by system.
     """
     latency_s = latency_s or LATENCY_S
     folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +243,7 @@ def _layer(rng: random.Random, *, exact: bool) -> dict[str, Any]:
 
 
 def _policy(system: str) -> str:
-    return max((name for name in KINDS if system.startswith(name)), key=len)
+    return max((name for name in KINDS if system.startswith(name)), key=len, default="static_ep")
 
 
 def _manifest(

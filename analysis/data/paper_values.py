@@ -56,6 +56,8 @@ _SCHEMAS = {
     "small_memory": _Schema(
         "small_memory.csv", ("paper", "measure", "hub_name", "variant"), ("value",), ("source",)
     ),
+    "huang_expert_s": _Schema("huang_expert_s.csv", ("hub_name", "place", "threads"), ("seconds",), ("source",)),
+    "huang_ways": _Schema("huang_ways.csv", ("ways", "indexes", "threads"), ("tokens_per_s",), ("source",)),
     "eps_moe_layers": _Schema("eps_moe_layers.csv", ("m", "num_stages"), ("layer_s",), ("source",)),
 }  # fmt: skip
 TABLES = tuple(_SCHEMAS)

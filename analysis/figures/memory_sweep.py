@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import pandas as pd
@@ -91,16 +92,15 @@ def plot(data: FigureData) -> Figure:
         row[0].set_ylabel(told)
     published = _published(data.runs[0])
     _open_markers(panels[-1][1], published, float(frame[_SLOTS].min()))
+    _random_cache(panels[-1][1], data.runs)
     for axes in panels[-1]:
         memory = frame.groupby(_SLOTS)["expert_gib"].max()
         axes.set_xticks(memory.index, [f"{slots}\n{gib:.2g}" for slots, gib in memory.items()])
         axes.set_xlabel("Slots per layer, GiB", fontsize=7)
     set_legend(figure, entries_of(panels[-1][1]))
-    note = (
-        " Open markers: HybriMoE (arXiv 2504.05897), same model, its own routing; slots not known."
-        if len(published)
-        else ""
-    )
+    note = " Random cache: what Huang et al. (arXiv 2512.16473) compare with, by its closed form."
+    if len(published):
+        note += " Open markers: HybriMoE (arXiv 2504.05897), same model, its own routing; slots not known."
     set_caption(figure, data.caption + note)
     return figure
 
@@ -168,3 +168,24 @@ def _open_markers(axes: Axes, published: pd.DataFrame, first: float) -> None:
             first * 0.7, 100 * row["value"], style.marker, markersize=5, markerfacecolor="white",
             markeredgecolor=style.colour, linestyle="none", label=told,
         )  # fmt: skip
+
+
+def random_share(num_slots: int, world_size: int, num_experts: int) -> float:
+    """Return how many of its experts a token finds in a cache of random ones: M / n.
+
+    Of two, one at least is there with a probability of 1 - (n-M)/n (n-M-1)/(n-1), and both are with M/n (M-1)/(n-1)
+    (Huang et al., arXiv 2512.16473); half of their sum is M/n.
+    """
+    return min(num_slots * world_size / num_experts, 1.0)
+
+
+def _random_cache(axes: Axes, runs: Sequence[Run]) -> None:
+    shares = {
+        slots: random_share(slots, run.manifest["world_size"], run.manifest["model"]["num_experts"])
+        for run in runs
+        if (slots := run.config.get(_SLOTS)) is not None
+    }
+    axes.plot(
+        list(shares), [100 * share for share in shares.values()], "o", markersize=7, markerfacecolor="none",
+        markeredgecolor="#555555", linestyle="none", label="Random cache",
+    )  # fmt: skip

@@ -123,6 +123,8 @@ def test_the_link_brings_as_many_experts_as_there_is_time_for_where_nothing_is_f
     executed[3] = 0
     assert copies(60, idle=1.0) == 140
     assert copies(60, idle=0.5) == 70, "half of the other layers fetch"
+    assert copies(60, idle=0.6 / 2.333) == 60, "most of one"
+    assert copies(60, idle=0.45 / 2.333) == 27
     executed[3] = 3
     assert copies(60, idle=1.0) == 0
     executed[3], host[3] = 4, True

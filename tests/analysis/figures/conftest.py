@@ -151,3 +151,35 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
             systems[name] |= {"policy": "eps_moe", "options": {"num_stages": num_stages}}
         change_manifest(folder / str(tokens), systems=systems)
     return figure_data([load_run(folder / str(n)) for n in (512, 1024)], [{"seq_len": n // 2} for n in (512, 1024)])
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """HybriMoE, and variants with none of its parts and with scheduling alone, which differ in every phase."""
+    folder = tmp_path_factory.mktemp("results") / "run"
+    prefill = {"hybrimoe": 1.0, "hybrimoe_base": 3.0, "hybrimoe_scheduling": 2.0}
+    write_run(folder, latency_s={name: [seconds] * 3 for name, seconds in prefill.items()})
+    write_serving(folder, list(prefill), num_rounds=3)
+    decode = pd.read_parquet(folder / "decode.parquet")
+    token = decode["system"].map({"hybrimoe": 2.0, "hybrimoe_base": 2.0, "hybrimoe_scheduling": 1.0})
+    decode.assign(tpot_s=token, decode_s=5 * token).to_parquet(folder / "decode.parquet", index=False)
+    return figure_data([load_run(folder)], [{}])
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> FigureData:
+    """Two caches of four experts of 352 MB, beside hosts that read one in 44.1 and in 7.3 ms."""
+    folder = tmp_path_factory.mktemp("results")
+    options = {"lru_2": {"num_slots": 2, "indexes": None}, "lru_4": {"num_slots": 4, "indexes": 1}}
+    for milliseconds in (44.1, 7.3):
+        own = folder / str(milliseconds)
+        write_run(own, latency_s=dict.fromkeys(options, [1.0] * 3))
+        write_serving(own, list(options), num_rounds=3)
+        manifest = json.loads((own / "manifest.json").read_text())
+        systems = {
+            name: kind | {"policy": "cpu_gpu_lru", "options": options[name]}
+            for name, kind in manifest["systems"].items()
+        }
+        change_manifest(own, systems=systems, model=manifest["model"] | {"expert_bytes": 352e6})
+        change_config(own, hardware={"host_weights_bytes_per_s": 352e9 / milliseconds})
+    return figure_data([load_run(folder / str(t)) for t in (44.1, 7.3)], [{}, {}])

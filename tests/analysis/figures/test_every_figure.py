@@ -21,11 +21,13 @@ from analysis.figures import (
     grid,
     imbalance_over_iterations,
     load_balance,
+    memory_parts,
     memory_sweep,
     option_sweep,
     policy_sweep,
     predicted_time,
     serving_rates,
+    ways_indexes,
 )
 from analysis.figures.kit.base import FigureModule, discover, draw_all
 from analysis.present.layout import COLUMN_IN, PAGE_IN
@@ -39,6 +41,7 @@ MADE_FROM = {
     option_sweep: "batches", changing_skew: "changing", imbalance_over_iterations: "changing", load_balance: "changing",
     grid: "grid", predicted_time: "predicting", ablation: "without_parts",
     serving_rates: "rates", memory_sweep: "small_memory", expert_stages: "stages",
+    memory_parts: "parts", ways_indexes: "shapes",
 }  # fmt: skip
 MODULES: list[Any] = list(MADE_FROM)
 

@@ -31,6 +31,7 @@ CONF = Path(__file__).parents[3] / "conf" / "model"
 PARAMETERS = {
     "switch_base_128": 7.4,
     "qwen15_moe": 14.3,
+    "qwen2_57b": 57.4,
     "qwen3_30b_a3b": 30.5,
     "mixtral_8x7b": 46.7,
     "olmoe": 6.92,
