@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from harmoeny.compiled import compiled
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
@@ -138,15 +139,26 @@ def overlapped_s(counts: IntArray, home: IntArray, costs: StageCosts) -> float:
         home: int64 ``[num_experts]``.
         costs: the machine's.
     """
-    ranks = np.arange(len(counts))
-    at_home = (home[:, None] == ranks).astype(np.int64)
-    pairs = counts @ at_home
-    own = pairs.diagonal()
-    rows = max(int((pairs.sum(axis=1) - own).max()), int((pairs.sum(axis=0) - own).max()))
-    executed = counts.sum(axis=0)
-    slices_s = costs.slice_s + np.maximum(executed * costs.token_s, costs.weights_s)
-    products_s = np.where(executed > 0, slices_s, 0.0) @ at_home
-    return min(2 * rows * costs.exchange_token_s, float(products_s.max()))
+    return _overlapped_s(counts, home, costs.token_s, costs.slice_s, costs.weights_s, costs.exchange_token_s)
+
+
+@compiled
+def _overlapped_s(
+    counts: IntArray, home: IntArray, token_s: float, slice_s: float, weights_s: float, exchange_token_s: float
+) -> float:
+    world_size, num_experts = counts.shape
+    sent, executed = np.zeros(world_size, dtype=np.int64), np.zeros(num_experts, dtype=np.int64)
+    received, products_s = np.zeros(world_size, dtype=np.int64), np.zeros(world_size)
+    for rank in range(world_size):
+        for expert in range(num_experts):
+            executed[expert] += counts[rank, expert]
+            if home[expert] != rank:
+                sent[rank] += counts[rank, expert]
+                received[home[expert]] += counts[rank, expert]
+    for expert in range(num_experts):
+        if executed[expert] > 0:
+            products_s[home[expert]] += slice_s + max(executed[expert] * token_s, weights_s)
+    return float(min(2 * max(sent.max(), received.max()) * exchange_token_s, products_s.max()))
 
 
 def stages_gain_s(num_stages: float, overlapped_s: float, stage_s: float) -> float:
@@ -177,6 +189,7 @@ def best_stages(overlapped_s: float, stage_s: float, num_experts: int) -> int:
     return max((below, above), key=lambda n: stages_gain_s(n, overlapped_s, stage_s))
 
 
+@compiled
 def expert_stages(home: IntArray, num_stages: int) -> IntArray:
     """Divide every rank's experts, in their order, into as many stages, which differ by one expert at most.
 
@@ -187,8 +200,9 @@ def expert_stages(home: IntArray, num_stages: int) -> IntArray:
     Returns:
         int64 ``[num_experts]``, the stage of every expert.
     """
-    stages = np.zeros_like(home)
-    for rank in np.unique(home):
-        own = np.flatnonzero(home == rank)
-        stages[own] = np.arange(len(own)) * num_stages // len(own)
+    stages, number, held = np.empty_like(home), np.zeros(home.max() + 1, dtype=np.int64), np.bincount(home)
+    for expert in range(len(home)):
+        rank = home[expert]
+        stages[expert] = number[rank] * num_stages // held[rank]
+        number[rank] += 1
     return stages
