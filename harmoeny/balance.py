@@ -26,7 +26,7 @@ from harmoeny.predict import (
     work_s,
 )
 from harmoeny.stages import best_stages, divide, no_stages, staged_s
-from harmoeny.wire import choose_sources, exchange_s
+from harmoeny.wire import choose_sources, exchange_at_home_s, exchange_s
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
 LEAST_GAIN = 0.02
@@ -146,7 +146,8 @@ def choose_shares(
         held = shares_where_held(counts, home, resident, costs)
         loads = loads_of_shares(counts, held, costs)
     free = free_slots(home, resident, room)
-    first = _weighed(held, loads, no_sources(world_size, num_experts), counts, costs, overlap, single)
+    held_s = exchange_at_home_s(counts, home, loads, costs) if single else exchange_s(counts, held, loads, costs)
+    first = _weighed(held, loads, no_sources(world_size, num_experts), held_s, costs, overlap, single)
     best = soonest = first
     evens, most_spread = _candidates(counts, loads, single, free, first.chosen.predicted_s, costs)
     # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
@@ -164,11 +165,12 @@ def choose_shares(
                 shares[rank, hottest[i]] = counts[rank, hottest[i]]
         level_any(shares, counts, resident, free, costs)
         loads = loads_of_shares(counts, shares, costs)
-        at_best = _weighed(shares, loads, first.sources, counts, costs, overlap, False)
+        one_way_s = exchange_s(counts, shares, loads, costs)
+        at_best = _weighed(shares, loads, first.sources, one_way_s, costs, overlap, False)
         if at_best.chosen.predicted_s >= best.chosen.predicted_s and at_best.staged_s >= soonest.staged_s:
             continue  # even if nothing had to be fetched for it
         sources = choose_sources(counts, shares, home, resident, free, costs, links)
-        weighed = _weighed(shares, loads, sources, counts, costs, overlap, False)
+        weighed = _weighed(shares, loads, sources, one_way_s, costs, overlap, False)
         if weighed.chosen.predicted_s < best.chosen.predicted_s:
             best = weighed
         if weighed.staged_s < soonest.staged_s:
@@ -204,10 +206,9 @@ class _Weighed(NamedTuple):
 
 @compiled
 def _weighed(
-    shares: IntArray, loads: Loads, sources: Sources, counts: IntArray, costs: Costs, overlap: bool, at_home: bool
+    shares: IntArray, loads: Loads, sources: Sources, one_way_s: float, costs: Costs, overlap: bool, at_home: bool
 ) -> _Weighed:
-    """Return shares with their time."""
-    one_way_s = exchange_s(counts, shares, loads, costs)
+    """Return shares with their time; ``one_way_s``: what their exchange takes."""
     plain_s, overlapped_s = layer_s(loads, sources, one_way_s, costs)
     overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
     predicted_s = overlapped_s if overlapped else plain_s

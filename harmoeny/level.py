@@ -113,13 +113,12 @@ def _receiver(
         even = gap_s / (2 * token_s + 2 * row_s)
         if even > own:
             even = own + (gap_s - own * (2 * token_s + 2 * row_s)) / (2 * token_s + 4 * row_s)
-        # Nobody ends on the other side of the mean, where others wait to give or to take as well.
-        even = min(even, (busy_s[giver] - mean_s) / (token_s + 2 * row_s))
+        # Nobody ends on the other side of the mean, where others wait to give or to take as well; but what need not
+        # travel lowers the mean.
+        at_mean = (busy_s[giver] - mean_s) / (token_s + 2 * row_s)
         if begin_s < mean_s:
-            at_mean = (mean_s - begin_s) / token_s
-            if at_mean > own:
-                at_mean = own + (mean_s - begin_s - own * token_s) / (token_s + 2 * row_s)
-            even = min(even, at_mean)
+            at_mean = min(at_mean, own + (mean_s - begin_s - own * token_s) / (token_s + 2 * row_s))
+        even = min(even, max(at_mean, float(own)))
         amount = min(int(even), shares[giver, expert])
         if amount <= 0:
             continue

@@ -42,6 +42,34 @@ def exchange_s(counts: IntArray, shares: IntArray, loads: Loads, costs: Costs) -
     for first in range(0, world_size, int(costs.node_ranks)):
         end = min(first + int(costs.node_ranks), world_size)
         _add_rows(rows[:, :, first:end], counts[first:end], shares[first:end])
+    return _slowest_s(rows, costs)
+
+
+@compiled
+def exchange_at_home_s(counts: IntArray, home: IntArray, loads: Loads, costs: Costs) -> float:
+    """Return the same where every assignment is executed on its expert's home rank (int64 ``[num_experts]``)."""
+    world_size, num_experts = counts.shape
+    node_ranks = int(costs.node_ranks)
+    if node_ranks == 0 or node_ranks >= world_size:
+        return rows_s(loads, costs)
+    rows = np.zeros((2, 2, world_size), dtype=np.int64)
+    home_node = home // node_ranks
+    for rank in range(world_size):
+        node, beyond = rank // node_ranks, 0
+        for expert in range(num_experts):
+            if home_node[expert] != node:
+                beyond += counts[rank, expert]
+                rows[1, 1, home[expert]] += counts[rank, expert]
+        rows[1, 0, rank] = beyond
+        rows[0, 0, rank] = loads.sent[rank] - beyond
+    for rank in range(world_size):
+        rows[0, 1, rank] = loads.received[rank] - rows[1, 1, rank]
+    return _slowest_s(rows, costs)
+
+
+@inlined
+def _slowest_s(rows: IntArray, costs: Costs) -> float:
+    """Return how long an exchange takes; ``rows``: int64 ``[2, 2, world_size]``, of :func:`_add_rows`."""
     slowest = max(rows[0].max() * costs.inside_share, rows[1].max() * costs.network_share)
     return float(costs.exchange_latency_s + slowest * costs.exchange_token_s)
 

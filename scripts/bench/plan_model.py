@@ -1,8 +1,8 @@
 """Fit how long every policy plans, and write it for the simulator: conf/simulator/bench.yaml.
 
 A simulation with ``simulator=bench`` is the same on every machine. Plans of several sizes are timed, with and without
-skew, and their times are explained by a constant, the entries of a plan and the fetches in it, none of them below 0;
-every sample counts by its relative error.
+skew, and of few tokens, and their times are explained by a constant, the entries of a plan and the fetches in it, none
+of them below 0; every sample counts by its relative error.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from scripts.bench.planning import NUM_HOT, SKEWS, TOKENS_PER_RANK, ready_policy
 OUT = Path("conf/simulator/bench.yaml")
 #: (world_size, num_experts).
 SIZES = ((8, 128), (8, 256), (32, 128), (32, 256), (64, 256))
+#: Of a rank in decode, where most policies find nothing to decide.
+FEW_TOKENS = 64
 #: A system that has its options from a preset plans as the class that it is of.
 PRESETS = {"harmoeny_paper": "harmoeny_tokens", "harmoeny_sync": "harmoeny_tokens"}
 
@@ -36,9 +38,9 @@ PRESETS = {"harmoeny_paper": "harmoeny_tokens", "harmoeny_sync": "harmoeny_token
 def samples(cls: type[Policy]) -> Iterator[tuple[float, float, float]]:
     """Yield seconds, entries and fetches of plans of every size and skew."""
     for world_size, num_experts in SIZES:
-        for skew in SKEWS:
+        for skew, tokens_per_rank in (*((skew, TOKENS_PER_RANK) for skew in SKEWS), (0.0, FEW_TOKENS)):
             shares = hot_shares(skew, np.arange(NUM_HOT), num_experts)
-            counts = _counts(shares, world_size)
+            counts = _counts(shares, world_size, tokens_per_rank)
             policy = ready_policy(cls, shares, world_size)
             placement = policy.place(0, num_experts, world_size)
             placement = policy.update_placement(0, [counts], placement) or placement
@@ -50,8 +52,8 @@ def samples(cls: type[Policy]) -> Iterator[tuple[float, float, float]]:
             )
 
 
-def _counts(shares: FloatArray, world_size: int) -> IntArray:
-    return np.stack([exact_counts(shares, TOKENS_PER_RANK, 1, np.random.default_rng(r)) for r in range(world_size)])
+def _counts(shares: FloatArray, world_size: int, tokens_per_rank: int) -> IntArray:
+    return np.stack([exact_counts(shares, tokens_per_rank, 1, np.random.default_rng(r)) for r in range(world_size)])
 
 
 def fit(measured: FloatArray) -> FloatArray:

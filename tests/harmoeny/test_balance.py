@@ -11,13 +11,13 @@ from scipy.optimize import linprog
 from harmoeny.balance import LEAST_GAIN, choose_shares, plan_by_time
 from harmoeny.compiled import compiled
 from harmoeny.cost import NO_LINKS, Links
-from harmoeny.held import free_slots, shares_where_held
+from harmoeny.held import free_slots, shares_at_home, shares_where_held
 from harmoeny.level import level
 from harmoeny.level_nodes import level_any
 from harmoeny.placement import BoolArray, IntArray, Placement, place
 from harmoeny.plan import Plan, tokens_of_shares
-from harmoeny.predict import Costs, FloatArray, layer_s, loads_of_shares
-from harmoeny.wire import choose_sources, exchange_s
+from harmoeny.predict import Costs, FloatArray, layer_s, loads_at_home, loads_of_shares
+from harmoeny.wire import choose_sources, exchange_at_home_s, exchange_s
 from tests.strategies import batches, examples, make_counts, scattered
 
 Batch = tuple[IntArray, Placement]
@@ -141,6 +141,8 @@ def test_rows_on_the_wire_are_those_of_the_plan(batch: Batch, node_ranks: int) -
     found = exchange_s(counts, shares, loads_of_shares(counts, shares, costs), costs)
     if node_ranks < world_size:
         assert found == pytest.approx(1.0 + 0.5 * slowest)
+    at_home, loads = shares_at_home(counts, placement.home), loads_at_home(counts, placement.home, costs)
+    assert exchange_at_home_s(counts, placement.home, loads, costs) == exchange_s(counts, at_home, loads, costs)
 
 
 @examples(40)
