@@ -134,11 +134,11 @@ def choose_host(executed: IntArray, resident: BoolArray, costs: PlaceCosts) -> B
 def spare_copies(
     executed: IntArray, resident: BoolArray, host: BoolArray, costs: PlaceCosts, idle: FloatArray, batch: int
 ) -> IntArray:
-    """Return int64 ``[world_size]``, experts that every rank's link can bring behind a batch, if it fetches nothing.
+    """Return int64 ``[world_size]``, experts that every rank's link can bring behind a batch.
 
-    Where others of its layers do, they would have to wait: a copy that has begun is not interrupted. So the more of
-    them fetch, the fewer are brought. Where there is time for no whole number, some batches bring one more; one for
-    most of which there is time is always brought.
+    Where it fetches, as many as the link has time for beside that. Where others of its layers do, these would have to
+    wait: a copy that has begun is not interrupted. So the more of them fetch, the fewer are brought. Where there is
+    time for no whole number, some batches bring one more; one for most of which there is time is always brought.
 
     Args:
         executed: as for :func:`choose_host`, and so the others.
@@ -153,11 +153,17 @@ def spare_copies(
     for rank in range(world_size):
         active = np.flatnonzero(executed[:, rank])
         held, here = resident[active, rank], host[active, rank]
-        if (held | here).all():
-            rate = idle[rank] * places_end_s(executed[active, rank], held, here, costs) / costs.fetch_s
-            copies[rank] = int(np.floor((batch + 1) * rate) - np.floor(batch * rate))
-            if rate >= _MOST_OF_A_COPY:
-                copies[rank] = max(copies[rank], 1)
+        num_fetches = 0
+        for i in range(len(active)):
+            num_fetches += not held[i] and not here[i]
+        rate = places_end_s(executed[active, rank], held, here, costs) / costs.fetch_s - num_fetches
+        if num_fetches > 0:
+            copies[rank] = int(rate)
+            continue
+        rate *= idle[rank]
+        copies[rank] = int(np.floor((batch + 1) * rate) - np.floor(batch * rate))
+        if rate >= _MOST_OF_A_COPY:
+            copies[rank] = max(copies[rank], 1)
     return copies
 
 

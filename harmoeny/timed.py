@@ -327,7 +327,7 @@ class HarMoEny(Policy):
         demand = self._demands[layer]
         shares = demand.expect(history, self.history_window)
         self._fetching[layer] = np.any(fetch, axis=0)
-        idle = 1.0 - np.mean(list(self._fetching.values()), axis=0)
+        idle = 1.0 - np.mean([self._fetching[i] for i in range(layer + 1)], axis=0)
         copies = spare_copies(executed, placement.resident, host, self._places, idle, len(history) + layer)
         held = hold_expected(
             shares, demand.num_assignments, placement.resident, fetch, placement.at_home, self.num_slots, copies

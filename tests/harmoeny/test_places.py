@@ -111,8 +111,8 @@ def test_a_host_without_costs_executes_nothing_and_ranks_are_apart() -> None:
     assert not host[:, 1].any()
 
 
-def test_the_link_brings_as_many_experts_as_there_is_time_for_where_nothing_is_fetched() -> None:
-    """Three held experts of 7 s each: 21 s are 2.33 fetches of 9 s; another on the host takes 22."""
+def test_the_link_brings_as_many_experts_as_there_is_time_for() -> None:
+    """Three held experts of 7 s each: 21 s are 2.33 fetches of 9 s; another on the host takes 22, fetched until 28."""
     executed, held = np.full((4, 1), 3), np.array([[True], [True], [True], [False]])
     host, costs = np.zeros((4, 1), np.bool_), PlaceCosts.of(COST)
 
@@ -126,6 +126,9 @@ def test_the_link_brings_as_many_experts_as_there_is_time_for_where_nothing_is_f
     assert copies(60, idle=0.6 / 2.333) == 60, "most of one"
     assert copies(60, idle=0.45 / 2.333) == 27
     executed[3] = 3
-    assert copies(60, idle=1.0) == 0
+    assert copies(60, idle=0.0) == 120, "two beside each fetch"
+    executed[:3] = 0
+    assert copies(60, idle=1.0) == 0, "a fetch, and the expert's 7 s"
+    executed[:3] = 3
     executed[3], host[3] = 4, True
     assert copies(36, idle=1.0) == 88
