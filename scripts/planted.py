@@ -56,6 +56,7 @@ class Defect:
 _ROUNDS = "tests/experiments/measure/test_rounds.py"
 _CHECK = "tests/experiments/measure/test_check.py::test_every_planted_defect_is_refused_by_name_on_one_rank"
 _COLD = "tests/experiments/measure/test_cold_start.py"
+_ADVICE = "tests/analysis/advice"
 _ROWS = "tests/experiments/results/test_rows.py"
 _METRICS = "tests/analysis/data/test_metrics.py"
 _SUMMARY = "tests/analysis/data/test_summary.py"
@@ -99,6 +100,14 @@ DEFECTS = (
         "        bench.begin_loop()\n", "        pass\n", _COLD),
     Defect("a reset forgets the history and keeps the placement", "harmoeny/runtime/layer/residency.py",
         "        self.placements[:] = self._first_placements\n", "", _COLD),
+    Defect("placements see the batch that they are scored on", "harmoeny/runtime/layer/residency.py",
+        "            changed = self._policy.update_placement(",
+        "            self._history[layer].append(routed_counts(counts, placement))\n"
+        "            changed = self._policy.update_placement(", f"{_ADVICE}/test_planted.py"),
+    Defect("gains inside the error are advised", "analysis/advice/choose.py",
+        "if gain.low > 1 + self.error]", "if gain.low > 1]", f"{_ADVICE}/test_gains.py"),
+    Defect("rebalances cost advice nothing", "analysis/advice/gains.py",
+        "seen_s - wait_s * (1 - 1 / passes)", "seen_s - wait_s", f"{_ADVICE}/test_gains.py"),
     Defect("the warm-up reads the first measured batch", "experiments/measure/batch.py",
         "    return point.most_rounds + point.calibration_batches\n", "    return 0\n", _COLD),
     Defect("every check passes", "experiments/measure/check.py", "passed=reason is None,", "passed=True,", _CHECK),
