@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.data.load import Run
 from analysis.figures.kit.base import FigureData, Source
-from analysis.present.layout import COLUMN_IN, PAGE_IN, new_figure, set_caption
+from analysis.present.layout import COLUMN_IN, PAGE_IN, new_figure, panel_title, set_caption
 from analysis.present.style import label, look
 from analysis.present.table import without_medians
 
@@ -56,7 +56,10 @@ def plot(data: FigureData) -> Figure:
         if i >= len(systems):
             axes.set_visible(False)
             continue
-        _panel(axes, frame[frame["system"] == systems[i]], systems[i])
+        rows_of = frame[frame["system"] == systems[i]]
+        _panel(axes, rows_of, systems[i])
+        title = f"{label(systems[i])}: {rows_of['imbalance'].iloc[0]:.2f}"
+        axes.set_title(panel_title(title, columns), loc="left", fontsize=7.5, pad=3)
         if i + columns >= len(systems):
             axes.set_xlabel("MoE layer, rank by rank")
             axes.xaxis.set_tick_params(labelbottom=True)
@@ -78,7 +81,6 @@ def _panel(axes: Axes, rows: pd.DataFrame, system: str) -> None:
     axes.bar(positions, rows["relative_load"], width, color=colour, edgecolor="white", linewidth=0.25)
     axes.axhline(1.0, color="black", linewidth=0.7, linestyle=(0, (4, 2)))
     axes.set_xticks(layers[:: 1 + (len(layers) - 1) // 8])
-    axes.set_title(f"{label(system)}: {rows['imbalance'].iloc[0]:.2f}", loc="left", fontsize=7.5, pad=3)
 
 
 def _sizes(run: Run) -> str:

@@ -6,12 +6,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.kit.base import FigureData, Source
-from analysis.present.layout import COLUMN_IN, entries_of, new_figure, set_caption, set_legend
+from analysis.present.layout import COLUMN_IN, PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.present.style import label, look
 from analysis.present.table import without_medians
 
 NAME = "predicted_time"
 SOURCE = Source("skew_sweep", minutes=5, simulated="experiment=skew_sweep backend=simulator hardware=h200")
+#: Whose names and errors have room in a column.
+_FEW_SYSTEMS = 3
 _PHASES = ["dispatch_s", "compute_s", "combine_s"]
 
 
@@ -37,7 +39,8 @@ def table(data: FigureData) -> pd.DataFrame:
 def plot(data: FigureData) -> Figure:
     """Draw a dot per layer and batch beside the line on which both are equal."""
     frame = table(data)
-    figure = new_figure(COLUMN_IN, 3.2)
+    many = frame["system"].nunique() > _FEW_SYSTEMS
+    figure = new_figure(PAGE_IN if many else COLUMN_IN, 4.2 if many else 3.2)
     axes = figure.subplots()
     for system, rows in frame.groupby("system", sort=False):
         axes.plot(
