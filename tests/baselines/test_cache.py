@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from baselines.cpu_gpu_lru import CpuGpuLru
 from baselines.hybrimoe import HybriMoE
 from baselines.kit.cache import CachePolicy
 from baselines.on_demand import OnDemand
+from experiments.routing.trace_files import read_trace
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement
 from tests.harmoeny.runtime.cases import random_experts, random_tokens, start
 from tests.harmoeny.test_places import end_s, machines, ranks_experts
 from tests.strategies import examples
+
+TRACE = Path(__file__).parents[2] / "results" / "traces" / "example.parquet"
 
 
 def counts_of(*experts: int, num_experts: int = 8) -> IntArray:
@@ -54,6 +58,40 @@ def test_lru_is_that_of_a_list_that_moves_to_the_front(batches: list[list[int]],
             order.insert(0, expert)
         expected.append(sorted(order[:num_slots]))
     assert follow(policy, [counts_of(*batch) for batch in batches]) == expected
+
+
+def recorded(layer: int) -> list[IntArray]:
+    """The batches of the recorded routing, in units of as many tokens as half of the experts have at most."""
+    counts = read_trace(TRACE).counts[:, layer].sum(axis=1)
+    return [row[None] // int(np.median(counts)) for row in counts]
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_lru_and_decaying_scores_on_recorded_routing(layer: int) -> None:
+    """LRU touches a batch's experts from the fewest tokens to the most; MRS forgets what weighs under a thousandth."""
+    batches, num_slots = recorded(layer), 24
+    order, lru = list(range(128)), [list(range(num_slots))]
+    shares: list[dict[int, float]] = []
+    kept = set(range(num_slots))
+    mrs = [sorted(kept)]
+    for (tokens,) in batches:
+        active = sorted(np.flatnonzero(tokens).tolist(), key=lambda e: (-tokens[e], e))
+        for expert in reversed(active):
+            order.remove(expert)
+            order.insert(0, expert)
+        lru.append(sorted(order[:num_slots]))
+        shares.insert(0, {e: tokens[e] / tokens.sum() for e in active[:12]})
+        scores = [
+            sum(0.5 ** (age + 1) * shares[age].get(e, 0.0) for age in range(len(shares[:11]))) for e in range(128)
+        ]
+        fetched = sorted(set(active) - kept, key=lambda e: (scores[e], e))[:num_slots]
+        stay = sorted(kept, key=lambda e: (-scores[e], e))[: num_slots - len(fetched)]
+        kept = {*fetched, *stay}
+        mrs.append(sorted(kept))
+    assert follow(CpuGpuLru(num_slots=num_slots), batches) == lru
+    fast = HybriMoE(num_slots=num_slots).calibrated(ExpertCost(token_s=1.0, fetch_s=0.1, host_token_s=1e6))
+    assert follow(fast, batches) == mrs
+    assert len({tuple(held) for held in mrs}) > 12
 
 
 def test_popular_experts_stay_in_an_lru_of_a_prefill_and_the_last_fetched_on_demand() -> None:
