@@ -137,6 +137,19 @@ def test_residents_and_fetched_experts_come_by_stage_and_a_wave_has_one(case: Ca
         assert stages == sorted(stages)
 
 
+@examples(200)
+@given(cases())
+def test_no_fetched_expert_holds_up_residents_whose_rows_come_first(case: Case) -> None:
+    if case.work_order == "paper" or case.grouped:
+        return
+    latest = 0  # stage of a fetched expert so far
+    for wave in case.schedule().waves():
+        if wave.expert_ids[0] in case.home:
+            assert wave.stage >= latest
+        else:
+            latest = max(latest, wave.stage)
+
+
 def test_the_papers_order_and_its_slots_two_steps_before() -> None:
     executed = work(e0=100, e1=90, e2=80, e3=70, e10=60, e11=50, e12=40)
     schedule = make_schedule(executed, [0, 1, 2, 3], COST, work_order="paper")
