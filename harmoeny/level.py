@@ -14,7 +14,9 @@ _LEAST_MOVE = 3e-3
 
 
 @compiled
-def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArray, costs: Costs) -> None:
+def level(
+    shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArray, costs: Costs, to_mean: bool = True
+) -> None:
     """Let the slowest rank give of its largest expert to whoever is ready first with it, as long as that helps.
 
     A rank's time is that of its slices and of the rows that it sends or receives, there and back. The shares of the
@@ -27,6 +29,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
         resident: bool ``[num_experts, world_size]``.
         free: int64 ``[world_size]``, slots that hold no resident; a fetch into any other is followed by a restore.
         costs: the machine's.
+        to_mean: nobody gives or takes beyond the mean, for what would have to travel.
     """
     world_size, num_experts = counts.shape
     row_s = costs.exchange_token_s
@@ -59,7 +62,7 @@ def level(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArra
             break
         giver = int(busy_s.argmax())
         expert = int(shares[giver].argmax())
-        mean_s = total_s / world_size
+        mean_s = total_s / world_size if to_mean else np.inf
         receiver, amount = _receiver(giver, expert, shares, counts, resident, busy_s, mean_s, fetches, slots, costs)
         if receiver < 0:
             break
@@ -115,10 +118,11 @@ def _receiver(
             even = own + (gap_s - own * (2 * token_s + 2 * row_s)) / (2 * token_s + 4 * row_s)
         # Nobody ends on the other side of the mean, where others wait to give or to take as well; but what need not
         # travel lowers the mean.
-        at_mean = (busy_s[giver] - mean_s) / (token_s + 2 * row_s)
-        if begin_s < mean_s:
-            at_mean = min(at_mean, own + (mean_s - begin_s - own * token_s) / (token_s + 2 * row_s))
-        even = min(even, max(at_mean, float(own)))
+        if mean_s < np.inf:
+            at_mean = (busy_s[giver] - mean_s) / (token_s + 2 * row_s)
+            if begin_s < mean_s:
+                at_mean = min(at_mean, own + (mean_s - begin_s - own * token_s) / (token_s + 2 * row_s))
+            even = min(even, max(at_mean, float(own)))
         amount = min(int(even), shares[giver, expert])
         if amount <= 0:
             continue

@@ -24,7 +24,12 @@ def level_any(shares: IntArray, counts: IntArray, resident: BoolArray, free: Int
     for first in range(0, world_size, node_ranks):
         end = min(first + node_ranks, world_size)
         level(
-            shares[first:end], counts[first:end], np.ascontiguousarray(resident[:, first:end]), free[first:end], costs
+            shares[first:end],
+            counts[first:end],
+            np.ascontiguousarray(resident[:, first:end]),
+            free[first:end],
+            costs,
+            False,
         )
 
 
@@ -47,7 +52,7 @@ def _between_nodes(shares: IntArray, counts: IntArray, resident: BoolArray, free
             if resident[expert, rank]:
                 held[expert, rank // node_ranks] = True
     after = before.copy()
-    level(after, wanted, held, slots, _of_node(costs))
+    level(after, wanted, held, slots, _of_node(costs), False)
     load = np.zeros(world_size, dtype=np.int64)
     for rank in range(world_size):
         for expert in range(num_experts):
