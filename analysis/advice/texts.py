@@ -16,7 +16,7 @@ _MOST_NAMED = 3
 #: Options that say how much room there is for experts, which is the same for all, and how the runtime executes plans.
 _COMMON = (
     "num_slots", "spare_slots", "redundant_experts_per_rank", "num_nodes", "num_groups", "placement", "fetch",
-    "work_order",
+    "num_stages", "work_order",
 )  # fmt: skip
 NOTHING = "do nothing"
 

@@ -40,7 +40,7 @@ _UNNAMED_ROUTER = {"adapt": False, "sharpness": None, "drift": None}
 #: Options of requests of which the same is true.
 _UNNAMED_REQUESTS = {"cv": None, "output_tokens": 1, "rate_step": None, "max_rates": 10}
 #: Options of systems of which the same is true.
-_UNNAMED_SYSTEM = {"spread": True, "host": True, "ahead": True, "num_stages": 1}
+_UNNAMED_SYSTEM = {"spread": True, "host": True, "ahead": True}
 #: Options of models of which the same is true.
 _UNNAMED_MODEL = {"num_shared_experts": 0, "route_shared": False}
 #: With ``until`` and no ``max_rounds``, so many times ``rounds`` are measured at most.
@@ -132,6 +132,11 @@ class Point:
         o = self.options
         return (self.most_rounds + self.calibration_batches + 1) * o.world_size * o.batch_size * o.seq_len
 
+    def _identity_of(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of a system's options names the run."""
+        unnamed = _UNNAMED_SYSTEM | {"num_stages": type(self.systems[name]).num_stages}
+        return {k: v for k, v in options.items() if k not in unnamed or v != unnamed[k]}
+
     @property
     def most_rounds(self) -> int:
         """Rounds that are measured, at most: with ``until`` more than were asked for."""
@@ -159,10 +164,7 @@ class Point:
             for k, v in given["hardware"].items()
             if k not in _UNNAMED_HARDWARE or v != getattr(_DEFAULT_HARDWARE, k)
         }
-        identity["systems"] = {
-            name: {k: v for k, v in options.items() if k not in _UNNAMED_SYSTEM or v != _UNNAMED_SYSTEM[k]}
-            for name, options in given["systems"].items()
-        }
+        identity["systems"] = {name: self._identity_of(name, options) for name, options in given["systems"].items()}
         identity["model"] = {
             k: v for k, v in given["model"].items() if k not in _UNNAMED_MODEL or v != _UNNAMED_MODEL[k]
         }
