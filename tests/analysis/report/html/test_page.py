@@ -282,7 +282,7 @@ def test_open_loop_has_a_table_with_limits_and_what_its_requests_support(tmp_pat
     (table,) = Tree(page).root.all("table", class_="serving")
     assert [element.words().strip() for element in table.all("th", scope="rowgroup")] == ["rate/s 2", "rate/s 8"]
     rows = [[cell.text for cell in row.all("td")] for row in table.all("tr") if "data-system" in row.attributes]
-    titles = [element.text for element in table.all("th", scope="col")][1:]
+    titles = [" ".join(element.text.split()) for element in table.all("th", scope="col")][1:]
     shares, p90 = (titles.index(name) for name in ("good", "TTFT p90 ms"))
     assert [row[shares] for row in rows] == ["100.0%", "100.0%", "0.0%", "0.0%"]
     assert [row[p90] for row in rows] == ["200", "200", "800", "800"]
