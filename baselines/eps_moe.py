@@ -11,6 +11,7 @@ import numpy as np
 
 from harmoeny.compiled import compiled
 from harmoeny.cost import ExpertCost
+from harmoeny.lines import stages_of_experts
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, home_tokens, plan_from_tokens
 from harmoeny.policy import Policy
@@ -117,7 +118,7 @@ class EpsMoE(Policy):
         if num_stages < 2:
             return plan
         stages = np.repeat(expert_stages(placement.home, num_stages)[:, None], placement.world_size, axis=1)
-        return replace(plan, expert_stages=stages)
+        return replace(plan, stages=stages_of_experts(stages, plan.executed()))
 
     def _best(self, counts: IntArray, placement: Placement) -> int:
         """Return the number of stages that gains most by the cost model."""

@@ -10,6 +10,7 @@ from harmoeny.compiled import compiled
 from harmoeny.cost import Links
 from harmoeny.held import free_slots, num_held, shares_at_home, shares_where_held
 from harmoeny.level_nodes import MOST_AT_ONCE, level_any
+from harmoeny.lines import Stages, no_stages
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import home_tokens, tokens_of_shares
 from harmoeny.predict import (
@@ -25,7 +26,7 @@ from harmoeny.predict import (
     no_sources,
     work_s,
 )
-from harmoeny.stages import best_stages, divide, no_stages, staged_s
+from harmoeny.stages import best_stages, divide, lost_by_cut_s, staged_s
 from harmoeny.wire import choose_sources, exchange_at_home_s, exchange_s
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
@@ -44,7 +45,7 @@ class Chosen(NamedTuple):
         from_peer: bool ``[num_experts, world_size]``, the fetches that other ranks send.
         senders: int64 ``[num_experts, world_size]``, who sends them, -1 where nobody does; of no size: home ranks.
         overlapped: whether a rank's own rows are executed while the others are on their way.
-        stages: int64 ``[num_experts, world_size]``, stages of experts as of a plan; of no size: there is one.
+        stages: as of a plan; of no size: there is one.
         predicted_s: seconds from the plan to the end of the combine.
         at_home: whether everything is executed on its home rank because nobody else holds it.
         node_ranks: ranks of a node, whose rows stay on it where they can; 0: nodes do not matter.
@@ -54,7 +55,7 @@ class Chosen(NamedTuple):
     from_peer: BoolArray
     senders: IntArray
     overlapped: bool
-    stages: IntArray
+    stages: Stages
     predicted_s: float
     at_home: bool
     node_ranks: int
@@ -71,7 +72,7 @@ def plan_by_time(
     overlap: bool,
     staged: bool,
     spread: bool,
-) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, IntArray, float]:
+) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, Stages, float]:
     """Plan a batch; where nothing can be gained, everything is executed where it is held and little is computed.
 
     Args:
@@ -82,7 +83,7 @@ def plan_by_time(
         costs: float64, the machine's in the order of :class:`Costs`, whose conversion would take as long as a plan.
         links: between its ranks.
         overlap: a rank's own rows may be executed while the others are on their way.
-        staged: experts may be exchanged and executed in stages.
+        staged: rows may be exchanged and executed in stages.
         spread: hot experts may be brought to all ranks.
 
     Returns:
@@ -123,8 +124,8 @@ def choose_shares(
     The first candidate executes everything where it is held; in the second the slowest rank has given assignments of
     its largest expert to the rank that is ready first, again and again (:func:`level`). In the third, before that, the
     experts with most assignments were brought to all ranks, which execute their own assignments of them: that saves the
-    exchange of their rows. Each is weighed with all rows exchanged at once, with a rank's own rows first, and in stages
-    of experts. What is predicted to be fastest is taken, if it gains enough on the first; candidates that cannot are
+    exchange of their rows. Each is weighed with all rows exchanged at once, with a rank's own rows first, and in
+    stages. What is predicted to be fastest is taken, if it gains enough on the first; candidates that cannot are
     not made.
 
     Args:
@@ -135,7 +136,7 @@ def choose_shares(
         costs: the machine's.
         links: between its ranks.
         overlap: a rank's own rows may be executed while the others are on their way.
-        staged: experts may be exchanged and executed in stages.
+        staged: rows may be exchanged and executed in stages.
         spread: hot experts may be brought to all ranks.
     """
     world_size, num_experts = counts.shape
@@ -223,9 +224,10 @@ def _weighed(
 def _in_stages(weighed: _Weighed, counts: IntArray, resident: BoolArray, costs: Costs) -> Chosen:
     """Return what would be chosen in stages, with the time of that."""
     chosen, number = weighed.chosen, weighed.num_stages
-    stages = divide(chosen.shares, resident, number)
+    row_s = max(costs.exchange_token_s, 1e-12)
+    stages = divide(counts, chosen.shares, resident, number, lost_by_cut_s(costs) / row_s)
     predicted_s = staged_s(
-        counts, chosen.shares, stages, number, weighed.loads, weighed.sources, weighed.exchange_s, costs
+        counts, chosen.shares, resident, stages, weighed.loads, weighed.sources, weighed.exchange_s, costs
     )
     return Chosen(
         chosen.shares, chosen.from_peer, chosen.senders, False, stages, predicted_s, chosen.at_home, chosen.node_ranks

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from harmoeny.lines import Stages
 from harmoeny.placement import BoolArray, IntArray, Placement
 
 
@@ -57,8 +58,8 @@ class ChosenShares(Protocol):
         """Return whether a rank's own rows are executed while all others are on their way."""
 
     @property
-    def stages(self) -> IntArray:
-        """Return int64 ``[num_experts, world_size]``, stages of experts as of a plan, or of no size: there is one."""
+    def stages(self) -> Stages:
+        """Return the stages as of a plan, or of no size: there is one."""
 
     @property
     def predicted_s(self) -> float:

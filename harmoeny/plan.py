@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harmoeny.compiled import compiled, inlined
+from harmoeny.lines import Stages, stage_at, stage_tokens
 from harmoeny.placement import BoolArray, IntArray, Placement
 
 
@@ -26,9 +27,8 @@ class Plan:
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
         host: bool ``[num_experts, world_size]``, what a rank executes on its host, from the store, beside its device;
             the weights stay where they are. None: nothing; must be None where the exchange has stages.
-        expert_stages: int64 ``[num_experts, world_size]``, the stage, from 0 on, at which a rank executes an expert:
-            rows of one stage are exchanged together and executed while those of the next are on their way. None:
-            one exchange; must be None where sources are grouped.
+        stages: how every rank's rows are divided: those of one stage are exchanged together and executed while those of
+            the next are on their way. None: one exchange; must be None where sources are grouped.
         senders: int64 ``[num_experts, world_size]``, who sends each of :attr:`from_peer`, -1 where nobody does: the
             expert's home rank, or a lower rank than the receiver that gets the expert from another, too, and hands it
             on. None: all home ranks.
@@ -40,7 +40,7 @@ class Plan:
     source_groups: Sequence[Sequence[int]] | None = None
     predicted_s: float | None = None
     host: BoolArray | None = None
-    expert_stages: IntArray | None = None
+    stages: Stages | None = None
     senders: IntArray | None = None
 
     @property
@@ -68,8 +68,10 @@ class Plan:
 
         None: everything is exchanged at once.
         """
-        if self.expert_stages is not None:
-            first: IntArray = self.tokens.sum(axis=1, where=self.expert_stages == 0)
+        if self.stages is not None:
+            executed = self.executed()
+            bounds = self.stages.bounds(executed)[:2]
+            first: IntArray = stage_tokens(self.tokens, bounds[:, None], executed)[0].sum(axis=1)
             return first
         return None if self.source_groups is None else np.diag(np.einsum("ses->s", self.tokens))
 
@@ -107,8 +109,8 @@ class Plan:
         if exact and dropped.any():
             raise ValueError(f"plan.tokens: assignments lost at [src, expert] = {_first(dropped != 0)}")
         host = self._validated_host()
-        if self.expert_stages is not None:
-            self._validate_expert_stages(self.expert_stages)
+        if self.stages is not None:
+            self._validate_stages(self.stages)
         weightless = (self.executed() > 0) & ~placement.resident & ~self.fetch & ~host
         if weightless.any():
             raise ValueError(f"plan.fetch: executed without weights at [expert, rank] = {_first(weightless)}")
@@ -141,18 +143,28 @@ class Plan:
         idle = self.host & (self.executed() == 0)
         if idle.any():
             raise ValueError(f"plan.host: nothing to execute at [expert, rank] = {_first(idle)}")
-        for name in ("source_groups", "expert_stages"):
+        for name in ("source_groups", "stages"):
             if getattr(self, name) is not None and self.host.any():
                 raise ValueError(f"plan.host: must be None with plan.{name}")
         return self.host
 
-    def _validate_expert_stages(self, stages: IntArray) -> None:
+    def _validate_stages(self, stages: Stages) -> None:
         if self.source_groups is not None:
-            raise ValueError("plan.expert_stages: must be None with plan.source_groups")
-        if stages.shape != self.fetch.shape:
-            raise ValueError(f"plan.expert_stages: shape {stages.shape}, must be {self.fetch.shape}")
-        if (stages < 0).any():
-            raise ValueError(f"plan.expert_stages: negative at [expert, rank] = {_first(stages < 0)}")
+            raise ValueError("plan.stages: must be None with plan.source_groups")
+        executed, load = self.executed(), self.load()
+        if stages.begins.shape != executed.shape:
+            raise ValueError(f"plan.stages.begins: shape {stages.begins.shape}, must be {executed.shape}")
+        if stages.num_stages < 1 or stages.cuts.shape[1] != self.world_size:
+            raise ValueError(f"plan.stages.cuts: shape {stages.cuts.shape}, must be [num_stages + 1, {self.world_size}]")
+        wrong = (np.diff(stages.cuts, axis=0) < 0).any(axis=0) | (stages.cuts[0] != 0) | (stages.cuts[-1] != load)
+        if wrong.any():
+            raise ValueError(f"plan.stages.cuts: do not go from 0 to all rows at [rank] = {_first(wrong)}")
+        begins = np.where(executed > 0, stages.begins, load)
+        order = np.argsort(begins, axis=0, kind="stable")
+        rows = np.take_along_axis(executed, order, axis=0)
+        wrong = (np.take_along_axis(begins, order, axis=0) != np.cumsum(rows, axis=0) - rows).any(axis=0)
+        if wrong.any():
+            raise ValueError(f"plan.stages.begins: experts lie on each other, or apart, at [rank] = {_first(wrong)}")
 
 
 def _first(where: BoolArray) -> list[int]:
@@ -282,26 +294,47 @@ def only_taker(shares: IntArray, expert: int) -> int:
 
 
 @compiled
-def pairs_of_shares(counts: IntArray, shares: IntArray, stages: IntArray, node_ranks: int = 0) -> IntArray:
+def pairs_of_shares(counts: IntArray, shares: IntArray, stages: Stages, node_ranks: int = 0) -> IntArray:
     """Return the sums over the experts of every stage of :func:`tokens_of_shares`.
 
     Args:
         counts: as there.
         shares: as there.
-        stages: int64 ``[num_experts, world_size(dst)]``, as of a plan; of no size: there is one.
+        stages: as of a plan; of no size: there is one.
         node_ranks: as there.
 
     Returns:
         int64 ``[num_stages, world_size(src), world_size(dst)]``.
     """
     world_size, num_experts = counts.shape
-    num_stages = stages.max() + 1 if stages.size > 0 else 1
+    begins, cuts = stages.begins, stages.cuts
+    num_stages = max(len(cuts) - 1, 1)
     pairs = np.zeros((world_size, num_stages * world_size), dtype=np.int64)
-    columns = np.arange(world_size)
+    ranks, of_expert = np.arange(world_size), np.empty((world_size, world_size), dtype=np.int64)
+    columns = ranks.copy()
     for expert in range(num_experts):
-        if stages.size > 0:
-            columns = stages[expert] * world_size + np.arange(world_size)
-        deal(pairs, columns, counts[:, expert], shares[expert], node_ranks)
+        is_cut = False
+        if len(cuts) > 0:
+            for rank in range(world_size):
+                rows = shares[expert, rank]
+                stage = stage_at(cuts, rank, begins[expert, rank]) if rows > 0 else 0
+                is_cut |= rows > 0 and begins[expert, rank] + rows > cuts[stage + 1, rank]
+                columns[rank] = stage * world_size + rank
+        if not is_cut:
+            deal(pairs, columns, counts[:, expert], shares[expert], node_ranks)
+            continue
+        of_expert[:] = 0
+        deal(of_expert, ranks, counts[:, expert], shares[expert], node_ranks)
+        for rank in range(world_size):
+            rows = shares[expert, rank]
+            for stage in range(num_stages):
+                begin = min(max(cuts[stage, rank] - begins[expert, rank], 0), rows)
+                end = min(max(cuts[stage + 1, rank] - begins[expert, rank], 0), rows)
+                if begin == end:
+                    continue
+                for src in range(world_size):
+                    sent = of_expert[src, rank]
+                    pairs[src, stage * world_size + rank] += sent * end // rows - sent * begin // rows
     by_stage = np.empty((num_stages, world_size, world_size), dtype=np.int64)
     for stage in range(num_stages):
         by_stage[stage] = pairs[:, stage * world_size : (stage + 1) * world_size]

@@ -35,7 +35,7 @@ class Policy(ABC):
         num_slots: experts that a rank has room for in device memory, per layer; null: as many as it holds at the start.
         work_order: when a rank executes fetched experts: ``covered`` (as soon as their weights are predicted to be
             there) or ``paper`` (after the two residents with the most tokens).
-        num_stages: stages of experts (:attr:`Plan.expert_stages`), into which what every rank executes is divided; 1:
+        num_stages: stages (:attr:`Plan.stages`), into which what every rank executes is divided; 1:
             all rows are exchanged at once; null, which few systems know: as many as are predicted to pay.
     """
 

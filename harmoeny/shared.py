@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harmoeny.compiled import compiled
+from harmoeny.lines import Stages
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
@@ -63,9 +64,16 @@ def make_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
         from_peer=None if plan.from_peer is None else _more(plan.from_peer, num_shared, False),
         host=None if plan.host is None else _more(plan.host, num_shared, False),
         predicted_s=None,  # it was of the routed experts alone
-        expert_stages=None if plan.expert_stages is None else _more(plan.expert_stages, num_shared, 0),
+        stages=None if plan.stages is None else _with_shared(plan.stages, pairs.sum(axis=0), num_shared),
         senders=None if plan.senders is None else _more(plan.senders, num_shared, NOBODY),
     )
+
+
+def _with_shared(stages: Stages, num_tokens: IntArray, num_shared: int) -> Stages:
+    """Return stages with the shared experts at the beginning of the first; ``num_tokens``: int64 ``[world_size]``."""
+    shared, cuts = np.arange(num_shared)[:, None] * num_tokens, stages.cuts + num_shared * num_tokens
+    cuts[0] = 0
+    return Stages(np.concatenate([stages.begins + num_shared * num_tokens, shared]), cuts)
 
 
 @compiled

@@ -1,6 +1,6 @@
 """Divides what ranks execute into stages, so that the exchange of one is behind the products of another.
 
-Source: EPS-MoE, arXiv 2410.12247: groups of experts, and how many of them pay. Which experts are together, and what a
+Source: EPS-MoE, arXiv 2410.12247: groups of experts, and how many of them pay. Which rows are together, and what a
 layer then takes, is decided here.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from harmoeny.compiled import compiled, inlined
+from harmoeny.lines import Stages, stage_at
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import Plan
 from harmoeny.predict import SLICES, Costs, FloatArray, Loads, Sources, add_slice, rest_s, work_s
@@ -21,26 +22,22 @@ MOST_STAGES = 16
 _LEAST_GAIN = 0.005
 #: How much larger than the outermost stages the largest are, and how many stages from the ends.
 _LARGEST, _GROWING = 4, 2
+#: How far a cut moves rather than go through an expert, as a share of the smaller of the stages beside it.
+_FARTHEST = 0.3
 
 
 def in_stages(plan: Plan, num_stages: int | None) -> Plan:
-    """Return a plan in so many stages of experts; one that has stages already, or lets hosts execute, stays as it is.
+    """Return a plan in so many stages; one that has stages already, or lets hosts execute, stays as it is.
 
     Args:
         plan: of any policy.
         num_stages: at least 1; None: what the policy decided.
     """
     has_host = plan.host is not None and bool(plan.host.any())
-    if num_stages in (None, 1) or plan.source_groups is not None or plan.expert_stages is not None or has_host:
+    if num_stages in (None, 1) or plan.source_groups is not None or plan.stages is not None or has_host:
         return plan
     shares = np.ascontiguousarray(plan.executed().T)
-    return replace(plan, expert_stages=divide(shares, ~plan.fetch, num_stages))
-
-
-@compiled
-def no_stages() -> IntArray:
-    """Return the stages where everything is exchanged at once: of no size."""
-    return np.empty((0, 0), dtype=np.int64)
+    return replace(plan, stages=divide(plan.tokens.sum(axis=2), shares, ~plan.fetch, num_stages, 0.0))
 
 
 @inlined
@@ -55,52 +52,114 @@ def weight(stage: int, num_stages: int) -> int:
 
 
 @compiled
-def divide(shares: IntArray, resident: BoolArray, num_stages: int) -> IntArray:
-    """Divide what every rank executes into stages, each of about as many assignments as its :func:`weight` says.
+def divide(counts: IntArray, shares: IntArray, resident: BoolArray, num_stages: int, cut_rows: float) -> Stages:
+    """Divide what every rank executes into stages, each with as many of the rows that travel as :func:`weight` says.
 
-    The experts with most assignments come first, each to the stage that it makes least full. What is fetched is in the
-    last stage, so that its weights may take as long as possible.
+    A rank's line has at both ends those experts of which fewest rows travel, as most are the rank's own, and at its very
+    end those that are fetched, so that their weights may take as long as possible. Those of which nothing travels have a
+    stage of their own, if they are enough for one. A cut goes between two experts where one ends nearby, else through one.
 
     Args:
-        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
+        counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
         resident: bool ``[num_experts, world_size]``, the experts that it need not fetch.
         num_stages: at least 1.
-
-    Returns:
-        int64 ``[num_experts, world_size]``, from 0 on; 0 for what a rank does not execute.
+        cut_rows: how many rows travel in the time that is lost where an expert is cut.
     """
     world_size, num_experts = shares.shape
-    stages, last = np.zeros((num_experts, world_size), dtype=np.int64), num_stages - 1
-    load, part = np.empty(num_stages), np.empty(num_stages)
-    for stage in range(num_stages):
-        part[stage] = 1.0 / weight(stage, num_stages)
-    experts = np.empty(num_experts, dtype=np.int64)
+    begins, cuts = np.zeros((num_experts, world_size), dtype=np.int64), np.zeros((num_stages + 1, world_size), np.int64)
+    line = np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
-        load[:] = 0.0
-        number = 0
+        number = _line_up(line, rank, counts, shares, resident)
+        total = rows = staying = 0
+        for i in range(number):
+            share = shares[rank, line[i]]
+            begins[line[i], rank] = rows
+            rows += share
+            travels = max(share - counts[rank, line[i]], 0)
+            total += travels
+            staying = staying + share if travels == 0 else 0
+        cuts[num_stages, rank] = rows
+        # What need not travel at either end has a stage of its own, where it is enough: nothing has to be ordered there.
+        first, last, least = 0, num_stages, rows / (4 * num_stages)
+        if last - first > 1 and staying > least:
+            last -= 1
+            cuts[last, rank] = rows - staying
+        before = passed = row = i = 0  # what travels of the experts before the i-th, and their rows
+        while i < number and shares[rank, line[i]] <= counts[rank, line[i]]:
+            row += shares[rank, line[i]]
+            i += 1
+        if last - first > 1 and least < row < rows:
+            first += 1
+            cuts[first, rank] = row
+        weights = 0
+        for stage in range(first, last):
+            weights += weight(stage, num_stages)
+        for stage in range(first + 1, last):
+            before += weight(stage - 1, num_stages)
+            wanted = total * before / weights
+            smaller = min(weight(stage - 1, num_stages), weight(stage, num_stages))
+            farthest = max(_FARTHEST * smaller * total / weights, cut_rows)
+            cut = cuts[last, rank]
+            while i < number:
+                share = shares[rank, line[i]]
+                travels = max(share - counts[rank, line[i]], 0)
+                if passed + travels <= wanted:
+                    passed, row, i = passed + travels, row + share, i + 1
+                    continue
+                before_it, behind_it = wanted - passed, passed + travels - wanted
+                if min(before_it, behind_it) <= farthest:
+                    cut = row if before_it <= behind_it and row > cuts[stage - 1, rank] else row + share
+                else:
+                    cut = row + int(share * before_it / travels)
+                break
+            cuts[stage, rank] = min(max(cut, cuts[stage - 1, rank]), cuts[last, rank])
+    return Stages(begins, cuts)
+
+
+@inlined
+def _line_up(line: IntArray, rank: int, counts: IntArray, shares: IntArray, resident: BoolArray) -> int:
+    """Order what a rank executes, see :func:`divide`; return how many experts that are.
+
+    Args:
+        line: int64 ``[num_experts]``; its beginning is overwritten with them.
+        rank: the rank.
+        counts: as there, and so the rest.
+        shares: int64.
+        resident: bool.
+    """
+    num_experts = len(line)
+    number = 0
+    for fetched in (False, True):
+        first = number
         for expert in range(num_experts):
             rows = shares[rank, expert]
-            if rows == 0:
+            if rows == 0 or resident[expert, rank] == fetched:
                 continue
-            if not resident[expert, rank]:
-                stages[expert, rank] = last
-                load[last] += rows
-                continue
+            travels = max(rows - counts[rank, expert], 0)
             place = number
-            while place > 0 and shares[rank, experts[place - 1]] < rows:
-                experts[place] = experts[place - 1]
+            while place > first and shares[rank, line[place - 1]] - counts[rank, line[place - 1]] > travels:
+                line[place] = line[place - 1]
                 place -= 1
-            experts[place] = expert
+            line[place] = expert
             number += 1
-        for i in range(number):
-            rows = shares[rank, experts[i]]
-            best = 0
-            for stage in range(1, num_stages):
-                if (load[stage] + rows) * part[stage] < (load[best] + rows) * part[best]:
-                    best = stage
-            stages[experts[i], rank] = best
-            load[best] += rows
-    return stages
+        # From the fewest that travel on, in turn at the front and at the end; what is fetched, at the end.
+        ordered = line[first:number].copy()
+        front, back = first, number - 1
+        for i in range(len(ordered)):
+            if i % 2 == 0 and not fetched:
+                line[front] = ordered[i]
+                front += 1
+            else:
+                line[back] = ordered[i]
+                back -= 1
+    return number
+
+
+@inlined
+def lost_by_cut_s(costs: Costs) -> float:
+    """Return how much longer a rank computes if an expert is cut: a launch, or where that is shared, half a tile."""
+    return costs.launch_s if costs.grouped == 0 else costs.tile_tokens * costs.token_s / 2
 
 
 @compiled
@@ -108,7 +167,8 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     """Return how many stages are enough, and how many seconds these gain at best.
 
     With ``X`` what an exchange takes beside its latency ``l``, ``C`` the products of the slowest rank, ``s`` their
-    launch, and ``f`` the first and the last stage's part of its rows, N stages take at least
+    launch, and ``f`` the first and the last stage's part of its rows, which is no less than that of one of so many
+    experts unless one is cut, N stages take at least
     ``C + (N - 1) s + 2 (l + f X)``, where the first rows and the last results wait for products, and at least
     ``2 (N l + X)``, where the link is never idle. Enough are the fewest that no other
     number is better than by more than 0.5 %. Where the latency of an exchange is not known, there is one stage.
@@ -118,7 +178,7 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
         exchange_s: what the exchange takes one way.
         costs: the machine's.
     """
-    latency_s, rows_s = costs.exchange_latency_s, exchange_s - costs.exchange_latency_s
+    latency_s, rows_s, cut_s = costs.exchange_latency_s, exchange_s - costs.exchange_latency_s, lost_by_cut_s(costs)
     computed_s, most = 0.0, 1
     for rank in range(len(loads.sent)):
         computed_s = max(computed_s, work_s(loads.work, rank, costs))
@@ -126,13 +186,15 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     plain_s = computed_s + 2 * exchange_s
     best, best_s = 1, plain_s
     if latency_s > 0:
-        for number in range(2, min(most, MOST_STAGES) + 1):
+        for number in range(2, MOST_STAGES + 1):
             weights = 0
             for stage in range(number):
                 weights += weight(stage, number)
-            part = 1.0 / min(weights, most)
-            launches_s = (number - 1) * costs.launch_s if costs.grouped > 0 else 0.0
-            waiting_s = computed_s + launches_s + 2 * (latency_s + part * rows_s)
+            end_s = rows_s / weights
+            if weights > most:
+                end_s = min(end_s + cut_s, rows_s / most)
+            launches_s = (number - 1) * costs.launch_s if costs.grouped > 0 else max(number - most, 0) * cut_s
+            waiting_s = computed_s + launches_s + 2 * (latency_s + end_s)
             stages_s = max(waiting_s, 2 * (number * latency_s + rows_s))
             if stages_s < (1 - _LEAST_GAIN) * best_s:
                 best, best_s = number, stages_s
@@ -143,8 +205,8 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
 def staged_s(
     counts: IntArray,
     shares: IntArray,
-    stages: IntArray,
-    num_stages: int,
+    resident: BoolArray,
+    stages: Stages,
     loads: Loads,
     sources: Sources,
     exchange_s: float,
@@ -152,23 +214,23 @@ def staged_s(
 ) -> float:
     """Return how long a layer in stages takes from the plan to the end of the combine, in seconds.
 
-    One exchange follows the other. A rank computes a stage when its rows are there and were ordered, and the one before
-    is done. Results of a stage go back when all ranks have them, behind all rows. Fetched experts are computed at the
-    end of the last stage.
+    One exchange follows the other. A rank computes a stage when its rows are there and were ordered, which own rows alone
+    are already, and the one before is done. Results of a stage go back when all ranks have them, behind all rows. Fetched experts are computed at the
+    end of each stage, when they are there; their copies come in one after the other.
 
     Args:
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
-        stages: int64 ``[num_experts, world_size]``, when.
-        num_stages: how many there are.
+        resident: bool ``[num_experts, world_size]``, the experts that it need not fetch.
+        stages: when.
         loads: what the ranks do.
         sources: what they fetch.
         exchange_s: what one exchange of everything would take one way.
         costs: the machine's.
     """
-    world_size = len(counts)
-    executed, work = _stage_work(shares, stages, num_stages, costs)
-    rows = _stage_rows(counts, shares, stages, num_stages)
+    world_size, num_stages = len(counts), len(stages.cuts) - 1
+    executed, work, fetched = _stage_work(shares, resident, stages, costs)
+    rows, received = _stage_rows(counts, shares, stages)
     # All that an exchange takes beside its latency goes by the rows of the busiest rank.
     row_s = (exchange_s - costs.exchange_latency_s) / max(loads.sent.max(), loads.received.max(), 1)
     gather_s = loads.routed.max() * costs.copy_token_s
@@ -180,11 +242,15 @@ def staged_s(
         arrived_s[stage] = now_s
     end_s = np.zeros(num_stages)
     for rank in range(world_size):
-        rank_s = 0.0
+        rank_s = num_there = 0.0
         for stage in range(num_stages):
-            rank_s = max(rank_s, arrived_s[stage]) + 2 * executed[stage, rank] * costs.copy_token_s
-            if stage == num_stages - 1 and sources.fetched[SLICES, rank] > 0:
-                rank_s = _with_fetched_s(rank_s, work[stage], sources, rank, costs)
+            rank_s = max(rank_s, arrived_s[stage])
+            if received[stage, rank] > 0:
+                rank_s += 2 * executed[stage, rank] * costs.copy_token_s
+            num_there += fetched[stage, SLICES, rank]
+            if fetched[stage, SLICES, rank] > 0:
+                there_s = sources.ready_s[rank] * min(num_there / sources.fetched[SLICES, rank], 1.0)
+                rank_s = _with_fetched_s(rank_s, there_s, work[stage], fetched[stage], sources, rank, costs)
             else:
                 rank_s += work_s(work[stage], rank, costs)
             end_s[stage] = max(end_s[stage], rank_s)
@@ -194,51 +260,86 @@ def staged_s(
 
 
 @compiled
-def _stage_work(shares: IntArray, stages: IntArray, num_stages: int, costs: Costs) -> tuple[IntArray, FloatArray]:
-    """Return int64 ``[num_stages, world_size]`` assignments, and float64 ``[num_stages, 3, world_size]`` their work."""
-    world_size, num_experts = shares.shape
+def _stage_work(
+    shares: IntArray, resident: BoolArray, stages: Stages, costs: Costs
+) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Return every stage's assignments, their work, and that of fetched experts alone.
+
+    That is int64 ``[num_stages, world_size]``, and two float64 ``[num_stages, 3, world_size]``.
+    """
+    (world_size, num_experts), cuts = shares.shape, stages.cuts
+    num_stages = len(cuts) - 1
     executed, work = np.zeros((num_stages, world_size), dtype=np.int64), np.zeros((num_stages, 3, world_size))
+    fetched = np.zeros((num_stages, 3, world_size))
     for rank in range(world_size):
         for expert in range(num_experts):
             share = shares[rank, expert]
-            if share > 0:
-                stage = stages[expert, rank]
-                executed[stage, rank] += share
-                add_slice(work[stage], rank, share, 1, costs)
-    return executed, work
+            if share == 0:
+                continue
+            begin = stages.begins[expert, rank]
+            end, stage = begin + share, stage_at(cuts, rank, begin)
+            while begin < end:
+                part = min(end, cuts[stage + 1, rank]) - begin
+                executed[stage, rank] += part
+                add_slice(work[stage], rank, part, 1, costs)
+                if not resident[expert, rank]:
+                    add_slice(fetched[stage], rank, part, 1, costs)
+                begin += part
+                stage += 1
+    return executed, work, fetched
 
 
 @inlined
-def _with_fetched_s(begin_s: float, work: FloatArray, sources: Sources, rank: int, costs: Costs) -> float:
-    """Return when a rank has computed a stage that has all of its fetched experts; ``work`` is the stage's."""
-    ready_s = sources.ready_s[rank]
+def _with_fetched_s(
+    begin_s: float, there_s: float, work: FloatArray, fetched: FloatArray, sources: Sources, rank: int, costs: Costs
+) -> float:
+    """Return when a rank has computed a stage that has fetched experts.
+
+    Args:
+        begin_s: when it begins.
+        there_s: when the weights are there.
+        work: float64 ``[3, world_size]``, the stage's.
+        fetched: float64 ``[3, world_size]``, the fetched experts' part of it.
+        sources: where they come from.
+        rank: the rank.
+        costs: the machine's.
+    """
     turns_s = (sources.turns[rank] - 1) * costs.launch_s if costs.grouped > 0 else 0.0
-    held_s = rest_s(work, sources.fetched, rank, costs)
-    apart_s = max(begin_s + held_s, ready_s) + work_s(sources.fetched, rank, costs) + turns_s
+    held_s = rest_s(work, fetched, rank, costs)
+    apart_s = max(begin_s + held_s, there_s) + work_s(fetched, rank, costs) + turns_s
     if costs.grouped > 0 and sources.joins[rank]:
-        apart_s = min(apart_s, max(begin_s, ready_s) + work_s(work, rank, costs))
+        apart_s = min(apart_s, max(begin_s, there_s) + work_s(work, rank, costs))
     return float(apart_s)
 
 
 @compiled
-def _stage_rows(counts: IntArray, shares: IntArray, stages: IntArray, num_stages: int) -> FloatArray:
-    """Return float64 ``[num_stages]``, the most rows that a rank sends or receives at every stage.
+def _stage_rows(counts: IntArray, shares: IntArray, stages: Stages) -> tuple[FloatArray, FloatArray]:
+    """Return the most rows that a rank sends or receives at every stage, and what every rank receives.
 
+    That is float64 ``[num_stages]`` and ``[num_stages, world_size]``.
     What is sent is exact where all ranks that get rows of an expert execute it at one stage; else it is in proportion.
     """
-    world_size, num_experts = counts.shape
+    (world_size, num_experts), cuts = counts.shape, stages.cuts
+    num_stages = len(cuts) - 1
     sent, received = np.zeros((num_stages, world_size)), np.zeros((num_stages, world_size))
     arriving, only = np.zeros((num_experts, num_stages)), np.full(num_experts, -1, dtype=np.int64)
     total = np.zeros(num_experts)
     for rank in range(world_size):
         for expert in range(num_experts):
-            more = shares[rank, expert] - counts[rank, expert]
-            if more > 0:
-                stage = stages[expert, rank]
-                received[stage, rank] += more
-                arriving[expert, stage] += more
-                total[expert] += more
-                only[expert] = stage
+            share = shares[rank, expert]
+            more = share - counts[rank, expert]
+            if more <= 0:
+                continue
+            begin = stages.begins[expert, rank]
+            end, stage = begin + share, stage_at(cuts, rank, begin)
+            only[expert], total[expert] = stage, total[expert] + more
+            while begin < end:
+                stop = min(end, cuts[stage + 1, rank])
+                part = float(more) if stop - begin == share else more * (stop - begin) / share
+                received[stage, rank] += part
+                arriving[expert, stage] += part
+                begin = stop
+                stage += 1
     for rank in range(world_size):
         for expert in range(num_experts):
             less = counts[rank, expert] - shares[rank, expert]
@@ -253,4 +354,4 @@ def _stage_rows(counts: IntArray, shares: IntArray, stages: IntArray, num_stages
     for stage in range(num_stages):
         for rank in range(world_size):
             rows[stage] = max(rows[stage], sent[stage, rank], received[stage, rank])
-    return rows
+    return rows, received

@@ -196,7 +196,7 @@ class HarMoEny(Policy):
         groups = [range(len(counts))] if overlapped else None
         if not small:
             return Plan(
-                tokens, fetch, from_peer, groups, predicted_s, expert_stages=stages if stages.size else None,
+                tokens, fetch, from_peer, groups, predicted_s, stages=stages if stages.cuts.size else None,
                 senders=senders if senders.size else None,
             )  # fmt: skip
         executed = tokens.sum(axis=0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from experiments.routers.base import FloatArray
+from harmoeny.lines import Stages, stage_tokens
 from harmoeny.modelled import ChoosesShares, ChosenShares, PredictsExecuted
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import pairs_of_shares
@@ -30,8 +32,8 @@ class Flows:
         traffic: float64 ``[world_size(src), world_size(dst)]``, assignments that go from rank to rank.
         computed: int64 ``[num_experts, world_size]``, rows that are computed, padding too; None: those executed.
         slices: int64 ``[num_stages, num_experts, world_size]``, the rows that are executed apart where a system
-            executes them as they arrive: a rank's own, then those of every group of ranks, or those of every group of
-            experts; None: all together.
+            executes them as they arrive: a rank's own, then those of every group of ranks, or those of every stage;
+            None: all together.
         stage_traffic: float64 ``[num_stages, world_size(src), world_size(dst)]``, assignments that go from rank to
             rank in one exchange after the other; None: all in one.
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
@@ -94,10 +96,8 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
     slices = stage_traffic = None
     if plan.source_groups is not None:
         slices = _slices(plan.tokens, plan.source_groups)
-    elif plan.expert_stages is not None:
-        slices = slices_of_stages(plan.executed(), plan.expert_stages)
-        in_stage = [plan.expert_stages == stage for stage in range(len(slices))]
-        stage_traffic = np.stack([plan.tokens.sum(axis=1, where=those) for those in in_stage]).astype(np.float64)
+    elif plan.stages is not None:
+        slices, stage_traffic = _by_stage(plan.tokens, plan.stages)
     traffic = plan.tokens.sum(axis=1).astype(np.float64)
     return Flows(
         plan.executed(),
@@ -112,9 +112,13 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
     )
 
 
-def slices_of_stages(executed: IntArray, stages: IntArray) -> IntArray:
-    """Return int64 ``[num_stages, num_experts, world_size]``; both are ``[num_experts, world_size]``."""
-    return np.where(stages == np.arange(stages.max(initial=0) + 1)[:, None, None], executed, 0)
+def _by_stage(tokens: IntArray, stages: Stages) -> tuple[IntArray, FloatArray]:
+    """Return :attr:`Flows.slices` and :attr:`Flows.stage_traffic` of a plan's tokens."""
+    executed: IntArray = tokens.sum(axis=0)
+    bounds = stages.bounds(executed)
+    parts = [stage_tokens(tokens, np.stack(pair)[:, None], executed)[0] for pair in pairwise(bounds)]
+    slices, traffic = (np.stack([part.sum(axis=axis) for part in parts]) for axis in (0, 1))
+    return slices, traffic.astype(np.float64)
 
 
 def _slices(tokens: IntArray, groups: Sequence[Sequence[int]]) -> IntArray:
@@ -131,9 +135,9 @@ def _flows_of_shares(counts: IntArray, chosen: ChosenShares, placement: Placemen
     pairs = pairs_of_shares(counts, executed, chosen.stages, chosen.node_ranks).astype(np.float64)
     own = np.minimum(counts, chosen.shares).T
     slices = np.stack([own, executed - own]) if chosen.overlapped else None
-    staged = chosen.stages.size > 0
+    staged = chosen.stages.num_stages > 0
     if staged:
-        slices = slices_of_stages(executed, chosen.stages)
+        slices = np.diff(chosen.stages.bounds(executed), axis=0)
     fetch = (executed > 0) & ~placement.resident
     senders = chosen.senders if chosen.senders.size else None
     return Flows(

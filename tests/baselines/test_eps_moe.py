@@ -78,12 +78,12 @@ def test_stages_follow_the_machine() -> None:
     cost = ExpertCost(token_s=1e-6, fetch_s=1.0, exchange_token_s=1e-6)  # 800 us of products, 800 of exchange
     for latency_s, num_stages in ((25e-6, 4), (100e-6, 2), (1e-3, 1)):
         plan = plan_of(EpsMoE(), replace(cost, exchange_latency_s=latency_s))
-        assert (1 if plan.expert_stages is None else plan.expert_stages.max() + 1) == num_stages
-    assert plan_of(EpsMoE(stage_s=1e-3), cost).expert_stages is None
-    assert plan_of(EpsMoE(), replace(cost, overlaps=False)).expert_stages is None
-    unknown = plan_of(EpsMoE(), cost).expert_stages
+        assert (1 if plan.stages is None else plan.stages.num_stages) == num_stages
+    assert plan_of(EpsMoE(stage_s=1e-3), cost).stages is None
+    assert plan_of(EpsMoE(), replace(cost, overlaps=False)).stages is None
+    unknown = plan_of(EpsMoE(), cost).stages
     assert unknown is not None
-    assert unknown.max() == 1, "two stages where nothing is known of what they cost"
+    assert unknown.num_stages == 2, "two stages where nothing is known of what they cost"
 
 
 @pytest.mark.parametrize(

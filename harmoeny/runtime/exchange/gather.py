@@ -1,6 +1,6 @@
 """This rank's rows in the order in which it sends them, and the sum of their results by token.
 
-Shape letters: T tokens of this rank, K top_k, S rows sent, H hidden size, E experts, W ranks.
+Shape letters: T tokens of this rank, K top_k, S rows sent, H hidden size, E experts, C destinations.
 """
 
 from __future__ import annotations
@@ -17,33 +17,27 @@ from harmoeny.runtime.exchange.layout import rows_as_sent, send_blocks
 from harmoeny.runtime.exchange.order import Assignments, Sent, send_order, tokens_of
 
 
-def gather_rows(
-    hidden_TH: Tensor, assignments: Assignments, sent_EW: IntArray, order_WE: IntArray | None = None
-) -> tuple[Tensor, Sent]:
+def gather_rows(hidden_TH: Tensor, assignments: Assignments, sent_EC: IntArray) -> tuple[Tensor, Sent]:
     """Gather a rank's tokens in the order in which they are sent, see :func:`send_order`.
 
     Args:
         hidden_TH: ``[T, H]``.
         assignments: what they want executed.
-        sent_EW: int64 ``[E, W]``, how many of an expert's go to every rank.
-        order_WE: int64 ``[W, E]``, the order of the experts for every destination; None: ascending.
+        sent_EC: int64 ``[E, C]``, how many of an expert's go to every destination.
 
     Returns:
         ``[S, H]``, the rows, and what they are.
     """
     if not fused.is_available(hidden_TH.device):
-        assignment_S = send_order(assignments, sent_EW, order_WE)
+        assignment_S = send_order(assignments, sent_EC)
         token_S = tokens_of(assignment_S, assignments.expert_ids_TK.shape[1])
         return hidden_TH.index_select(0, token_S), Sent(assignment_S)
-    rows_SH = hidden_TH.new_empty(int(sent_EW.sum()), hidden_TH.shape[1])
-    at_W = [rows_SH.data_ptr()] * sent_EW.shape[1]
+    rows_SH = hidden_TH.new_empty(int(sent_EC.sum()), hidden_TH.shape[1])
+    at_C = [rows_SH.data_ptr()] * sent_EC.shape[1]
     row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
-    starts_EW = rows_as_sent(sent_EW, order_WE)
-    blocks = send_blocks(np.ascontiguousarray(sent_EW), starts_EW, np.array(at_W), row_bytes)
-    if order_WE is not None:  # results lie in the same order
-        blocks[1] += starts_EW - rows_as_sent(sent_EW)
+    blocks = send_blocks(np.ascontiguousarray(sent_EC), rows_as_sent(sent_EC), np.array(at_C), row_bytes)
     uploaded = Device.of(hidden_TH.device).upload(blocks)
-    return rows_SH, fused.put_tokens(hidden_TH, assignments, uploaded, at_W, len(rows_SH))
+    return rows_SH, fused.put_tokens(hidden_TH, assignments, uploaded, at_C, len(rows_SH))
 
 
 def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent) -> Tensor:

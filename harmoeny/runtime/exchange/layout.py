@@ -92,18 +92,13 @@ class Layout:
         return values if self.order is None else values[self.order]
 
 
-def rows_as_sent(sent_EW: IntArray, order_WE: IntArray | None = None) -> IntArray:
+def rows_as_sent(sent_EW: IntArray) -> IntArray:
     """Return int64 ``[E, W]``, the first row of every block, in the order in which they are sent.
 
     Args:
         sent_EW: int64 ``[E, W]``, how many of a rank's assignments of every expert go to every rank.
-        order_WE: int64 ``[W, E]``, the order of the experts for every destination; None: ascending.
     """
-    sent_WE = sent_EW.T if order_WE is None else np.take_along_axis(sent_EW.T, order_WE, axis=1)
-    starts_WE = exclusive_cumsum(sent_WE.reshape(-1)).reshape(sent_WE.shape)
-    if order_WE is not None:
-        in_order, starts_WE = starts_WE, np.empty_like(starts_WE)
-        np.put_along_axis(starts_WE, order_WE, in_order, axis=1)
+    starts_WE = exclusive_cumsum(sent_EW.T.reshape(-1)).reshape(sent_EW.T.shape)
     return np.ascontiguousarray(starts_WE.T)
 
 

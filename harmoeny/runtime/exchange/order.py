@@ -69,16 +69,15 @@ class Sent:
     row_TK: Tensor | None = None
 
 
-def send_order(assignments: Assignments, sent_EW: IntArray, order_WE: IntArray | None = None) -> Tensor:
+def send_order(assignments: Assignments, sent_EC: IntArray) -> Tensor:
     """Order this rank's assignments by (destination, expert).
 
-    Of an expert's assignments, in token order, the first ``sent_EW[e, 0]`` go to rank 0, the next to rank 1, and so on;
-    what is left over is dropped.
+    Destinations are ranks, or each rank's stages. Of an expert's assignments, in token order, the first
+    ``sent_EC[e, 0]`` go to the first of them, and so on; what is left over is dropped.
 
     Args:
         assignments: this rank's.
-        sent_EW: int64 ``[E, W]``, how many of an expert's go to every rank.
-        order_WE: int64 ``[W, E]``, the order of the experts for every destination; None: ascending.
+        sent_EC: int64 ``[E, C]``, how many of an expert's go to every destination.
 
     Returns:
         int64 ``[S]``, assignments.
@@ -87,10 +86,8 @@ def send_order(assignments: Assignments, sent_EW: IntArray, order_WE: IntArray |
     grouped = torch.argsort(ids, stable=True)
     # The masked ids, being negative, come first; what the plan drops of an expert stays between its blocks.
     starts_E = exclusive_cumsum(counts_E) + (len(ids) - counts_E.sum())
-    starts_WE, sent_WE = starts_E + exclusive_cumsum(sent_EW, axis=1).T, sent_EW.T
-    if order_WE is not None:
-        starts_WE, sent_WE = (np.take_along_axis(values, order_WE, axis=1) for values in (starts_WE, sent_WE))
-    return grouped.index_select(0, ranges(starts_WE, sent_WE, ids.device))
+    starts_CE, sent_CE = starts_E + exclusive_cumsum(sent_EC, axis=1).T, sent_EC.T
+    return grouped.index_select(0, ranges(starts_CE, sent_CE, ids.device))
 
 
 def tokens_of(assignment_S: Tensor, top_k: int) -> Tensor:

@@ -87,7 +87,7 @@ class PlanExecutor(Executor):
 
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
         """Carry out any plan, with the system's fetch strategy."""
-        if plan.source_groups is not None or plan.expert_stages is not None:
+        if plan.source_groups is not None or plan.stages is not None:
             return execute_in_stages(self, given, counts, plan)
         kernel, fetcher = self.kernels[given.layer], self.planner.fetcher
         executed_SE = plan.tokens[:, :, self.comm.rank].sum(axis=0)[None]

@@ -1,6 +1,7 @@
-"""The exchange in stages, by groups of ranks or of experts, each stage's rows executed on arrival.
+"""The exchange in stages, by groups of ranks or as a plan divides rows, each stage's executed on arrival.
 
-Shape letters: S rows sent, R rows received, K top_k, W ranks, E experts, H hidden size.
+Shape letters: S rows sent, R rows received, K top_k, W ranks, E experts, H hidden size, G stages, C columns of what is
+sent: destinations, or destinations and stages.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harmoeny.lines import Stages, stage_tokens
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
@@ -66,8 +68,8 @@ def execute_in_stages(executor: Executor, given: LayerInput, counts: IntArray, p
     executed, while the next stage's rows are computed.
 
     With :attr:`Plan.source_groups` stage i sends to the i-th group after this rank's own and receives from the i-th
-    group before it; a rank's own rows, which are first, need no exchange. With :attr:`Plan.expert_stages` every stage
-    brings the rows of its experts from all ranks.
+    group before it; a rank's own rows, which are first, need no exchange. With :attr:`Plan.stages` every stage brings
+    its rows from all ranks.
 
     Source: groups of ranks: He et al., PPoPP 2022, doi 10.1145/3503221.3508418, section 5. Groups of experts: EPS-MoE,
     arXiv 2410.12247.
@@ -80,13 +82,16 @@ def execute_in_stages(executor: Executor, given: LayerInput, counts: IntArray, p
     """
     comm, recorder, fetcher = executor.comm, executor.recorder, executor.planner.fetcher
     kernel, rank = executor.kernels[given.layer], comm.rank
-    parts = _by_source(rank, plan) if plan.expert_stages is None else _by_expert(rank, plan, plan.expert_stages)
+    sent_EC = plan.tokens[rank]
+    if plan.stages is None:
+        parts = _by_source(rank, plan)
+    else:
+        sent_EC, parts = _by_stage(rank, plan, plan.stages)
     schedule = executor.begin(given.layer, plan, np.stack([part.received_WE.sum(axis=0) for part in parts]))
     recorder.mark()  # dispatch
     stages = _make_stages(parts, schedule if kernel.grouped else None, comm.device)
     assignments = Assignments(given.expert_ids_TK, counts[rank], given.numbers_TK)
-    order_WE = None if plan.expert_stages is None else np.argsort(plan.expert_stages.T, axis=1, kind="stable")
-    sent_SH, sent = gather_rows(given.hidden_TH, assignments, plan.tokens[rank], order_WE)
+    sent_SH, sent = gather_rows(given.hidden_TH, assignments, sent_EC)
     exchange = _Exchange(comm, plan, sent_SH, stages)
     recorder.mark()  # compute
     results = Results(exchange.rows_RH)
@@ -120,18 +125,20 @@ def _by_source(rank: int, plan: Plan) -> list[_Part]:
     ]
 
 
-def _by_expert(rank: int, plan: Plan, stages_EW: IntArray) -> list[_Part]:
-    """Return what a rank exchanges in turn with all ranks, itself included; ``stages_EW``: int64 ``[E, W]``."""
-    sent_EW, everyone = plan.tokens[rank], list(range(plan.world_size))
-    num_sent = sent_EW.sum(axis=0)
-    start_W, parts = np.cumsum(num_sent) - num_sent, []
-    for stage in range(int(stages_EW.max(initial=0)) + 1):
-        in_stage = stages_EW == stage
-        end_W = start_W + sent_EW.sum(axis=0, where=in_stage)
-        sent = {dst: slice(int(start_W[dst]), int(end_W[dst])) for dst in everyone}
-        parts.append(_Part(sent, everyone, np.where(in_stage[:, rank], plan.tokens[:, :, rank], 0)))
-        start_W = end_W
-    return parts
+def _by_stage(rank: int, plan: Plan, stages: Stages) -> tuple[IntArray, list[_Part]]:
+    """Return what a rank sends to every rank at every stage, and what it exchanges in turn with all, itself included.
+
+    The first is int64 ``[E, W * num_stages]``: rows are sent by destination, stage and expert.
+    """
+    everyone, executed_EW = list(range(plan.world_size)), plan.executed()
+    bounds = stages.bounds(executed_EW)
+    sent_GEW = stage_tokens(plan.tokens[rank], bounds, executed_EW)
+    received_GWE = stage_tokens(plan.tokens[:, :, rank], bounds[:, None, :, rank], executed_EW[:, rank])
+    sent_EC = sent_GEW.transpose(1, 2, 0).reshape(plan.num_experts, -1)
+    slices = _slices(range(sent_EC.shape[1]), sent_EC.sum(axis=0))
+    num_stages = stages.num_stages
+    sent = [{dst: slices[dst * num_stages + stage] for dst in everyone} for stage in range(num_stages)]
+    return sent_EC, [_Part(*part) for part in zip(sent, [everyone] * num_stages, received_GWE, strict=True)]
 
 
 def _make_stages(parts: list[_Part], schedule: Schedule | None, device: torch.device) -> list[_Stage]:

@@ -67,7 +67,7 @@ def cases(hardware: Hardware, world_size: int, spare_slots: int) -> list[Case]:
         layer = SimulatedSystem(policy, cost).run([counts]).layers[0]
         simulated_s = (layer.boundary_s[-1] - layer.boundary_s[3]).max()
         assert plan.predicted_s is not None
-        found.append(Case(simulated_s / plan.predicted_s, bool(plan.fetch.any()), plan.expert_stages is not None))
+        found.append(Case(simulated_s / plan.predicted_s, bool(plan.fetch.any()), plan.stages is not None))
     return found
 
 

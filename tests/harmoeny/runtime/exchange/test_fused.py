@@ -122,12 +122,11 @@ def test_rows_are_gathered_in_the_order_of_a_sort(
     hidden = torch.from_numpy(rng.standard_normal((num_tokens, hidden_size))).to(DEVICE, dtype)
     counts = np.array([int((ids == expert).sum()) for expert in range(num_experts)])
     sent_by_expert = rng.multinomial(rng.integers(0, counts + 1), rng.dirichlet(np.ones(world_size), num_experts))
-    order = np.stack([rng.permutation(num_experts) for _ in range(world_size)]) if seed % 2 else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "is_available", lambda _: False)
-        wanted, wanted_sent = gather_rows(hidden, Assignments(ids, counts), sent_by_expert, order)
+        wanted, wanted_sent = gather_rows(hidden, Assignments(ids, counts), sent_by_expert)
         patch.setattr(fused, "is_available", lambda _: True)
-        found, found_sent = gather_rows(hidden, Assignments(ids, counts), sent_by_expert, order)
+        found, found_sent = gather_rows(hidden, Assignments(ids, counts), sent_by_expert)
     assert torch.equal(found, wanted)
     assert torch.equal(found_sent.assignment_S, wanted_sent.assignment_S)
     assert found_sent.row_TK is not None

@@ -20,6 +20,7 @@ from baselines.llep import LLEP
 from baselines.static_ep import StaticEP
 from harmoeny.choices import Fetch
 from harmoeny.cost import ExpertCost
+from harmoeny.lines import Stages, stages_of_experts
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
@@ -31,17 +32,26 @@ from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 from tests.strategies import examples
 
 
-class StagedRandomPlan(RandomPlan):
-    """Any plan, with groups of consecutive ranks, or any stages of experts, of which there are as many at most."""
+def any_stages(plan: Plan, num_stages: int, seed: int) -> Stages:
+    """Return stages of a plan: experts lie in any order, and are cut anywhere."""
+    rng, executed = np.random.default_rng(seed), plan.executed()
+    order = rng.permuted(np.tile(np.arange(plan.num_experts)[:, None], plan.world_size), axis=0)
+    begins = stages_of_experts(order, executed).begins
+    cuts = np.sort(rng.integers(0, plan.load() + 1, (num_stages - 1, plan.world_size)), axis=0)
+    return Stages(begins, np.concatenate([np.zeros_like(cuts[:1], shape=(1, plan.world_size)), cuts, plan.load()[None]]))
 
-    def __init__(self, seed: int, group_size: int, *, by_expert: bool, **options: Any) -> None:
+
+class StagedRandomPlan(RandomPlan):
+    """Any plan, with groups of consecutive ranks, or as many stages, cut anywhere."""
+
+    def __init__(self, seed: int, group_size: int, *, in_lines: bool, **options: Any) -> None:
         super().__init__(seed, **options)
-        self.group_size, self.by_expert = group_size, by_expert
+        self.group_size, self.in_lines = group_size, in_lines
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
-        if self.by_expert:
-            stages = np.random.default_rng(int(counts.sum())).integers(0, self.group_size, counts.T.shape)
-            return replace(super().plan(counts, placement), expert_stages=stages)
+        if self.in_lines:
+            plan = super().plan(counts, placement)
+            return replace(plan, stages=any_stages(plan, self.group_size, int(counts.sum())))
         ranks = range(len(counts))
         groups = [ranks[first : first + self.group_size] for first in ranks[:: self.group_size]]
         return replace(super().plan(counts, placement), source_groups=groups)
@@ -61,7 +71,7 @@ def test_any_plan_is_exact(data: st.DataObject) -> None:
         for j, c in enumerate(counts)
     ]
     policy = StagedRandomPlan(
-        seed, data.draw(st.integers(1, 7)), by_expert=data.draw(st.booleans()), drop=data.draw(st.booleans()),
+        seed, data.draw(st.integers(1, 7)), in_lines=data.draw(st.booleans()), drop=data.draw(st.booleans()),
         fetch=fetch, num_slots=slots,
     )  # fmt: skip
     kernel = data.draw(st.sampled_from(["loop", "grouped_mm"]))
