@@ -26,7 +26,7 @@ from harmoeny.predict import (
     no_sources,
     work_s,
 )
-from harmoeny.stages import best_stages, divide, lost_by_cut_s, staged_s
+from harmoeny.stages import best_stages, divide, line_up, lost_by_cut_s, staged_s
 from harmoeny.wire import choose_sources, exchange_at_home_s, exchange_s
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
@@ -72,7 +72,7 @@ def plan_by_time(
     overlap: bool,
     staged: bool,
     spread: bool,
-) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, Stages, float]:
+) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, IntArray, IntArray, float]:
     """Plan a batch; where nothing can be gained, everything is executed where it is held and little is computed.
 
     Args:
@@ -88,13 +88,13 @@ def plan_by_time(
 
     Returns:
         Tokens, int64 ``[world_size, num_experts, world_size]``; fetches, bool ``[num_experts, world_size]``; and of
-        :class:`Chosen` ``from_peer``, ``senders``, ``overlapped``, ``stages`` and ``predicted_s``.
+        :class:`Chosen` ``from_peer``, ``senders``, ``overlapped``, both of ``stages``, and ``predicted_s``.
     """
     world_size, num_experts = counts.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
     machine = costs_of(costs)
     chosen = choose_shares(counts, home, resident, room, machine, links, overlap, staged, spread)
-    how = chosen.senders, chosen.overlapped, chosen.stages, chosen.predicted_s
+    how = chosen.senders, chosen.overlapped, chosen.stages.begins, chosen.stages.cuts, chosen.predicted_s
     if chosen.at_home:
         return home_tokens(counts, home), fetch, fetch, *how
     shares = np.empty((num_experts, world_size), dtype=np.int64)
@@ -149,7 +149,7 @@ def choose_shares(
     free = free_slots(home, resident, room)
     held_s = exchange_at_home_s(counts, home, loads, costs) if single else exchange_s(counts, held, loads, costs)
     first = _weighed(held, loads, no_sources(world_size, num_experts), held_s, costs, overlap, single)
-    best = soonest = first
+    best, soonest = first, first.chosen
     evens, most_spread = _candidates(counts, loads, single, free, first.chosen.predicted_s, costs)
     # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
     if not spread or (evens == 0 and world_size > MOST_AT_ONCE):
@@ -167,22 +167,21 @@ def choose_shares(
         level_any(shares, counts, resident, free, costs)
         loads = loads_of_shares(counts, shares, costs)
         one_way_s = exchange_s(counts, shares, loads, costs)
-        at_best = _weighed(shares, loads, first.sources, one_way_s, costs, overlap, False)
-        if at_best.chosen.predicted_s >= best.chosen.predicted_s and at_best.staged_s >= soonest.staged_s:
-            continue  # even if nothing had to be fetched for it
+        if number != numbers[0]:
+            at_best = _weighed(shares, loads, first.sources, one_way_s, costs, overlap, False)
+            if at_best.chosen.predicted_s >= best.chosen.predicted_s and at_best.staged_s >= soonest.predicted_s:
+                continue  # even if nothing had to be fetched for it
         sources = choose_sources(counts, shares, home, resident, free, costs, links)
         weighed = _weighed(shares, loads, sources, one_way_s, costs, overlap, False)
         if weighed.chosen.predicted_s < best.chosen.predicted_s:
             best = weighed
-        if weighed.staged_s < soonest.staged_s:
-            soonest = weighed
+        if staged:
+            soonest = _sooner(soonest, weighed, int(number > 0), counts, resident, costs)
+    if staged:
+        soonest = _sooner(soonest, first, 0, counts, resident, costs)
     if best.chosen.predicted_s >= (1 - LEAST_GAIN) * first.chosen.predicted_s:
         best = first
-    if staged and soonest.num_stages > 1 and soonest.staged_s < (1 - LEAST_GAIN) * best.chosen.predicted_s:
-        in_stages = _in_stages(soonest, counts, resident, costs)
-        if in_stages.predicted_s < (1 - LEAST_GAIN) * best.chosen.predicted_s:
-            return in_stages
-    return best.chosen
+    return soonest if soonest.predicted_s < (1 - LEAST_GAIN) * best.chosen.predicted_s else best.chosen
 
 
 class _Weighed(NamedTuple):
@@ -221,14 +220,31 @@ def _weighed(
 
 
 @compiled
-def _in_stages(weighed: _Weighed, counts: IntArray, resident: BoolArray, costs: Costs) -> Chosen:
-    """Return what would be chosen in stages, with the time of that."""
-    chosen, number = weighed.chosen, weighed.num_stages
-    row_s = max(costs.exchange_token_s, 1e-12)
-    stages = divide(counts, chosen.shares, resident, number, lost_by_cut_s(costs) / row_s)
-    predicted_s = staged_s(
-        counts, chosen.shares, resident, stages, weighed.loads, weighed.sources, weighed.exchange_s, costs
-    )
+def _sooner(
+    soonest: Chosen, weighed: _Weighed, more: int, counts: IntArray, resident: BoolArray, costs: Costs
+) -> Chosen:
+    """Return what would be chosen in stages, with the time of that, if it is sooner than ``soonest``, else that.
+
+    Args:
+        soonest: the soonest so far.
+        weighed: the candidate.
+        more: stages for what need not travel.
+        counts: int64 ``[world_size, num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+        costs: the machine's.
+    """
+    number = weighed.num_stages + more
+    chosen, loads = weighed.chosen, weighed.loads
+    # Own rows in a stage of their own need not be ordered.
+    saved_s = 2 * costs.copy_token_s * (loads.executed - loads.received).max() if more > 0 else 0.0
+    if number < 2 or weighed.staged_s - saved_s >= soonest.predicted_s:
+        return soonest
+    cut_rows = lost_by_cut_s(costs) / max(costs.exchange_token_s, 1e-12)
+    lines = line_up(counts, chosen.shares, resident)
+    stages = divide(lines, counts, chosen.shares, number, cut_rows)
+    predicted_s = staged_s(lines, counts, chosen.shares, stages, loads, weighed.sources, weighed.exchange_s, costs)
+    if predicted_s >= soonest.predicted_s:
+        return soonest
     return Chosen(
         chosen.shares, chosen.from_peer, chosen.senders, False, stages, predicted_s, chosen.at_home, chosen.node_ranks
     )

@@ -155,7 +155,9 @@ class Plan:
         if stages.begins.shape != executed.shape:
             raise ValueError(f"plan.stages.begins: shape {stages.begins.shape}, must be {executed.shape}")
         if stages.num_stages < 1 or stages.cuts.shape[1] != self.world_size:
-            raise ValueError(f"plan.stages.cuts: shape {stages.cuts.shape}, must be [num_stages + 1, {self.world_size}]")
+            raise ValueError(
+                f"plan.stages.cuts: shape {stages.cuts.shape}, must be [num_stages + 1, {self.world_size}]"
+            )
         wrong = (np.diff(stages.cuts, axis=0) < 0).any(axis=0) | (stages.cuts[0] != 0) | (stages.cuts[-1] != load)
         if wrong.any():
             raise ValueError(f"plan.stages.cuts: do not go from 0 to all rows at [rank] = {_first(wrong)}")

@@ -7,6 +7,7 @@ layer then takes, is decided here.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +37,8 @@ def in_stages(plan: Plan, num_stages: int | None) -> Plan:
     has_host = plan.host is not None and bool(plan.host.any())
     if num_stages in (None, 1) or plan.source_groups is not None or plan.stages is not None or has_host:
         return plan
-    shares = np.ascontiguousarray(plan.executed().T)
-    return replace(plan, stages=divide(plan.tokens.sum(axis=2), shares, ~plan.fetch, num_stages, 0.0))
+    counts, shares = plan.tokens.sum(axis=2), np.ascontiguousarray(plan.executed().T)
+    return replace(plan, stages=divide(line_up(counts, shares, ~plan.fetch), counts, shares, num_stages, 0.0))
 
 
 @inlined
@@ -51,26 +52,88 @@ def weight(stage: int, num_stages: int) -> int:
     return _LARGEST if nearest >= _GROWING else 2**nearest
 
 
-@compiled
-def divide(counts: IntArray, shares: IntArray, resident: BoolArray, num_stages: int, cut_rows: float) -> Stages:
-    """Divide what every rank executes into stages, each with as many of the rows that travel as :func:`weight` says.
+class Lines(NamedTuple):
+    """In which order ranks execute their experts.
 
-    A rank's line has at both ends those experts of which fewest rows travel, as most are the rank's own, and at its very
-    end those that are fetched, so that their weights may take as long as possible. Those of which nothing travels have a
-    stage of their own, if they are enough for one. A cut goes between two experts where one ends nearby, else through one.
+    Attributes:
+        experts: int64 ``[world_size, num_experts]``, those that a rank executes first, then anything.
+        numbers: int64 ``[world_size]``, how many they are.
+        num_held: int64 ``[world_size]``, how many of them need not be fetched; they come first.
+    """
+
+    experts: IntArray
+    numbers: IntArray
+    num_held: IntArray
+
+
+@compiled
+def line_up(counts: IntArray, shares: IntArray, resident: BoolArray) -> Lines:
+    """Order what every rank executes.
+
+    A rank's line has at both ends those experts of which fewest rows travel, as most are the rank's own, and at its
+    very end those that are fetched, so that their weights may take as long as possible.
 
     Args:
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
         resident: bool ``[num_experts, world_size]``, the experts that it need not fetch.
+    """
+    world_size, num_experts = shares.shape
+    lines = np.empty((world_size, num_experts), dtype=np.int64)
+    numbers, num_held = np.empty(world_size, dtype=np.int64), np.empty(world_size, dtype=np.int64)
+    ordered = np.empty((2, num_experts), dtype=np.int64)
+    for rank in range(world_size):
+        held = fetched = 0
+        for expert in range(num_experts):
+            rows = shares[rank, expert]
+            if rows == 0:
+                continue
+            kind, place = (0, held) if resident[expert, rank] else (1, fetched)
+            travels = max(rows - counts[rank, expert], 0)
+            while place > 0:
+                other = ordered[kind, place - 1]
+                if shares[rank, other] - counts[rank, other] <= travels:
+                    break
+                ordered[kind, place] = other
+                place -= 1
+            ordered[kind, place] = expert
+            if kind == 0:
+                held += 1
+            else:
+                fetched += 1
+        # From the fewest that travel on, in turn at the front and at the end; what is fetched, at the end.
+        front, back = 0, held - 1
+        for i in range(held):
+            if i % 2 == 0:
+                lines[rank, front] = ordered[0, i]
+                front += 1
+            else:
+                lines[rank, back] = ordered[0, i]
+                back -= 1
+        for i in range(fetched):
+            lines[rank, held + fetched - 1 - i] = ordered[1, i]
+        numbers[rank], num_held[rank] = held + fetched, held
+    return Lines(lines, numbers, num_held)
+
+
+@compiled
+def divide(lines: Lines, counts: IntArray, shares: IntArray, num_stages: int, cut_rows: float) -> Stages:
+    """Divide what every rank executes into stages, each with as many of the rows that travel as :func:`weight` says.
+
+    Experts at either end of a line of which nothing travels have a stage of their own, if they are enough for one. A
+    cut goes between two experts where one ends nearby, else through one.
+
+    Args:
+        lines: the order.
+        counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
         num_stages: at least 1.
         cut_rows: how many rows travel in the time that is lost where an expert is cut.
     """
     world_size, num_experts = shares.shape
     begins, cuts = np.zeros((num_experts, world_size), dtype=np.int64), np.zeros((num_stages + 1, world_size), np.int64)
-    line = np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
-        number = _line_up(line, rank, counts, shares, resident)
+        line, number = lines.experts[rank], lines.numbers[rank]
         total = rows = staying = 0
         for i in range(number):
             share = shares[rank, line[i]]
@@ -80,7 +143,7 @@ def divide(counts: IntArray, shares: IntArray, resident: BoolArray, num_stages: 
             total += travels
             staying = staying + share if travels == 0 else 0
         cuts[num_stages, rank] = rows
-        # What need not travel at either end has a stage of its own, where it is enough: nothing has to be ordered there.
+        # What need not travel at either end has a stage of its own, where it is enough: there nothing is ordered.
         first, last, least = 0, num_stages, rows / (4 * num_stages)
         if last - first > 1 and staying > least:
             last -= 1
@@ -115,45 +178,6 @@ def divide(counts: IntArray, shares: IntArray, resident: BoolArray, num_stages: 
                 break
             cuts[stage, rank] = min(max(cut, cuts[stage - 1, rank]), cuts[last, rank])
     return Stages(begins, cuts)
-
-
-@inlined
-def _line_up(line: IntArray, rank: int, counts: IntArray, shares: IntArray, resident: BoolArray) -> int:
-    """Order what a rank executes, see :func:`divide`; return how many experts that are.
-
-    Args:
-        line: int64 ``[num_experts]``; its beginning is overwritten with them.
-        rank: the rank.
-        counts: as there, and so the rest.
-        shares: int64.
-        resident: bool.
-    """
-    num_experts = len(line)
-    number = 0
-    for fetched in (False, True):
-        first = number
-        for expert in range(num_experts):
-            rows = shares[rank, expert]
-            if rows == 0 or resident[expert, rank] == fetched:
-                continue
-            travels = max(rows - counts[rank, expert], 0)
-            place = number
-            while place > first and shares[rank, line[place - 1]] - counts[rank, line[place - 1]] > travels:
-                line[place] = line[place - 1]
-                place -= 1
-            line[place] = expert
-            number += 1
-        # From the fewest that travel on, in turn at the front and at the end; what is fetched, at the end.
-        ordered = line[first:number].copy()
-        front, back = first, number - 1
-        for i in range(len(ordered)):
-            if i % 2 == 0 and not fetched:
-                line[front] = ordered[i]
-                front += 1
-            else:
-                line[back] = ordered[i]
-                back -= 1
-    return number
 
 
 @inlined
@@ -203,9 +227,9 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
 
 @compiled
 def staged_s(
+    lines: Lines,
     counts: IntArray,
     shares: IntArray,
-    resident: BoolArray,
     stages: Stages,
     loads: Loads,
     sources: Sources,
@@ -214,14 +238,14 @@ def staged_s(
 ) -> float:
     """Return how long a layer in stages takes from the plan to the end of the combine, in seconds.
 
-    One exchange follows the other. A rank computes a stage when its rows are there and were ordered, which own rows alone
-    are already, and the one before is done. Results of a stage go back when all ranks have them, behind all rows. Fetched experts are computed at the
-    end of each stage, when they are there; their copies come in one after the other.
+    One exchange follows the other. A rank computes a stage when its rows are there and were ordered, which own rows
+    alone are already, and the one before is done. Results of a stage go back when all ranks have them, behind all rows.
+    Fetched experts are computed at the end of each stage, when they are there; they come in one after the other.
 
     Args:
+        lines: what every rank executes.
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
-        resident: bool ``[num_experts, world_size]``, the experts that it need not fetch.
         stages: when.
         loads: what the ranks do.
         sources: what they fetch.
@@ -229,8 +253,8 @@ def staged_s(
         costs: the machine's.
     """
     world_size, num_stages = len(counts), len(stages.cuts) - 1
-    executed, work, fetched = _stage_work(shares, resident, stages, costs)
-    rows, received = _stage_rows(counts, shares, stages)
+    executed, work, fetched = _stage_work(lines, shares, stages, costs)
+    rows, received = _stage_rows(lines, counts, shares, stages)
     # All that an exchange takes beside its latency goes by the rows of the busiest rank.
     row_s = (exchange_s - costs.exchange_latency_s) / max(loads.sent.max(), loads.received.max(), 1)
     gather_s = loads.routed.max() * costs.copy_token_s
@@ -247,12 +271,13 @@ def staged_s(
             rank_s = max(rank_s, arrived_s[stage])
             if received[stage, rank] > 0:
                 rank_s += 2 * executed[stage, rank] * costs.copy_token_s
-            num_there += fetched[stage, SLICES, rank]
-            if fetched[stage, SLICES, rank] > 0:
+            column = stage * world_size + rank
+            num_there += fetched[SLICES, column]
+            if fetched[SLICES, column] > 0:
                 there_s = sources.ready_s[rank] * min(num_there / sources.fetched[SLICES, rank], 1.0)
-                rank_s = _with_fetched_s(rank_s, there_s, work[stage], fetched[stage], sources, rank, costs)
+                rank_s = _with_fetched_s(rank_s, there_s, work, fetched, column, sources, rank, costs)
             else:
-                rank_s += work_s(work[stage], rank, costs)
+                rank_s += work_s(work, column, costs)
             end_s[stage] = max(end_s[stage], rank_s)
     for stage in range(num_stages):
         now_s = max(now_s, end_s[stage]) + wire_s[stage]
@@ -261,29 +286,27 @@ def staged_s(
 
 @compiled
 def _stage_work(
-    shares: IntArray, resident: BoolArray, stages: Stages, costs: Costs
+    lines: Lines, shares: IntArray, stages: Stages, costs: Costs
 ) -> tuple[IntArray, FloatArray, FloatArray]:
     """Return every stage's assignments, their work, and that of fetched experts alone.
 
-    That is int64 ``[num_stages, world_size]``, and two float64 ``[num_stages, 3, world_size]``.
+    That is int64 ``[num_stages, world_size]``, and two float64 ``[3, num_stages * world_size]``.
     """
-    (world_size, num_experts), cuts = shares.shape, stages.cuts
+    world_size, cuts = len(shares), stages.cuts
     num_stages = len(cuts) - 1
-    executed, work = np.zeros((num_stages, world_size), dtype=np.int64), np.zeros((num_stages, 3, world_size))
-    fetched = np.zeros((num_stages, 3, world_size))
+    executed, work = np.zeros((num_stages, world_size), dtype=np.int64), np.zeros((3, num_stages * world_size))
+    fetched = np.zeros((3, num_stages * world_size))
     for rank in range(world_size):
-        for expert in range(num_experts):
-            share = shares[rank, expert]
-            if share == 0:
-                continue
+        for i in range(lines.numbers[rank]):
+            expert = lines.experts[rank, i]
             begin = stages.begins[expert, rank]
-            end, stage = begin + share, stage_at(cuts, rank, begin)
+            end, stage = begin + shares[rank, expert], stage_at(cuts, rank, begin)
             while begin < end:
                 part = min(end, cuts[stage + 1, rank]) - begin
                 executed[stage, rank] += part
-                add_slice(work[stage], rank, part, 1, costs)
-                if not resident[expert, rank]:
-                    add_slice(fetched[stage], rank, part, 1, costs)
+                add_slice(work, stage * world_size + rank, part, 1, costs)
+                if i >= lines.num_held[rank]:
+                    add_slice(fetched, stage * world_size + rank, part, 1, costs)
                 begin += part
                 stage += 1
     return executed, work, fetched
@@ -291,29 +314,37 @@ def _stage_work(
 
 @inlined
 def _with_fetched_s(
-    begin_s: float, there_s: float, work: FloatArray, fetched: FloatArray, sources: Sources, rank: int, costs: Costs
+    begin_s: float,
+    there_s: float,
+    work: FloatArray,
+    fetched: FloatArray,
+    column: int,
+    sources: Sources,
+    rank: int,
+    costs: Costs,
 ) -> float:
     """Return when a rank has computed a stage that has fetched experts.
 
     Args:
         begin_s: when it begins.
         there_s: when the weights are there.
-        work: float64 ``[3, world_size]``, the stage's.
-        fetched: float64 ``[3, world_size]``, the fetched experts' part of it.
+        work: float64 ``[3, num_stages * world_size]``.
+        fetched: likewise, the fetched experts' part of it.
+        column: the stage's, at the rank.
         sources: where they come from.
         rank: the rank.
         costs: the machine's.
     """
     turns_s = (sources.turns[rank] - 1) * costs.launch_s if costs.grouped > 0 else 0.0
-    held_s = rest_s(work, fetched, rank, costs)
-    apart_s = max(begin_s + held_s, there_s) + work_s(fetched, rank, costs) + turns_s
+    held_s = rest_s(work, fetched, column, costs)
+    apart_s = max(begin_s + held_s, there_s) + work_s(fetched, column, costs) + turns_s
     if costs.grouped > 0 and sources.joins[rank]:
-        apart_s = min(apart_s, max(begin_s, there_s) + work_s(work, rank, costs))
+        apart_s = min(apart_s, max(begin_s, there_s) + work_s(work, column, costs))
     return float(apart_s)
 
 
 @compiled
-def _stage_rows(counts: IntArray, shares: IntArray, stages: Stages) -> tuple[FloatArray, FloatArray]:
+def _stage_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages) -> tuple[FloatArray, FloatArray]:
     """Return the most rows that a rank sends or receives at every stage, and what every rank receives.
 
     That is float64 ``[num_stages]`` and ``[num_stages, world_size]``.
@@ -322,20 +353,27 @@ def _stage_rows(counts: IntArray, shares: IntArray, stages: Stages) -> tuple[Flo
     (world_size, num_experts), cuts = counts.shape, stages.cuts
     num_stages = len(cuts) - 1
     sent, received = np.zeros((num_stages, world_size)), np.zeros((num_stages, world_size))
-    arriving, only = np.zeros((num_experts, num_stages)), np.full(num_experts, -1, dtype=np.int64)
-    total = np.zeros(num_experts)
+    arriving, total = np.zeros((num_experts, num_stages)), np.zeros(num_experts)
+    only = np.full(num_experts, -1, dtype=np.int64)  # the stage that all rows of an expert travel at, -2 if at several
     for rank in range(world_size):
-        for expert in range(num_experts):
+        for i in range(lines.numbers[rank]):
+            expert = lines.experts[rank, i]
             share = shares[rank, expert]
             more = share - counts[rank, expert]
             if more <= 0:
                 continue
             begin = stages.begins[expert, rank]
             end, stage = begin + share, stage_at(cuts, rank, begin)
-            only[expert], total[expert] = stage, total[expert] + more
+            total[expert] += more
+            if end <= cuts[stage + 1, rank]:
+                received[stage, rank] += more
+                arriving[expert, stage] += more
+                only[expert] = stage if only[expert] in (-1, stage) else -2
+                continue
+            only[expert] = -2
             while begin < end:
                 stop = min(end, cuts[stage + 1, rank])
-                part = float(more) if stop - begin == share else more * (stop - begin) / share
+                part = more * (stop - begin) / share
                 received[stage, rank] += part
                 arriving[expert, stage] += part
                 begin = stop
@@ -345,7 +383,7 @@ def _stage_rows(counts: IntArray, shares: IntArray, stages: Stages) -> tuple[Flo
             less = counts[rank, expert] - shares[rank, expert]
             if less <= 0:
                 continue
-            if arriving[expert, only[expert]] == total[expert]:
+            if only[expert] >= 0:
                 sent[only[expert], rank] += less
             else:
                 for stage in range(num_stages):

@@ -13,6 +13,7 @@ from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import NO_LINKS, ExpertCost
 from harmoeny.demand import Demand, hold_expected
 from harmoeny.following import accuracy, expect_alike, reliable
+from harmoeny.lines import Stages
 from harmoeny.moves import move_sources
 from harmoeny.placement import BoolArray, IntArray, Placement, even_room
 from harmoeny.places import PlaceCosts, choose_host, spare_copies
@@ -190,13 +191,13 @@ class HarMoEny(Policy):
         """
         _, costs = self._costs()
         room, resident, small = self._as_if_there(placement)
-        tokens, fetch, from_peer, senders, overlapped, stages, predicted_s = plan_by_time(
+        tokens, fetch, from_peer, senders, overlapped, begins, cuts, predicted_s = plan_by_time(
             counts, placement.home, resident, room, costs, self._links, self.overlap, self._staged(small), self.spread
         )
         groups = [range(len(counts))] if overlapped else None
         if not small:
             return Plan(
-                tokens, fetch, from_peer, groups, predicted_s, stages=stages if stages.cuts.size else None,
+                tokens, fetch, from_peer, groups, predicted_s, stages=Stages(begins, cuts) if cuts.size else None,
                 senders=senders if senders.size else None,
             )  # fmt: skip
         executed = tokens.sum(axis=0)
