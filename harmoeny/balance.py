@@ -26,7 +26,7 @@ from harmoeny.predict import (
     no_sources,
     work_s,
 )
-from harmoeny.stages import best_stages, divide, line_up, lost_by_cut_s, staged_s
+from harmoeny.stages import best_stages, divided, line_up, staged_s
 from harmoeny.wire import choose_sources, exchange_at_home_s, exchange_s
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
@@ -239,9 +239,8 @@ def _sooner(
     saved_s = 2 * costs.copy_token_s * (loads.executed - loads.received).max() if more > 0 else 0.0
     if number < 2 or weighed.staged_s - saved_s >= soonest.predicted_s:
         return soonest
-    cut_rows = lost_by_cut_s(costs) / max(costs.exchange_token_s, 1e-12)
     lines = line_up(counts, chosen.shares, resident)
-    stages = divide(lines, counts, chosen.shares, number, cut_rows)
+    stages = divided(lines, counts, chosen.shares, number, loads, weighed.exchange_s, costs)
     predicted_s = staged_s(lines, counts, chosen.shares, stages, loads, weighed.sources, weighed.exchange_s, costs)
     if predicted_s >= soonest.predicted_s:
         return soonest

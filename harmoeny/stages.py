@@ -15,7 +15,7 @@ from harmoeny.compiled import compiled, inlined
 from harmoeny.lines import Stages, stage_at
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import Plan
-from harmoeny.predict import SLICES, Costs, FloatArray, Loads, Sources, add_slice, rest_s, work_s
+from harmoeny.predict import SLICES, TOKENS_S, Costs, FloatArray, Loads, Sources, add_slice, rest_s, work_s
 
 #: The most stages of a plan that chooses their number.
 MOST_STAGES = 16
@@ -23,7 +23,8 @@ MOST_STAGES = 16
 _LEAST_GAIN = 0.005
 #: How much larger than the outermost stages the largest are, and how many stages from the ends.
 _LARGEST, _GROWING = 4, 2
-#: How far a cut moves rather than go through an expert, as a share of the smaller of the stages beside it.
+#: How far a cut moves rather than go through an expert where products take longer than the exchange, which then need
+#: not be equally long on all ranks; a share of the smaller of the stages beside it.
 _FARTHEST = 0.3
 
 
@@ -38,7 +39,7 @@ def in_stages(plan: Plan, num_stages: int | None) -> Plan:
     if num_stages in (None, 1) or plan.source_groups is not None or plan.stages is not None or has_host:
         return plan
     counts, shares = plan.tokens.sum(axis=2), np.ascontiguousarray(plan.executed().T)
-    return replace(plan, stages=divide(line_up(counts, shares, ~plan.fetch), counts, shares, num_stages, 0.0))
+    return replace(plan, stages=group(line_up(counts, shares, ~plan.fetch), shares, num_stages))
 
 
 @inlined
@@ -117,8 +118,10 @@ def line_up(counts: IntArray, shares: IntArray, resident: BoolArray) -> Lines:
 
 
 @compiled
-def divide(lines: Lines, counts: IntArray, shares: IntArray, num_stages: int, cut_rows: float) -> Stages:
-    """Divide what every rank executes into stages, each with as many of the rows that travel as :func:`weight` says.
+def divide(
+    lines: Lines, counts: IntArray, shares: IntArray, num_stages: int, cut_rows: float, farthest: float
+) -> Stages:
+    """Cut every rank's line into stages, each with as many of the rows that travel as :func:`weight` says.
 
     Experts at either end of a line of which nothing travels have a stage of their own, if they are enough for one. A
     cut goes between two experts where one ends nearby, else through one.
@@ -129,6 +132,8 @@ def divide(lines: Lines, counts: IntArray, shares: IntArray, num_stages: int, cu
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
         num_stages: at least 1.
         cut_rows: how many rows travel in the time that is lost where an expert is cut.
+        farthest: how far a cut moves rather than go through an expert, as a share of the smaller stage beside it, if
+            that is more.
     """
     world_size, num_experts = shares.shape
     begins, cuts = np.zeros((num_experts, world_size), dtype=np.int64), np.zeros((num_stages + 1, world_size), np.int64)
@@ -162,7 +167,7 @@ def divide(lines: Lines, counts: IntArray, shares: IntArray, num_stages: int, cu
             before += weight(stage - 1, num_stages)
             wanted = total * before / weights
             smaller = min(weight(stage - 1, num_stages), weight(stage, num_stages))
-            farthest = max(_FARTHEST * smaller * total / weights, cut_rows)
+            nearby = max(farthest * smaller * total / weights, cut_rows)
             cut = cuts[last, rank]
             while i < number:
                 share = shares[rank, line[i]]
@@ -171,7 +176,7 @@ def divide(lines: Lines, counts: IntArray, shares: IntArray, num_stages: int, cu
                     passed, row, i = passed + travels, row + share, i + 1
                     continue
                 before_it, behind_it = wanted - passed, passed + travels - wanted
-                if min(before_it, behind_it) <= farthest:
+                if min(before_it, behind_it) <= nearby:
                     cut = row if before_it <= behind_it and row > cuts[stage - 1, rank] else row + share
                 else:
                     cut = row + int(share * before_it / travels)
@@ -180,10 +185,96 @@ def divide(lines: Lines, counts: IntArray, shares: IntArray, num_stages: int, cu
     return Stages(begins, cuts)
 
 
-@inlined
-def lost_by_cut_s(costs: Costs) -> float:
-    """Return how much longer a rank computes if an expert is cut: a launch, or where that is shared, half a tile."""
-    return costs.launch_s if costs.grouped == 0 else costs.tile_tokens * costs.token_s / 2
+@compiled
+def group(lines: Lines, shares: IntArray, num_stages: int) -> Stages:
+    """Divide every rank's experts into stages, each of about as many assignments as its :func:`weight` says.
+
+    None is cut. The experts with most assignments come first, each to the stage that it makes least full. What is fetched is in the
+    last stage.
+
+    Args:
+        lines: what every rank executes.
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
+        num_stages: at least 1.
+    """
+    world_size, num_experts = shares.shape
+    begins, cuts = np.zeros((num_experts, world_size), dtype=np.int64), np.zeros((num_stages + 1, world_size), np.int64)
+    load, part = np.empty(num_stages), np.empty(num_stages)
+    for stage in range(num_stages):
+        part[stage] = 1.0 / weight(stage, num_stages)
+    ordered, stages = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
+    for rank in range(world_size):
+        load[:] = 0.0
+        number, num_held = lines.numbers[rank], lines.num_held[rank]
+        for i in range(num_held, number):
+            ordered[i], stages[i] = lines.experts[rank, i], num_stages - 1
+            load[num_stages - 1] += shares[rank, ordered[i]]
+        for i in range(num_held):
+            expert, place = lines.experts[rank, i], i
+            while place > 0 and shares[rank, ordered[place - 1]] < shares[rank, expert]:
+                ordered[place] = ordered[place - 1]
+                place -= 1
+            ordered[place] = expert
+        for i in range(num_held):
+            rows, best = shares[rank, ordered[i]], 0
+            for stage in range(1, num_stages):
+                if (load[stage] + rows) * part[stage] < (load[best] + rows) * part[best]:
+                    best = stage
+            stages[i] = best
+            load[best] += rows
+        for stage in range(num_stages):
+            cuts[stage + 1, rank] = cuts[stage, rank] + int(load[stage])
+            load[stage] = cuts[stage, rank]
+        for i in range(number):
+            begins[ordered[i], rank] = int(load[stages[i]])
+            load[stages[i]] += shares[rank, ordered[i]]
+    return Stages(begins, cuts)
+
+
+@compiled
+def divided(
+    lines: Lines, counts: IntArray, shares: IntArray, num_stages: int, loads: Loads, exchange_s: float, costs: Costs
+) -> Stages:
+    """Divide into stages as fits the machine: what takes as long as reading the weights is not cut.
+
+    Args:
+        lines: the order.
+        counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
+        num_stages: at least 1.
+        loads: what the ranks do.
+        exchange_s: what the exchange takes one way, in seconds.
+        costs: the machine's.
+    """
+    if reads_most(loads, costs):
+        return group(lines, shares, num_stages)
+    computed_s = 0.0
+    for rank in range(len(counts)):
+        computed_s = max(computed_s, work_s(loads.work, rank, costs))
+    farthest = _FARTHEST if 2 * exchange_s < computed_s else 0.0
+    cut_rows = lost_by_cut_s(loads, costs) / max(costs.exchange_token_s, 1e-12)
+    return divide(lines, counts, shares, num_stages, cut_rows, farthest)
+
+
+@compiled
+def reads_most(loads: Loads, costs: Costs) -> bool:
+    """Return whether slices take about as long as reading their weights, or less."""
+    return bool(loads.work[TOKENS_S].sum() < 2 * loads.work[SLICES].sum() * costs.weights_s)
+
+
+@compiled
+def lost_by_cut_s(loads: Loads, costs: Costs) -> float:
+    """Return how much longer a rank computes if an expert is cut, in seconds.
+
+    That is a launch, or where all slices share one, half a tile; and reading the weights again, where that is what most
+    slices take.
+
+    Args:
+        loads: what the ranks do.
+        costs: the machine's.
+    """
+    lost_s = costs.launch_s if costs.grouped == 0 else costs.tile_tokens * costs.token_s / 2
+    return float(lost_s + costs.weights_s) if reads_most(loads, costs) else float(lost_s)
 
 
 @compiled
@@ -202,7 +293,11 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
         exchange_s: what the exchange takes one way.
         costs: the machine's.
     """
-    latency_s, rows_s, cut_s = costs.exchange_latency_s, exchange_s - costs.exchange_latency_s, lost_by_cut_s(costs)
+    latency_s, rows_s, cut_s = (
+        costs.exchange_latency_s,
+        exchange_s - costs.exchange_latency_s,
+        lost_by_cut_s(loads, costs),
+    )
     computed_s, most = 0.0, 1
     for rank in range(len(loads.sent)):
         computed_s = max(computed_s, work_s(loads.work, rank, costs))
@@ -240,7 +335,7 @@ def staged_s(
 
     One exchange follows the other. A rank computes a stage when its rows are there and were ordered, which own rows
     alone are already, and the one before is done. Results of a stage go back when all ranks have them, behind all rows.
-    Fetched experts are computed at the end of each stage, when they are there; they come in one after the other.
+    Fetched experts are computed at the end of each stage, when the last of them is there.
 
     Args:
         lines: what every rank executes.
@@ -266,16 +361,14 @@ def staged_s(
         arrived_s[stage] = now_s
     end_s = np.zeros(num_stages)
     for rank in range(world_size):
-        rank_s = num_there = 0.0
+        rank_s = 0.0
         for stage in range(num_stages):
             rank_s = max(rank_s, arrived_s[stage])
             if received[stage, rank] > 0:
                 rank_s += 2 * executed[stage, rank] * costs.copy_token_s
             column = stage * world_size + rank
-            num_there += fetched[SLICES, column]
             if fetched[SLICES, column] > 0:
-                there_s = sources.ready_s[rank] * min(num_there / sources.fetched[SLICES, rank], 1.0)
-                rank_s = _with_fetched_s(rank_s, there_s, work, fetched, column, sources, rank, costs)
+                rank_s = _with_fetched_s(rank_s, work, fetched, column, sources, rank, costs)
             else:
                 rank_s += work_s(work, column, costs)
             end_s[stage] = max(end_s[stage], rank_s)
@@ -314,20 +407,12 @@ def _stage_work(
 
 @inlined
 def _with_fetched_s(
-    begin_s: float,
-    there_s: float,
-    work: FloatArray,
-    fetched: FloatArray,
-    column: int,
-    sources: Sources,
-    rank: int,
-    costs: Costs,
+    begin_s: float, work: FloatArray, fetched: FloatArray, column: int, sources: Sources, rank: int, costs: Costs
 ) -> float:
     """Return when a rank has computed a stage that has fetched experts.
 
     Args:
         begin_s: when it begins.
-        there_s: when the weights are there.
         work: float64 ``[3, num_stages * world_size]``.
         fetched: likewise, the fetched experts' part of it.
         column: the stage's, at the rank.
@@ -335,6 +420,7 @@ def _with_fetched_s(
         rank: the rank.
         costs: the machine's.
     """
+    there_s = sources.ready_s[rank]
     turns_s = (sources.turns[rank] - 1) * costs.launch_s if costs.grouped > 0 else 0.0
     held_s = rest_s(work, fetched, column, costs)
     apart_s = max(begin_s + held_s, there_s) + work_s(fetched, column, costs) + turns_s

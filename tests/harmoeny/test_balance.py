@@ -63,7 +63,7 @@ def plan(
     spread: bool = True,
 ) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, float]:
     """Plan with these costs, without stages."""
-    tokens, fetch, from_peer, senders, overlapped, _, predicted_s = plan_by_time(
+    tokens, fetch, from_peer, senders, overlapped, _, _, predicted_s = plan_by_time(
         counts, home, resident, room, np.array(costs), NO_LINKS, overlap, False, spread
     )
     return tokens, fetch, from_peer, senders, overlapped, predicted_s

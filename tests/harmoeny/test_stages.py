@@ -14,11 +14,12 @@ from baselines.fastermoe import FasterMoE
 from baselines.static_ep import StaticEP
 from harmoeny.cost import NO_LINKS
 from harmoeny.held import free_slots
-from harmoeny.placement import IntArray, Placement, place
-from harmoeny.plan import Plan, pairs_of_shares, tokens_of_shares
+from harmoeny.lines import Stages, stage_tokens, stages_of_experts
+from harmoeny.placement import BoolArray, IntArray, Placement, place
+from harmoeny.plan import Plan, home_tokens, pairs_of_shares, plan_from_tokens, tokens_of_shares
 from harmoeny.policy import Policy
-from harmoeny.predict import SLICES, Costs, layer_s, loads_of_shares, no_sources, work_s
-from harmoeny.stages import MOST_STAGES, best_stages, divide, in_stages, staged_s, weight
+from harmoeny.predict import SLICES, Costs, Loads, Sources, layer_s, loads_of_shares, no_sources, work_s
+from harmoeny.stages import MOST_STAGES, best_stages, divide, in_stages, line_up, lost_by_cut_s, staged_s, weight
 from harmoeny.timed import HarMoEny
 from harmoeny.wire import choose_sources, exchange_s
 from tests.harmoeny.test_balance import COSTS, costs_of_machines
@@ -43,21 +44,110 @@ def test_stages_grow_from_both_ends() -> None:
         assert [weight(stage, number) for stage in range(number)] == wanted
 
 
-@examples(100)
-@given(some_batches, st.integers(1, 7), st.integers(0, 2**32 - 1))
-def test_every_rank_has_stages_of_about_the_sizes_that_are_meant(batch: Batch, num_stages: int, seed: int) -> None:
+def divided(counts: IntArray, shares: IntArray, resident: BoolArray, num_stages: int, cut_rows: float = 0.0) -> Stages:
+    """Return stages of shares as a plan has them."""
+    return divide(line_up(counts, shares, resident), counts, shares, num_stages, cut_rows)
+
+
+def seconds(
+    counts: IntArray, shares: IntArray, resident: BoolArray, stages: Stages, loads: Loads, sources: Sources,
+    one_way_s: float, costs: Costs,
+) -> float:  # fmt: skip
+    """Return what these stages are predicted to take."""
+    lines = line_up(counts, shares, resident)
+    return float(staged_s(lines, counts, shares, stages, loads, sources, one_way_s, costs))
+
+
+@examples(150)
+@given(some_batches, st.integers(1, 7), st.sampled_from([0.0, 3.0, 1e9]), st.integers(0, 2**32 - 1))
+def test_lines_hold_every_row_once_and_what_is_fetched_last(
+    batch: Batch, num_stages: int, cut_rows: float, seed: int
+) -> None:
     counts, placement = batch
     shares = any_shares(batch, seed)
-    stages = divide(shares, placement.resident, num_stages)
-    assert stages.shape == counts.T.shape
-    assert ((stages >= 0) & (stages < num_stages)).all()
-    fetched = (shares.T > 0) & ~placement.resident
-    assert (stages[fetched] == num_stages - 1).all()
-    weights = np.array([weight(stage, num_stages) for stage in range(num_stages)])
+    executed = np.ascontiguousarray(shares.T)
+    stages = divided(counts, shares, placement.resident, num_stages, cut_rows)
+    assert stages.num_stages == num_stages
+    tokens = tokens_of_shares(counts, executed)
+    Plan(tokens, (executed > 0) & ~placement.resident, stages=stages).validate(counts, placement)
     for rank, share in enumerate(shares):
-        if not fetched[:, rank].any():
-            load = np.bincount(stages[:, rank], share, num_stages)
-            assert (load / weights).max() <= ((load + share.max()) / weights).min(), "as full as another could be"
+        there = share > 0
+        fetched = there & ~placement.resident[:, rank]
+        if fetched.any():
+            held_end = max((stages.begins[:, rank] + share)[there & ~fetched], default=0)
+            assert stages.begins[fetched, rank].min() >= held_end
+        if cut_rows == 1e9:  # nothing pays for a cut
+            assert set(stages.cuts[:, rank]) <= {0, *(stages.begins[:, rank] + share)[there]}
+
+
+@examples(100)
+@given(st.integers(2, 5), st.integers(2, 9), st.integers(1, 7), st.integers(0, 2**32 - 1))
+def test_cuts_part_what_travels_as_is_meant(world_size: int, num_experts: int, num_stages: int, seed: int) -> None:
+    """Where every row travels, each cut is no farther from where it is meant than a cut may move."""
+    rng = np.random.default_rng(seed)
+    shares = np.zeros((world_size, num_experts), dtype=np.int64)
+    shares[0] = rng.integers(1, 2000, num_experts)
+    counts = np.zeros_like(shares)
+    counts[1] = shares[0]
+    resident = shares.T > 0
+    stages = divided(counts, shares, resident, num_stages)
+    weights = np.array([weight(stage, num_stages) for stage in range(num_stages)])
+    total = shares[0].sum()
+    meant = np.concatenate([[0], np.cumsum(weights)]) * total / weights.sum()
+    farthest = 0.3 * np.minimum(weights[1:], weights[:-1]) * total / weights.sum()
+    # Next to a cut that was moved as far as it may be, one may have to go around the same expert.
+    assert (
+        abs(stages.cuts[1:-1, 0] - meant[1:-1]) <= 2 * farthest + shares[0].max() * (num_stages > 1) * 0.5 + 1
+    ).all()
+    if shares[0].max() > 0.9 * total and num_stages > 2:
+        assert len(set(stages.cuts[:, 0])) > 3, "a hot expert does not fill a stage"
+
+
+def test_a_hot_expert_is_cut_and_what_stays_is_apart() -> None:
+    """By hand: rank 0 executes a hot expert of others' rows, and one of its own rows, which need not wait for them."""
+    counts = np.array([[0, 500, 0], [900, 0, 100]])
+    shares = np.array([[900, 500, 100], [0, 0, 0]])
+    resident = np.array([[True, False], [True, False], [True, False]])
+    stages = divided(counts, shares, resident, 4)
+    # Own rows, 500, first; of the 1,000 that travel, in stages of 1, 2 and 1 parts, the small expert's are last.
+    assert stages.begins[:, 0].tolist() == [500, 0, 1400]
+    assert stages.cuts[:, 0].tolist() == [0, 500, 833, 1166, 1500] or stages.cuts[1, 0] == 500
+    whole = divided(counts, shares, resident, 4, cut_rows=1e9)
+    assert set(whole.cuts[:, 0].tolist()) <= {0, 500, 1400, 1500}
+
+
+@examples(100)
+@given(some_batches, st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_stages_of_experts_are_lines_without_cuts(batch: Batch, num_stages: int, seed: int) -> None:
+    counts, placement = batch
+    executed = np.ascontiguousarray(any_shares(batch, seed).T)
+    of_expert = np.random.default_rng(seed).integers(0, num_stages, executed.shape)
+    stages = stages_of_experts(of_expert, executed)
+    tokens = tokens_of_shares(counts, executed)
+    Plan(tokens, (executed > 0) & ~placement.resident, stages=stages).validate(counts, placement)
+    found = np.diff(stages.bounds(executed), axis=0)
+    for stage, rows in enumerate(found):
+        np.testing.assert_array_equal(rows, np.where(of_expert == stage, executed, 0))
+
+
+def test_wrong_stages_are_refused() -> None:
+    counts, placement = np.full((2, 2), 5), place("contiguous", 2, 2)
+    plan = plan_from_tokens(home_tokens(counts, placement.home), placement)
+    good = stages_of_experts(np.zeros((2, 2), dtype=np.int64), plan.executed())
+    replace(plan, stages=good).validate(counts, placement)
+    beyond, apart = good.cuts.copy(), good.begins.copy()
+    beyond[-1, 1] = 11
+    apart[1, 1] = 3
+    for stages, message in (
+        (good._replace(cuts=beyond), r"plan.stages.cuts: do not go from 0 to all rows at \[rank\] = \[1\]"),
+        (good._replace(cuts=good.cuts[:1]), r"plan.stages.cuts: shape \(1, 2\)"),
+        (good._replace(begins=apart), r"plan.stages.begins: experts lie on each other, or apart, at \[rank\] = \[1\]"),
+        (good._replace(begins=good.begins[:1]), r"plan.stages.begins: shape \(1, 2\), must be \(2, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(plan, stages=stages).validate(counts, placement)
+    with pytest.raises(ValueError, match=r"plan.stages: must be None with plan.source_groups"):
+        replace(plan, stages=good, source_groups=[range(2)]).validate(counts, placement)
 
 
 @examples(150)
@@ -68,11 +158,12 @@ def test_one_stage_takes_what_a_layer_without_stages_takes(batch: Batch, costs: 
     sources = choose_sources(counts, shares, placement.home, placement.resident, free, costs, NO_LINKS)
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
-    stages = divide(shares, placement.resident, 1)
+    stages = divided(counts, shares, placement.resident, 1)
     # Only what is ordered on arrival, and the results back, is counted before the products, not around them.
     without_copies = costs._replace(copy_token_s=0.0)
-    for machine in (without_copies, costs if not sources.fetched.any() else without_copies):
-        found = staged_s(counts, shares, stages, 1, loads, sources, one_way_s, machine)
+    ordered = loads.received.all() and not sources.fetched.any()
+    for machine in (without_copies, costs if ordered else without_copies):
+        found = seconds(counts, shares, placement.resident, stages, loads, sources, one_way_s, machine)
         assert found == pytest.approx(layer_s(loads, sources, one_way_s, machine)[0])
 
 
@@ -85,8 +176,8 @@ def test_stages_hide_no_more_than_there_is(batch: Batch, costs: Costs, num_stage
     sources = choose_sources(counts, shares, placement.home, placement.resident, free, costs, NO_LINKS)
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
-    stages = divide(shares, placement.resident, num_stages)
-    found = staged_s(counts, shares, stages, num_stages, loads, sources, one_way_s, costs)
+    stages = divided(counts, shares, placement.resident, num_stages)
+    found = seconds(counts, shares, placement.resident, stages, loads, sources, one_way_s, costs)
     computed_s = max(work_s(loads.work, rank, costs) for rank in range(len(counts)))
     exchanged_s = 2 * (one_way_s + (num_stages - 1) * costs.exchange_latency_s)
     assert found >= max(computed_s, exchanged_s, sources.ready_s.max()) * (1 - 1e-9)
@@ -95,7 +186,8 @@ def test_stages_hide_no_more_than_there_is(batch: Batch, costs: Costs, num_stage
     launches_s = num_stages * costs.launch_s * (costs.grouped or 0)
     again_s = 2 * (num_stages - 1) * (one_way_s + launches_s) + 2 * loads.executed.max() * costs.copy_token_s
     apart_s = loads.work[SLICES].max() * costs.weights_s + 2 * costs.launch_s
-    assert found <= (plain_s + again_s + apart_s) * (1 + 1e-9)
+    cuts_s = (num_stages - 1) * (costs.launch_s + costs.weights_s + costs.tile_tokens * costs.token_s)
+    assert found <= (plain_s + again_s + apart_s + cuts_s) * (1 + 1e-9)
 
 
 def test_stages_by_hand() -> None:
@@ -108,11 +200,10 @@ def test_stages_by_hand() -> None:
     resident = shares.T > 0
     sources = choose_sources(counts, shares, np.array([0, 0, 1, 1]), resident, np.zeros(2, int), costs, NO_LINKS)
     loads = loads_of_shares(counts, shares, costs)
-    stages = divide(shares, resident, 2)
-    assert stages[0, 0] != stages[1, 0]
-    assert stages[2, 1] != stages[3, 1]
+    stages = divided(counts, shares, resident, 2)
+    assert stages.cuts.tolist() == [[0, 0], [20, 20], [40, 40]]
     # There at 11 and 22, computed at 21 and 32, back at 33 and 44.
-    assert staged_s(counts, shares, stages, 2, loads, sources, 21.0, costs) == 44.0
+    assert seconds(counts, shares, resident, stages, loads, sources, 21.0, costs) == 44.0
     assert layer_s(loads, sources, 21.0, costs)[0] == 21.0 + 20.0 + 21.0
 
 
@@ -126,18 +217,19 @@ def test_no_other_number_of_stages_is_much_faster(costs: Costs, world_size: int,
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
     number, gain_s = best_stages(loads, one_way_s, costs)
-    assert 1 <= number <= min(held, MOST_STAGES)
+    assert 1 <= number <= MOST_STAGES
     assert gain_s >= 0
     if costs.exchange_latency_s == 0:
         assert number == 1, "what a stage costs is not known"
         return
     even = costs._replace(copy_token_s=0.0)  # which stages do not change
+    cut_rows = lost_by_cut_s(loads, costs) / max(costs.exchange_token_s, 1e-12)
+    resident = placement.resident
     times = [
-        staged_s(
-            counts, shares, divide(shares, placement.resident, n), n, loads,
-            sources, one_way_s, even,
+        seconds(
+            counts, shares, resident, divided(counts, shares, resident, n, cut_rows), loads, sources, one_way_s, even,
         )
-        for n in range(1, held + 1)
+        for n in range(1, MOST_STAGES + 1)
     ]  # fmt: skip
     chosen = times[number - 1]
     assert chosen <= 1.15 * min(times)
@@ -149,9 +241,10 @@ def test_pairs_by_stage_are_those_of_the_plan(batch: Batch, num_stages: int, nod
     counts, placement = batch
     shares = any_shares(batch, seed)
     executed = np.ascontiguousarray(shares.T)
-    stages = divide(shares, placement.resident, num_stages)
+    stages = divided(counts, shares, placement.resident, num_stages)
     tokens = tokens_of_shares(counts, executed, node_ranks)
-    wanted = [tokens.sum(axis=1, where=stages == stage) for stage in range(stages.max() + 1)]
+    wanted = stage_tokens(tokens, stages.bounds(executed)[:, None], executed).sum(axis=2)
+    assert wanted.sum() == counts.sum()
     np.testing.assert_array_equal(pairs_of_shares(counts, executed, stages, node_ranks), wanted)
 
 
@@ -163,10 +256,10 @@ def test_plans_have_the_stages_that_the_option_says(batch: Batch, seed: int) -> 
     plan = Plan(tokens, (tokens.sum(axis=0) > 0) & ~placement.resident)
     assert in_stages(plan, 1) is plan
     assert in_stages(plan, None) is plan
-    divided = in_stages(plan, 3)
-    divided.validate(counts, placement)
-    assert divided.expert_stages is not None
-    assert in_stages(divided, 2) is divided, "who divided a plan knows better"
+    staged = in_stages(plan, 3)
+    staged.validate(counts, placement)
+    assert staged.stages is not None
+    assert in_stages(staged, 2) is staged, "who divided a plan knows better"
     grouped = replace(plan, source_groups=[range(len(counts))])
     assert in_stages(grouped, 3) is grouped
 

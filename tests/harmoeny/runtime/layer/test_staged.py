@@ -38,7 +38,9 @@ def any_stages(plan: Plan, num_stages: int, seed: int) -> Stages:
     order = rng.permuted(np.tile(np.arange(plan.num_experts)[:, None], plan.world_size), axis=0)
     begins = stages_of_experts(order, executed).begins
     cuts = np.sort(rng.integers(0, plan.load() + 1, (num_stages - 1, plan.world_size)), axis=0)
-    return Stages(begins, np.concatenate([np.zeros_like(cuts[:1], shape=(1, plan.world_size)), cuts, plan.load()[None]]))
+    return Stages(
+        begins, np.concatenate([np.zeros_like(cuts[:1], shape=(1, plan.world_size)), cuts, plan.load()[None]])
+    )
 
 
 class StagedRandomPlan(RandomPlan):
