@@ -41,7 +41,8 @@ def num_held(resident: BoolArray) -> IntArray:
     held: IntArray = np.zeros(world_size, dtype=np.int64)
     for expert in range(num_experts):
         for rank in range(world_size):
-            held[rank] += resident[expert, rank]
+            if resident[expert, rank]:  # seldom
+                held[rank] += 1
     return held
 
 

@@ -37,9 +37,10 @@ def level(
     sent, received, work = loads.sent, loads.received, loads.work
     busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
     slots = free + num_held(resident)
-    for expert in range(num_experts):
-        for rank in range(world_size):
-            fetches[rank] += shares[rank, expert] > 0 and not resident[expert, rank]
+    for rank in range(world_size):
+        for expert in range(num_experts):
+            if shares[rank, expert] > 0 and not resident[expert, rank]:
+                fetches[rank] += 1
     most_moves = world_size + num_experts
     moves = np.empty((most_moves, 4), dtype=np.int64)
     num_moves = num_kept = 0

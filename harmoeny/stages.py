@@ -20,7 +20,7 @@ from harmoeny.predict import SLICES, TOKENS_S, Costs, FloatArray, Loads, Sources
 #: The most stages of a plan that chooses their number.
 MOST_STAGES = 16
 #: What more stages have to gain, as a share of the time of fewer.
-_LEAST_GAIN = 0.005
+_LEAST_GAIN = 0.01
 #: How much larger than the outermost stages the largest are, and how many stages from the ends.
 _LARGEST, _GROWING = 4, 2
 #: How far a cut moves rather than go through an expert where products take longer than the exchange, which then need
@@ -177,7 +177,8 @@ def divide(
                     continue
                 before_it, behind_it = wanted - passed, passed + travels - wanted
                 if min(before_it, behind_it) <= nearby:
-                    cut = row if before_it <= behind_it and row > cuts[stage - 1, rank] else row + share
+                    earlier = before_it <= behind_it or row + share >= cuts[last, rank]  # no stage is left without any
+                    cut = row if earlier and row > cuts[stage - 1, rank] else row + share
                 else:
                     cut = row + int(share * before_it / travels)
                 break
@@ -189,8 +190,8 @@ def divide(
 def group(lines: Lines, shares: IntArray, num_stages: int) -> Stages:
     """Divide every rank's experts into stages, each of about as many assignments as its :func:`weight` says.
 
-    None is cut. The experts with most assignments come first, each to the stage that it makes least full. What is fetched is in the
-    last stage.
+    None is cut. The experts with most assignments come first, each to the stage that it makes least full. What is
+    fetched is in the last stage.
 
     Args:
         lines: what every rank executes.
@@ -286,7 +287,7 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     experts unless one is cut, N stages take at least
     ``C + (N - 1) s + 2 (l + f X)``, where the first rows and the last results wait for products, and at least
     ``2 (N l + X)``, where the link is never idle. Enough are the fewest that no other
-    number is better than by more than 0.5 %. Where the latency of an exchange is not known, there is one stage.
+    number is better than by more than 1 %. Where the latency of an exchange is not known, there is one stage.
 
     Args:
         loads: what the ranks do.
@@ -464,14 +465,14 @@ def _stage_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages
                 arriving[expert, stage] += part
                 begin = stop
                 stage += 1
-    for rank in range(world_size):
-        for expert in range(num_experts):
-            less = counts[rank, expert] - shares[rank, expert]
-            if less <= 0:
-                continue
-            if only[expert] >= 0:
-                sent[only[expert], rank] += less
-            else:
+    for expert in range(num_experts):
+        stage = only[expert]
+        if stage >= 0:  # as for most
+            for rank in range(world_size):
+                sent[stage, rank] += max(counts[rank, expert] - shares[rank, expert], 0)
+        elif total[expert] > 0:
+            for rank in range(world_size):
+                less = max(counts[rank, expert] - shares[rank, expert], 0)
                 for stage in range(num_stages):
                     sent[stage, rank] += less * arriving[expert, stage] / total[expert]
     rows = np.zeros(num_stages)

@@ -19,7 +19,17 @@ from harmoeny.placement import BoolArray, IntArray, Placement, place
 from harmoeny.plan import Plan, home_tokens, pairs_of_shares, plan_from_tokens, tokens_of_shares
 from harmoeny.policy import Policy
 from harmoeny.predict import SLICES, Costs, Loads, Sources, layer_s, loads_of_shares, no_sources, work_s
-from harmoeny.stages import MOST_STAGES, best_stages, divide, in_stages, line_up, lost_by_cut_s, staged_s, weight
+from harmoeny.stages import (
+    MOST_STAGES,
+    best_stages,
+    divide,
+    divided,
+    group,
+    in_stages,
+    line_up,
+    staged_s,
+    weight,
+)
 from harmoeny.timed import HarMoEny
 from harmoeny.wire import choose_sources, exchange_s
 from tests.harmoeny.test_balance import COSTS, costs_of_machines
@@ -44,9 +54,16 @@ def test_stages_grow_from_both_ends() -> None:
         assert [weight(stage, number) for stage in range(number)] == wanted
 
 
-def divided(counts: IntArray, shares: IntArray, resident: BoolArray, num_stages: int, cut_rows: float = 0.0) -> Stages:
-    """Return stages of shares as a plan has them."""
-    return divide(line_up(counts, shares, resident), counts, shares, num_stages, cut_rows)
+def cut(counts: IntArray, shares: IntArray, resident: BoolArray, num_stages: int, cut_rows: float = 0.0) -> Stages:
+    """Return stages of shares, cut from lines."""
+    stages: Stages = divide(line_up(counts, shares, resident), counts, shares, num_stages, cut_rows, 0.3)
+    return stages
+
+
+def grouped(shares: IntArray, resident: BoolArray, num_stages: int) -> Stages:
+    """Return stages of shares, of whole experts."""
+    stages: Stages = group(line_up(shares, shares, resident), shares, num_stages)
+    return stages
 
 
 def seconds(
@@ -66,7 +83,7 @@ def test_lines_hold_every_row_once_and_what_is_fetched_last(
     counts, placement = batch
     shares = any_shares(batch, seed)
     executed = np.ascontiguousarray(shares.T)
-    stages = divided(counts, shares, placement.resident, num_stages, cut_rows)
+    stages = cut(counts, shares, placement.resident, num_stages, cut_rows)
     assert stages.num_stages == num_stages
     tokens = tokens_of_shares(counts, executed)
     Plan(tokens, (executed > 0) & ~placement.resident, stages=stages).validate(counts, placement)
@@ -81,6 +98,27 @@ def test_lines_hold_every_row_once_and_what_is_fetched_last(
 
 
 @examples(100)
+@given(some_batches, st.integers(1, 7), st.integers(0, 2**32 - 1))
+def test_whole_experts_make_stages_of_about_the_sizes_that_are_meant(batch: Batch, num_stages: int, seed: int) -> None:
+    counts, placement = batch
+    shares = any_shares(batch, seed)
+    stages = grouped(shares, placement.resident, num_stages)
+    executed = np.ascontiguousarray(shares.T)
+    Plan(
+        tokens_of_shares(counts, executed), (executed > 0) & ~placement.resident, stages=stages
+    ).validate(counts, placement)  # fmt: skip
+    rows = np.diff(stages.bounds(executed), axis=0)
+    assert ((rows > 0).sum(axis=0) <= 1).all(), "none is cut"
+    fetched = (executed > 0) & ~placement.resident
+    assert (rows[-1][fetched] == executed[fetched]).all()
+    weights = np.array([weight(stage, num_stages) for stage in range(num_stages)])
+    for rank, share in enumerate(shares):
+        if not fetched[:, rank].any():
+            load = np.diff(stages.cuts[:, rank])
+            assert (load / weights).max() <= ((load + share.max()) / weights).min(), "as full as another could be"
+
+
+@examples(100)
 @given(st.integers(2, 5), st.integers(2, 9), st.integers(1, 7), st.integers(0, 2**32 - 1))
 def test_cuts_part_what_travels_as_is_meant(world_size: int, num_experts: int, num_stages: int, seed: int) -> None:
     """Where every row travels, each cut is no farther from where it is meant than a cut may move."""
@@ -90,7 +128,7 @@ def test_cuts_part_what_travels_as_is_meant(world_size: int, num_experts: int, n
     counts = np.zeros_like(shares)
     counts[1] = shares[0]
     resident = shares.T > 0
-    stages = divided(counts, shares, resident, num_stages)
+    stages = cut(counts, shares, resident, num_stages)
     weights = np.array([weight(stage, num_stages) for stage in range(num_stages)])
     total = shares[0].sum()
     meant = np.concatenate([[0], np.cumsum(weights)]) * total / weights.sum()
@@ -108,11 +146,11 @@ def test_a_hot_expert_is_cut_and_what_stays_is_apart() -> None:
     counts = np.array([[0, 500, 0], [900, 0, 100]])
     shares = np.array([[900, 500, 100], [0, 0, 0]])
     resident = np.array([[True, False], [True, False], [True, False]])
-    stages = divided(counts, shares, resident, 4)
+    stages = cut(counts, shares, resident, 4)
     # Own rows, 500, first; of the 1,000 that travel, in stages of 1, 2 and 1 parts, the small expert's are last.
     assert stages.begins[:, 0].tolist() == [500, 0, 1400]
     assert stages.cuts[:, 0].tolist() == [0, 500, 833, 1166, 1500] or stages.cuts[1, 0] == 500
-    whole = divided(counts, shares, resident, 4, cut_rows=1e9)
+    whole = cut(counts, shares, resident, 4, cut_rows=1e9)
     assert set(whole.cuts[:, 0].tolist()) <= {0, 500, 1400, 1500}
 
 
@@ -158,7 +196,7 @@ def test_one_stage_takes_what_a_layer_without_stages_takes(batch: Batch, costs: 
     sources = choose_sources(counts, shares, placement.home, placement.resident, free, costs, NO_LINKS)
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
-    stages = divided(counts, shares, placement.resident, 1)
+    stages = cut(counts, shares, placement.resident, 1)
     # Only what is ordered on arrival, and the results back, is counted before the products, not around them.
     without_copies = costs._replace(copy_token_s=0.0)
     ordered = loads.received.all() and not sources.fetched.any()
@@ -176,7 +214,7 @@ def test_stages_hide_no_more_than_there_is(batch: Batch, costs: Costs, num_stage
     sources = choose_sources(counts, shares, placement.home, placement.resident, free, costs, NO_LINKS)
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
-    stages = divided(counts, shares, placement.resident, num_stages)
+    stages = cut(counts, shares, placement.resident, num_stages)
     found = seconds(counts, shares, placement.resident, stages, loads, sources, one_way_s, costs)
     computed_s = max(work_s(loads.work, rank, costs) for rank in range(len(counts)))
     exchanged_s = 2 * (one_way_s + (num_stages - 1) * costs.exchange_latency_s)
@@ -200,7 +238,7 @@ def test_stages_by_hand() -> None:
     resident = shares.T > 0
     sources = choose_sources(counts, shares, np.array([0, 0, 1, 1]), resident, np.zeros(2, int), costs, NO_LINKS)
     loads = loads_of_shares(counts, shares, costs)
-    stages = divided(counts, shares, resident, 2)
+    stages = cut(counts, shares, resident, 2)
     assert stages.cuts.tolist() == [[0, 0], [20, 20], [40, 40]]
     # There at 11 and 22, computed at 21 and 32, back at 33 and 44.
     assert seconds(counts, shares, resident, stages, loads, sources, 21.0, costs) == 44.0
@@ -223,11 +261,12 @@ def test_no_other_number_of_stages_is_much_faster(costs: Costs, world_size: int,
         assert number == 1, "what a stage costs is not known"
         return
     even = costs._replace(copy_token_s=0.0)  # which stages do not change
-    cut_rows = lost_by_cut_s(loads, costs) / max(costs.exchange_token_s, 1e-12)
     resident = placement.resident
+    lines = line_up(counts, shares, resident)
     times = [
         seconds(
-            counts, shares, resident, divided(counts, shares, resident, n, cut_rows), loads, sources, one_way_s, even,
+            counts, shares, resident, divided(lines, counts, shares, n, loads, one_way_s, costs), loads, sources,
+            one_way_s, even,
         )
         for n in range(1, MOST_STAGES + 1)
     ]  # fmt: skip
@@ -241,7 +280,7 @@ def test_pairs_by_stage_are_those_of_the_plan(batch: Batch, num_stages: int, nod
     counts, placement = batch
     shares = any_shares(batch, seed)
     executed = np.ascontiguousarray(shares.T)
-    stages = divided(counts, shares, placement.resident, num_stages)
+    stages = cut(counts, shares, placement.resident, num_stages)
     tokens = tokens_of_shares(counts, executed, node_ranks)
     wanted = stage_tokens(tokens, stages.bounds(executed)[:, None], executed).sum(axis=2)
     assert wanted.sum() == counts.sum()
