@@ -334,9 +334,10 @@ def staged_s(
 ) -> float:
     """Return how long a layer in stages takes from the plan to the end of the combine, in seconds.
 
-    One exchange follows the other. A rank computes a stage when its rows are there and were ordered, which own rows
-    alone are already, and the one before is done. Results of a stage go back when all ranks have them, behind all rows.
-    Fetched experts are computed at the end of each stage, when the last of them is there.
+    One exchange follows the other, where there is something to exchange. A rank computes a stage when its rows are
+    there and were ordered, which own rows alone are already, and the one before is done. Results of a stage go back
+    when all ranks have them, behind all rows. Fetched experts are computed at the end of each stage, when the last of
+    them is there.
 
     Args:
         lines: what every rank executes.
@@ -357,7 +358,7 @@ def staged_s(
     wire_s, arrived_s = np.empty(num_stages), np.empty(num_stages)
     now_s = gather_s
     for stage in range(num_stages):
-        wire_s[stage] = costs.exchange_latency_s + rows[stage] * row_s
+        wire_s[stage] = costs.exchange_latency_s + rows[stage] * row_s if rows[stage] > 0 else 0.0
         now_s += wire_s[stage]
         arrived_s[stage] = now_s
     end_s = np.zeros(num_stages)

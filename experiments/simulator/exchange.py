@@ -70,7 +70,7 @@ class Arrivals:
         """
         all_ready_s, none = ready_s.max(), np.zeros_like(ready_s)
         if flows.stage_traffic is not None:
-            parts = [plain_exchange(cost, traffic).at(pace) for traffic in flows.stage_traffic]
+            parts = [_stage_exchange(cost, traffic).at(pace) for traffic in flows.stage_traffic]
             arrived_s = all_ready_s + np.cumsum([part.wire_s for part in parts], axis=0)
             return cls(arrived_s, np.stack([2 * part.group_s for part in parts]), parts, flows.stage_traffic)
         arrived_s = all_ready_s + exchange.wire_s + exchange.group_s
@@ -123,6 +123,12 @@ def plain_exchange(cost: CostModel, traffic: FloatArray) -> ExchangeTimes:
         group_s=np.where(several_sources, cost.copy_s(received), 0.0),
         add_s=2 * cost.copy_s(sent),
     )
+
+
+def _stage_exchange(cost: CostModel, traffic: FloatArray) -> ExchangeTimes:
+    """Return the times of one stage's exchange, in which ranks that neither send nor receive take no part."""
+    times, others = plain_exchange(cost, traffic), traffic - np.diag(traffic.diagonal())
+    return replace(times, wire_s=np.where(others.any(axis=0) | others.any(axis=1), times.wire_s, 0.0))
 
 
 def padded_exchange(cost: CostModel, num_tokens: int, capacity: int, placement: Placement) -> ExchangeTimes:
