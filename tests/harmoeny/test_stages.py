@@ -202,7 +202,8 @@ def test_one_stage_takes_what_a_layer_without_stages_takes(batch: Batch, costs: 
     ordered = loads.received.all() and not sources.fetched.any()
     for machine in (without_copies, costs if ordered else without_copies):
         found = seconds(counts, shares, placement.resident, stages, loads, sources, one_way_s, machine)
-        assert found == pytest.approx(layer_s(loads, sources, one_way_s, machine)[0])
+        exchanged_s = one_way_s if loads.sent.any() else 0.0  # of nothing there is no exchange
+        assert found == pytest.approx(layer_s(loads, sources, exchanged_s, machine)[0])
 
 
 @examples(150)
@@ -217,7 +218,7 @@ def test_stages_hide_no_more_than_there_is(batch: Batch, costs: Costs, num_stage
     stages = cut(counts, shares, placement.resident, num_stages)
     found = seconds(counts, shares, placement.resident, stages, loads, sources, one_way_s, costs)
     computed_s = max(work_s(loads.work, rank, costs) for rank in range(len(counts)))
-    exchanged_s = 2 * (one_way_s + (num_stages - 1) * costs.exchange_latency_s)
+    exchanged_s = 2 * one_way_s if loads.sent.any() else 0.0
     assert found >= max(computed_s, exchanged_s, sources.ready_s.max()) * (1 - 1e-9)
     plain_s = layer_s(loads, sources, one_way_s, costs)[0]
     # An exchange per stage may take as long as all of it where one rank's rows are all in one stage.

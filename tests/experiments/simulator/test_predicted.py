@@ -74,10 +74,14 @@ def cases(hardware: Hardware, world_size: int, spare_slots: int) -> list[Case]:
 @pytest.mark.parametrize("spare_slots", [0, 2])
 @pytest.mark.parametrize(("hardware", "world_size"), [(GROUPED, 4), (GROUPED, 8), (ONE_BY_ONE, 4), (LINKED, 4)])
 def test_predicted_is_what_is_simulated(hardware: Hardware, world_size: int, spare_slots: int) -> None:
-    """A plan that moves nothing takes what was predicted, in stages nearly; with fetches it takes 0.3 more at most."""
+    """A plan that moves nothing takes what was predicted, in stages nearly; with fetches it takes 0.3 more at most.
+
+    In stages it may take less, as the first of them may need not all that is fetched.
+    """
     found = cases(hardware, world_size, spare_slots)
     for case in found:
         least, most = (0.85, 1.3) if case.fetches else (0.95, 1.03) if case.staged else (0.98, 1.01)
+        least -= 0.05 * (case.fetches and case.staged)
         assert least <= case.ratio <= most, case
     assert {case.fetches for case in found} == {True, False}
     assert {case.staged for case in found} == {True, False}
