@@ -188,11 +188,11 @@ class _Weighed(NamedTuple):
     """A candidate.
 
     Attributes:
-        chosen: what would be chosen, without stages of experts.
+        chosen: what would be chosen, without stages.
         loads: what the ranks do.
         sources: what they fetch.
         exchange_s: what its exchange takes one way.
-        num_stages: how many stages of experts may pay; 1: none.
+        num_stages: how many stages may pay; 1: none.
         staged_s: what it takes in these, if products and exchange overlap as well as they can.
     """
 

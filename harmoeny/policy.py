@@ -50,7 +50,7 @@ class Policy(ABC):
     #: True for a system whose ranks are to hold a part of their experts only, and then the run says how many:
     #: ``system=all`` leaves it out.
     small_memory: ClassVar[bool] = False
-    #: Whether plans may be divided into stages of experts: not those that group their sources, or fill up buffers.
+    #: Whether plans may be divided into stages: not those that group their sources, or fill up buffers.
     can_stage: ClassVar[bool] = True
     #: Whether the policy may decide by itself how many stages its plans have.
     chooses_stages: ClassVar[bool] = False

@@ -67,9 +67,9 @@ class HarMoEny(Policy):
         fetch: ``peer``: an expert comes from its home rank or from host memory, whichever is sooner there; ``async``
             and ``sync``: always from host memory; ``none``: every expert is resident everywhere.
         spare_slots: room for experts on every rank, beside those that it holds at the start.
-        num_stages: stages of experts, whose exchanges are behind each other's products; null: as many as are predicted
+        num_stages: stages, whose exchanges are behind each other's products; null: as many as are predicted
             to be fastest, for every layer and batch.
-        overlap: whether exchange and computation may overlap, by stages of experts or by executing a rank's own rows
+        overlap: whether exchange and computation may overlap, by stages or by executing a rank's own rows
             while the others are on their way; only where rows travel while ranks compute.
         spread: whether hot experts may be brought to all ranks.
         settle: whether placements follow what earlier batches needed.
@@ -224,7 +224,7 @@ class HarMoEny(Policy):
         return chosen
 
     def _staged(self, small: bool) -> bool:
-        """Whether plans may have stages of experts, which ranks that hold less than their homes execute together."""
+        """Whether plans may have stages, which ranks that hold less than their homes execute together."""
         return self.overlap and self.num_stages is None and not small
 
     def _as_if_there(self, placement: Placement) -> tuple[int, BoolArray, bool]:
