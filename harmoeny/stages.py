@@ -20,7 +20,7 @@ from harmoeny.predict import SLICES, TOKENS_S, Costs, FloatArray, Loads, Sources
 #: The most stages of a plan that chooses their number.
 MOST_STAGES = 16
 #: What more stages have to gain, as a share of the time of fewer.
-_LEAST_GAIN = 0.01
+_LEAST_GAIN = 0.005
 #: How much larger than the outermost stages the largest are, and how many stages from the ends.
 _LARGEST, _GROWING = 4, 2
 #: How far a cut moves rather than go through an expert where products take longer than the exchange, which then need
@@ -176,9 +176,14 @@ def divide(
                     passed, row, i = passed + travels, row + share, i + 1
                     continue
                 before_it, behind_it = wanted - passed, passed + travels - wanted
-                if min(before_it, behind_it) <= nearby:
-                    earlier = before_it <= behind_it or row + share >= cuts[last, rank]  # no stage is left without any
-                    cut = row if earlier and row > cuts[stage - 1, rank] else row + share
+                # No stage is left without any, if there are experts enough.
+                before_is_one, behind_is_one = row > cuts[stage - 1, rank], row + share < cuts[last, rank]
+                if before_is_one and before_it <= nearby and (before_it <= behind_it or not behind_is_one):
+                    cut = row
+                elif behind_is_one and behind_it <= nearby:
+                    cut = row + share
+                elif not behind_is_one and min(before_it, behind_it) <= nearby:
+                    cut = row
                 else:
                     cut = row + int(share * before_it / travels)
                 break
@@ -267,15 +272,20 @@ def reads_most(loads: Loads, costs: Costs) -> bool:
 def lost_by_cut_s(loads: Loads, costs: Costs) -> float:
     """Return how much longer a rank computes if an expert is cut, in seconds.
 
-    That is a launch, or where all slices share one, half a tile; and reading the weights again, where that is what most
-    slices take.
+    That is half a tile, a whole one where slices have few; a launch, unless all slices share one; and reading the
+    weights again, where that is what most slices take.
 
     Args:
         loads: what the ranks do.
         costs: the machine's.
     """
-    lost_s = costs.launch_s if costs.grouped == 0 else costs.tile_tokens * costs.token_s / 2
-    return float(lost_s + costs.weights_s) if reads_most(loads, costs) else float(lost_s)
+    slices, tokens_s, tile_s = loads.work[SLICES].sum(), loads.work[TOKENS_S].sum(), costs.tile_tokens * costs.token_s
+    lost_s = tile_s if tokens_s < 3 * slices * tile_s else tile_s / 2
+    if costs.grouped == 0:
+        lost_s += costs.launch_s
+    if reads_most(loads, costs):
+        lost_s += costs.weights_s
+    return float(lost_s)
 
 
 @compiled
@@ -287,7 +297,7 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     experts unless one is cut, N stages take at least
     ``C + (N - 1) s + 2 (l + f X)``, where the first rows and the last results wait for products, and at least
     ``2 (N l + X)``, where the link is never idle. Enough are the fewest that no other
-    number is better than by more than 1 %. Where the latency of an exchange is not known, there is one stage.
+    number is better than by more than 0.5 %. Where the latency of an exchange is not known, there is one stage.
 
     Args:
         loads: what the ranks do.
