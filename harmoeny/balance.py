@@ -250,37 +250,6 @@ def _sooner(
 
 
 @compiled
-def _numbers_spread(
-    hottest: IntArray,
-    counts: IntArray,
-    held: IntArray,
-    home: IntArray,
-    resident: BoolArray,
-    free: IntArray,
-    costs: Costs,
-) -> IntArray:
-    """Return int64, of how many of the hottest experts it is tried to bring them to all ranks, none last.
-
-    Args:
-        hottest: int64, the candidates in order.
-        counts: int64 ``[world_size, num_experts]``.
-        held: int64 ``[world_size, num_experts]``, shares without that.
-        home: int64 ``[num_experts]``.
-        resident: bool ``[num_experts, world_size]``.
-        free: int64 ``[world_size]``, slots that hold no resident.
-        costs: the machine's.
-    """
-    num_spread = _num_spread(hottest, counts, held, home, resident, free, costs)
-    # Experts beyond the slots take turns in them: fewer may be faster then.
-    fits = min(num_spread, int((free + num_held(resident)).min()))
-    if num_spread == 0:
-        return np.array([0])
-    if fits == num_spread or len(counts) > MOST_AT_ONCE:
-        return np.array([num_spread, 0])
-    return np.array([num_spread, fits, num_spread // 4, 0])
-
-
-@compiled
 def _candidates(
     counts: IntArray, loads: Loads, single: bool, free: IntArray, predicted_s: float, costs: Costs
 ) -> tuple[int, int]:
@@ -349,7 +318,7 @@ def _hottest(counts: IntArray, number: int) -> IntArray:
 
 
 @compiled
-def _num_spread(
+def _numbers_spread(
     hottest: IntArray,
     counts: IntArray,
     held: IntArray,
@@ -357,8 +326,10 @@ def _num_spread(
     resident: BoolArray,
     free: IntArray,
     costs: Costs,
-) -> int:
-    """Return how many of the hottest experts should be brought to all ranks, if :func:`level` then evens out perfectly.
+) -> IntArray:
+    """Return int64, of how many of the hottest experts it is tried to bring them to all ranks, none last.
+
+    First comes how many that should be, if :func:`level` then evens out perfectly.
 
     Args:
         hottest: int64, the candidates in order.
@@ -371,7 +342,7 @@ def _num_spread(
     """
     best = 0
     if len(hottest) == 0:
-        return best
+        return np.array([0])
     world_size = len(counts)
     row_s = 2 * (costs.exchange_token_s + costs.copy_token_s)
     expert_s = costs.peer_fetch_s - costs.exchange_latency_s
@@ -407,4 +378,10 @@ def _num_spread(
             best, best_saved_s = number + 1, net_s
         if late_s > 0:
             break  # with more of them weights are there later still
-    return best
+    # Experts beyond the slots take turns in them: fewer may be faster then.
+    fits = min(best, int(slots.min()))
+    if best == 0:
+        return np.array([0])
+    if fits == best or world_size > MOST_AT_ONCE:
+        return np.array([best, 0])
+    return np.array([best, fits, best // 4, 0])
