@@ -316,13 +316,14 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     plain_s = computed_s + 2 * exchange_s
     best, best_s = 1, plain_s
     if latency_s > 0:
-        for number in range(2, MOST_STAGES + 1):
+        whole = reads_most(loads, costs)
+        for number in range(2, (min(most, MOST_STAGES) if whole else MOST_STAGES) + 1):
             weights = 0
             for stage in range(number):
                 weights += weight(stage, number)
             end_s = rows_s / weights
             if weights > most:
-                end_s = min(end_s + cut_s, rows_s / most)
+                end_s = rows_s / most if whole else min(end_s + cut_s, rows_s / most)
             launches_s = (number - 1) * costs.launch_s if costs.grouped > 0 else max(number - most, 0) * cut_s
             waiting_s = computed_s + launches_s + 2 * (latency_s + end_s)
             stages_s = max(waiting_s, 2 * (number * latency_s + rows_s))
