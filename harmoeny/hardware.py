@@ -14,11 +14,11 @@ KERNELS = (KernelName.LOOP, KernelName.GROUPED_MM, KernelName.TRITON)
 _RATES = (
     "host_link_bytes_per_s", "expert_flops_per_s", "all_to_all_bytes_per_s", "shared_host_link_bytes_per_s",
     "host_memory_bytes_per_s", "device_memory_bytes", "device_memory_bytes_per_s", "dense_flops_per_s",
-    "network_bytes_per_s", "host_flops_per_s", "host_weights_bytes_per_s",
+    "network_bytes_per_s", "host_flops_per_s", "host_weights_bytes_per_s", "cache_bytes",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "host_link_latency_s", "expert_launch_s", "all_to_all_latency_s", "operator_s", "network_latency_s",
-    "runtime_layer_s", "expert_half_rate_width", "round_spread", "rank_spread", "host_launch_s",
+    "runtime_layer_s", "expert_half_rate_width", "round_spread", "rank_spread", "host_launch_s", "device_sharing",
 )  # fmt: skip
 
 
@@ -38,8 +38,14 @@ class Hardware:
         expert_tile_rows: rows that the kernel computes at a time; an expert's are filled up to a multiple.
         expert_half_rate_width: width between an expert's matrices (both halves, where it is gated) with which it
             computes at half of ``expert_flops_per_s``; 0: any width computes at all of it.
+        cache_bytes: what of an expert's rows stays in the cache that a rank has while the expert is computed; those of
+            more are read from memory anew for every tile of columns, as wide as tiles are high; null: all stay.
         all_to_all_bytes_per_s: rate at which a rank sends in an all-to-all; null where it was not measured.
         all_to_all_latency_s: time of an all-to-all of no bytes.
+        puts: ranks write rows into each other's memory where they are executed, as with ``exchange=put`` on CUDA: they
+            need no putting in order, and do not travel beside computation.
+        device_sharing: by how much every other rank that computes on the same device at the same time slows a rank's
+            experts down, as a share of their time; 0: not at all, or nobody else is there.
         source: where the values come from, and whether they were measured.
         ranks_per_host_link: ranks that share what lies between them and host memory (a PCIe switch).
         shared_host_link_bytes_per_s: what these ranks get together; null: no limit beside each rank's own link.
@@ -76,8 +82,11 @@ class Hardware:
     kernel: str = KernelName.LOOP.value
     expert_tile_rows: int = 1
     expert_half_rate_width: float = 0.0
+    cache_bytes: float | None = None
     all_to_all_bytes_per_s: float | None = None
     all_to_all_latency_s: float = 0.0
+    puts: bool = False
+    device_sharing: float = 0.0
     source: str = ""
     ranks_per_host_link: int = 1
     shared_host_link_bytes_per_s: float | None = None
@@ -240,6 +249,7 @@ class Hardware:
             copy_token_s=0.0 if memory is None else 2 * token_bytes / memory,
             tile_tokens=self.expert_tile_rows,
             grouped=self.kernel != KernelName.LOOP,
+            overlaps=not self.puts,
             node_ranks=node_ranks,
             inside_share=inside_share,
             network_share=network_share,

@@ -10,7 +10,7 @@ from analysis.data.load import Run
 from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import COLUMN_IN, PAGE_IN, new_figure, panel_title, set_caption
 from analysis.present.style import label, look
-from analysis.present.table import without_medians
+from analysis.present.table import without_letters, without_medians
 
 NAME = "load_balance"
 SOURCE = Source("skew_sweep", minutes=5, simulated="experiment=paper_skew")
@@ -65,9 +65,10 @@ def plot(data: FigureData) -> Figure:
             axes.xaxis.set_tick_params(labelbottom=True)
     panels[0, 0].set_ylim(0, float(frame["relative_load"].max()) * 1.04)
     figure.supylabel("Tokens of a rank /\nmean of the ranks", fontsize=8)
+    caption = without_letters(without_medians(data.caption, data.summary), data.summary)
     set_caption(
         figure,
-        f"{without_medians(data.caption, data.summary)} Batch {frame['round'].iloc[0]}; numbers: imbalance over all "
+        f"{caption} Batch {frame['round'].iloc[0]}; numbers: imbalance over all "
         f"layers, median of all batches. Assignments per layer: {_sizes(run)}.",
     )
     return figure

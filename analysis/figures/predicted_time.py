@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import COLUMN_IN, PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.present.style import label, look
-from analysis.present.table import without_medians
+from analysis.present.table import without_letters, without_medians
 
 NAME = "predicted_time"
 SOURCE = Source("skew_sweep", minutes=5, simulated="experiment=skew_sweep backend=simulator hardware=h200")
@@ -56,9 +56,10 @@ def plot(data: FigureData) -> Figure:
     set_legend(figure, entries_of(axes))
     errors = (frame["taken_s"] / frame["predicted_s"] - 1).abs().groupby(frame["system"], sort=False).median()
     said = ", ".join(f"{label(str(system))} {error:.1%}" for system, error in errors.items())
+    caption = without_letters(without_medians(data.caption, data.summary), data.summary)
     set_caption(
         figure,
-        f"{without_medians(data.caption, data.summary)} A dot per MoE layer and batch: from the plan to the end of the "
+        f"{caption} A dot per MoE layer and batch: from the plan to the end of the "
         f"combine on the slowest rank. Median error: {said}.",
     )
     return figure

@@ -15,7 +15,7 @@ from analysis.data.paper_values import CITATION, load_published, on_papers_machi
 from analysis.figures.kit.base import FigureData, Source
 from analysis.present.layout import PAGE_IN, entries_of, new_figure, set_caption, set_legend
 from analysis.present.style import PHASE_COLOURS, label
-from analysis.present.table import without_whiskers
+from analysis.present.table import without_letters, without_whiskers
 
 NAME = "time_breakdown"
 SOURCE = Source("prefetch_ablation", minutes=1, simulated="experiment=paper_breakdown")
@@ -58,7 +58,7 @@ def plot(data: FigureData) -> Figure:
     names = [f"{label(s)}, rank {r}" if i % per_system == 0 else f"rank {r}" for i, (s, r) in enumerate(rows)]
     _stack(panels[0], ours.set_index(["system", "rank"]).loc[rows], positions, names)
     panels[-1].set_xlabel(_TIME)
-    caption = without_whiskers(data.caption, data.summary)
+    caption = without_letters(without_whiskers(data.caption, data.summary), data.summary)
     if few:
         caption += " Of every system the ranks that idle least and most; all are in the CSV file."
     if not published.empty:

@@ -163,8 +163,7 @@ def figure_caption(frame: pd.DataFrame) -> str:
     texts = texts_read(frame)
     read = f"; data set {' + '.join(texts)}" if texts else ""
     simulated = "Simulated, not measured: " if set(frame["backend"]) == {SIMULATOR} else ""
-    letters = f" {legend}." if (legend := knowledge_legend(frame)) else ""
-    return f"{simulated}{caption(frame)}{_intervals(frame)}. Model {' + '.join(sorted(models))}{read}.{letters}"
+    return f"{simulated}{caption(frame)}{_intervals(frame)}. Model {' + '.join(sorted(models))}{read}.{_letters(frame)}"
 
 
 def knowledge_legend(frame: pd.DataFrame) -> str:
@@ -181,6 +180,15 @@ def without_medians(text: str, frame: pd.DataFrame) -> str:
 def without_whiskers(text: str, frame: pd.DataFrame) -> str:
     """Return the caption of a figure that draws medians alone."""
     return text.replace(_intervals(frame), "")
+
+
+def without_letters(text: str, frame: pd.DataFrame) -> str:
+    """Return the caption of a figure whose names of systems have no letters behind them."""
+    return text.replace(_letters(frame), "")
+
+
+def _letters(frame: pd.DataFrame) -> str:
+    return f" {legend}." if (legend := knowledge_legend(frame)) else ""
 
 
 def _intervals(frame: pd.DataFrame) -> str:

@@ -19,6 +19,7 @@ from experiments.simulator.model_work import ModelWork
 from experiments.simulator.plan_times import PlanTimes
 from experiments.simulator.planning import PlanTimer
 from experiments.simulator.routing import with_shared_counts
+from experiments.simulator.sharing import sharing_pace
 from harmoeny.modelled import PadsBuffers
 from harmoeny.placement import IntArray
 from harmoeny.policy import Policy
@@ -172,6 +173,12 @@ class SimulatedSystem:
         """Return float64 ``[world_size]``, how many times as long ranks take for a layer as the cost model says."""
         return np.ones(self.cost.topology.world_size) if self._jitter is None else self._jitter.pace()
 
+    def _computing_pace(self, flows: Flows, pace: FloatArray) -> FloatArray:
+        """Return ``pace`` (float64 ``[world_size]``) of ranks that may compute on the same device."""
+        if not self.cost.device_sharing:
+            return pace
+        return pace * sharing_pace(self.cost.experts_s(flows.stages) * pace, self.cost.device_sharing)
+
     def _layer(self, layer: int, counts: IntArray, start_s: FloatArray, pace: FloatArray) -> SimulatedLayer:
         cost = self.cost
         boundary_s = np.empty((len(PHASES) + 1, len(start_s)))
@@ -194,7 +201,7 @@ class SimulatedSystem:
             planned_s=boundary_s[Phase.DISPATCH],
             start_s=boundary_s[Phase.COMPUTE],
             arrivals=arrivals,
-            pace=pace,
+            pace=self._computing_pace(flows, pace),
         )
         boundary_s[Phase.COMBINE] = done.end_s
         if arrivals.parts:

@@ -28,6 +28,8 @@ class CostModel:
         topology: the links.
         software: what the implementation adds.
         expert: costs of an expert as schedules and policies see them.
+        puts: whether rows arrive in the order of work.
+        device_sharing: what ranks of one device take from each other.
         copy_share: share of a copy's time that it takes from computation.
         grouped: whether a wave of experts is computed at once.
     """
@@ -54,6 +56,7 @@ class CostModel:
         self.work, self.topology, self.software = work, topology, software
         self._hardware = hardware
         self.copy_share = hardware.host_link_processor_share
+        self.puts, self.device_sharing = hardware.puts, hardware.device_sharing
         self.grouped = hardware.kernel != KernelName.LOOP
         self._bytes_per_s = hardware.device_memory_bytes_per_s or np.inf
         self._dense_flops_per_s = hardware.dense_flops_per_s or hardware.expert_rate()
@@ -109,7 +112,7 @@ class CostModel:
         Returns:
             float64 ``[world_size]``.
         """
-        busy_s = -(-executed // self._hardware.expert_tile_rows) * self._tile_s
+        busy_s = self._busy_s(executed)
         if not self.grouped:
             seconds = np.where(executed > 0, self._hardware.expert_launch_s + np.maximum(busy_s, self._weights_s), 0.0)
             return np.asarray(seconds.sum(axis=(0, 1)))
@@ -121,10 +124,32 @@ class CostModel:
         """Return the time of one wave; ``num_tokens``: those of every expert in it, at least 1 each.
 
         ``launch + max(tokens * flops / rate, weights / memory bandwidth)``, where the tokens of an expert are filled up
-        to tiles, and both terms are sums over the wave: one call computes all of it.
+        to tiles, and both terms are sums over the wave: one call computes all of it. Rows that do not stay in the
+        cache may take longer (:meth:`_busy_s`).
         """
-        tiles = sum(-(-n // self._hardware.expert_tile_rows) for n in num_tokens)
-        return self._hardware.expert_launch_s + max(tiles * self._tile_s, len(num_tokens) * self._weights_s)
+        if self._hardware.cache_bytes is None:  # the same in less time, which simulations of many fetches need
+            busy_s = sum(-(-n // self._hardware.expert_tile_rows) for n in num_tokens) * self._tile_s
+        else:
+            busy_s = float(self._busy_s(np.asarray(num_tokens, dtype=np.int64)).sum())
+        return self._hardware.expert_launch_s + max(busy_s, len(num_tokens) * self._weights_s)
+
+    def _busy_s(self, num_tokens: IntArray) -> FloatArray:
+        """Return the time of the products of every slice, beside reading its weights.
+
+        Rows that do not stay in the cache are read from memory once per tile of columns, over both matrices as many
+        bytes per row as the weights have per column of a tile.
+
+        Args:
+            num_tokens: int64, of any shape, tokens of every slice.
+        """
+        hardware = self._hardware
+        tiles = -(-num_tokens // hardware.expert_tile_rows)
+        busy_s: FloatArray = np.multiply(tiles, self._tile_s, dtype=np.float64)
+        if hardware.cache_bytes is None:
+            return busy_s
+        read_s = np.multiply(num_tokens, self._weights_s / hardware.expert_tile_rows, dtype=np.float64)
+        large = num_tokens * self.work.row_bytes > hardware.cache_bytes
+        return np.where(large, np.maximum(busy_s, read_s), busy_s)
 
     def exchange_s(self, rows: FloatArray) -> FloatArray:
         """Return when every rank has finished an all-to-all; ``rows``: ``[world_size(src), world_size(dst)]``."""

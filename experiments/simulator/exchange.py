@@ -115,12 +115,12 @@ def plain_exchange(cost: CostModel, traffic: FloatArray) -> ExchangeTimes:
         traffic: float64 ``[world_size(src), world_size(dst)]``, assignments.
     """
     sent, received = traffic.sum(axis=1), traffic.sum(axis=0)
-    several_sources = (traffic > 0).sum(axis=0) > 1
+    in_order = cost.puts | ((traffic > 0).sum(axis=0) <= 1)
     return ExchangeTimes(
         rows=sent,
         gather_s=cost.copy_s(sent),
         wire_s=cost.exchange_s(traffic),
-        group_s=np.where(several_sources, cost.copy_s(received), 0.0),
+        group_s=np.where(in_order, 0.0, cost.copy_s(received)),
         add_s=2 * cost.copy_s(sent),
     )
 

@@ -16,7 +16,7 @@ from experiments.routing.trace import RecordedRouting
 from experiments.routing.trace_files import write_trace
 from tests.programs import Programs
 
-EXPERTS, TOP_K, BATCHES, LAYERS, TOKENS = 64, 4, 16, 2, 2**20
+EXPERTS, TOP_K, BATCHES, LAYERS, TOKENS = 64, 4, 16, 2, 2**21
 SYSTEMS = "[static_ep,harmoeny,eplb]"
 #: EPLB places experts for every batch: had it seen the batch that it is scored on, nothing would be better.
 ALWAYS = ("systems.eplb.interval=1", "systems.eplb.window=1")

@@ -16,6 +16,7 @@ from analysis.present.table import (
     skew_points,
     summary_frame,
     unpaired_remark,
+    without_letters,
     without_medians,
     without_whiskers,
 )
@@ -96,6 +97,9 @@ def test_caption_of_one_round_and_of_points_with_different_numbers(frame: pd.Dat
     assert "; one round. Model" in figure_caption(alone)
     assert without_medians(figure_caption(alone), alone) == figure_caption(alone).replace("; one round", "")
     assert without_whiskers(figure_caption(frame), frame).count("medians of 5 rounds. Model") == 1
+    lettered = frame.assign(knows="exact")
+    assert figure_caption(lettered).endswith(" X: plans by the batch's own counts.")
+    assert without_letters(figure_caption(lettered), lettered) == figure_caption(frame)
     mixed = pd.concat([alone, frame])
     assert caption(mixed).endswith("; medians of 1 to 5 rounds")
     assert ": gloo" not in without_medians(figure_caption(mixed), mixed)

@@ -21,6 +21,7 @@ from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
 from experiments.simulator.flows import flows_of_executed, plan_flows
 from experiments.simulator.model_work import ModelWork
+from experiments.simulator.sharing import sharing_pace
 from experiments.simulator.topology import Topology
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
@@ -126,6 +127,52 @@ def test_a_kernel_fills_tiles_and_is_slower_with_narrow_experts() -> None:
     assert column(simulate(StaticEP(), [[3, 0, 5]], hardware), "compute_s") == [4.0 + 8.0]
     hardware = replace(UNIT, expert_half_rate_width=2.0)  # the width of these experts
     assert column(simulate(StaticEP(), [[3, 0, 4]], hardware), "compute_s") == [2 * 7.0]
+
+
+def test_rows_that_do_not_stay_in_the_cache_are_read_once_per_tile_of_columns() -> None:
+    # A row is 4 bytes, so five stay. The weights take 4 s to read: half of that per row, for two columns at a time.
+    hardware = replace(UNIT, kernel="grouped_mm", expert_tile_rows=2, device_memory_bytes_per_s=10.0, cache_bytes=20.0)
+    cost = CostModel(hardware, Topology(hardware, 1), work(2), SoftwareCost())
+    assert cost.wave_s([5]) == 6.0
+    assert cost.wave_s([9]) == 9 * 2.0
+    assert cost.wave_s([9, 5]) == 9 * 2.0 + 6.0
+    assert cost.experts_s(np.array([[[9, 5], [5, 0]]])).tolist() == [cost.wave_s([9, 5]), cost.wave_s([5])]
+    all_stay = CostModel(replace(hardware, cache_bytes=None), Topology(hardware, 1), work(2), SoftwareCost())
+    assert all_stay.wave_s([9, 5]) == 10.0 + 6.0
+
+
+def test_rows_that_are_put_where_they_are_executed_are_not_put_in_order() -> None:
+    counts = [[1, 5], [2, 3]]
+    put = simulate(StaticEP(), counts, replace(UNIT, device_memory_bytes_per_s=8.0, puts=True))
+    sent = simulate(StaticEP(), counts, replace(UNIT, device_memory_bytes_per_s=8.0))
+    # Rank 1 receives 8 rows of 4 bytes, each read and written, and returns as many results.
+    ordering_s = 8 * 2 * 4 / 8.0
+    assert column(sent, "dispatch_s")[1] - column(put, "dispatch_s")[1] == ordering_s
+    assert column(sent, "layer_s")[1] - column(put, "layer_s")[1] == 2 * ordering_s
+
+
+def test_ranks_of_one_device_slow_each_other_down_while_both_compute() -> None:
+    shared = replace(UNIT, device_sharing=0.5)
+    assert column(simulate(StaticEP(), [[4, 0], [0, 4]], shared), "compute_s") == [6.0, 6.0]
+    # Rank 0 is through with 2 after 3 s, in which rank 1 did 2 of its 6.
+    assert column(simulate(StaticEP(), [[2, 0], [0, 6]], shared), "compute_s") == [3.0, 3.0 + 4.0]
+    assert column(simulate(StaticEP(), [[0, 3], [0, 3]], shared), "compute_s") == [0.0, 6.0]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.floats(0.0, 2.0))
+def test_a_shared_device_does_all_the_work_and_no_rank_overtakes(alone_s: list[int], sharing: float) -> None:
+    end_s = sharing_pace(np.array(alone_s, dtype=float), sharing) * alone_s
+    assert np.array_equal(np.argsort(alone_s, kind="stable"), np.argsort(end_s, kind="stable"))
+    # Second by second: whoever still computes gets the same.
+    left, now_s, ends = np.array(alone_s, dtype=float), 0.0, np.zeros(len(alone_s))
+    while (left > 1e-9).any():
+        busy = left > 1e-9
+        slower = 1 + sharing * (busy.sum() - 1)
+        step = left[busy].min()
+        now_s += step * slower
+        left[busy] -= step
+        ends[busy & (left <= 1e-9)] = now_s
+    assert end_s == pytest.approx(ends)
 
 
 def test_few_tokens_cost_at_least_the_reading_of_the_weights() -> None:

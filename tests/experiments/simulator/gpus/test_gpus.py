@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments.compose.compose import compose_point
-from experiments.simulator.gpus import published
+from experiments.simulator.gpus import assumed, published
 from experiments.simulator.gpus.validation import PROFILES, compare_gpus
 from harmoeny.hardware import Hardware
 from scripts.validate import EXPLAINED, LIMIT_MEDIAN, LIMIT_POINT
@@ -57,3 +57,15 @@ def test_derived_profiles_differ_only_where_they_say_so() -> None:
         part = profile(name)
         assert part.expert_rate() == pytest.approx(h200.expert_rate() / 1.7 ** np.log2(ranks), rel=0.001)
         assert part.device_memory_bytes == pytest.approx(141e9 / ranks, rel=0.01)
+
+
+def test_what_is_assumed_of_ultraep_gives_the_published_share_of_balanced_throughput() -> None:
+    layers = pd.DataFrame({"m": [160, 160], "num_stages": [1, 2], "layer_s": [1e-3, 0.9e-3]})
+    rows = assumed.compare_assumed({name: profile(name) for name in assumed.PROFILES}, layers).set_index("case")
+    for imbalance in (1.51, 2.01, 3.03):
+        figures = rows.loc[[f"imbalance {imbalance}: {what}" for what in ("afterwards", "share of balanced", "gain")]]
+        afterwards, share, gain = figures["simulated"]
+        assert afterwards == pytest.approx(1.01, abs=0.02)
+        assert share == pytest.approx(0.943, abs=0.02)
+        assert 0.85 * imbalance < gain < imbalance, "no more than the imbalance that is gone"
+    assert rows.loc["m = 160: two stages to one, time", "published"] == pytest.approx(0.9)
