@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -29,22 +28,23 @@ class _Subset(NamedTuple):
 def drawn_quickly() -> Iterator[None]:
     """Cut fonts for PDFs once, to the letters that any needs, and draw PNGs with few dots, in this block."""
     with pytest.MonkeyPatch.context() as patch:
-        subset, as_file, save = _backend_pdf_ps.get_glyphs_subset, _backend_pdf_ps.font_as_file, Figure.savefig
+        fonts: Any = _backend_pdf_ps
+        subset, as_file, save = fonts.get_glyphs_subset, fonts.font_as_file, Figure.savefig
         known: dict[Any, _Subset] = {}
 
         def remembered(fontfile: Any, glyphs: Collection[int]) -> AbstractContextManager[_Subset]:
-            has = known[fontfile].glyph_index_map.keys() if fontfile in known else _printable(fontfile)
+            has = set(known[fontfile].glyph_index_map) if fontfile in known else _printable(fontfile)
             if fontfile not in known or not has >= set(glyphs):
                 with subset(fontfile, has | set(glyphs)) as made:
                     known[fontfile] = _Subset(as_file(made.font).getvalue(), dict(made.glyph_index_map))
             return nullcontext(known[fontfile])
 
-        patch.setattr(_backend_pdf_ps, "get_glyphs_subset", remembered)
-        patch.setattr(_backend_pdf_ps, "font_as_file", BytesIO)
+        patch.setattr(fonts, "get_glyphs_subset", remembered)
+        patch.setattr(fonts, "font_as_file", BytesIO)
         patch.setattr(Figure, "savefig", lambda figure, *words, **named: save(figure, *words, **{"dpi": _DPI, **named}))
         yield
 
 
-def _printable(fontfile: Any) -> AbstractSet[int]:
+def _printable(fontfile: Any) -> set[int]:
     glyph_of = FT2Font(fontfile).get_charmap()
     return {glyph_of[letter] for letter in _PRINTABLE if letter in glyph_of}
