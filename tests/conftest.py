@@ -49,9 +49,9 @@ settings.register_profile("unshrunk", phases=(Phase.explicit, Phase.generate))
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Start a worker more than there are cores: some tests wait for ranks, networks or a scheduler."""
-    return usable_cores().number + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Start a worker more than there are cores where tests wait for ranks: a worker imports for seconds."""
+    return usable_cores().number + int(config.option.markexpr != "not ranks")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
