@@ -13,18 +13,16 @@ import omegaconf._utils
 import omegaconf.base
 import pytest
 import yaml
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf, grammar_parser
 
 
 @contextmanager
 def nothing_twice() -> Iterator[None]:
-    """Copy no store, read no YAML text and parse no value a second time, in this block.
+    """Read no YAML text and parse no value a second time, in this block.
 
     Hydra imports its sources of configurations anew: what they call is replaced, as their own methods come back.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigStore, "__deepcopy__", lambda store, _: store, raising=False)  # it is only read
         patch.setattr(OmegaConf, "load", staticmethod(_remembered(OmegaConf.load, _quick_loader())))
         for module in (omegaconf.base, omegaconf._utils):
             patch.setattr(module, "parse", cache(grammar_parser.parse))
