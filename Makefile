@@ -13,7 +13,8 @@ INSTALLED := $(VENV)/installed-torch-$(TORCH)
 DEEPSPEED := $(VENV)/installed-deepspeed
 TRITON := $(if $(HARMOENY_INSTALL_TRITON),$(VENV)/installed-triton)
 TRITON_TESTS := tests/harmoeny/runtime/kernels tests/harmoeny/runtime/exchange/test_fused.py tests/harmoeny/runtime/exchange/test_movers.py
-LINT := set -e; $(BIN)/ruff check; $(BIN)/ruff format --check; $(BIN)/mypy; $(BIN)/lint-imports
+STYLE := $(BIN)/ruff check && $(BIN)/ruff format --check
+TYPES := { $(BIN)/mypy && $(BIN)/lint-imports; }
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 LOWEST := $(VENV)-lowest
 # Tests start programs and ranks; without bytecode each of them would compile all of the project's modules anew.
@@ -33,7 +34,7 @@ figures: $(INSTALLED) ## draw all figures that results/ allows into results/figu
 	$(BIN)/python -m analysis.figures --simulate
 
 test: $(INSTALLED) $(DEEPSPEED) $(TRITON) ## install into .venv, DeepSpeed too, and run linters, type checker and all tests
-	$(LINT)
+	$(STYLE) && $(TYPES)
 	$(PYTEST)
 	$(if $(TRITON),PYTHONPATH=$(VENV)/triton $(BIN)/python -m pytest $(TRITON_TESTS))
 
@@ -44,9 +45,11 @@ test-lowest: ## run the library's tests with the lowest releases that pyproject.
 	$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pytest tests/harmoeny tests/results_schema
 
-check: $(INSTALLED) ## what you run while you work: linters, type checker and all tests that start no ranks
-	$(LINT)
-	$(PYTEST) --hypothesis-profile quick -m 'not ranks'
+check: $(INSTALLED) ## what you run while you work: linters, and beside each other the type checker and all tests that start no ranks
+	$(STYLE)
+	said=$$(mktemp); $(TYPES) > $$said 2>&1 & types=$$!; \
+	$(PYTEST) --hypothesis-profile quick -m 'not ranks'; tests=$$?; \
+	wait $$types; typed=$$?; cat $$said; rm $$said; exit $$((tests + typed))
 
 bench: $(INSTALLED) ## measure the parts that have a time budget (scripts/bench)
 	set -e; for name in $(BENCHES); do $(BIN)/python -m scripts.bench.$$name; done

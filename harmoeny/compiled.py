@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import pickle
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
 
 from harmoeny.dependencies import require
 
@@ -23,18 +26,23 @@ R = TypeVar("R")
 #: Of a digest of the sources, in names of files.
 _STAMP_DIGITS = 12
 _DIGEST_BYTES = hashlib.sha256().digest_size
+#: As long as another process may take to compile a function before one no longer waits for it, and between looks.
+_PATIENCE_S, _LOOK_S = 120.0, 0.02
+_held: set[Path] = set()
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a function with numba when it is first called; it runs without the GIL.
 
-    The machine code is kept in ``$NUMBA_CACHE_DIR``, else in ``__pycache__``, else in the user's cache folder. Where
-    none of them can be written, or the disk is full, every process compiles for itself.
+    The machine code is kept in ``$NUMBA_CACHE_DIR``, else in ``__pycache__``, else in the user's cache folder, and of
+    several processes one compiles while the others wait. Where none of the folders can be written, or the disk is
+    full, every process compiles for itself.
     """
     dispatcher = numba.njit(nogil=True)(function)
     require("numba", "functions must have a _cache", holds=hasattr(dispatcher, "_cache"))
     with suppress(RuntimeError):  # numba found no folder that can be written
         dispatcher._cache = _Cache(function)
+        dispatcher.compile = _compiled_once(dispatcher.compile, dispatcher._cache.lock)
     return cast(Callable[P, R], dispatcher)
 
 
@@ -99,12 +107,50 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         super().__init__(function)
         locator, name = self._impl.locator, self._impl.filename_base
         self._cache_file = _CheckedFiles(locator.get_cache_path(), name, _source_stamp(function, locator))
+        self.lock = Path(locator.get_cache_path(), f"{name}.lock")
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
         except OSError:
             return  # no room; it is compiled again next time
+
+
+def _compiled_once(compile_: Callable[[Any], Any], lock: Path) -> Callable[[Any], Any]:
+    """Let no other process compile a function meanwhile: once it has the lock, it finds the machine code on disk."""
+
+    def compiled_once(signature: Any) -> Any:
+        # In this order, as a function that is compiled may call for another with numba's own lock.
+        with global_compiler_lock, _alone(lock):
+            return compile_(signature)
+
+    return compiled_once
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock between processes, or do without it where files cannot be locked, or for too long."""
+    if lock in _held:  # a function that calls itself
+        yield
+        return
+    with ExitStack() as held:
+        with suppress(OSError):
+            file = held.enter_context(lock.open("w"))
+            _wait(file.fileno())
+        _held.add(lock)
+        held.callback(_held.remove, lock)
+        yield
+
+
+def _wait(descriptor: int) -> None:
+    """Lock a file, or give up after a while: a child of a process that had it may keep it."""
+    end = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(_LOOK_S)
 
 
 def _source_stamp(function: Callable[..., Any], locator: Any) -> str:

@@ -37,7 +37,7 @@ from experiments.compose.help import CONF, choices, groups
 from experiments.compose.load import load_point
 from experiments.compose.messages import explain, explain_hydra
 from experiments.compose.schema import register_options
-from experiments.compose.sweep_callback import leave_out_absent, sweep_points
+from experiments.compose.swept import leave_out_absent, sweep_points
 from experiments.point.options import Options
 from experiments.point.point import Point
 from experiments.registry import GROUPS, discover

@@ -12,6 +12,8 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -47,9 +49,9 @@ settings.register_profile("unshrunk", phases=(Phase.explicit, Phase.generate))
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Start a worker more than there are cores: some tests wait for ranks, networks or a scheduler."""
-    return usable_cores().number + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Start a worker more than there are cores where tests wait for ranks: a worker imports for seconds."""
+    return usable_cores().number + int(config.option.markexpr != "not ranks")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -114,19 +116,32 @@ def _file(nodeid: str) -> str:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fork the process that starts programs; let the collected modules cost no time later."""
+    if "matplotlib" in sys.modules:
+        from tests.quick_figures import drawn_quickly
+
+        quickly = ExitStack()
+        quickly.enter_context(drawn_quickly())
+        session.config.add_cleanup(quickly.close)
     if any("programs" in getattr(item, "fixturenames", ()) for item in session.items):
-        _load_compiler()
-        session.config.stash[_PROGRAMS] = Programs()
+        from tests.quick_hydra import nothing_twice
+
+        _load_compilers()
+        with nothing_twice():
+            session.config.stash[_PROGRAMS] = Programs()
     gc.collect()
     gc.freeze()  # else every full collection walks through a million objects of imported modules
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # workers share the cores; threads of several wait for one another
 
 
-def _load_compiler() -> None:
-    """Compile something, so that no program has to load numba's compiler by itself, which takes a second."""
+def _load_compilers() -> None:
+    """Load numba's compiler and PyTorch's, so that no program has to, which takes a second each.
+
+    PyTorch loads its own where a model is traced on ``meta``, and compiles nothing.
+    """
     import numba
 
+    import_module("torch._dynamo")
     numba.njit(lambda x: x)(1)
 
 

@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
-import copy
+import io
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+import omegaconf._utils
 import omegaconf.base
 import pytest
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.core.config_store import ConfigStore
-from omegaconf import grammar_parser
+import yaml
+from omegaconf import OmegaConf, grammar_parser
 
 
 @contextmanager
 def nothing_twice() -> Iterator[None]:
-    """Copy no store, read no unchanged file of conf/ and parse no value a second time, in this block."""
+    """Read no YAML text and parse no value a second time, in this block.
+
+    Hydra imports its sources of configurations anew: what they call is replaced, as their own methods come back.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigStore, "__deepcopy__", lambda store, _: store, raising=False)  # it is only read
-        patch.setattr(FileConfigSource, "load_config", _remembered(FileConfigSource.load_config))
+        patch.setattr(OmegaConf, "load", staticmethod(_remembered(OmegaConf.load, _quick_loader())))
         for module in (omegaconf.base, omegaconf._utils):
             patch.setattr(module, "parse", cache(grammar_parser.parse))
         yield
 
 
-def _remembered(load_config: Callable[[FileConfigSource, str], Any]) -> Callable[[FileConfigSource, str], Any]:
-    results: dict[tuple[str, str, bytes], Any] = {}
+def _quick_loader() -> Any:
+    """Return OmegaConf's loader over libyaml's parser, which takes a tenth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return omegaconf._utils.get_yaml_loader()
 
-    def load(source: FileConfigSource, config_path: str) -> Any:
-        file = Path(source.path, source._normalize_file_name(config_path))
-        if not file.is_file():
-            return load_config(source, config_path)  # which says so
-        key = (source.provider, str(file), file.read_bytes())
-        if key not in results:
-            results[key] = load_config(source, config_path)
-        return copy.deepcopy(results[key])
 
-    return load
+def _remembered(load: Callable[[Any], Any], loader: Any) -> Callable[[Any], Any]:
+    results: dict[str | bytes, bytes] = {}
+
+    def loaded(file: Any) -> Any:
+        if not hasattr(file, "read"):
+            return load(file)
+        text = file.read()
+        if text not in results:
+            try:
+                results[text] = pickle.dumps(OmegaConf.create(yaml.load(text, Loader=loader) or {}))
+            except yaml.YAMLError:
+                return load(io.StringIO(text))  # which says what is wrong in the words that users read
+        return pickle.loads(results[text])  # a third of the time of a deep copy
+
+    return loaded

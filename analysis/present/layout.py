@@ -31,10 +31,11 @@ def new_figure(width_in: float, height_in: float) -> Figure:
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
-    """Save a figure as PNG, whose path is returned, and as PDF."""
-    for suffix in ("pdf", "png"):
+    """Save a figure as PNG, whose path is returned, and as PDF; then its layout is fixed."""
+    for suffix in ("png", "pdf"):
         with atomic_path(folder / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary)
+        figure.set_layout_engine("none")  # working it out is half of the time
     return folder / f"{name}.png"
 
 

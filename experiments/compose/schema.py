@@ -23,6 +23,12 @@ def register_options() -> None:
     ConfigStore.instance().store(name="schema", node=Options)
     register_components()
     OmegaConf.register_new_resolver("help_on_choices", help_text, replace=True)
+    # Hydra copies all options for every group that --help lists and for every composition, only to read the copy.
+    ConfigStore.__deepcopy__ = _itself  # type: ignore[attr-defined]
+
+
+def _itself(store: ConfigStore, _: dict[int, Any]) -> ConfigStore:
+    return store
 
 
 def _options(cls: type[Any]) -> type[Any]:

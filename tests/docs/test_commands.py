@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from experiments.compose.sweep_callback import leave_out_absent, sweep_points
+from experiments.compose.swept import leave_out_absent, sweep_points
 from experiments.routers.base import SkippedPoint
 from tests.conftest import Compose
 from tests.docs.commands import PAGES, ROOT, commands, overrides, program

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.compose.backends import backend_of
-from experiments.compose.sweep_callback import leave_out_absent, sweep_points
+from experiments.compose.swept import leave_out_absent, sweep_points
 from experiments.launch.rank import run_rank
 from experiments.text.prepare import prepare_point
 from tests.conftest import Compose

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,30 @@ def test_code_is_kept_and_used_again(loops: Loops, programs: Programs) -> None:
     assert len(loops.files("nbi")) == 1
     assert len(loops.files("nbc")) == 2, "one per signature"
     assert loops.call_in_a_program(programs) == "42 1.0 True"
+
+
+def test_of_several_processes_one_compiles(loops: Loops, programs: Programs) -> None:
+    """Each of the two signatures is missed by the process that compiles it, and found by the others, which waited."""
+    count = """
+import atexit, os, time
+from pathlib import Path
+import harmoeny.compiled
+atexit.register(lambda: print(sum(loops.twice.stats.cache_misses.values())))
+Path(f"ready{os.getpid()}").touch()
+while len(list(Path().glob("ready*"))) < 4:
+    time.sleep(0.001)
+"""
+    with ThreadPoolExecutor() as threads:
+        calls = [threads.submit(loops.call_in_a_program, programs, count) for _ in range(4)]
+        misses = [int(call.result().splitlines()[-1]) for call in calls]
+    assert sum(misses) == 2
+    (loops.cache / "held").mkdir()  # no file to lock
+    for lock in loops.files("lock"):
+        lock.unlink()
+        lock.symlink_to(loops.cache / "held")
+    for path in loops.files("nbi"):
+        path.unlink()
+    assert loops.call() == COMPILED, "where no lock can be had, it compiles without"
 
 
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])

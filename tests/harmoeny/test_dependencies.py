@@ -13,12 +13,12 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from transformers.models.switch_transformers import modeling_switch_transformers as switch
 
-from experiments.compose import sweep_callback
+from experiments.compose import swept
 from experiments.launch import local
 from harmoeny.dependencies import DependencyError
 from harmoeny.models.switch import check_router_order
 
-CHECKS: list[Any] = [check_router_order, local.check_torchelastic, sweep_callback.check_hydra]
+CHECKS: list[Any] = [check_router_order, local.check_torchelastic, swept.check_hydra]
 
 
 @pytest.fixture(autouse=True)
@@ -63,4 +63,4 @@ def test_other_logs_of_torchelastic_are_refused(monkeypatch: pytest.MonkeyPatch)
 def test_another_sweeper_of_hydra_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BasicSweeper, "split_arguments", len)
     with pytest.raises(DependencyError, match=r"^hydra-core 1\..*: BasicSweeper.split_arguments must"):
-        sweep_callback.check_hydra()
+        swept.check_hydra()

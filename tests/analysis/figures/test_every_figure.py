@@ -32,7 +32,7 @@ from analysis.figures import (
 from analysis.figures.kit.base import FigureModule, discover, draw_all
 from analysis.present.layout import COLUMN_IN, PAGE_IN
 from experiments.compose.help import CONF
-from experiments.compose.sweep_callback import sweep_points
+from experiments.compose.swept import sweep_points
 from tests.conftest import Compose
 
 MADE_FROM = {

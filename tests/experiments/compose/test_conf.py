@@ -11,7 +11,8 @@ from hydra.errors import HydraException
 from experiments.compose.help import CONF, choices
 from experiments.compose.load import load_point
 from experiments.compose.messages import explain
-from experiments.compose.sweep_callback import ValidateSweep, sweep_points
+from experiments.compose.sweep_callback import ValidateSweep
+from experiments.compose.swept import sweep_points
 from experiments.registry import GROUPS, discover
 from experiments.routers.base import SkippedPoint
 from tests.conftest import ROOT, Compose, Load
@@ -275,7 +276,7 @@ class TestSweep:
     def test_a_defect_in_the_check_stops_it_too(
         self, compose: Compose, small: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("experiments.compose.sweep_callback.load_swept_point", lambda *_: 1 / 0)
+        monkeypatch.setattr("experiments.compose.swept.load_swept_point", lambda *_: 1 / 0)
         with pytest.raises(SystemExit) as caught:
             self.start(compose, "experiment=smoke", *small)
         assert caught.value.code == 1

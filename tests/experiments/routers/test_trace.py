@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from experiments.compose.job import run_point
-from experiments.compose.sweep_callback import ValidateSweep, sweep_points
+from experiments.compose.sweep_callback import ValidateSweep
+from experiments.compose.swept import sweep_points
 from experiments.launch.rank import run_rank
 from experiments.results.kept import is_done
 from experiments.results.run_folder import RunFolder
