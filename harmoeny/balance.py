@@ -176,9 +176,9 @@ def choose_shares(
         if weighed.chosen.predicted_s < best.chosen.predicted_s:
             best = weighed
         if staged:
-            soonest = _sooner(soonest, weighed, int(number > 0), counts, resident, costs)
+            soonest = _sooner(soonest, weighed, best, int(number > 0), counts, resident, costs)
     if staged:
-        soonest = _sooner(soonest, first, 0, counts, resident, costs)
+        soonest = _sooner(soonest, first, best, 0, counts, resident, costs)
     if best.chosen.predicted_s >= (1 - LEAST_GAIN) * first.chosen.predicted_s:
         best = first
     return soonest if soonest.predicted_s < (1 - LEAST_GAIN) * best.chosen.predicted_s else best.chosen
@@ -221,13 +221,20 @@ def _weighed(
 
 @compiled
 def _sooner(
-    soonest: Chosen, weighed: _Weighed, more: int, counts: IntArray, resident: BoolArray, costs: Costs
+    soonest: Chosen,
+    weighed: _Weighed,
+    best: _Weighed,
+    more: int,
+    counts: IntArray,
+    resident: BoolArray,
+    costs: Costs,
 ) -> Chosen:
     """Return what would be chosen in stages, with the time of that, if it is sooner than ``soonest``, else that.
 
     Args:
         soonest: the soonest so far.
         weighed: the candidate.
+        best: the best without stages, on which too little may be gained.
         more: stages for what need not travel.
         counts: int64 ``[world_size, num_experts]``.
         resident: bool ``[num_experts, world_size]``.
@@ -237,7 +244,8 @@ def _sooner(
     chosen, loads = weighed.chosen, weighed.loads
     # Own rows in a stage of their own need not be ordered.
     saved_s = 2 * costs.copy_token_s * (loads.executed - loads.received).max() if more > 0 else 0.0
-    if number < 2 or weighed.staged_s - saved_s >= soonest.predicted_s:
+    limit_s = min(soonest.predicted_s, (1 - LEAST_GAIN) * best.chosen.predicted_s)
+    if number < 2 or weighed.staged_s - saved_s >= limit_s:
         return soonest
     lines = line_up(counts, chosen.shares, resident)
     stages = divided(lines, counts, chosen.shares, number, loads, weighed.exchange_s, costs)
