@@ -41,8 +41,7 @@ def num_held(resident: BoolArray) -> IntArray:
     held: IntArray = np.zeros(world_size, dtype=np.int64)
     for expert in range(num_experts):
         for rank in range(world_size):
-            if resident[expert, rank]:  # seldom
-                held[rank] += 1
+            held[rank] += resident[expert, rank]
     return held
 
 

@@ -37,10 +37,9 @@ def level(
     sent, received, work = loads.sent, loads.received, loads.work
     busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
     slots = free + num_held(resident)
-    for rank in range(world_size):
-        for expert in range(num_experts):
-            if shares[rank, expert] > 0 and not resident[expert, rank]:
-                fetches[rank] += 1
+    for expert in range(num_experts):
+        for rank in range(world_size):
+            fetches[rank] += shares[rank, expert] > 0 and not resident[expert, rank]
     most_moves = world_size + num_experts
     moves = np.empty((most_moves, 4), dtype=np.int64)
     num_moves = num_kept = 0

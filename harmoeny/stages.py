@@ -262,10 +262,22 @@ def divided(
     return divide(lines, counts, shares, num_stages, cut_rows, farthest)
 
 
+@inlined
+def total_weight(num_stages: int) -> int:
+    """Return the sum of the stages' :func:`weight`."""
+    if num_stages < 2 * _GROWING:
+        return 2 * (num_stages - 1) if num_stages > 1 else 1
+    return _LARGEST * num_stages - 10
+
+
 @compiled
 def reads_most(loads: Loads, costs: Costs) -> bool:
     """Return whether slices take about as long as reading their weights, or less."""
-    return bool(loads.work[TOKENS_S].sum() < 2 * loads.work[SLICES].sum() * costs.weights_s)
+    slices = tokens_s = 0.0
+    for rank in range(len(loads.sent)):
+        slices += loads.work[SLICES, rank]
+        tokens_s += loads.work[TOKENS_S, rank]
+    return bool(tokens_s < 2 * slices * costs.weights_s)
 
 
 @compiled
@@ -279,11 +291,15 @@ def lost_by_cut_s(loads: Loads, costs: Costs) -> float:
         loads: what the ranks do.
         costs: the machine's.
     """
-    slices, tokens_s, tile_s = loads.work[SLICES].sum(), loads.work[TOKENS_S].sum(), costs.tile_tokens * costs.token_s
+    slices = tokens_s = 0.0
+    for rank in range(len(loads.sent)):
+        slices += loads.work[SLICES, rank]
+        tokens_s += loads.work[TOKENS_S, rank]
+    tile_s = costs.tile_tokens * costs.token_s
     lost_s = tile_s if tokens_s < 3 * slices * tile_s else tile_s / 2
     if costs.grouped == 0:
         lost_s += costs.launch_s
-    if reads_most(loads, costs):
+    if tokens_s < 2 * slices * costs.weights_s:
         lost_s += costs.weights_s
     return float(lost_s)
 
@@ -318,9 +334,7 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     if latency_s > 0:
         whole = reads_most(loads, costs)
         for number in range(2, (min(most, MOST_STAGES) if whole else MOST_STAGES) + 1):
-            weights = 0
-            for stage in range(number):
-                weights += weight(stage, number)
+            weights = total_weight(number)
             end_s = rows_s / weights
             if weights > most:
                 end_s = rows_s / most if whole else min(end_s + cut_s, rows_s / most)

@@ -165,18 +165,19 @@ def choose_sources(
     senders = np.full((num_experts, world_size), NOBODY) if relays else no_senders()
     queues, since_s, arrived_s = idle_queues(world_size, links), np.zeros(world_size), np.zeros(world_size)
     having, heads = np.empty((2, world_size), dtype=np.int64)
+    room = free_slots.copy()  # for fetches, before any resident is executed
     slots = free_slots + num_held(resident)
-    room = slots.copy()  # for fetches, before any resident is executed
     for expert in range(num_experts):
         source = home[expert]
         having[0], heads[0], num_having, num_heads, since_s[source] = source, source, 1, 1, 0.0
         for rank in range(world_size):
-            share = shares[rank, expert]
-            if share == 0:
+            if shares[rank, expert] == 0:
+                room[rank] += resident[expert, rank]
                 continue
-            room[rank] -= 1
             if resident[expert, rank]:
                 continue
+            room[rank] -= 1
+            share = shares[rank, expert]
             add_slice(fetched, rank, share, 1, costs)
             add_slice(own, rank, min(share, counts[rank, expert]), 1, costs)
             add_slice(others, rank, max(share - counts[rank, expert], 0), 1, costs)
