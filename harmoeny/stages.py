@@ -263,20 +263,19 @@ def divided(
 
 
 @inlined
-def total_weight(num_stages: int) -> int:
-    """Return the sum of the stages' :func:`weight`."""
-    if num_stages < 2 * _GROWING:
-        return 2 * (num_stages - 1) if num_stages > 1 else 1
-    return _LARGEST * num_stages - 10
+def _slices_and_s(loads: Loads) -> tuple[float, float]:
+    """Return how many slices all ranks have, and how long their assignments take with what fills up their tiles."""
+    slices = tokens_s = 0.0
+    for rank in range(len(loads.sent)):
+        slices += loads.work[SLICES, rank]
+        tokens_s += loads.work[TOKENS_S, rank]
+    return slices, tokens_s
 
 
 @compiled
 def reads_most(loads: Loads, costs: Costs) -> bool:
     """Return whether slices take about as long as reading their weights, or less."""
-    slices = tokens_s = 0.0
-    for rank in range(len(loads.sent)):
-        slices += loads.work[SLICES, rank]
-        tokens_s += loads.work[TOKENS_S, rank]
+    slices, tokens_s = _slices_and_s(loads)
     return bool(tokens_s < 2 * slices * costs.weights_s)
 
 
@@ -291,10 +290,7 @@ def lost_by_cut_s(loads: Loads, costs: Costs) -> float:
         loads: what the ranks do.
         costs: the machine's.
     """
-    slices = tokens_s = 0.0
-    for rank in range(len(loads.sent)):
-        slices += loads.work[SLICES, rank]
-        tokens_s += loads.work[TOKENS_S, rank]
+    slices, tokens_s = _slices_and_s(loads)
     tile_s = costs.tile_tokens * costs.token_s
     lost_s = tile_s if tokens_s < 3 * slices * tile_s else tile_s / 2
     if costs.grouped == 0:
@@ -320,11 +316,8 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
         exchange_s: what the exchange takes one way.
         costs: the machine's.
     """
-    latency_s, rows_s, cut_s = (
-        costs.exchange_latency_s,
-        exchange_s - costs.exchange_latency_s,
-        lost_by_cut_s(loads, costs),
-    )
+    latency_s, cut_s = costs.exchange_latency_s, lost_by_cut_s(loads, costs)
+    rows_s = exchange_s - latency_s
     computed_s, most = 0.0, 1
     for rank in range(len(loads.sent)):
         computed_s = max(computed_s, work_s(loads.work, rank, costs))
@@ -334,7 +327,9 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     if latency_s > 0:
         whole = reads_most(loads, costs)
         for number in range(2, (min(most, MOST_STAGES) if whole else MOST_STAGES) + 1):
-            weights = total_weight(number)
+            weights = 0
+            for stage in range(number):
+                weights += weight(stage, number)
             end_s = rows_s / weights
             if weights > most:
                 end_s = rows_s / most if whole else min(end_s + cut_s, rows_s / most)
