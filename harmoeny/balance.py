@@ -8,7 +8,7 @@ import numpy as np
 
 from harmoeny.compiled import compiled
 from harmoeny.cost import Links
-from harmoeny.held import free_slots, num_held, shares_at_home, shares_where_held
+from harmoeny.held import Slots, shares_at_home, shares_where_held, slots_in
 from harmoeny.level_nodes import MOST_AT_ONCE, level_any
 from harmoeny.lines import Stages, no_stages
 from harmoeny.placement import BoolArray, IntArray
@@ -26,11 +26,14 @@ from harmoeny.predict import (
     no_sources,
     work_s,
 )
-from harmoeny.stages import best_stages, divided, line_up, staged_s
+from harmoeny.stage_times import soonest_stages
+from harmoeny.stages import best_stages
 from harmoeny.wire import choose_sources, exchange_at_home_s, exchange_s
 
 #: What a plan has to gain on executing everything where it is held, as a share of that time; less is noise.
 LEAST_GAIN = 0.02
+#: What stages have to gain, likewise: they move nothing, and what they take is predicted more exactly.
+LEAST_STAGED_GAIN = 0.01
 #: What trying another candidate takes, in seconds per rank and expert (python -m scripts.bench.planning).
 TRIAL_S = 2e-8
 #: The most experts that are brought to all ranks.
@@ -68,7 +71,8 @@ def plan_by_time(
     resident: BoolArray,
     room: int,
     costs: FloatArray,
-    links: Links,
+    on_way: IntArray,
+    seconds: FloatArray,
     overlap: bool,
     staged: bool,
     spread: bool,
@@ -80,8 +84,9 @@ def plan_by_time(
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
         room: slots of a rank, never fewer than the experts whose home it is; 0: those.
-        costs: float64, the machine's in the order of :class:`Costs`, whose conversion would take as long as a plan.
-        links: between its ranks.
+        costs: float64, the machine's in the order of :class:`Costs`; handing over tuples takes a microsecond each.
+        on_way: of the :class:`Links` between its ranks.
+        seconds: likewise.
         overlap: a rank's own rows may be executed while the others are on their way.
         staged: rows may be exchanged and executed in stages.
         spread: hot experts may be brought to all ranks.
@@ -93,7 +98,7 @@ def plan_by_time(
     world_size, num_experts = counts.shape
     fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
     machine = costs_of(costs)
-    chosen = choose_shares(counts, home, resident, room, machine, links, overlap, staged, spread)
+    chosen = choose_shares(counts, home, resident, room, machine, Links(on_way, seconds), overlap, staged, spread)
     how = chosen.senders, chosen.overlapped, chosen.stages.begins, chosen.stages.cuts, chosen.predicted_s
     if chosen.at_home:
         return home_tokens(counts, home), fetch, fetch, *how
@@ -140,48 +145,55 @@ def choose_shares(
         spread: hot experts may be brought to all ranks.
     """
     world_size, num_experts = counts.shape
-    single = num_held(resident).sum() == num_experts
+    slots = slots_in(room, home, resident)
+    single = (slots.number - slots.free).sum() == num_experts
     if single:
         held, loads = shares_at_home(counts, home), loads_at_home(counts, home, costs)
     else:
         held = shares_where_held(counts, home, resident, costs)
         loads = loads_of_shares(counts, held, costs)
-    free = free_slots(home, resident, room)
     held_s = exchange_at_home_s(counts, home, loads, costs) if single else exchange_s(counts, held, loads, costs)
     first = _weighed(held, loads, no_sources(world_size, num_experts), held_s, costs, overlap, single)
     best, soonest = first, first.chosen
-    evens, most_spread = _candidates(counts, loads, single, free, first.chosen.predicted_s, costs)
+    totals = np.zeros(num_experts, dtype=np.int64)
+    for expert in range(num_experts):
+        if single:
+            totals[expert] = held[home[expert], expert]
+            continue
+        for rank in range(world_size):
+            totals[expert] += counts[rank, expert]
+    evens, most_spread = _candidates(totals, loads, single, slots.free, first.chosen.predicted_s, costs)
     # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
     if not spread or (evens == 0 and world_size > MOST_AT_ONCE):
         most_spread = 0
     numbers = np.empty(0, dtype=np.int64)
-    hottest = _hottest(counts, most_spread)
+    hottest = _hottest(totals, most_spread)
     if evens > 0 or most_spread > 0:
-        numbers = _numbers_spread(hottest, counts, held, home, resident, free, costs)
+        numbers = _numbers_spread(hottest, counts, held, home, resident, slots, costs)
         numbers = numbers if evens else numbers[:-1]
     for number in numbers:
         shares = held.copy()
         for i in range(number):
             for rank in range(world_size):
                 shares[rank, hottest[i]] = counts[rank, hottest[i]]
-        level_any(shares, counts, resident, free, costs)
+        level_any(shares, counts, resident, slots, costs)
         loads = loads_of_shares(counts, shares, costs)
         one_way_s = exchange_s(counts, shares, loads, costs)
         if number != numbers[0]:
             at_best = _weighed(shares, loads, first.sources, one_way_s, costs, overlap, False)
             if at_best.chosen.predicted_s >= best.chosen.predicted_s and at_best.staged_s >= soonest.predicted_s:
                 continue  # even if nothing had to be fetched for it
-        sources = choose_sources(counts, shares, home, resident, free, costs, links)
+        sources = choose_sources(counts, shares, home, resident, slots, costs, links)
         weighed = _weighed(shares, loads, sources, one_way_s, costs, overlap, False)
         if weighed.chosen.predicted_s < best.chosen.predicted_s:
             best = weighed
         if staged:
-            soonest = _sooner(soonest, weighed, best, int(number > 0), counts, resident, costs)
+            soonest = _sooner(soonest, weighed, best, bool(number > 0), counts, resident, costs)
     if staged:
-        soonest = _sooner(soonest, first, best, 0, counts, resident, costs)
+        soonest = _sooner(soonest, first, best, not single and _many_stay(first.loads), counts, resident, costs)
     if best.chosen.predicted_s >= (1 - LEAST_GAIN) * first.chosen.predicted_s:
         best = first
-    return soonest if soonest.predicted_s < (1 - LEAST_GAIN) * best.chosen.predicted_s else best.chosen
+    return soonest if soonest.predicted_s < (1 - LEAST_STAGED_GAIN) * best.chosen.predicted_s else best.chosen
 
 
 class _Weighed(NamedTuple):
@@ -224,7 +236,7 @@ def _sooner(
     soonest: Chosen,
     weighed: _Weighed,
     best: _Weighed,
-    more: int,
+    own: bool,
     counts: IntArray,
     resident: BoolArray,
     costs: Costs,
@@ -235,21 +247,24 @@ def _sooner(
         soonest: the soonest so far.
         weighed: the candidate.
         best: the best without stages, on which too little may be gained.
-        more: stages for what need not travel.
+        own: whole experts' assignments are executed where their tokens are.
         counts: int64 ``[world_size, num_experts]``.
         resident: bool ``[num_experts, world_size]``.
         costs: the machine's.
     """
-    number = weighed.num_stages + more
+    number, saved_s = weighed.num_stages, 0.0
     chosen, loads = weighed.chosen, weighed.loads
-    # Own rows in a stage of their own need not be ordered.
-    saved_s = 2 * costs.copy_token_s * (loads.executed - loads.received).max() if more > 0 else 0.0
-    limit_s = min(soonest.predicted_s, (1 - LEAST_GAIN) * best.chosen.predicted_s)
-    if number < 2 or weighed.staged_s - saved_s >= limit_s:
+    if own:
+        # They have a stage of their own, need not be ordered, and the exchange can hide behind them.
+        number += 1
+        saved_s = 2 * (costs.copy_token_s * (loads.executed - loads.received).max() + weighed.exchange_s)
+    limit_s = min(soonest.predicted_s, (1 - LEAST_STAGED_GAIN) * best.chosen.predicted_s)
+    # What stages cost is not known where the latency of an exchange is not.
+    if number < 2 or costs.exchange_latency_s == 0 or weighed.staged_s - saved_s >= limit_s:
         return soonest
-    lines = line_up(counts, chosen.shares, resident)
-    stages = divided(lines, counts, chosen.shares, number, loads, weighed.exchange_s, costs)
-    predicted_s = staged_s(lines, counts, chosen.shares, stages, loads, weighed.sources, weighed.exchange_s, costs)
+    stages, predicted_s = soonest_stages(
+        number, counts, chosen.shares, resident, loads, weighed.sources, weighed.exchange_s, chosen.predicted_s, costs
+    )
     if predicted_s >= soonest.predicted_s:
         return soonest
     return Chosen(
@@ -258,8 +273,18 @@ def _sooner(
 
 
 @compiled
+def _many_stay(loads: Loads) -> bool:
+    """Return whether so many assignments are executed where their tokens are that whole experts are among them.
+
+    Of experts in one place as many stay as there are ranks to one; here, a quarter of the others do as well.
+    """
+    world_size, stay = len(loads.executed), (loads.executed - loads.received).sum()
+    return bool(4 * world_size * stay > (world_size + 3) * loads.executed.sum())
+
+
+@compiled
 def _candidates(
-    counts: IntArray, loads: Loads, single: bool, free: IntArray, predicted_s: float, costs: Costs
+    totals: IntArray, loads: Loads, single: bool, free: IntArray, predicted_s: float, costs: Costs
 ) -> tuple[int, int]:
     """Return whether evening out the ranks may gain enough, 1 or 0, and how many experts may be worth spreading.
 
@@ -268,14 +293,14 @@ def _candidates(
     fetch, and its restore where it overwrote a resident.
 
     Args:
-        counts: int64 ``[world_size, num_experts]``.
+        totals: int64 ``[num_experts]``, assignments of every expert.
         loads: what the ranks do where everything is executed where it is held.
         single: every expert is held once.
         free: int64 ``[world_size]``, slots that hold no resident.
         predicted_s: the time of that.
         costs: the machine's.
     """
-    world_size, num_experts = counts.shape
+    world_size, num_experts = len(free), len(totals)
     least_gain_s = LEAST_GAIN * predicted_s + TRIAL_S * world_size * num_experts
     most_free = free.max()
     fetched_s = fetches_s(1, costs) + costs.launch_s + costs.exchange_latency_s
@@ -295,33 +320,21 @@ def _candidates(
         uneven_s = min(uneven_s, latest_s - soonest_s - costs.launch_s)
     if not fetches_pay:
         return int(uneven_s > least_gain_s), 0
-    largest = 0
-    for expert in range(num_experts):
-        total = 0
-        for rank in range(world_size):
-            total += counts[rank, expert]
-        largest = max(largest, total)
     # A rank's host link has to be through with the restores when the layer ends.
     most_spread = int(min(_MOST_SPREAD, num_experts, int(predicted_s / costs.fetch_s) + most_free))
-    saved_s = 2 * (costs.exchange_token_s + costs.copy_token_s) * most_spread * largest / world_size
+    saved_s = 2 * (costs.exchange_token_s + costs.copy_token_s) * most_spread * totals.max() / world_size
     if max(uneven_s, 0.0) + saved_s <= least_gain_s:
         most_spread = 0
     return int(uneven_s > least_gain_s), most_spread
 
 
 @compiled
-def _hottest(counts: IntArray, number: int) -> IntArray:
-    """Return int64 ``[number]``, the experts with most assignments, hottest first."""
-    world_size, num_experts = counts.shape
-    totals, hottest = np.zeros(num_experts, dtype=np.int64), np.empty(number, dtype=np.int64)
-    if number == 0:
-        return hottest
-    for rank in range(world_size):
-        for expert in range(num_experts):
-            totals[expert] += counts[rank, expert]
+def _hottest(totals: IntArray, number: int) -> IntArray:
+    """Return int64 ``[number]``, the experts with most assignments (``[num_experts]``), hottest first."""
+    left, hottest = totals.copy(), np.empty(number, dtype=np.int64)
     for i in range(number):
-        hottest[i] = totals.argmax()
-        totals[hottest[i]] = -1
+        hottest[i] = left.argmax()
+        left[hottest[i]] = -1
     return hottest
 
 
@@ -332,7 +345,7 @@ def _numbers_spread(
     held: IntArray,
     home: IntArray,
     resident: BoolArray,
-    free: IntArray,
+    slots: Slots,
     costs: Costs,
 ) -> IntArray:
     """Return int64, of how many of the hottest experts it is tried to bring them to all ranks, none last.
@@ -345,7 +358,7 @@ def _numbers_spread(
         held: int64 ``[world_size, num_experts]``, shares without that.
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
-        free: int64 ``[world_size]``, slots that hold no resident.
+        slots: of the ranks.
         costs: the machine's.
     """
     best = 0
@@ -354,8 +367,7 @@ def _numbers_spread(
     world_size = len(counts)
     row_s = 2 * (costs.exchange_token_s + costs.copy_token_s)
     expert_s = costs.peer_fetch_s - costs.exchange_latency_s
-    fetches, slots = np.zeros(world_size, dtype=np.int64), free + num_held(resident)
-    sent = np.zeros(world_size, dtype=np.int64)
+    fetches, sent = np.zeros(world_size, dtype=np.int64), np.zeros(world_size, dtype=np.int64)
     saved_s = best_saved_s = 0.0
     even_s = counts.sum() * (costs.token_s + row_s) / world_size
     for number, expert in enumerate(hottest):
@@ -367,12 +379,12 @@ def _numbers_spread(
                 fetches[rank] += 1
                 sent[home[expert]] += 1
                 launches += 1
-        if costs.peer_fetch_s <= 0 and (fetches > slots).any():
+        if costs.peer_fetch_s <= 0 and (fetches > slots.number).any():
             break
         saved_s += (rows * row_s - launches * (costs.launch_s + costs.weights_s)) / world_size
         restores = 0
         for rank in range(world_size):
-            restores = max(restores, min(fetches[rank], slots[rank]) - free[rank])
+            restores = max(restores, min(fetches[rank], slots.number[rank]) - slots.free[rank])
         link_s = fetches.max() * costs.fetch_s
         if costs.peer_fetch_s > 0 and link_s > 0:  # both sources at once, each at its rate
             in_turn = max(sent.max(), fetches.max())
@@ -387,7 +399,7 @@ def _numbers_spread(
         if late_s > 0:
             break  # with more of them weights are there later still
     # Experts beyond the slots take turns in them: fewer may be faster then.
-    fits = min(best, int(slots.min()))
+    fits = min(best, int(slots.number.min()))
     if best == 0:
         return np.array([0])
     if fits == best or world_size > MOST_AT_ONCE:

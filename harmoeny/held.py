@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from harmoeny.compiled import compiled
@@ -14,24 +16,48 @@ _MOST_ROUNDS = 16
 _LEAST_ROUND = 1e-3
 
 
+class Slots(NamedTuple):
+    """Where ranks keep the weights of a layer's experts.
+
+    Attributes:
+        number: int64 ``[world_size]``, every rank's slots.
+        free: int64 ``[world_size]``, those that hold no resident.
+    """
+
+    number: IntArray
+    free: IntArray
+
+
 @compiled
-def free_slots(home: IntArray, resident: BoolArray, room: int) -> IntArray:
-    """Return int64 ``[world_size]``, the slots of every rank that hold no resident.
+def with_free(free: IntArray, resident: BoolArray) -> Slots:
+    """Return the slots of ranks that have some beside those of their residents.
 
     Args:
+        free: int64 ``[world_size]``.
+        resident: bool ``[num_experts, world_size]``.
+    """
+    return Slots(free + num_held(resident), free)
+
+
+@compiled
+def slots_in(room: int, home: IntArray, resident: BoolArray) -> Slots:
+    """Return the slots of ranks that all have the same room.
+
+    Args:
+        room: slots of a rank, at least as many as there are experts whose home it is; 0: those.
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
-        room: slots of a rank, at least as many as there are experts whose home it is; 0: those.
     """
     num_experts, world_size = resident.shape
     homes = np.zeros(world_size, dtype=np.int64)
     for expert in range(num_experts):
         homes[home[expert]] += 1
-    held = num_held(resident)
-    free: IntArray = np.empty(world_size, dtype=np.int64)
+    number = num_held(resident)
+    free = np.empty(world_size, dtype=np.int64)
     for rank in range(world_size):
-        free[rank] = max(max(room, homes[rank]) - held[rank], 0)
-    return free
+        free[rank] = max(max(room, homes[rank]) - number[rank], 0)
+        number[rank] += free[rank]
+    return Slots(number, free)
 
 
 @compiled

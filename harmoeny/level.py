@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled, inlined
-from harmoeny.held import num_held
+from harmoeny.held import Slots
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, FloatArray, add_slice, fetches_s, loads_of_shares, work_s
 
@@ -15,7 +15,7 @@ _LEAST_MOVE = 3e-3
 
 @compiled
 def level(
-    shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArray, costs: Costs, to_mean: bool = True
+    shares: IntArray, counts: IntArray, resident: BoolArray, slots: Slots, costs: Costs, to_mean: bool = True
 ) -> None:
     """Let the slowest rank give of its largest expert to whoever is ready first with it, as long as that helps.
 
@@ -27,7 +27,7 @@ def level(
         shares: int64 ``[world_size, num_experts]``; updated.
         counts: int64 ``[world_size, num_experts]``.
         resident: bool ``[num_experts, world_size]``.
-        free: int64 ``[world_size]``, slots that hold no resident; a fetch into any other is followed by a restore.
+        slots: of the ranks; a fetch into one that is not free is followed by a restore.
         costs: the machine's.
         to_mean: nobody gives or takes beyond the mean, for what would have to travel.
     """
@@ -36,10 +36,10 @@ def level(
     loads = loads_of_shares(counts, shares, costs)
     sent, received, work = loads.sent, loads.received, loads.work
     busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
-    slots = free + num_held(resident)
-    for expert in range(num_experts):
-        for rank in range(world_size):
-            fetches[rank] += shares[rank, expert] > 0 and not resident[expert, rank]
+    for rank in range(world_size):
+        for expert in range(num_experts):
+            if shares[rank, expert] > 0 and not resident[expert, rank]:
+                fetches[rank] += 1
     most_moves = world_size + num_experts
     moves = np.empty((most_moves, 4), dtype=np.int64)
     num_moves = num_kept = 0
@@ -54,7 +54,7 @@ def level(
             exchange_s = max(exchange_s, there_s)
             computed_s = max(computed_s, rank_s)
             fetched_s = max(fetched_s, fetches_s(fetches[rank], costs))
-            restored_s = max(restored_s, (min(fetches[rank], slots[rank]) - free[rank]) * costs.fetch_s)
+            restored_s = max(restored_s, (min(fetches[rank], slots.number[rank]) - slots.free[rank]) * costs.fetch_s)
         end_s = max(exchange_s + max(exchange_s + computed_s, fetched_s), restored_s)
         if end_s < fastest_s * (1 - _LEAST_MOVE):
             fastest_s, num_kept = end_s, num_moves
@@ -63,7 +63,9 @@ def level(
         giver = int(busy_s.argmax())
         expert = int(shares[giver].argmax())
         mean_s = total_s / world_size if to_mean else np.inf
-        receiver, amount = _receiver(giver, expert, shares, counts, resident, busy_s, mean_s, fetches, slots, costs)
+        receiver, amount = _receiver(
+            giver, expert, shares, counts, resident, busy_s, mean_s, fetches, slots.number, costs
+        )
         if receiver < 0:
             break
         fetches[receiver] += shares[receiver, expert] == 0 and not resident[expert, receiver]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled
+from harmoeny.held import Slots, with_free
 from harmoeny.level import level
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs
@@ -14,20 +15,20 @@ MOST_AT_ONCE = 64
 
 
 @compiled
-def level_any(shares: IntArray, counts: IntArray, resident: BoolArray, free: IntArray, costs: Costs) -> None:
+def level_any(shares: IntArray, counts: IntArray, resident: BoolArray, slots: Slots, costs: Costs) -> None:
     """Even out all ranks at once, or nodes first where there are too many; arguments as of :func:`level`."""
     world_size, node_ranks = len(counts), int(costs.node_ranks)
     if node_ranks == 0 or world_size <= MOST_AT_ONCE:
-        level(shares, counts, resident, free, costs)
+        level(shares, counts, resident, slots, costs)
         return
-    _between_nodes(shares, counts, resident, free, costs)
+    _between_nodes(shares, counts, resident, slots.free, costs)
     for first in range(0, world_size, node_ranks):
         end = min(first + node_ranks, world_size)
         level(
             shares[first:end],
             counts[first:end],
             np.ascontiguousarray(resident[:, first:end]),
-            free[first:end],
+            Slots(slots.number[first:end], slots.free[first:end]),
             costs,
             False,
         )
@@ -40,10 +41,10 @@ def _between_nodes(shares: IntArray, counts: IntArray, resident: BoolArray, free
     node_ranks = int(costs.node_ranks)
     num_nodes = -(-world_size // node_ranks)
     wanted, before = np.zeros((num_nodes, num_experts), np.int64), np.zeros((num_nodes, num_experts), np.int64)
-    held, slots = np.zeros((num_experts, num_nodes), np.bool_), np.zeros(num_nodes, np.int64)
+    held, free_of_node = np.zeros((num_experts, num_nodes), np.bool_), np.zeros(num_nodes, np.int64)
     for rank in range(world_size):
         node = rank // node_ranks
-        slots[node] += free[rank]
+        free_of_node[node] += free[rank]
         for expert in range(num_experts):
             wanted[node, expert] += counts[rank, expert]
             before[node, expert] += shares[rank, expert]
@@ -52,7 +53,7 @@ def _between_nodes(shares: IntArray, counts: IntArray, resident: BoolArray, free
             if resident[expert, rank]:
                 held[expert, rank // node_ranks] = True
     after = before.copy()
-    level(after, wanted, held, slots, _of_node(costs), False)
+    level(after, wanted, held, with_free(free_of_node, held), _of_node(costs), False)
     load = np.zeros(world_size, dtype=np.int64)
     for rank in range(world_size):
         for expert in range(num_experts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.cost import Links
+from harmoeny.held import with_free
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, Sources
 from harmoeny.wire import choose_sources
@@ -22,6 +23,7 @@ def move_sources(copied: BoolArray, resident: BoolArray, home: IntArray, costs: 
     """
     num_experts, world_size = copied.shape
     # Nothing has to be restored, as what gives way is no resident any more.
-    room = np.full(world_size, num_experts, dtype=np.int64)
+    free = np.full(world_size, num_experts, dtype=np.int64)
     moved = np.ascontiguousarray(copied.T.astype(np.int64))
-    return choose_sources(moved, moved, home, resident & ~copied, room, costs._replace(relays=0.0), links)
+    kept = resident & ~copied
+    return choose_sources(moved, moved, home, kept, with_free(free, kept), costs._replace(relays=0.0), links)

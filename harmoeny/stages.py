@@ -1,7 +1,6 @@
 """Divides what ranks execute into stages, so that the exchange of one is behind the products of another.
 
-Source: EPS-MoE, arXiv 2410.12247: groups of experts, and how many of them pay. Which rows are together, and what a
-layer then takes, is decided here.
+Source: EPS-MoE, arXiv 2410.12247: groups of experts, and how many of them pay. Which rows are together is decided here.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from harmoeny.compiled import compiled, inlined
-from harmoeny.lines import Stages, stage_at
+from harmoeny.lines import Stages
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import Plan
-from harmoeny.predict import SLICES, TOKENS_S, Costs, FloatArray, Loads, Sources, add_slice, rest_s, work_s
+from harmoeny.predict import SLICES, TOKENS_S, Costs, Loads, work_s
 
 #: The most stages of a plan that chooses their number.
 MOST_STAGES = 16
@@ -238,10 +237,10 @@ def group(lines: Lines, shares: IntArray, num_stages: int) -> Stages:
 
 
 @compiled
-def divided(
+def cut_for(
     lines: Lines, counts: IntArray, shares: IntArray, num_stages: int, loads: Loads, exchange_s: float, costs: Costs
 ) -> Stages:
-    """Divide into stages as fits the machine: what takes as long as reading the weights is not cut.
+    """Cut lines into stages as fits the machine: where an expert ends unless what is lost by that is more.
 
     Args:
         lines: the order.
@@ -252,14 +251,18 @@ def divided(
         exchange_s: what the exchange takes one way, in seconds.
         costs: the machine's.
     """
-    if reads_most(loads, costs):
-        return group(lines, shares, num_stages)
-    computed_s = 0.0
-    for rank in range(len(counts)):
-        computed_s = max(computed_s, work_s(loads.work, rank, costs))
-    farthest = _FARTHEST if 2 * exchange_s < computed_s else 0.0
+    farthest = _FARTHEST if 2 * exchange_s < slowest_work_s(loads, costs) else 0.0
     cut_rows = lost_by_cut_s(loads, costs) / max(costs.exchange_token_s, 1e-12)
     return divide(lines, counts, shares, num_stages, cut_rows, farthest)
+
+
+@inlined
+def slowest_work_s(loads: Loads, costs: Costs) -> float:
+    """Return how long the rank computes that computes longest, in seconds."""
+    slowest_s = 0.0
+    for rank in range(len(loads.sent)):
+        slowest_s = max(slowest_s, work_s(loads.work, rank, costs))
+    return slowest_s
 
 
 @inlined
@@ -318,10 +321,7 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     """
     latency_s, cut_s = costs.exchange_latency_s, lost_by_cut_s(loads, costs)
     rows_s = exchange_s - latency_s
-    computed_s, most = 0.0, 1
-    for rank in range(len(loads.sent)):
-        computed_s = max(computed_s, work_s(loads.work, rank, costs))
-        most = max(most, int(loads.work[SLICES, rank]))
+    computed_s, most = slowest_work_s(loads, costs), max(int(loads.work[SLICES].max()), 1)
     plain_s = computed_s + 2 * exchange_s
     best, best_s = 1, plain_s
     if latency_s > 0:
@@ -339,165 +339,3 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
             if stages_s < (1 - _LEAST_GAIN) * best_s:
                 best, best_s = number, stages_s
     return best, plain_s - best_s
-
-
-@compiled
-def staged_s(
-    lines: Lines,
-    counts: IntArray,
-    shares: IntArray,
-    stages: Stages,
-    loads: Loads,
-    sources: Sources,
-    exchange_s: float,
-    costs: Costs,
-) -> float:
-    """Return how long a layer in stages takes from the plan to the end of the combine, in seconds.
-
-    One exchange follows the other, where there is something to exchange. A rank computes a stage when its rows are
-    there and were ordered, which own rows alone are already, and the one before is done. Results of a stage go back
-    when all ranks have them, behind all rows. Fetched experts are computed at the end of each stage, when the last of
-    them is there.
-
-    Args:
-        lines: what every rank executes.
-        counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
-        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
-        stages: when.
-        loads: what the ranks do.
-        sources: what they fetch.
-        exchange_s: what one exchange of everything would take one way.
-        costs: the machine's.
-    """
-    world_size, num_stages = len(counts), len(stages.cuts) - 1
-    executed, work, fetched = _stage_work(lines, shares, stages, costs)
-    rows, received = _stage_rows(lines, counts, shares, stages)
-    # All that an exchange takes beside its latency goes by the rows of the busiest rank.
-    row_s = (exchange_s - costs.exchange_latency_s) / max(loads.sent.max(), loads.received.max(), 1)
-    gather_s = loads.routed.max() * costs.copy_token_s
-    wire_s, arrived_s = np.empty(num_stages), np.empty(num_stages)
-    now_s = gather_s
-    for stage in range(num_stages):
-        wire_s[stage] = costs.exchange_latency_s + rows[stage] * row_s if rows[stage] > 0 else 0.0
-        now_s += wire_s[stage]
-        arrived_s[stage] = now_s
-    end_s = np.zeros(num_stages)
-    for rank in range(world_size):
-        rank_s = 0.0
-        for stage in range(num_stages):
-            rank_s = max(rank_s, arrived_s[stage])
-            if received[stage, rank] > 0:
-                rank_s += 2 * executed[stage, rank] * costs.copy_token_s
-            column = stage * world_size + rank
-            if fetched[SLICES, column] > 0:
-                rank_s = _with_fetched_s(rank_s, work, fetched, column, sources, rank, costs)
-            else:
-                rank_s += work_s(work, column, costs)
-            end_s[stage] = max(end_s[stage], rank_s)
-    for stage in range(num_stages):
-        now_s = max(now_s, end_s[stage]) + wire_s[stage]
-    return float(max(now_s + 2 * gather_s, sources.host_link_s.max()))
-
-
-@compiled
-def _stage_work(
-    lines: Lines, shares: IntArray, stages: Stages, costs: Costs
-) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Return every stage's assignments, their work, and that of fetched experts alone.
-
-    That is int64 ``[num_stages, world_size]``, and two float64 ``[3, num_stages * world_size]``.
-    """
-    world_size, cuts = len(shares), stages.cuts
-    num_stages = len(cuts) - 1
-    executed, work = np.zeros((num_stages, world_size), dtype=np.int64), np.zeros((3, num_stages * world_size))
-    fetched = np.zeros((3, num_stages * world_size))
-    for rank in range(world_size):
-        for i in range(lines.numbers[rank]):
-            expert = lines.experts[rank, i]
-            begin = stages.begins[expert, rank]
-            end, stage = begin + shares[rank, expert], stage_at(cuts, rank, begin)
-            while begin < end:
-                part = min(end, cuts[stage + 1, rank]) - begin
-                executed[stage, rank] += part
-                add_slice(work, stage * world_size + rank, part, 1, costs)
-                if i >= lines.num_held[rank]:
-                    add_slice(fetched, stage * world_size + rank, part, 1, costs)
-                begin += part
-                stage += 1
-    return executed, work, fetched
-
-
-@inlined
-def _with_fetched_s(
-    begin_s: float, work: FloatArray, fetched: FloatArray, column: int, sources: Sources, rank: int, costs: Costs
-) -> float:
-    """Return when a rank has computed a stage that has fetched experts.
-
-    Args:
-        begin_s: when it begins.
-        work: float64 ``[3, num_stages * world_size]``.
-        fetched: likewise, the fetched experts' part of it.
-        column: the stage's, at the rank.
-        sources: where they come from.
-        rank: the rank.
-        costs: the machine's.
-    """
-    there_s = sources.ready_s[rank]
-    turns_s = (sources.turns[rank] - 1) * costs.launch_s if costs.grouped > 0 else 0.0
-    held_s = rest_s(work, fetched, column, costs)
-    apart_s = max(begin_s + held_s, there_s) + work_s(fetched, column, costs) + turns_s
-    if costs.grouped > 0 and sources.joins[rank]:
-        apart_s = min(apart_s, max(begin_s, there_s) + work_s(work, column, costs))
-    return float(apart_s)
-
-
-@compiled
-def _stage_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages) -> tuple[FloatArray, FloatArray]:
-    """Return the most rows that a rank sends or receives at every stage, and what every rank receives.
-
-    That is float64 ``[num_stages]`` and ``[num_stages, world_size]``.
-    What is sent is exact where all ranks that get rows of an expert execute it at one stage; else it is in proportion.
-    """
-    (world_size, num_experts), cuts = counts.shape, stages.cuts
-    num_stages = len(cuts) - 1
-    sent, received = np.zeros((num_stages, world_size)), np.zeros((num_stages, world_size))
-    arriving, total = np.zeros((num_experts, num_stages)), np.zeros(num_experts)
-    only = np.full(num_experts, -1, dtype=np.int64)  # the stage that all rows of an expert travel at, -2 if at several
-    for rank in range(world_size):
-        for i in range(lines.numbers[rank]):
-            expert = lines.experts[rank, i]
-            share = shares[rank, expert]
-            more = share - counts[rank, expert]
-            if more <= 0:
-                continue
-            begin = stages.begins[expert, rank]
-            end, stage = begin + share, stage_at(cuts, rank, begin)
-            total[expert] += more
-            if end <= cuts[stage + 1, rank]:
-                received[stage, rank] += more
-                arriving[expert, stage] += more
-                only[expert] = stage if only[expert] in (-1, stage) else -2
-                continue
-            only[expert] = -2
-            while begin < end:
-                stop = min(end, cuts[stage + 1, rank])
-                part = more * (stop - begin) / share
-                received[stage, rank] += part
-                arriving[expert, stage] += part
-                begin = stop
-                stage += 1
-    for expert in range(num_experts):
-        stage = only[expert]
-        if stage >= 0:  # as for most
-            for rank in range(world_size):
-                sent[stage, rank] += max(counts[rank, expert] - shares[rank, expert], 0)
-        elif total[expert] > 0:
-            for rank in range(world_size):
-                less = max(counts[rank, expert] - shares[rank, expert], 0)
-                for stage in range(num_stages):
-                    sent[stage, rank] += less * arriving[expert, stage] / total[expert]
-    rows = np.zeros(num_stages)
-    for stage in range(num_stages):
-        for rank in range(world_size):
-            rows[stage] = max(rows[stage], sent[stage, rank], received[stage, rank])
-    return rows, received

@@ -192,7 +192,7 @@ class HarMoEny(Policy):
         _, costs = self._costs()
         room, resident, small = self._as_if_there(placement)
         tokens, fetch, from_peer, senders, overlapped, begins, cuts, predicted_s = plan_by_time(
-            counts, placement.home, resident, room, costs, self._links, self.overlap, self._staged(small), self.spread
+            counts, placement.home, resident, room, costs, *self._links, self.overlap, self._staged(small), self.spread
         )
         groups = [range(len(counts))] if overlapped else None
         if not small:

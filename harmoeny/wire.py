@@ -6,7 +6,7 @@ import numpy as np
 
 from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import Links
-from harmoeny.held import num_held
+from harmoeny.held import Slots
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, no_senders, rows_s
 from harmoeny.relay import MOST_RANKS, NOBODY, choose_sender, idle_queues, occupy
@@ -42,7 +42,7 @@ def exchange_s(counts: IntArray, shares: IntArray, loads: Loads, costs: Costs) -
     for first in range(0, world_size, int(costs.node_ranks)):
         end = min(first + int(costs.node_ranks), world_size)
         _add_rows(rows[:, :, first:end], counts[first:end], shares[first:end])
-    return _slowest_s(rows, costs)
+    return slowest_s(rows, costs)
 
 
 @compiled
@@ -64,12 +64,17 @@ def exchange_at_home_s(counts: IntArray, home: IntArray, loads: Loads, costs: Co
         rows[0, 0, rank] = loads.sent[rank] - beyond
     for rank in range(world_size):
         rows[0, 1, rank] = loads.received[rank] - rows[1, 1, rank]
-    return _slowest_s(rows, costs)
+    return slowest_s(rows, costs)
 
 
 @inlined
-def _slowest_s(rows: IntArray, costs: Costs) -> float:
-    """Return how long an exchange takes; ``rows``: int64 ``[2, 2, world_size]``, of :func:`_add_rows`."""
+def slowest_s(rows: IntArray, costs: Costs) -> float:
+    """Return how long an exchange takes.
+
+    Args:
+        rows: int64 ``[2, 2, world_size]``, inside or between nodes, sent or received.
+        costs: the machine's.
+    """
     slowest = max(rows[0].max() * costs.inside_share, rows[1].max() * costs.network_share)
     return float(costs.exchange_latency_s + slowest * costs.exchange_token_s)
 
@@ -133,7 +138,7 @@ def choose_sources(
     shares: IntArray,
     home: IntArray,
     resident: BoolArray,
-    free_slots: IntArray,
+    slots: Slots,
     costs: Costs,
     links: Links,
 ) -> Sources:
@@ -146,7 +151,7 @@ def choose_sources(
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
-        free_slots: int64 ``[world_size]``, slots that hold no resident; a fetch into any other has to be restored.
+        slots: of the ranks; what was in one that is not free has to be restored after a fetch into it.
         costs: the machine's.
         links: between its ranks.
     """
@@ -165,8 +170,7 @@ def choose_sources(
     senders = np.full((num_experts, world_size), NOBODY) if relays else no_senders()
     queues, since_s, arrived_s = idle_queues(world_size, links), np.zeros(world_size), np.zeros(world_size)
     having, heads = np.empty((2, world_size), dtype=np.int64)
-    room = free_slots.copy()  # for fetches, before any resident is executed
-    slots = free_slots + num_held(resident)
+    room = slots.free.copy()  # for fetches, before any resident is executed
     for expert in range(num_experts):
         source = home[expert]
         having[0], heads[0], num_having, num_heads, since_s[source] = source, source, 1, 1, 0.0
@@ -193,8 +197,10 @@ def choose_sources(
                 )
                 peer_s = costs.exchange_latency_s + end_s
             arrived = received[0, rank] + received[1, rank]
-            copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - free_slots[rank], 0)
-            full = from_host[rank] >= slots[rank]  # weights from peers have memory of their own until a slot is free
+            copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - slots.free[rank], 0)
+            full = (
+                from_host[rank] >= slots.number[rank]
+            )  # weights from peers have memory of their own until a slot is free
             if costs.peer_fetch_s > 0 and source != rank and (full or peer_s < copies * costs.fetch_s):
                 from_peer[expert, rank] = True
                 if relays:
@@ -220,8 +226,8 @@ def choose_sources(
     for rank in range(world_size):
         ready_s[rank] = max(from_host[rank] * costs.fetch_s, arrived_s[rank])
         number = from_host[rank] + received[0, rank] + received[1, rank]
-        turns[rank] = -(-number // max(slots[rank], 1))
-        restores = max(min(number, slots[rank]) - free_slots[rank], 0)
+        turns[rank] = -(-number // max(slots.number[rank], 1))
+        restores = max(min(number, slots.number[rank]) - slots.free[rank], 0)
         host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
     return Sources(from_peer, senders, ready_s, host_link_s, fetched, own, others, room >= 0, turns)
 

@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 from harmoeny.balance import LEAST_GAIN, choose_shares, plan_by_time
 from harmoeny.compiled import compiled
 from harmoeny.cost import NO_LINKS, Links
-from harmoeny.held import free_slots, shares_at_home, shares_where_held
+from harmoeny.held import Slots, shares_at_home, shares_where_held, slots_in, with_free
 from harmoeny.level import level
 from harmoeny.level_nodes import level_any
 from harmoeny.placement import BoolArray, IntArray, Placement, place
@@ -46,9 +46,9 @@ costs_of_machines = st.builds(
 )
 
 
-def predicted(counts: IntArray, shares: IntArray, placement: Placement, free: IntArray, costs: Costs) -> FloatArray:
+def predicted(counts: IntArray, shares: IntArray, placement: Placement, slots: Slots, costs: Costs) -> FloatArray:
     """Return the times of shares, without overlap and with it."""
-    sources = choose_sources(counts, shares, placement.home, placement.resident, free, costs, NO_LINKS)
+    sources = choose_sources(counts, shares, placement.home, placement.resident, slots, costs, NO_LINKS)
     loads = loads_of_shares(counts, shares, costs)
     return np.array(layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs))
 
@@ -64,7 +64,7 @@ def plan(
 ) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, float]:
     """Plan with these costs, without stages."""
     tokens, fetch, from_peer, senders, overlapped, _, _, predicted_s = plan_by_time(
-        counts, home, resident, room, np.array(costs), NO_LINKS, overlap, False, spread
+        counts, home, resident, room, np.array(costs), *NO_LINKS, overlap, False, spread
     )
     return tokens, fetch, from_peer, senders, overlapped, predicted_s
 
@@ -76,20 +76,20 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
 ) -> None:
     counts, placement = batch
     room = int(placement.resident.sum(axis=0).max()) + num_free
-    free = free_slots(placement.home, placement.resident, room)
+    slots = slots_in(room, placement.home, placement.resident)
     arguments = (counts, placement.home, placement.resident, room, costs, overlap)
     tokens, fetch, from_peer, senders, overlapped, predicted_s = plan(*arguments)
     made = Plan(tokens, fetch, from_peer, senders=senders if senders.size else None)
     made.validate(counts, placement)
     assert not (from_peer & ~fetch).any()
     from_host = (fetch & ~from_peer).sum(axis=0)
-    assert (from_host <= free + placement.resident.sum(axis=0)).all(), "there is a slot for every fetch"
+    assert (from_host <= np.maximum(room, placement.resident.sum(axis=0))).all(), "there is a slot for every fetch"
     shares = np.ascontiguousarray(made.executed().T)
-    times = predicted(counts, shares, placement, free, costs)
+    times = predicted(counts, shares, placement, slots, costs)
     assert predicted_s == pytest.approx(times[int(overlapped)])
     assert overlap or not overlapped
     held = predicted(
-        counts, shares_where_held(counts, placement.home, placement.resident, costs), placement, free, costs
+        counts, shares_where_held(counts, placement.home, placement.resident, costs), placement, slots, costs
     )
     assert predicted_s <= held[0] * (1 + 1e-9)
     chosen = choose_shares(*arguments[:5], NO_LINKS, overlap, False, True)
@@ -102,7 +102,13 @@ def test_levelling_moves_assignments_and_loses_none(batch: Batch, costs: Costs) 
     counts, placement = batch
     shares = shares_where_held(counts, placement.home, placement.resident, costs)
     np.testing.assert_array_equal(shares.sum(axis=0), counts.sum(axis=0))
-    level(shares, counts, placement.resident, np.zeros(placement.world_size, np.int64), costs)
+    level(
+        shares,
+        counts,
+        placement.resident,
+        with_free(np.zeros(placement.world_size, np.int64), placement.resident),
+        costs,
+    )
     assert (shares >= 0).all()
     np.testing.assert_array_equal(shares.sum(axis=0), counts.sum(axis=0))
 
@@ -114,10 +120,9 @@ def test_many_ranks_are_evened_out_by_nodes_without_loss(seed: int, node_ranks: 
     counts = make_counts("zipf", world_size, 24, 40, rng)
     counts[:, 0] += 2000  # for one rank, of which a node's others and other nodes have to take
     placement, costs = Placement.from_home(np.arange(24), world_size), COSTS._replace(node_ranks=node_ranks)
-    free = np.ones(world_size, np.int64)
     held = shares_where_held(counts, placement.home, placement.resident, costs)
     shares = held.copy()
-    level_any(shares, counts, placement.resident, free, costs)
+    level_any(shares, counts, placement.resident, with_free(np.ones(world_size, np.int64), placement.resident), costs)
     assert (shares >= 0).all()
     np.testing.assert_array_equal(shares.sum(axis=0), counts.sum(axis=0))
     assert shares.sum(axis=1).max() < held.sum(axis=1).max() / 10
@@ -209,12 +214,12 @@ def test_a_hot_expert_is_executed_where_its_tokens_are_if_that_saves_the_exchang
 
 @compiled
 def fastest_s(
-    counts: IntArray, splits: IntArray, home: IntArray, resident: BoolArray, free: IntArray, costs: Costs, links: Links
+    counts: IntArray, splits: IntArray, home: IntArray, resident: BoolArray, slots: Slots, costs: Costs, links: Links
 ) -> float:
     """Return the least predicted time of many splits, int64 ``[num_splits, world_size, num_experts]``."""
     best_s = np.inf
     for shares in splits:
-        sources = choose_sources(counts, shares, home, resident, free, costs, links)
+        sources = choose_sources(counts, shares, home, resident, slots, costs, links)
         loads = loads_of_shares(counts, shares, costs)
         best_s = min(best_s, layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs)[0])
     return best_s
@@ -227,7 +232,7 @@ def test_near_the_best_of_all_splits(hot: int, fetch_s: float, row_s: float) -> 
     """Two ranks, three experts, 40 000 splits: the choice takes at most a fifth longer than the fastest."""
     counts, placement = np.array([[hot, 20, 6], [hot // 2, 14, 10]]), place("contiguous", 3, 2)
     costs = COSTS._replace(fetch_s=fetch_s, peer_fetch_s=fetch_s / 2, exchange_token_s=row_s)
-    free = np.ones(2, dtype=np.int64)
+    slots = with_free(np.ones(2, dtype=np.int64), placement.resident)
     totals = counts.sum(axis=0)
     of_expert = [
         np.unique(np.r_[0, total, counts[0, e], np.linspace(0, total, 33).astype(int)])
@@ -235,7 +240,7 @@ def test_near_the_best_of_all_splits(hot: int, fetch_s: float, row_s: float) -> 
     ]
     splits = np.stack(np.meshgrid(*of_expert), axis=-1).reshape(-1, 3)
     best_s = fastest_s(
-        counts, np.stack([splits, totals - splits], axis=1), placement.home, placement.resident, free, costs, NO_LINKS
+        counts, np.stack([splits, totals - splits], axis=1), placement.home, placement.resident, slots, costs, NO_LINKS
     )
     chosen = choose_shares(counts, placement.home, placement.resident, 3, costs, NO_LINKS, False, False, True)
     assert chosen.predicted_s <= 1.2 * best_s

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harmoeny.cost import NO_LINKS
+from harmoeny.held import with_free
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.predict import (
     ALONE_S,
@@ -146,18 +147,24 @@ def test_fetches_come_from_whoever_has_time() -> None:
     shares = np.diag([5, 5, 5, 5]).astype(np.int64)
     shares[1:, 0] = 5  # expert 0 is fetched by all other ranks
     idle = np.zeros(4, dtype=np.int64)
-    found = choose_sources(shares, shares, placement.home, placement.resident, idle + 9, COSTS, NO_LINKS)
+    found = choose_sources(
+        shares, shares, placement.home, placement.resident, with_free(idle + 9, placement.resident), COSTS, NO_LINKS
+    )
     # The home sends one after the other: 31, 61, 91 s; the host's link would take 100 s.
     assert found.from_peer[0].tolist() == [False, True, True, True]
     assert found.ready_s.tolist() == [0.0, 91.0, 91.0, 91.0]
     assert found.host_link_s.tolist() == [0.0, 0.0, 0.0, 0.0]
     # With slower peers the third is sooner there from the host.
     slow = COSTS._replace(peer_fetch_s=46.0)
-    found = choose_sources(shares, shares, placement.home, placement.resident, idle + 9, slow, NO_LINKS)
+    found = choose_sources(
+        shares, shares, placement.home, placement.resident, with_free(idle + 9, placement.resident), slow, NO_LINKS
+    )
     assert found.from_peer[0].tolist() == [False, True, True, False]
     assert found.ready_s.tolist() == [0.0, 91.0, 91.0, 100.0]
     # Without a free slot every fetch is followed by a restore over the host's link.
-    found = choose_sources(shares, shares, placement.home, placement.resident, idle, slow, NO_LINKS)
+    found = choose_sources(
+        shares, shares, placement.home, placement.resident, with_free(idle, placement.resident), slow, NO_LINKS
+    )
     assert found.from_peer[0].tolist() == [False, True, True, True]
     assert found.host_link_s.tolist() == [0.0, 100.0, 100.0, 100.0]
 
@@ -166,7 +173,13 @@ def test_without_peers_everything_comes_from_the_host() -> None:
     placement = place("contiguous", 2, 2)
     shares = np.array([[5, 5], [5, 5]])
     found = choose_sources(
-        shares, shares, placement.home, placement.resident, np.array([1, 0]), COSTS._replace(peer_fetch_s=0), NO_LINKS
+        shares,
+        shares,
+        placement.home,
+        placement.resident,
+        with_free(np.array([1, 0]), placement.resident),
+        COSTS._replace(peer_fetch_s=0),
+        NO_LINKS,
     )
     assert not found.from_peer.any()
     assert found.ready_s.tolist() == [100.0, 100.0]
@@ -180,7 +193,9 @@ def test_only_what_is_executed_and_not_held_is_fetched(batch: Batch, seed: int) 
     rng = np.random.default_rng(seed)
     shares = np.ascontiguousarray(rng.integers(0, 3, counts.shape))
     free = rng.integers(0, 3, placement.world_size)
-    found = choose_sources(counts, shares, placement.home, placement.resident, free, COSTS, NO_LINKS)
+    found = choose_sources(
+        counts, shares, placement.home, placement.resident, with_free(free, placement.resident), COSTS, NO_LINKS
+    )
     fetched = (shares.T > 0) & ~placement.resident
     assert not (found.from_peer & ~fetched).any()
     number = fetched.sum(axis=0)

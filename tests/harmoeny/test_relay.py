@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from experiments.simulator.topology import Topology
 from harmoeny.cost import NO_LINKS, Links
 from harmoeny.hardware import Hardware
+from harmoeny.held import with_free
 from harmoeny.placement import Placement, place
 from harmoeny.plan import Plan
 from harmoeny.predict import Costs, Sources
@@ -25,8 +26,10 @@ SLOW_HOST = COSTS._replace(fetch_s=1e6, relays=1.0)
 def sources(wanted: np.ndarray, placement: Placement, costs: Costs, links: Links = NO_LINKS) -> Sources:
     """Choose where ranks that want an expert get it; ``wanted``: bool ``[num_experts, world_size]``."""
     shares = np.ascontiguousarray(wanted.T.astype(np.int64))
-    room = np.full(placement.world_size, placement.num_experts)
-    return choose_sources(shares, shares, placement.home, placement.resident, room, costs, links)
+    free = np.full(placement.world_size, placement.num_experts)
+    return choose_sources(
+        shares, shares, placement.home, placement.resident, with_free(free, placement.resident), costs, links
+    )
 
 
 @pytest.mark.parametrize("receivers", range(3, 16))

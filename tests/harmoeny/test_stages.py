@@ -13,21 +13,22 @@ from baselines.eps_moe import EpsMoE
 from baselines.fastermoe import FasterMoE
 from baselines.static_ep import StaticEP
 from harmoeny.cost import NO_LINKS
-from harmoeny.held import free_slots
+from harmoeny.held import slots_in, with_free
 from harmoeny.lines import Stages, stage_tokens, stages_of_experts
 from harmoeny.placement import BoolArray, IntArray, Placement, place
 from harmoeny.plan import Plan, home_tokens, pairs_of_shares, plan_from_tokens, tokens_of_shares
 from harmoeny.policy import Policy
 from harmoeny.predict import SLICES, Costs, Loads, Sources, layer_s, loads_of_shares, no_sources, work_s
+from harmoeny.stage_times import soonest_stages, staged_s
 from harmoeny.stages import (
     MOST_STAGES,
     best_stages,
+    cut_for,
     divide,
-    divided,
     group,
     in_stages,
     line_up,
-    staged_s,
+    reads_most,
     weight,
 )
 from harmoeny.timed import HarMoEny
@@ -192,8 +193,8 @@ def test_wrong_stages_are_refused() -> None:
 @given(some_batches, costs_of_machines, st.integers(0, 2**32 - 1))
 def test_one_stage_takes_what_a_layer_without_stages_takes(batch: Batch, costs: Costs, seed: int) -> None:
     counts, placement = batch
-    shares, free = any_shares(batch, seed), free_slots(placement.home, placement.resident, 0)
-    sources = choose_sources(counts, shares, placement.home, placement.resident, free, costs, NO_LINKS)
+    shares, slots = any_shares(batch, seed), slots_in(0, placement.home, placement.resident)
+    sources = choose_sources(counts, shares, placement.home, placement.resident, slots, costs, NO_LINKS)
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
     stages = cut(counts, shares, placement.resident, 1)
@@ -211,8 +212,8 @@ def test_one_stage_takes_what_a_layer_without_stages_takes(batch: Batch, costs: 
 def test_stages_hide_no_more_than_there_is(batch: Batch, costs: Costs, num_stages: int, seed: int) -> None:
     counts, placement = batch
     shares = any_shares(batch, seed)
-    free = free_slots(placement.home, placement.resident, 0)
-    sources = choose_sources(counts, shares, placement.home, placement.resident, free, costs, NO_LINKS)
+    slots = slots_in(0, placement.home, placement.resident)
+    sources = choose_sources(counts, shares, placement.home, placement.resident, slots, costs, NO_LINKS)
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
     stages = cut(counts, shares, placement.resident, num_stages)
@@ -237,7 +238,9 @@ def test_stages_by_hand() -> None:
     counts = np.full((2, 4), 10)
     shares = np.array([[20, 20, 0, 0], [0, 0, 20, 20]])
     resident = shares.T > 0
-    sources = choose_sources(counts, shares, np.array([0, 0, 1, 1]), resident, np.zeros(2, int), costs, NO_LINKS)
+    sources = choose_sources(
+        counts, shares, np.array([0, 0, 1, 1]), resident, with_free(np.zeros(2, int), resident), costs, NO_LINKS
+    )
     loads = loads_of_shares(counts, shares, costs)
     stages = cut(counts, shares, resident, 2)
     assert stages.cuts.tolist() == [[0, 0], [20, 20], [40, 40]]
@@ -264,16 +267,77 @@ def test_no_other_number_of_stages_is_much_faster(costs: Costs, world_size: int,
     even = costs._replace(copy_token_s=0.0)  # which stages do not change
     resident = placement.resident
     lines = line_up(counts, shares, resident)
+    whole = reads_most(loads, costs)
     times = [
         seconds(
-            counts, shares, resident, divided(lines, counts, shares, n, loads, one_way_s, costs), loads, sources,
-            one_way_s, even,
+            counts, shares, resident,
+            group(lines, shares, n) if whole else cut_for(lines, counts, shares, n, loads, one_way_s, costs),
+            loads, sources, one_way_s, even,
         )
         for n in range(1, MOST_STAGES + 1)
     ]  # fmt: skip
     chosen = times[number - 1]
     assert chosen <= 1.2 * min(times[:held])
     assert chosen <= 1.3 * min(times), "with experts cut"
+
+
+@examples(100)
+@given(some_batches, costs_of_machines, st.integers(2, 6), st.integers(0, 2**32 - 1))
+def test_more_stages_are_tried_where_a_layer_takes_long(batch: Batch, costs: Costs, number: int, seed: int) -> None:
+    counts, placement = batch
+    shares, resident = any_shares(batch, seed), placement.resident
+    slots = slots_in(0, placement.home, resident)
+    sources = choose_sources(counts, shares, placement.home, resident, slots, costs, NO_LINKS)
+    loads = loads_of_shares(counts, shares, costs)
+    one_way_s = exchange_s(counts, shares, loads, costs)
+
+    def soonest(layer_takes_s: float) -> float:
+        stages, found_s = soonest_stages(
+            number, counts, shares, resident, loads, sources, one_way_s, layer_takes_s, costs
+        )
+        executed = np.ascontiguousarray(shares.T)
+        Plan(
+            tokens_of_shares(counts, executed), (executed > 0) & ~resident, stages=stages
+        ).validate(counts, placement)  # fmt: skip
+        assert seconds(counts, shares, resident, stages, loads, sources, one_way_s, costs) == found_s
+        return float(found_s)
+
+    lines = line_up(counts, shares, resident)
+    cut_or_whole = [cut_for(lines, counts, shares, number, loads, one_way_s, costs), group(lines, shares, number)]
+    usual = cut_or_whole[reads_most(loads, costs)]
+    assert soonest(0.0) == seconds(counts, shares, resident, usual, loads, sources, one_way_s, costs)
+    assert soonest(1e9) <= soonest(0.0), "there is time for all of them"
+
+
+@examples(100)
+@given(batches(max_world_size=6, max_experts=12, max_tokens=100), st.sampled_from([2, 3]), st.integers(0, 2**32 - 1))
+def test_what_a_stage_has_between_nodes_is_counted(batch: Batch, node_ranks: int, seed: int) -> None:
+    """With products that take no time, a layer is all stages' exchanges there and back, of a plan's own tokens."""
+    counts, placement = batch
+    world_size = len(counts)
+    costs = COSTS._replace(
+        node_ranks=float(node_ranks), inside_share=0.2, network_share=1.3, exchange_latency_s=2.0,
+        copy_token_s=0.0, token_s=0.0, launch_s=0.0, weights_s=0.0, fetch_s=0.0, peer_fetch_s=0.0,
+    )  # fmt: skip
+    shares = any_shares(batch, seed)
+    executed = np.ascontiguousarray(shares.T)
+    loads = loads_of_shares(counts, shares, costs)
+    sources = no_sources(*counts.shape)
+    stages = cut(counts, shares, placement.resident, 3)
+    tokens = tokens_of_shares(counts, executed, node_ranks if node_ranks < world_size else 0)
+    pairs = stage_tokens(tokens, stages.bounds(executed)[:, None], executed).sum(axis=2)
+    node = np.arange(world_size) // node_ranks
+    inside = node[:, None] == node
+    exchange = [(costs.inside_share, inside & ~np.eye(world_size, dtype=bool)), (costs.network_share, ~inside)]
+    wanted = 0.0
+    for sent in pairs:
+        busy = [share * max((sent * where).sum(axis=axis).max() for axis in (0, 1)) for share, where in exchange]
+        if max(busy) > 0:
+            wanted += 2 * (costs.exchange_latency_s + max(busy) * costs.exchange_token_s)
+    if node_ranks < world_size:
+        one_way_s = exchange_s(counts, shares, loads, costs)
+        found = seconds(counts, shares, placement.resident, stages, loads, sources, one_way_s, costs)
+        assert found == pytest.approx(wanted)
 
 
 @examples(100)
