@@ -75,10 +75,10 @@ def staged_s(
 ) -> float:
     """Return how long a layer in stages takes from the plan to the end of the combine, in seconds.
 
-    One exchange follows the other, where there is something to exchange. A rank computes a stage when its rows are
-    there and were ordered, which own rows alone are already, and the one before is done. Results of a stage go back
-    when all ranks have them, behind all rows. Fetched experts are computed at the end of each stage, when the last of
-    them is there.
+    One exchange follows the other, where there is something to exchange, the first while the rest is gathered. A rank
+    computes a stage when its rows are there and were ordered, which own rows alone are already, and the one before is
+    done. Results of a stage go back when all ranks have them, behind all rows. Fetched experts are computed at the end
+    of each stage, when the last of them is there.
 
     Args:
         lines: what every rank executes.
@@ -100,11 +100,18 @@ def staged_s(
         # All that an exchange takes beside its latency goes by the rows of the busiest rank.
         row_s = (exchange_s - costs.exchange_latency_s) / max(loads.sent.max(), loads.received.max(), 1)
         wire_s = np.where(rows > 0, costs.exchange_latency_s + rows * row_s, 0.0)
+    # The first rows that travel are on their way while the rest is gathered.
+    first = 0
+    while first + 1 < num_stages and wire_s[first] == 0:
+        first += 1
     arrived_s = np.empty(num_stages)
-    now_s = gather_s
+    now_s = gather_s * executed[: first + 1].sum() / max(executed.sum(), 1)
     for stage in range(num_stages):
+        if stage == first + 1:
+            now_s = max(now_s, gather_s)
         now_s += wire_s[stage]
-        arrived_s[stage] = now_s
+        arrived_s[stage] = max(now_s, gather_s)
+    now_s = arrived_s[num_stages - 1]
     end_s = np.zeros(num_stages)
     for rank in range(world_size):
         rank_s = 0.0

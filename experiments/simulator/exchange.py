@@ -71,7 +71,7 @@ class Arrivals:
         all_ready_s, none = ready_s.max(), np.zeros_like(ready_s)
         if flows.stage_traffic is not None:
             parts = [_stage_exchange(cost, traffic).at(pace) for traffic in flows.stage_traffic]
-            arrived_s = all_ready_s + np.cumsum([part.wire_s for part in parts], axis=0)
+            arrived_s = stage_arrivals_s(parts, exchange, ready_s)
             return cls(arrived_s, np.stack([2 * part.group_s for part in parts]), parts, flows.stage_traffic)
         arrived_s = all_ready_s + exchange.wire_s + exchange.group_s
         first_s = arrived_s if flows.slices is None else ready_s
@@ -88,6 +88,27 @@ class Arrivals:
         for end_s, part, traffic in zip(stage_end_s, self.parts, self.traffic, strict=True):
             free_s = np.maximum(last_partner(end_s, traffic), free_s) + part.wire_s
         return free_s
+
+
+def stage_arrivals_s(parts: Sequence[ExchangeTimes], exchange: ExchangeTimes, ready_s: FloatArray) -> FloatArray:
+    """Return float64 ``[num_stages, world_size]``, when the rows of stages that are exchanged in turn can be executed.
+
+    The first rows that travel are on their way while the rest is gathered, before anything is executed.
+
+    Args:
+        parts: the exchange of every stage.
+        exchange: that of all rows.
+        ready_s: float64 ``[world_size]``, when every rank has gathered all.
+    """
+    first = next((i for i, part in enumerate(parts) if part.wire_s.any()), 0)
+    rest_s = exchange.gather_s - np.sum([part.gather_s for part in parts[: first + 1]], axis=0)
+    arrived_s, now_s = np.empty((len(parts), len(ready_s))), np.full_like(ready_s, (ready_s - rest_s).max())
+    for stage, part in enumerate(parts):
+        if stage == first + 1:
+            now_s = np.maximum(now_s, ready_s.max())
+        now_s = now_s + part.wire_s
+        arrived_s[stage] = np.maximum(now_s, ready_s)
+    return arrived_s
 
 
 @compiled

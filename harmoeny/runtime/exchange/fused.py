@@ -90,7 +90,13 @@ def spread_tokens(
 
 
 def put_tokens(
-    hidden_TH: Tensor, assignments: Assignments, blocks: Tensor, bases: Sequence[int], num_sent: int
+    hidden_TH: Tensor,
+    assignments: Assignments,
+    blocks: Tensor,
+    bases: Sequence[int],
+    num_sent: int,
+    ranks: range | None = None,
+    sent: Sent | None = None,
 ) -> Sent:
     """Write every token to wherever its experts are executed.
 
@@ -101,6 +107,8 @@ def put_tokens(
             to get the row among those sent; the address at the rank that number 0 would have.
         bases: where the ranks' memory begins.
         num_sent: how many.
+        ranks: the ranks that are written to now, in turn from 0 on; None: all.
+        sent: what was returned for the ranks before these.
     """
     from harmoeny.runtime.exchange.triton_rows import put_tokens
 
@@ -108,18 +116,20 @@ def put_tokens(
     (num_tokens, top_k), (_, num_experts, num_ranks) = expert_ids_TK.shape, blocks.shape
     if numbers_TK is None:
         numbers_TK, _ = number_assignments(expert_ids_TK, num_experts)
-    row_TK = torch.empty_like(expert_ids_TK, memory_format=torch.contiguous_format)
-    assignment_S = expert_ids_TK.new_empty(num_sent)
+    if sent is None:
+        row_TK = torch.empty_like(expert_ids_TK, memory_format=torch.contiguous_format)
+        sent = Sent(expert_ids_TK.new_empty(num_sent), row_TK)
+    ranks = range(num_ranks) if ranks is None else ranks
     if num_tokens > 0:
         put_tokens[(num_tokens,)](
-            hidden_TH.contiguous(), expert_ids_TK.contiguous(), numbers_TK, blocks, num_experts * num_ranks, row_TK,
-            assignment_S,
+            hidden_TH.contiguous(), expert_ids_TK.contiguous(), numbers_TK, blocks, num_experts * num_ranks,
+            ranks.start, ranks.stop, sent.row_TK, sent.assignment_S,
             TOP_K=top_k, NUM_RANKS=num_ranks, NUM_COLUMNS=hidden_TH.shape[1],
             ALIGNMENT=_alignment(hidden_TH, bases), TILE_K=_power_of_2(top_k), TILE_RANKS=_power_of_2(num_ranks),
             TILE_COLUMNS=_tile_columns(hidden_TH),
             num_warps=_TOKEN_WARPS,
         )  # fmt: skip
-    return Sent(assignment_S, row_TK)
+    return sent
 
 
 def put_rows(source: Tensor, blocks: Tensor, bases: Sequence[int], num_rows: int) -> None:

@@ -5,6 +5,8 @@ Shape letters: T tokens of this rank, K top_k, S rows sent, H hidden size, E exp
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,27 +19,61 @@ from harmoeny.runtime.exchange.layout import rows_as_sent, send_blocks
 from harmoeny.runtime.exchange.order import Assignments, Sent, send_order, tokens_of
 
 
-def gather_rows(hidden_TH: Tensor, assignments: Assignments, sent_EC: IntArray) -> tuple[Tensor, Sent]:
-    """Gather a rank's tokens in the order in which they are sent, see :func:`send_order`.
+class Gathering:
+    """Gathers a rank's tokens in the order in which they are sent, see :func:`send_order`, some at a time."""
 
-    Args:
-        hidden_TH: ``[T, H]``.
-        assignments: what they want executed.
-        sent_EC: int64 ``[E, C]``, how many of an expert's go to every destination.
+    def __init__(self, hidden_TH: Tensor, assignments: Assignments, sent_EC: IntArray) -> None:
+        """Order what is sent.
+
+        Args:
+            hidden_TH: ``[T, H]``.
+            assignments: what they want executed.
+            sent_EC: int64 ``[E, C]``, how many of an expert's go to every destination.
+        """
+        self._hidden_TH, self._assignments = hidden_TH, assignments
+        self._ends = [0, *np.cumsum(sent_EC.sum(axis=0)).tolist()]
+        self.rows_SH = hidden_TH.new_empty(self._ends[-1], hidden_TH.shape[1])
+        self._sent: Sent | None = None
+        self._blocks: Tensor | None = None
+        if not fused.is_available(hidden_TH.device):
+            self._sent = Sent(send_order(assignments, sent_EC))
+            return
+        if assignments.numbers_TK is None:
+            numbers_TK, _ = fused.number_assignments(assignments.expert_ids_TK, len(sent_EC))
+            self._assignments = replace(assignments, numbers_TK=numbers_TK)
+        self._starts = [self.rows_SH.data_ptr()] * sent_EC.shape[1]
+        row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
+        blocks = send_blocks(np.ascontiguousarray(sent_EC), rows_as_sent(sent_EC), np.array(self._starts), row_bytes)
+        self._blocks = Device.of(hidden_TH.device).upload(blocks)
+
+    @property
+    def sent(self) -> Sent:
+        """What the rows are, of those that were gathered."""
+        assert self._sent is not None, "nothing was gathered"
+        return self._sent
+
+    def gather(self, columns: range) -> None:
+        """Gather the rows of some destinations, whose turn it is: first those from 0 on."""
+        if self._blocks is not None:
+            self._sent = fused.put_tokens(
+                self._hidden_TH, self._assignments, self._blocks, self._starts, len(self.rows_SH), columns,
+                self._sent,
+            )  # fmt: skip
+            return
+        rows = slice(self._ends[columns.start], self._ends[columns.stop])
+        token_S = tokens_of(self.sent.assignment_S[rows], self._assignments.expert_ids_TK.shape[1])
+        torch.index_select(self._hidden_TH, 0, token_S, out=self.rows_SH[rows])
+
+
+def gather_rows(hidden_TH: Tensor, assignments: Assignments, sent_EC: IntArray) -> tuple[Tensor, Sent]:
+    """Gather all at once; arguments as of :class:`Gathering`.
 
     Returns:
         ``[S, H]``, the rows, and what they are.
     """
-    if not fused.is_available(hidden_TH.device):
-        assignment_S = send_order(assignments, sent_EC)
-        token_S = tokens_of(assignment_S, assignments.expert_ids_TK.shape[1])
-        return hidden_TH.index_select(0, token_S), Sent(assignment_S)
-    rows_SH = hidden_TH.new_empty(int(sent_EC.sum()), hidden_TH.shape[1])
-    at_C = [rows_SH.data_ptr()] * sent_EC.shape[1]
-    row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
-    blocks = send_blocks(np.ascontiguousarray(sent_EC), rows_as_sent(sent_EC), np.array(at_C), row_bytes)
-    uploaded = Device.of(hidden_TH.device).upload(blocks)
-    return rows_SH, fused.put_tokens(hidden_TH, assignments, uploaded, at_C, len(rows_SH))
+    gathering = Gathering(hidden_TH, assignments, sent_EC)
+    gathering.gather(range(sent_EC.shape[1]))
+    return gathering.rows_SH, gathering.sent
 
 
 def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent) -> Tensor:

@@ -65,16 +65,19 @@ def spread_tokens(  # type: ignore[no-untyped-def]
         )
 
 
-@triton.jit(do_not_specialize=["num_blocks"], do_not_specialize_on_alignment=["blocks"])  # type: ignore[untyped-decorator]
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["num_blocks", "first_rank", "end_rank"], do_not_specialize_on_alignment=["blocks"]
+)
 def put_tokens(  # type: ignore[no-untyped-def]
-    hidden, ids, numbers, blocks, num_blocks, row_of, assignment_of,
+    hidden, ids, numbers, blocks, num_blocks, first_rank, end_rank, row_of, assignment_of,
     TOP_K: tl.constexpr, NUM_RANKS: tl.constexpr, NUM_COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
     TILE_K: tl.constexpr, TILE_RANKS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Read a token once and write it wherever its experts are executed; grid: tokens.
 
     A block is what an expert's assignments, numbered for themselves, send to one rank; blocks are by expert and rank.
-    ``row_of`` gets the row of every assignment among those sent, or -1, and ``assignment_of`` the reverse.
+    ``row_of`` gets the row of every assignment among those sent, or -1, and ``assignment_of`` the reverse. Only what
+    goes to ranks from ``first_rank`` on and before ``end_rank`` is sent; those from 0 on come first.
     """
     token = tl.program_id(0).to(tl.int64)
     k, rank = tl.arange(0, TILE_K), tl.arange(0, TILE_RANKS)
@@ -86,12 +89,12 @@ def put_tokens(  # type: ignore[no-untyped-def]
     is_rank = (rank < NUM_RANKS)[None, :]
     ends = tl.load(blocks + first[:, None] + rank[None, :], mask=chosen[:, None] & is_rank, other=0)
     goes_to = tl.sum(((ends <= number[:, None]) & is_rank).to(tl.int32), 1)
-    sent = chosen & (goes_to < NUM_RANKS)
+    sent = chosen & (goes_to >= first_rank) & (goes_to < end_rank)
     block = blocks + first + goes_to
     row = tl.load(block + num_blocks, mask=sent, other=0) + number
     ROW_BYTES: tl.constexpr = NUM_COLUMNS * (hidden.dtype.element_ty.primitive_bitwidth // 8)
     address = tl.load(block + 2 * num_blocks, mask=sent, other=0) + number * ROW_BYTES
-    tl.store(row_of + assignment, tl.where(sent, row, -1), mask=k < TOP_K)
+    tl.store(row_of + assignment, tl.where(sent, row, -1), mask=(k < TOP_K) & (goes_to >= first_rank))
     tl.store(assignment_of + row, assignment, mask=sent)
     target = tl.multiple_of(address, ALIGNMENT).to(tl.pointer_type(hidden.dtype.element_ty))
     target = tl.multiple_of(target, ALIGNMENT)

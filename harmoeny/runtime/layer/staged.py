@@ -18,7 +18,7 @@ from harmoeny.lines import Stages, stage_tokens
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
-from harmoeny.runtime.exchange.gather import gather_rows, weighted_sum
+from harmoeny.runtime.exchange.gather import Gathering, weighted_sum
 from harmoeny.runtime.exchange.order import Assignments, by_expert
 from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
@@ -91,8 +91,12 @@ def execute_in_stages(executor: Executor, given: LayerInput, counts: IntArray, p
     recorder.mark()  # dispatch
     stages = _make_stages(parts, schedule if kernel.grouped else None, comm.device)
     assignments = Assignments(given.expert_ids_TK, counts[rank], given.numbers_TK)
-    sent_SH, sent = gather_rows(given.hidden_TH, assignments, sent_EC)
-    exchange = _Exchange(comm, plan, sent_SH, stages)
+    gathering = Gathering(given.hidden_TH, assignments, sent_EC)
+    exchange = _Exchange(comm, plan, gathering.rows_SH, stages)
+    # What is exchanged first is on its way while the rest is gathered.
+    for columns, gathered in _in_turn(stages, rank, sent_EC.shape[1], by_stage=plan.stages is not None):
+        gathering.gather(columns)
+        exchange.send(gathered)
     recorder.mark()  # compute
     results = Results(exchange.rows_RH)
 
@@ -106,8 +110,8 @@ def execute_in_stages(executor: Executor, given: LayerInput, counts: IntArray, p
     fetch = fetcher.run(execute)
     recorder.mark()  # combine
     returned_SH = exchange.await_results(results.rows())
-    output_TH = weighted_sum(returned_SH, given.routing_weights_TK, sent)
-    return LayerResult(output_TH, sent.assignment_S, fetch)
+    output_TH = weighted_sum(returned_SH, given.routing_weights_TK, gathering.sent)
+    return LayerResult(output_TH, gathering.sent.assignment_S, fetch)
 
 
 def _by_source(rank: int, plan: Plan) -> list[_Part]:
@@ -128,17 +132,36 @@ def _by_source(rank: int, plan: Plan) -> list[_Part]:
 def _by_stage(rank: int, plan: Plan, stages: Stages) -> tuple[IntArray, list[_Part]]:
     """Return what a rank sends to every rank at every stage, and what it exchanges in turn with all, itself included.
 
-    The first is int64 ``[E, W * num_stages]``: rows are sent by destination, stage and expert.
+    The first is int64 ``[E, num_stages * W]``: rows are sent by stage, destination and expert.
     """
     everyone, executed_EW = list(range(plan.world_size)), plan.executed()
     bounds = stages.bounds(executed_EW)
     sent_GEW = stage_tokens(plan.tokens[rank], bounds, executed_EW)
     received_GWE = stage_tokens(plan.tokens[:, :, rank], bounds[:, None, :, rank], executed_EW[:, rank])
-    sent_EC = sent_GEW.transpose(1, 2, 0).reshape(plan.num_experts, -1)
+    sent_EC = sent_GEW.transpose(1, 0, 2).reshape(plan.num_experts, -1)
     slices = _slices(range(sent_EC.shape[1]), sent_EC.sum(axis=0))
     num_stages = stages.num_stages
-    sent = [{dst: slices[dst * num_stages + stage] for dst in everyone} for stage in range(num_stages)]
+    sent = [{dst: slices[stage * plan.world_size + dst] for dst in everyone} for stage in range(num_stages)]
     return sent_EC, [_Part(*part) for part in zip(sent, [everyone] * num_stages, received_GWE, strict=True)]
+
+
+def _in_turn(stages: list[_Stage], rank: int, num_columns: int, *, by_stage: bool) -> list[tuple[range, list[_Stage]]]:
+    """Return what is gathered and then exchanged, one after the other: the first rows that travel, and the rest.
+
+    Args:
+        stages: in order.
+        rank: this one.
+        num_columns: destinations of what is sent, as many of every stage.
+        by_stage: rows are sent stage after stage.
+    """
+    travels = [
+        any(part.start < part.stop for parts in (stage.sent, stage.received) for r, part in parts.items() if r != rank)
+        for stage in stages
+    ]
+    first = travels.index(True) + 1 if by_stage and any(travels) else len(stages)
+    end = first * num_columns // len(stages)
+    turns = [(range(end), stages[:first]), (range(end, num_columns), stages[first:])]
+    return [(columns, gathered) for columns, gathered in turns if gathered]
 
 
 def _make_stages(parts: list[_Part], schedule: Schedule | None, device: torch.device) -> list[_Stage]:
@@ -168,7 +191,7 @@ class _Exchange:
     Attributes:
         comm: the ranks.
         plan: what goes where.
-        sent_SH: ``[S, H]``, this rank's rows by destination and expert.
+        sent_SH: ``[S, H]``, this rank's rows, those of a stage once they were gathered.
         stages: the exchanges in order.
         rows_RH: ``[R, H]``, rows to execute, those of a stage once they were waited for.
     """
@@ -180,7 +203,7 @@ class _Exchange:
     rows_RH: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        """Start to send and to receive all rows."""
+        """Make room for all rows."""
         hidden_size, pairs = self.sent_SH.shape[1], self.plan.tokens.sum(axis=1)
         # Rows one way and results the other share what two ranks have between them.
         row_bytes = hidden_size * self.sent_SH.element_size()
@@ -190,12 +213,16 @@ class _Exchange:
         self._sending: list[PeerCopies] = []
         self._returning: list[PeerCopies] = []
         self._travelling = [stage for stage in self.stages if {*stage.sent, *stage.received} != {self.comm.rank}]
-        for stage in self._travelling:
-            stage.arriving = self.comm.copy_between_peers(
-                self._parts(self.sent_SH, stage.sent), self._parts(self.rows_RH[stage.rows], stage.received)
-            )
-            self._sending.append(stage.arriving)
-        for stage in self.stages:
+
+    def send(self, stages: list[_Stage]) -> None:
+        """Start to send and to receive the rows of the stages that are next."""
+        for stage in stages:
+            if stage in self._travelling:
+                stage.arriving = self.comm.copy_between_peers(
+                    self._parts(self.sent_SH, stage.sent), self._parts(self.rows_RH[stage.rows], stage.received)
+                )
+                self._sending.append(stage.arriving)
+        for stage in stages:
             self._take_own(stage)
 
     def await_rows(self, stage: _Stage) -> None:

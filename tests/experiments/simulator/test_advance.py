@@ -19,6 +19,7 @@ from experiments.simulator import flows
 from experiments.simulator.advance import SimulatedLayer, SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
+from experiments.simulator.exchange import ExchangeTimes, stage_arrivals_s
 from experiments.simulator.flows import flows_of_executed, plan_flows
 from experiments.simulator.model_work import ModelWork
 from experiments.simulator.sharing import sharing_pace
@@ -113,6 +114,21 @@ def test_stages_of_experts_overlap_as_their_cost_model_says(num_stages: int) -> 
     exchange_s = 2 * 32 * 4 / 2.0
     assert seconds(2.0, 1) == 64 + exchange_s
     assert exchange_s <= seconds(2.0, num_stages) <= 64 + exchange_s - 64 * (num_stages - 1) / num_stages
+
+
+@pytest.mark.parametrize(
+    ("wire_s", "wanted"), [(4.0, [[10, 11], [12, 12], [17, 17]]), (1.0, [[10, 11], [10, 11], [16, 16]])]
+)
+def test_the_first_rows_travel_while_the_rest_is_gathered(wire_s: float, wanted: list[list[float]]) -> None:
+    """By hand: of 6 s of gathering, 3 are for what is sent first, from 8 s on, when the last rank has that."""
+
+    def part(gather_s: float, wire_s: float) -> ExchangeTimes:
+        both = np.ones(2)
+        return ExchangeTimes(both, gather_s * both, wire_s * both, 0 * both, 0 * both)
+
+    stages = [part(1.0, 0.0), part(2.0, wire_s), part(3.0, 5.0)]  # the first stage is each rank's own
+    found = stage_arrivals_s(stages, part(6.0, 9.0), np.array([10.0, 11.0]))
+    assert found.tolist() == wanted
 
 
 def test_a_grouped_kernel_reads_all_weights_of_a_wave_while_it_computes() -> None:

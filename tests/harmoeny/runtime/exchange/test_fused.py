@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot
-from harmoeny.runtime.exchange.gather import gather_rows, weighted_sum
+from harmoeny.runtime.exchange.gather import Gathering, gather_rows, weighted_sum
 from harmoeny.runtime.exchange.order import Assignments, Sent
 from tests.harmoeny.runtime.cases import random_tokens
 from tests.strategies import examples
@@ -127,9 +127,19 @@ def test_rows_are_gathered_in_the_order_of_a_sort(
         wanted, wanted_sent = gather_rows(hidden, Assignments(ids, counts), sent_by_expert)
         patch.setattr(fused, "is_available", lambda _: True)
         found, found_sent = gather_rows(hidden, Assignments(ids, counts), sent_by_expert)
+        in_turn = Gathering(hidden, Assignments(ids, counts), sent_by_expert)
+        first = int(rng.integers(0, world_size + 1))
+        in_turn.gather(range(first))
+        before = int(sent_by_expert[:, :first].sum())
+        assert torch.equal(in_turn.rows_SH[:before], wanted[:before])
+        in_turn.gather(range(first, world_size))
     assert torch.equal(found, wanted)
+    assert torch.equal(in_turn.rows_SH, wanted)
     assert torch.equal(found_sent.assignment_S, wanted_sent.assignment_S)
+    assert torch.equal(in_turn.sent.assignment_S, wanted_sent.assignment_S)
     assert found_sent.row_TK is not None
+    assert in_turn.sent.row_TK is not None
+    assert torch.equal(in_turn.sent.row_TK, found_sent.row_TK)
     row = torch.full((ids.numel(),), -1, device=DEVICE)
     row[wanted_sent.assignment_S] = torch.arange(len(wanted), device=DEVICE)
     assert torch.equal(found_sent.row_TK.flatten(), row)

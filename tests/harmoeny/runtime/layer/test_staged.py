@@ -18,7 +18,7 @@ from baselines.even_split import EvenSplit
 from baselines.fastermoe import FasterMoE
 from baselines.llep import LLEP
 from baselines.static_ep import StaticEP
-from harmoeny.choices import Fetch
+from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import ExpertCost
 from harmoeny.lines import Stages, stages_of_experts
 from harmoeny.placement import IntArray, Placement
@@ -26,6 +26,7 @@ from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.exchange.comm import PeerCopies
+from harmoeny.runtime.exchange.gather import Gathering
 from tests.harmoeny.runtime.cases import RandomPlan, random_experts, random_tokens, start
 from tests.harmoeny.runtime.layer.test_engine import run_layers
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
@@ -151,3 +152,45 @@ def test_tokens_that_are_there_are_executed_and_returned_while_others_are_on_the
 
     run_threads(world_size, rank_main)
     assert executed_before_the_gate == ([4] if opened_by == "its own tokens" else [4, 4])
+
+
+def test_the_first_rows_travel_before_the_rest_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three stages the first has no rows: with the second's it is gathered, and these are sent."""
+
+    class InStages(StaticEP):
+        knows = frozenset({Knowledge.EXACT})
+
+        def plan(self, counts: IntArray, placement: Placement) -> Plan:
+            plan = super().plan(counts, placement)
+            begins = np.array([[0, 0], [8, 0], [0, 0], [0, 8]])
+            return replace(plan, stages=Stages(begins, np.array([[0, 0], [0, 0], [12, 12], [16, 16]])))
+
+    events: list[str] = []
+
+    class Telling(ThreadCommunicator):
+        def copy_between_peers(
+            self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
+        ) -> PeerCopies:
+            if self.rank == 0:
+                events.append(f"exchange {sum(len(rows) for rows, _ in sends)}")
+            return super().copy_between_peers(sends, receives)
+
+    gather = Gathering.gather
+
+    def telling(gathering: Gathering, columns: range) -> None:
+        if threading.current_thread().name == "rank 0":
+            events.append(f"gather {columns.start} to {columns.stop}")
+        gather(gathering, columns)
+
+    monkeypatch.setattr(Gathering, "gather", telling)
+
+    def rank_main(comm: ThreadCommunicator) -> None:
+        threading.current_thread().name = f"rank {comm.rank}"
+        engine = start([random_experts(4, 0)], Telling(comm.world, comm.rank), record=False)
+        engine.use(engine.build_system("x", InStages()))
+        ids = torch.arange(4).repeat(4)[:, None]  # every rank has 4 tokens for every expert
+        engine.forward(0, torch.randn(len(ids), 8), ids, torch.ones_like(ids, dtype=torch.float32))
+        engine.close()
+
+    run_threads(2, rank_main)
+    assert events[:5] == ["gather 0 to 4", "exchange 0", "exchange 6", "gather 4 to 6", "exchange 2"]
