@@ -213,7 +213,7 @@ class _Systems:
             self._failed[name] = problem
             return
         plan_times = PlanTimes.of(fitted) if software.plan_s is None else PlanTimes()
-        jitter = Jitter(point.hardware, point.options.world_size, point.options.seed, name)
+        jitter = Jitter(point.hardware, point.options.world_size, point.options.seed)
         make_system = partial(SimulatedSystem, fitted, cost, point.hardware.device_memory_bytes, plan_times, jitter)
         try:
             self._run_loops(SystemLoops(point, name, batch_size, make_system, traced, self._routing, self._progress))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from experiments.simulator.advance import SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.gpus import published
 from experiments.simulator.gpus.published import Layer, SpeedUps
+from experiments.simulator.jitter import Jitter
 from experiments.simulator.model_work import ModelWork
 from experiments.simulator.topology import Topology
 from harmoeny.choices import KernelName
@@ -31,6 +33,8 @@ _LLEP_PLAN_S_PER_EXPERT = 40e-6
 #: LLEP lets its plan be where the largest load is less than so many times the mean (its README's settings).
 _LLEP_CAPACITY, _LLEP_LEAST_IMBALANCE = 1.0, 1.3
 _WORLD_SIZE = 8
+#: In which ranks vary as their hardware says.
+_ROUNDS = 11
 
 
 @dataclass(kw_only=True)
@@ -133,6 +137,11 @@ def _hot_counts(seen: SpeedUps, share: float) -> IntArray:
 
 
 def _layer_s(policy: Policy, hardware: Hardware, work: ModelWork, counts: IntArray, plan_s: float) -> float:
-    """Return the time of one layer of so many experts and tokens."""
+    """Return the median time of one layer of so many experts and tokens."""
     cost = CostModel(hardware, Topology(hardware, len(counts)), work, SoftwareCost(plan_s=plan_s))
-    return float(SimulatedSystem(policy.calibrated(cost.expert), cost).run([counts]).end_s.max())
+    system = SimulatedSystem(policy.calibrated(cost.expert), cost, jitter=Jitter(hardware, len(counts), seed=0))
+    times = []
+    for index in range(_ROUNDS):
+        system.begin_round("closed", index)
+        times.append(float(system.run([counts]).end_s.max()))
+    return median(times)

@@ -1,10 +1,12 @@
-"""Ranks that differ: drawn from the hardware's spread, the same twice, shared by systems where the machine drifts."""
+"""Ranks that differ: drawn from the hardware's spread, the same twice and the same for all systems."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 
+from analysis.data.stats import median_interval, paired_ratio
 from experiments.compose.compose import compose_point
 from experiments.simulator.backend import simulate
 from experiments.simulator.jitter import Jitter
@@ -19,6 +21,10 @@ BUSY = (
 )  # fmt: skip
 
 
+#: Rank 0 has nine of ten assignments, which the even split deals out.
+SKEWED = ("router=skew", "router.skew=0.9", "systems.even_split.fetch=none")
+
+
 def tables(*overrides: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     point = compose_point(*BUSY, *overrides)
     found = simulate(point).tables(point)
@@ -26,7 +32,7 @@ def tables(*overrides: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def test_a_pace_has_a_median_of_one_and_the_spread_that_the_hardware_states() -> None:
-    jitter = Jitter(Hardware(rank_spread=0.1), 4000, seed=3, system="a")
+    jitter = Jitter(Hardware(rank_spread=0.1), 4000, seed=3)
     jitter.begin_round("closed", 0)
     logs = np.log(jitter.pace())
     assert abs(np.median(logs)) < 0.01
@@ -34,7 +40,7 @@ def test_a_pace_has_a_median_of_one_and_the_spread_that_the_hardware_states() ->
 
 
 def test_hardware_without_a_spread_has_equal_ranks() -> None:
-    jitter = Jitter(Hardware(), 3, seed=0, system="a")
+    jitter = Jitter(Hardware(), 3, seed=0)
     jitter.begin_round("closed", 0)
     assert jitter.pace().tolist() == [1.0, 1.0, 1.0]
 
@@ -45,6 +51,47 @@ def test_rounds_drift_alike_for_all_systems() -> None:
     assert latency["static_ep"].std() / latency["static_ep"].mean() > 0.15
     ratio = latency["static_ep"] / latency["even_split"]
     assert ratio.std() / ratio.mean() < 0.02, "paired, the drift is gone"
+
+
+def by_system(*overrides: str) -> pd.DataFrame:
+    """Return latencies in seconds, rounds by systems."""
+    return tables(*overrides)[1].pivot(index="round", columns="system", values="latency_s")
+
+
+def test_what_differs_in_name_only_differs_in_nothing() -> None:
+    latency = by_system(
+        "+systems.twin={_target_: baselines.static_ep.StaticEP}",
+        "+simulator.software.twin={plan_s: 0}", "hardware.rank_spread=0.3", "hardware.round_spread=0.3",
+    )  # fmt: skip
+    assert latency["static_ep"].nunique() == len(latency)
+    pd.testing.assert_series_equal(latency["static_ep"], latency["twin"], check_names=False, check_exact=True)
+
+
+def test_ranks_vary_alike_for_all_systems() -> None:
+    latency = by_system("hardware.rank_spread=0.2")
+    one, ratio = latency["static_ep"], paired_ratio(latency["static_ep"], latency["even_split"])
+    alone, other = median_interval(one), median_interval(latency["even_split"])
+    assert ratio.high / ratio.low < 1 + 0.2 * (alone.high / alone.low - 1)
+    assert ratio.high / ratio.low < alone.high / other.low
+
+
+@pytest.mark.parametrize("spread", ["rank_spread", "round_spread"])
+def test_intervals_are_those_of_the_spread(spread: str) -> None:
+    def width(value: float) -> float:
+        found = median_interval(by_system(f"hardware.{spread}={value}")["even_split"])
+        return found.high / found.low - 1
+
+    none, some, much = (width(value) for value in (0.0, 0.05, 0.2))
+    assert none < 0.2 * some
+    assert 2 * some < much
+
+
+def test_balance_gains_on_ranks_that_differ() -> None:
+    latency = by_system(*SKEWED, "hardware.rank_spread=0.05")
+    ratio = latency["static_ep"] / latency["even_split"]
+    assert ratio.min() > 1.2
+    same = by_system(*SKEWED)
+    assert ratio.median() < (same["static_ep"] / same["even_split"]).median(), "two ranks wait for the slower one"
 
 
 def test_equally_loaded_ranks_wait_for_the_slower_one() -> None:
