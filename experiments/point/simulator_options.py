@@ -22,6 +22,9 @@ class SoftwareCost:
         plan_entry_s: per plan and entry of its tokens, of which it has ranks * experts * ranks; 0 without ``plan_s``.
         plan_step_s: per step of a plan; it has as many as there are fetches (an expert on a rank that does not hold it)
             and ranks that drop tokens.
+        plan_moving_s: per rank and expert, of a plan that has steps; as the next two, 0 without ``plan_s``.
+        plan_copies_s: likewise, of a plan for experts of which ranks hold copies.
+        plan_stages_s: likewise, of a plan in stages.
         padded: every expert is filled up to the largest number of assignments that any rank has for any expert, and
             tokens get to their places by a product with a matrix of zeros and ones (DeepSpeed, GShard).
         dtype: what it holds weights and hidden states in, computed at the same rates; null: the model's.
@@ -33,6 +36,9 @@ class SoftwareCost:
     plan_s: float | None = None
     plan_entry_s: float = 0.0
     plan_step_s: float = 0.0
+    plan_moving_s: float = 0.0
+    plan_copies_s: float = 0.0
+    plan_stages_s: float = 0.0
     padded: bool = False
     capacity_limit: int | None = None
     dtype: str | None = None
@@ -47,11 +53,12 @@ class SoftwareCost:
             value = getattr(self, part.name)
             if part.name.endswith("_s") and value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"simulator.software.{name}.{part.name}: {value}, must be a number of at least 0")
-        if self.plan_s is None and self.plan_entry_s:
-            raise ValueError(
-                f"simulator.software.{name}.plan_entry_s: {self.plan_entry_s}, must be 0 without plan_s, since the "
-                "policy is timed then"
-            )
+        for field_name in ("plan_entry_s", "plan_moving_s", "plan_copies_s", "plan_stages_s"):
+            if self.plan_s is None and getattr(self, field_name):
+                raise ValueError(
+                    f"simulator.software.{name}.{field_name}: {getattr(self, field_name)}, must be 0 without plan_s, "
+                    "since the policy is timed then"
+                )
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(
                 f"simulator.software.{name}.dtype: {self.dtype!r}, must be one of {', '.join(DTYPES)}, or null"

@@ -13,9 +13,10 @@ from experiments.simulator.compute import RankMemories
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import check_memory, layer_bytes, mask_bytes
 from experiments.simulator.exchange import Arrivals, ExchangeTimes, last_partner, padded_exchange, plain_exchange
-from experiments.simulator.flows import Flows, capped, num_plan_steps, plan_flows
+from experiments.simulator.flows import Flows, capped, plan_flows
 from experiments.simulator.jitter import Jitter
 from experiments.simulator.model_work import ModelWork
+from experiments.simulator.plan_size import plan_size
 from experiments.simulator.plan_times import PlanTimes
 from experiments.simulator.planning import PlanTimer
 from experiments.simulator.routing import with_shared_counts
@@ -256,7 +257,7 @@ class SimulatedSystem:
             exchange, executed, extra_bytes = plain_exchange(cost, flows.traffic), flows.executed, 0.0
         needed = self.held_bytes + layer_bytes(cost.work, exchange.rows, executed) + extra_bytes
         check_memory(needed, self._limit, f"MoE layer {layer}")
-        plan_s = cost.plan_s(policy_s, num_plan_steps(flows, counts, placement))
+        plan_s = cost.plan_s(policy_s, plan_size(flows, counts, placement))
         return flows, exchange, plan_s
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.point.simulator_options import SoftwareCost
 from experiments.routers.base import FloatArray
 from experiments.simulator.model_work import ModelWork
+from experiments.simulator.plan_size import PlanSize
 from experiments.simulator.topology import Topology
 from harmoeny.choices import KernelName
 from harmoeny.hardware import Hardware
@@ -90,18 +91,21 @@ class CostModel:
         sent = np.full((world_size, world_size), float(_COUNT_BYTES * self.work.all_experts))
         return float(self.topology.exchange_s(sent).max())
 
-    def plan_s(self, policy_s: float | None, num_steps: int) -> float:
-        """Return the time of a plan of so many steps (see :class:`SoftwareCost`).
+    def plan_s(self, policy_s: float | None, size: PlanSize) -> float:
+        """Return the time of a plan (see :class:`SoftwareCost`).
 
         Args:
-            policy_s: what the policy itself takes, as timed; None: as the software says.
-            num_steps: experts that move and ranks that drop.
+            policy_s: what the policy itself takes, as timed, to which only steps are added; None: as the software says.
+            size: how large it is.
         """
-        software, world_size = self.software, self.topology.world_size
-        if policy_s is None:
-            entries = world_size * self.work.all_experts * world_size
-            policy_s = (software.plan_s or 0.0) + software.plan_entry_s * entries
-        return policy_s + software.plan_step_s * num_steps
+        software = self.software
+        if policy_s is not None:
+            return policy_s + software.plan_step_s * size.num_steps
+        seconds = (
+            software.plan_s or 0.0, software.plan_entry_s, software.plan_step_s, software.plan_moving_s,
+            software.plan_copies_s, software.plan_stages_s,
+        )  # fmt: skip
+        return sum(each_s * number for each_s, number in zip(seconds, size.terms, strict=True))
 
     def experts_s(self, executed: IntArray) -> FloatArray:
         """Return the time of ranks that hold all they execute.

@@ -180,11 +180,3 @@ def capped(flows: Flows, counts: IntArray, capacity: int, placement: Placement) 
     kept = np.minimum(counts, capacity)
     executed = np.where(np.arange(len(counts)) == placement.home[:, None], kept.sum(axis=0)[:, None], 0)
     return flows_of_executed(kept, executed, placement)
-
-
-def num_plan_steps(flows: Flows, counts: IntArray, placement: Placement) -> int:
-    """Return the expert moves of a plan, and the ranks that drop assignments; see :class:`SoftwareCost`."""
-    at_home = np.bincount(placement.home, weights=counts.sum(axis=0), minlength=placement.world_size)
-    lost = int(counts.sum()) - int(flows.executed.sum())
-    drops = int((flows.executed.sum(axis=0) < at_home).sum()) if lost else 0
-    return int(flows.fetch.sum()) + drops

@@ -1,69 +1,122 @@
 """Fit how long every policy plans, and write it for the simulator: conf/simulator/bench.yaml.
 
-A simulation with ``simulator=bench`` is the same on every machine. Plans of several sizes are timed, with and without
-skew, and of few tokens, and their times are explained by a constant, the entries of a plan and the fetches in it, none
-of them below 0; every sample counts by its relative error.
+A simulation with ``simulator=bench`` is the same on every machine. Batches of several machines, models, sizes and
+routings are simulated, and the plans that are made in them, of the placements that they have by then, are timed on this
+machine. Their times are explained by a constant, the entries of a plan, the moves in it, and by ranks times experts
+where anything moves, experts have copies, or there are stages; none of that is below 0, and every sample counts by its
+relative error.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from scipy.optimize import nnls
 
+from experiments.compose.compose import compose_point
+from experiments.point.simulator_options import SoftwareCost
 from experiments.registry import discover
 from experiments.routers.base import FloatArray, exact_counts
 from experiments.routers.kit.hot import hot_shares
-from experiments.simulator.flows import num_plan_steps, plan_flows
-from harmoeny.placement import IntArray
+from experiments.simulator.advance import SimulatedSystem
+from experiments.simulator.cost import CostModel
+from experiments.simulator.flows import plan_flows
+from experiments.simulator.model_work import LayerShape
+from experiments.simulator.plan_size import plan_size
+from experiments.simulator.plan_times import PlanTimes
+from experiments.simulator.topology import Topology
+from harmoeny.placement import IntArray, Placement
 from harmoeny.policy import Policy
 from harmoeny.runtime.device import Device
+from harmoeny.shared import make_plan
 from results_schema.atomic import write_text
 from results_schema.printing import print_anything
-from scripts.bench.planning import NUM_HOT, SKEWS, TOKENS_PER_RANK, ready_policy, sample_plans_us
+from scripts.bench.planning import NUM_HOT, ready_policy
 
 OUT = Path("conf/simulator/bench.yaml")
-#: (world_size, num_experts).
-SIZES = ((8, 128), (8, 256), (32, 128), (32, 256), (64, 256))
-#: Of a rank in decode, where most policies find nothing to decide.
-FEW_TOKENS = 64
+SWITCH = LayerShape(128, 768, 3072, gated=False)
+QWEN = LayerShape(128, 2048, 768, top_k=8)
+DEEPSEEK = LayerShape(256, 7168, 2048, top_k=8)
+#: Profile of hardware, ranks, layer.
+MACHINES = (
+    ("dgx1_v100", 8, SWITCH), ("dgx_a100", 8, QWEN), ("dgx_a100", 8, SWITCH), ("dgx_h100", 8, QWEN),
+    ("dgx_h100", 8, DEEPSEEK), ("hgx_h200_x8_nodes", 32, QWEN), ("hgx_h200_x8_nodes", 32, DEEPSEEK),
+    ("hgx_h200_x8_nodes", 64, DEEPSEEK),
+)  # fmt: skip
+TOKENS_PER_RANK = (64, 512, 4096)
+#: Share of all assignments to hot experts; whether these are others in every batch.
+ROUTINGS = ((0.0, False), (0.5, False), (0.9, False), (0.5, True))
+SPARE_SLOTS = 2
+#: Batches before the timed ones, by which placements have settled, and timed ones.
+NUM_BEFORE, NUM_TIMED = 9, 2
+#: Times that a plan is made, and no more once they took so long.
+_REPEATS, _ENOUGH_S = 15, 0.1
 #: A system that has its options from a preset plans as the class that it is of.
 PRESETS = {"harmoeny_paper": "harmoeny_tokens", "harmoeny_sync": "harmoeny_tokens"}
+#: What is fitted, in the order of :attr:`PlanSize.terms`.
+TERMS = tuple(field.name for field in fields(SoftwareCost) if field.name.startswith("plan_"))
 
 
-def samples(cls: type[Policy]) -> Iterator[tuple[float, float, float]]:
-    """Yield seconds, entries and fetches of plans of every size and skew."""
-    for world_size, num_experts in SIZES:
-        for skew, tokens_per_rank in (*((skew, TOKENS_PER_RANK) for skew in SKEWS), (0.0, FEW_TOKENS)):
-            shares = hot_shares(skew, np.arange(NUM_HOT), num_experts)
-            counts = _counts(shares, world_size, tokens_per_rank)
-            policy = ready_policy(cls, shares, world_size)
-            placement = policy.place(0, num_experts, world_size)
-            placement = policy.update_placement(0, [counts], placement) or placement
-            steps = num_plan_steps(plan_flows(policy, counts, placement), counts, placement)
-            yield (
-                float(np.median(sample_plans_us(policy, counts))) * 1e-6,
-                float(world_size * counts.size),
-                float(steps),
-            )
+class _Sampled(PlanTimes):
+    """Times every plan, and keeps what it goes by."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self._policy = policy
+        self.samples: list[tuple[float, ...]] = []
+
+    def seconds(self, counts: IntArray, placement: Placement, measure: Callable[[], float]) -> float:  # noqa: ARG002
+        """Return the median of several plans, in seconds; ``measure`` would take too few."""
+        times: list[float] = []
+        while len(times) < 3 or (len(times) < _REPEATS and sum(times) < _ENOUGH_S):
+            begin = time.perf_counter()
+            make_plan(self._policy, counts, placement)
+            times.append(time.perf_counter() - begin)
+        size = plan_size(plan_flows(self._policy, counts, placement), counts, placement)
+        self.samples.append((float(np.median(times)), *size.terms))
+        return self.samples[-1][0]
 
 
-def _counts(shares: FloatArray, world_size: int, tokens_per_rank: int) -> IntArray:
-    return np.stack([exact_counts(shares, tokens_per_rank, 1, np.random.default_rng(r)) for r in range(world_size)])
+def samples(cls: type[Policy]) -> Iterator[tuple[float, ...]]:
+    """Yield seconds, and :attr:`PlanSize.terms`, of plans of every machine, size and routing."""
+    for hardware_name, world_size, shape in MACHINES:
+        hardware = compose_point("experiment=smoke", f"hardware={hardware_name}").hardware
+        for num_tokens in TOKENS_PER_RANK:
+            work = shape.work(num_tokens)
+            cost = CostModel(hardware, Topology(hardware, world_size), work, SoftwareCost())
+            for skew, moves in ROUTINGS:
+                shares = hot_shares(skew, np.arange(NUM_HOT), shape.num_experts)
+                policy = ready_policy(cls, shares, world_size).calibrated(cost.expert)
+                policy = policy.with_spare_slots(SPARE_SLOTS, shape.num_experts, world_size)
+                sampled = _Sampled(policy)
+                system = SimulatedSystem(policy, cost, plan_times=sampled)
+                for batch in range(NUM_BEFORE + NUM_TIMED):
+                    if batch == NUM_BEFORE:
+                        sampled.samples.clear()
+                    system.run([_counts(shares, world_size, num_tokens * shape.top_k, batch if moves else 0)])
+                yield from sampled.samples
+
+
+def _counts(shares: FloatArray, world_size: int, num_assignments: int, shift: int) -> IntArray:
+    """Return int64 ``[world_size, num_experts]``, with the hot experts so many times further on."""
+    shares = np.roll(shares, shift * NUM_HOT)
+    return np.stack([exact_counts(shares, num_assignments, 1, np.random.default_rng(r)) for r in range(world_size)])
 
 
 def fit(measured: FloatArray) -> FloatArray:
-    """Return seconds per plan, entry and fetch.
+    """Return seconds per term, none below 0.
 
     Args:
-        measured: float64 ``[num_samples, 3]``, seconds, entries and fetches.
+        measured: float64 ``[num_samples, 1 + num_terms]``, seconds and terms.
     """
-    seconds = measured[:, :1]
-    terms = np.column_stack([np.ones(len(measured)), measured[:, 1:]])
+    seconds, terms = measured[:, :1], measured[:, 1:]
     scale = terms.max(axis=0)
     scale[scale == 0] = 1.0
     found, _ = nnls(terms / scale / seconds, np.ones(len(measured)))
@@ -76,26 +129,34 @@ def main() -> None:
     print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.plan_model", description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help=f"the file (default: {OUT})")
-    out = parser.parse_args().out
+    parser.add_argument("systems", nargs="*", help="fit these and leave the others as they are (default: all)")
+    arguments = parser.parse_args()
+    known = discover("system")[0]
+    if unknown := sorted(set(arguments.systems) - set(known)):
+        parser.error(f"systems: {unknown[0]!r}, must be of {', '.join(sorted(known))}")
     found = {}
-    for name, cls in sorted(discover("system")[0].items()):
-        measured = np.array(list(samples(cls)))
-        found[name] = fit(measured)
-        error = np.abs(np.column_stack([np.ones(len(measured)), measured[:, 1:]]) @ found[name] / measured[:, 0] - 1)
-        print(f"{name:20} off by {np.median(error):.0%} in the median, {error.max():.0%} at most")
+    if arguments.systems:
+        found = yaml.safe_load(arguments.out.read_text(encoding="utf-8"))["software"]
+    for name in sorted(arguments.systems or known):
+        measured = np.array(list(samples(known[name])))
+        fitted = fit(measured)
+        found[name] = dict(zip(TERMS, fitted.tolist(), strict=True))
+        error = np.abs(measured[:, 1:] @ fitted / measured[:, 0] - 1)
+        print(f"{name:20} off by {np.median(error):.0%} in the median, {error.max():.0%} at most", flush=True)
     found |= {preset: found[name] for preset, name in PRESETS.items()}
     lines = [
-        f"  {name}: {{plan_s: {base:.2e}, plan_entry_s: {entry:.2e}, plan_step_s: {step:.2e}}}"
-        for name, (base, entry, step) in sorted(found.items())
+        f"  {name}: {{{', '.join(f'{term}: {seconds:.2e}' for term, seconds in costs.items())}}}"
+        for name, costs in sorted(found.items())
     ]
     core = Device.of(torch.device("cpu")).name
     head = (
         f"# What planning takes, fitted to plans that were timed on one core of a {core}:\n"
-        "# python -m scripts.bench.plan_model. Seconds per plan, per entry of its tokens, and per fetch in it.\n"
+        "# python -m scripts.bench.plan_model. Seconds per plan, per entry of its tokens, per move in it, and per\n"
+        "# rank and expert where anything moves, experts have copies, or there are stages.\n"
         "batch_size: {}\nsoftware:\n"
     )
-    write_text(out, head + "\n".join(lines) + "\n")
-    print(out)
+    write_text(arguments.out, head + "\n".join(lines) + "\n")
+    print(arguments.out)
 
 
 if __name__ == "__main__":
