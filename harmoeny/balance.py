@@ -26,7 +26,7 @@ from harmoeny.predict import (
     no_sources,
     work_s,
 )
-from harmoeny.stage_times import soonest_stages
+from harmoeny.stage_times import soonest_stages, trial_s
 from harmoeny.stages import best_stages
 from harmoeny.wire import choose_sources, exchange_at_home_s, exchange_s
 
@@ -258,7 +258,7 @@ def _sooner(
         # They have a stage of their own, need not be ordered, and the exchange can hide behind them.
         number += 1
         saved_s = 2 * (costs.copy_token_s * (loads.executed - loads.received).max() + weighed.exchange_s)
-    limit_s = min(soonest.predicted_s, (1 - LEAST_STAGED_GAIN) * best.chosen.predicted_s)
+    limit_s = min(soonest.predicted_s, (1 - LEAST_STAGED_GAIN) * best.chosen.predicted_s) - trial_s(counts, costs)
     # What stages cost is not known where the latency of an exchange is not.
     if number < 2 or costs.exchange_latency_s == 0 or weighed.staged_s - saved_s >= limit_s:
         return soonest

@@ -21,6 +21,12 @@ _TRIALS = ((False, 0), (True, -1), (True, 2), (False, 2))
 _TRIAL_S, _MOST_TRYING = (4e-9, 1e-8), 0.003
 
 
+@inlined
+def trial_s(counts: IntArray, costs: Costs) -> float:
+    """Return what trying stages for these counts takes, in seconds."""
+    return float(_TRIAL_S[int(costs.node_ranks > 0)] * counts.size)
+
+
 @compiled
 def soonest_stages(
     number: int,
@@ -48,8 +54,7 @@ def soonest_stages(
     """
     lines, usually_whole = line_up(counts, shares, resident), reads_most(loads, costs)
     best, best_s = no_stages(), np.inf
-    trial_s = _TRIAL_S[int(costs.node_ranks > 0)] * counts.size
-    for i in range(min(1 + int(_MOST_TRYING * whole_s / trial_s), len(_TRIALS))):
+    for i in range(min(1 + int(_MOST_TRYING * whole_s / trial_s(counts, costs)), len(_TRIALS))):
         other, more = _TRIALS[i]
         num_stages = min(max(number + more, 2), MOST_STAGES)
         if usually_whole != other:

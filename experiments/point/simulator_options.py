@@ -22,7 +22,8 @@ class SoftwareCost:
         plan_entry_s: per plan and entry of its tokens, of which it has ranks * experts * ranks; 0 without ``plan_s``.
         plan_step_s: per step of a plan; it has as many as there are fetches (an expert on a rank that does not hold it)
             and ranks that drop tokens.
-        plan_moving_s: per rank and expert, of a plan that has steps; as the next two, 0 without ``plan_s``.
+        plan_cell_s: per rank and expert; as the next three, 0 without ``plan_s``.
+        plan_moving_s: likewise, of a plan that has steps.
         plan_copies_s: likewise, of a plan for experts of which ranks hold copies.
         plan_stages_s: likewise, of a plan in stages.
         padded: every expert is filled up to the largest number of assignments that any rank has for any expert, and
@@ -36,6 +37,7 @@ class SoftwareCost:
     plan_s: float | None = None
     plan_entry_s: float = 0.0
     plan_step_s: float = 0.0
+    plan_cell_s: float = 0.0
     plan_moving_s: float = 0.0
     plan_copies_s: float = 0.0
     plan_stages_s: float = 0.0
@@ -53,7 +55,7 @@ class SoftwareCost:
             value = getattr(self, part.name)
             if part.name.endswith("_s") and value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"simulator.software.{name}.{part.name}: {value}, must be a number of at least 0")
-        for field_name in ("plan_entry_s", "plan_moving_s", "plan_copies_s", "plan_stages_s"):
+        for field_name in ("plan_entry_s", "plan_cell_s", "plan_moving_s", "plan_copies_s", "plan_stages_s"):
             if self.plan_s is None and getattr(self, field_name):
                 raise ValueError(
                     f"simulator.software.{name}.{field_name}: {getattr(self, field_name)}, must be 0 without plan_s, "

@@ -102,8 +102,8 @@ class CostModel:
         if policy_s is not None:
             return policy_s + software.plan_step_s * size.num_steps
         seconds = (
-            software.plan_s or 0.0, software.plan_entry_s, software.plan_step_s, software.plan_moving_s,
-            software.plan_copies_s, software.plan_stages_s,
+            software.plan_s or 0.0, software.plan_entry_s, software.plan_step_s, software.plan_cell_s,
+            software.plan_moving_s, software.plan_copies_s, software.plan_stages_s,
         )  # fmt: skip
         return sum(each_s * number for each_s, number in zip(seconds, size.terms, strict=True))
 

@@ -29,9 +29,9 @@ class PlanSize(NamedTuple):
 
     @property
     def terms(self) -> tuple[float, ...]:
-        """What a plan's time is a sum of: 1, entries, steps, and cells of what moves, has copies and has stages."""
+        """What a plan's time is a sum of: 1, entries, steps, cells, and those of what moves, has copies, has stages."""
         cells, moves = float(self.num_cells), self.num_steps > 0
-        of_cells = (moves * cells, self.copies * cells, self.staged * cells)
+        of_cells = (cells, moves * cells, self.copies * cells, self.staged * cells)
         return 1.0, float(self.num_entries), float(self.num_steps), *of_cells
 
 

@@ -2,9 +2,9 @@
 
 A simulation with ``simulator=bench`` is the same on every machine. Batches of several machines, models, sizes and
 routings are simulated, and the plans that are made in them, of the placements that they have by then, are timed on this
-machine. Their times are explained by a constant, the entries of a plan, the moves in it, and by ranks times experts
-where anything moves, experts have copies, or there are stages; none of that is below 0, and every sample counts by its
-relative error.
+machine. Their times are explained by a constant, the entries of a plan, the moves in it, and by ranks times experts,
+alone and where anything moves, experts have copies, or there are stages; none of that is below 0, and the sum of all
+samples' relative errors is least, so that single plans that take far longer decide nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from scipy.optimize import nnls
+from scipy.optimize import linprog
 
 from experiments.compose.compose import compose_point
 from experiments.point.simulator_options import SoftwareCost
@@ -119,8 +119,14 @@ def fit(measured: FloatArray) -> FloatArray:
     seconds, terms = measured[:, :1], measured[:, 1:]
     scale = terms.max(axis=0)
     scale[scale == 0] = 1.0
-    found, _ = nnls(terms / scale / seconds, np.ones(len(measured)))
-    fitted: FloatArray = found / scale
+    # In parts of what was measured: a sum of terms, 1 at best, and by how much it is off on either side.
+    parts, off, (num_samples, num_terms) = terms / scale / seconds * seconds.mean(), np.eye(len(terms)), terms.shape
+    found = linprog(
+        np.concatenate([np.zeros(num_terms), np.ones(2 * num_samples)]),
+        A_eq=np.hstack([parts, off, -off]), b_eq=np.ones(num_samples), method="highs",
+    )  # fmt: skip
+    assert found.x is not None, found.message
+    fitted: FloatArray = found.x[:num_terms] / scale * seconds.mean()
     return fitted
 
 
@@ -152,7 +158,7 @@ def main() -> None:
     head = (
         f"# What planning takes, fitted to plans that were timed on one core of a {core}:\n"
         "# python -m scripts.bench.plan_model. Seconds per plan, per entry of its tokens, per move in it, and per\n"
-        "# rank and expert where anything moves, experts have copies, or there are stages.\n"
+        "# rank and expert, and where anything moves, experts have copies, or there are stages.\n"
         "batch_size: {}\nsoftware:\n"
     )
     write_text(arguments.out, head + "\n".join(lines) + "\n")

@@ -20,7 +20,7 @@ from scripts.bench.plan_model import PRESETS, QWEN, TERMS, fit
 
 
 def test_the_fit_finds_what_the_times_were_made_of() -> None:
-    rng, wanted = np.random.default_rng(0), np.array([5e-6, 1e-10, 2e-6, 1e-9, 3e-9, 0.0])
+    rng, wanted = np.random.default_rng(0), np.array([5e-6, 1e-10, 2e-6, 4e-9, 1e-9, 3e-9, 0.0])
     sizes = [
         PlanSize(w * w * e, w * e, int(rng.integers(0, 40)) * moves, copies, staged)
         for w, e in ((8, 128), (8, 256), (32, 128)) for moves in (0, 1) for copies in (False, True)
@@ -28,6 +28,13 @@ def test_the_fit_finds_what_the_times_were_made_of() -> None:
     ]  # fmt: skip
     terms = np.array([size.terms for size in sizes])
     assert fit(np.column_stack([terms @ wanted, terms])) == pytest.approx(wanted, abs=1e-13)
+
+
+def test_single_plans_that_take_far_longer_decide_nothing() -> None:
+    cells = np.linspace(1e3, 1e4, 21)
+    measured = np.column_stack([1e-6 + 2e-9 * cells, np.ones(21), cells])
+    measured[[3, 10, 17], 0] *= [9.0, 5.0, 3.0]
+    assert fit(measured) == pytest.approx([1e-6, 2e-9])
 
 
 def test_nothing_is_below_zero_and_every_sample_counts_by_its_share() -> None:
@@ -44,13 +51,14 @@ def test_a_plan_is_as_large_as_what_it_does() -> None:
     placement = Placement(np.array([0, 1]), np.array([[True, False], [True, True]]))
     size = plan_size(flows_of_executed(counts, np.array([[6, 6], [0, 0]]), placement), counts, placement)
     assert list(size) == [8, 4, 1, True, False]
-    assert list(size.terms) == [1, 8, 1, 4, 4, 0]
+    assert list(size.terms) == [1, 8, 1, 4, 4, 4, 0]
     software = SoftwareCost(
-        plan_s=1.0, plan_entry_s=0.5, plan_step_s=3.0, plan_moving_s=0.25, plan_copies_s=0.125, plan_stages_s=100.0
-    )
+        plan_s=1.0, plan_entry_s=0.5, plan_step_s=3.0, plan_cell_s=2.0, plan_moving_s=0.25, plan_copies_s=0.125,
+        plan_stages_s=100.0,
+    )  # fmt: skip
     hardware = compose_point("experiment=smoke", "hardware=dgx_h100").hardware
     model = CostModel(hardware, Topology(hardware, 2), QWEN.work(6), software)
-    assert model.plan_s(None, size) == 1 + 4 + 3 + 1 + 0.5
+    assert model.plan_s(None, size) == 1 + 4 + 3 + 8 + 1 + 0.5
     assert model.plan_s(7.0, size) == 7 + 3
 
 
@@ -61,7 +69,7 @@ def test_plans_are_timed_where_simulations_make_them(monkeypatch: pytest.MonkeyP
     assert measured.shape == (num, 1 + len(TERMS))
     assert (measured[:, 0] > 0).all()
     assert (measured[:, 1:3] == [1, 4 * 4 * 16]).all()
-    assert (measured[:, 5] == 4 * 16).any(), "replicas have been placed by then"
+    assert (measured[:, 6] == 4 * 16).any(), "replicas have been placed by then"
 
 
 def test_every_system_of_the_grid_has_its_plan_times() -> None:
