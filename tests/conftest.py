@@ -131,7 +131,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()  # else every full collection walks through a million objects of imported modules
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # workers share the cores; threads of several wait for one another
+        _compute_alone(sys.modules["torch"])
+
+
+def _compute_alone(torch: Any) -> None:
+    """Compute on one thread for good: workers share the cores, and threads of several burn them while they wait.
+
+    The code under test asks for as many as a rank has cores. Processes that tests start have as many as they ask for.
+    """
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda _: None
 
 
 def _load_compilers() -> None:
