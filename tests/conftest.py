@@ -39,6 +39,8 @@ WAITING = ROOT / "tests" / "cluster"
 #: Fixtures that start ranks.
 RANK_FIXTURES = {"smoke", "joined_smoke"}
 _seconds: defaultdict[str, float] = defaultdict(float)
+#: New objects before the youngest are looked through, and how often until the others are; Python's are 700, 10, 10.
+_GARBAGE = (20_000, 20, 20)
 _PROGRAMS = pytest.StashKey[Programs]()
 Compose: TypeAlias = "Callable[..., DictConfig]"
 Load: TypeAlias = "Callable[..., Point]"
@@ -126,12 +128,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from tests.quick_hydra import nothing_twice
 
         _load_compilers()
+        _collect_seldom()
         with nothing_twice():
             session.config.stash[_PROGRAMS] = Programs()
-    gc.collect()
-    gc.freeze()  # else every full collection walks through a million objects of imported modules
+    _collect_seldom()
     if "torch" in sys.modules:
         _compute_alone(sys.modules["torch"])
+
+
+def _collect_seldom() -> None:
+    """Spend little on garbage, here and in programs: an eighth of the time goes into looking for it."""
+    gc.collect()
+    gc.freeze()  # else every full collection walks through a million objects of imported modules
+    gc.set_threshold(*_GARBAGE)
 
 
 def _compute_alone(torch: Any) -> None:
