@@ -16,8 +16,9 @@ import omegaconf._utils
 import omegaconf.base
 import pytest
 import yaml
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.defaults_list import DefaultsList, Overrides, create_defaults_list
+from hydra._internal.defaults_list import DefaultsList, Overrides, _create_interpolation_map, create_defaults_list
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, grammar_parser
@@ -37,6 +38,7 @@ def nothing_twice() -> Iterator[None]:
         patch.setattr(OmegaConf, "load", staticmethod(_remembered(OmegaConf.load, _quick_loader())))
         for module in (omegaconf.base, omegaconf._utils):
             patch.setattr(module, "parse", cache(grammar_parser.parse))
+        patch.setattr(defaults_list, "_create_interpolation_map", _names_where_needed)
         chosen = _Chosen()
         patch.setattr(config_loader, "create_defaults_list", chosen.defaults)
         patch.setattr(
@@ -47,12 +49,30 @@ def nothing_twice() -> Iterator[None]:
         yield
 
 
+def _names_where_needed(overrides: Overrides, defaults: list[Any], self_added: bool) -> DictConfig:
+    """Return what interpolations in a list of defaults may name, which only a list that has some is asked for."""
+    needed = any("${" in str(vars(default)) for default in defaults)
+    return _create_interpolation_map(overrides, defaults, self_added) if needed else DictConfig({})
+
+
 class _Merged(list[Any]):
     """A list of defaults with a name for what they were merged into."""
 
     def __init__(self, defaults: list[Any], key: Hashable) -> None:
         super().__init__(defaults)
         self.key = key
+
+
+class _Onto:
+    """Loads one configuration first, in place of a file."""
+
+    def __init__(self, loader: ConfigLoaderImpl, first: DictConfig) -> None:
+        self._loader, self._first = loader, first
+
+    def _load_single_config(self, *, default: Any, repo: Any) -> Any:
+        if default is None:
+            return SimpleNamespace(config=self._first)
+        return self._loader._load_single_config(default=default, repo=repo)
 
 
 class _Chosen:
@@ -86,10 +106,20 @@ class _Chosen:
         if not isinstance(defaults, _Merged):
             return self._merge(loader, defaults=defaults, repo=repo)
         if defaults.key not in self._configs:
-            config = self._merge(loader, defaults=defaults, repo=repo)
+            config = self._merged(loader, defaults, repo)
             self._configs[defaults.key] = Copies(config)
             return config
         return self._configs[defaults.key].copy()
+
+    def _merged(self, loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> DictConfig:
+        """Merge onto what most lists begin with: all of Hydra's own, and our schema."""
+        number = next((i + 1 for i, default in enumerate(defaults) if default.config_path == "schema"), 0)
+        begin = tuple(map(repr, defaults[:number]))
+        if begin not in self._configs:
+            self._configs[begin] = Copies(self._merge(loader, defaults=defaults[:number], repo=repo))
+        onto: Any = _Onto(loader, self._configs[begin].copy())
+        rest: list[Any] = [None, *defaults[number:]]
+        return self._merge(onto, defaults=rest, repo=repo)
 
     def _look_at_schemas(self) -> None:
         """Forget everything where tests have registered others."""
