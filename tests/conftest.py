@@ -118,19 +118,21 @@ def _file(nodeid: str) -> str:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fork the process that starts programs; let the collected modules cost no time later."""
+    starts_programs = any("programs" in getattr(item, "fixturenames", ()) for item in session.items)
+    quickly = ExitStack()
     if "matplotlib" in sys.modules:
         from tests.quick_figures import drawn_quickly
 
-        quickly = ExitStack()
         quickly.enter_context(drawn_quickly())
-        session.config.add_cleanup(quickly.close)
-    if any("programs" in getattr(item, "fixturenames", ()) for item in session.items):
+    if "hydra" in sys.modules or starts_programs:
         from tests.quick_hydra import nothing_twice
 
+        quickly.enter_context(nothing_twice())
+    session.config.add_cleanup(quickly.close)
+    if starts_programs:
         _load_compilers()
         _collect_seldom()
-        with nothing_twice():
-            session.config.stash[_PROGRAMS] = Programs()
+        session.config.stash[_PROGRAMS] = Programs()
     _collect_seldom()
     if "torch" in sys.modules:
         _compute_alone(sys.modules["torch"])
@@ -206,14 +208,11 @@ def smoke(shared_folder: Path) -> SmokeRun:
 
 
 @pytest.fixture(scope="session")
-def registered_options() -> Iterator[None]:
-    """Everything that conf/config.yaml refers to is known to Hydra, which reads and parses nothing twice."""
+def registered_options() -> None:
+    """Everything that conf/config.yaml refers to is known to Hydra."""
     from experiments.compose.schema import register_options
-    from tests.quick_hydra import nothing_twice
 
     register_options()
-    with nothing_twice():
-        yield
 
 
 def _composed(*overrides: str, multirun: bool = False) -> DictConfig:

@@ -123,19 +123,22 @@ class _Chosen:
 
     def _look_at_schemas(self) -> None:
         """Forget everything where tests have registered others."""
-        schemas = list(_nodes(ConfigStore.instance().repo))
-        if len(schemas) != len(self._schemas) or any(a is not b for a, b in zip(schemas, self._schemas, strict=True)):
+        schemas = list(_schemas(ConfigStore.instance().repo))
+        if schemas != self._schemas:
             self._lists.clear()
             self._configs.clear()
             self._schemas = schemas
 
 
-def _nodes(stored: dict[str, Any]) -> Iterator[Any]:
-    for value in stored.values():
+def _schemas(stored: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield what tells schemas apart that are registered with Hydra."""
+    for name, value in stored.items():
         if isinstance(value, dict):
-            yield from _nodes(value)
+            yield (name,)
+            yield from _schemas(value)
         else:
-            yield value
+            cls = OmegaConf.get_type(value.node)
+            yield name, value.package, cls, tuple(value.node) if cls is dict else ()
 
 
 def _quick_loader() -> Any:

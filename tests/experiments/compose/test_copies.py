@@ -14,7 +14,6 @@ from tests.conftest import Compose
 CHOICES = [
     (),
     ("experiment=smoke", "router=zipf"),
-    ("router=uniform", "experiment=smoke"),
     ("experiment=smoke", "system=[harmoeny,static_ep]", "rounds=3"),
     ("experiment=skew_sweep", "+systems.other=${systems.harmoeny}", "hydra/launcher=cores"),
 ]
