@@ -166,7 +166,7 @@ def test_without_peers_everything_comes_from_the_host() -> None:
     placement = place("contiguous", 2, 2)
     shares = np.array([[5, 5], [5, 5]])
     found = choose_sources(
-        shares, shares, placement.home, placement.resident, np.array([1, 0]), COSTS._replace(peer_fetch_s=0), NO_LINKS
+        shares, shares, placement.home, placement.resident, np.array([1, 0]), COSTS._replace(peer_fetch_s=0.0), NO_LINKS
     )
     assert not found.from_peer.any()
     assert found.ready_s.tolist() == [100.0, 100.0]
