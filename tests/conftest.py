@@ -39,6 +39,8 @@ WAITING = ROOT / "tests" / "cluster"
 #: Fixtures that start ranks.
 RANK_FIXTURES = {"smoke", "joined_smoke"}
 _seconds: defaultdict[str, float] = defaultdict(float)
+#: New objects before the youngest are looked through, and how often until the others are; Python's are 700, 10, 10.
+_GARBAGE = (20_000, 20, 20)
 _PROGRAMS = pytest.StashKey[Programs]()
 Compose: TypeAlias = "Callable[..., DictConfig]"
 Load: TypeAlias = "Callable[..., Point]"
@@ -116,22 +118,40 @@ def _file(nodeid: str) -> str:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fork the process that starts programs; let the collected modules cost no time later."""
+    starts_programs = any("programs" in getattr(item, "fixturenames", ()) for item in session.items)
+    quickly = ExitStack()
     if "matplotlib" in sys.modules:
         from tests.quick_figures import drawn_quickly
 
-        quickly = ExitStack()
         quickly.enter_context(drawn_quickly())
-        session.config.add_cleanup(quickly.close)
-    if any("programs" in getattr(item, "fixturenames", ()) for item in session.items):
+    if "hydra" in sys.modules or starts_programs:
         from tests.quick_hydra import nothing_twice
 
+        quickly.enter_context(nothing_twice())
+    session.config.add_cleanup(quickly.close)
+    if starts_programs:
         _load_compilers()
-        with nothing_twice():
-            session.config.stash[_PROGRAMS] = Programs()
+        _collect_seldom()
+        session.config.stash[_PROGRAMS] = Programs()
+    _collect_seldom()
+    if "torch" in sys.modules:
+        _compute_alone(sys.modules["torch"])
+
+
+def _collect_seldom() -> None:
+    """Spend little on garbage, here and in programs: an eighth of the time goes into looking for it."""
     gc.collect()
     gc.freeze()  # else every full collection walks through a million objects of imported modules
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # workers share the cores; threads of several wait for one another
+    gc.set_threshold(*_GARBAGE)
+
+
+def _compute_alone(torch: Any) -> None:
+    """Compute on one thread for good: workers share the cores, and threads of several burn them while they wait.
+
+    The code under test asks for as many as a rank has cores. Processes that tests start have as many as they ask for.
+    """
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda _: None
 
 
 def _load_compilers() -> None:
@@ -188,14 +208,11 @@ def smoke(shared_folder: Path) -> SmokeRun:
 
 
 @pytest.fixture(scope="session")
-def registered_options() -> Iterator[None]:
-    """Everything that conf/config.yaml refers to is known to Hydra, which reads and parses nothing twice."""
+def registered_options() -> None:
+    """Everything that conf/config.yaml refers to is known to Hydra."""
     from experiments.compose.schema import register_options
-    from tests.quick_hydra import nothing_twice
 
     register_options()
-    with nothing_twice():
-        yield
 
 
 def _composed(*overrides: str, multirun: bool = False) -> DictConfig:

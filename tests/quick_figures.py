@@ -12,7 +12,7 @@ from matplotlib.backends import _backend_pdf_ps
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-#: Dots per inch of a PNG that nobody looks at.
+#: Dots per inch, at most, of a PNG that nobody looks at.
 _DPI = 80
 _PRINTABLE = range(32, 127)
 
@@ -29,7 +29,7 @@ def drawn_quickly() -> Iterator[None]:
     """Cut fonts for PDFs once, to the letters that any needs, and draw PNGs with few dots, in this block."""
     with pytest.MonkeyPatch.context() as patch:
         fonts: Any = _backend_pdf_ps
-        subset, as_file, save = fonts.get_glyphs_subset, fonts.font_as_file, Figure.savefig
+        subset, as_file, set_dpi = fonts.get_glyphs_subset, fonts.font_as_file, Figure.set_dpi
         known: dict[Any, _Subset] = {}
 
         def remembered(fontfile: Any, glyphs: Collection[int]) -> AbstractContextManager[_Subset]:
@@ -41,7 +41,7 @@ def drawn_quickly() -> Iterator[None]:
 
         patch.setattr(fonts, "get_glyphs_subset", remembered)
         patch.setattr(fonts, "font_as_file", BytesIO)
-        patch.setattr(Figure, "savefig", lambda figure, *words, **named: save(figure, *words, **{"dpi": _DPI, **named}))
+        patch.setattr(Figure, "set_dpi", lambda figure, dpi: set_dpi(figure, min(dpi, _DPI)))
         yield
 
 

@@ -1,24 +1,36 @@
-"""What Hydra and OmegaConf work out anew in every composition, once for all tests: half of the time of composing."""
+"""What Hydra and OmegaConf work out anew in every composition, once for all tests: nine tenths of composing's time."""
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import hydra._internal.config_loader_impl as config_loader
 import omegaconf._utils
 import omegaconf.base
 import pytest
 import yaml
-from omegaconf import OmegaConf, grammar_parser
+from hydra._internal import defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import DefaultsList, Overrides, _create_interpolation_map, create_defaults_list
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, grammar_parser
+
+from experiments.point.copies import Copies
+
+_CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 @contextmanager
 def nothing_twice() -> Iterator[None]:
-    """Read no YAML text and parse no value a second time, in this block.
+    """Read no YAML text, parse no value and merge no choices of groups a second time, in this block.
 
     Hydra imports its sources of configurations anew: what they call is replaced, as their own methods come back.
     """
@@ -26,7 +38,107 @@ def nothing_twice() -> Iterator[None]:
         patch.setattr(OmegaConf, "load", staticmethod(_remembered(OmegaConf.load, _quick_loader())))
         for module in (omegaconf.base, omegaconf._utils):
             patch.setattr(module, "parse", cache(grammar_parser.parse))
+        patch.setattr(defaults_list, "_create_interpolation_map", _names_where_needed)
+        chosen = _Chosen()
+        patch.setattr(config_loader, "create_defaults_list", chosen.defaults)
+        patch.setattr(
+            ConfigLoaderImpl,
+            "_compose_config_from_defaults_list",
+            lambda loader, **named: chosen.config(loader, **named),
+        )
         yield
+
+
+def _names_where_needed(overrides: Overrides, defaults: list[Any], self_added: bool) -> DictConfig:
+    """Return what interpolations in a list of defaults may name, which only a list that has some is asked for."""
+    needed = any("${" in str(vars(default)) for default in defaults)
+    return _create_interpolation_map(overrides, defaults, self_added) if needed else DictConfig({})
+
+
+class _Merged(list[Any]):
+    """A list of defaults with a name for what they were merged into."""
+
+    def __init__(self, defaults: list[Any], key: Hashable) -> None:
+        super().__init__(defaults)
+        self.key = key
+
+
+class _Onto:
+    """Loads one configuration first, in place of a file."""
+
+    def __init__(self, loader: ConfigLoaderImpl, first: DictConfig) -> None:
+        self._loader, self._first = loader, first
+
+    def _load_single_config(self, *, default: Any, repo: Any) -> Any:
+        if default is None:
+            return SimpleNamespace(config=self._first)
+        return self._loader._load_single_config(default=default, repo=repo)
+
+
+class _Chosen:
+    """What the chosen files and schemas hold together, before values are set; of conf/ only, which no test changes."""
+
+    def __init__(self) -> None:
+        self._lists: dict[Hashable, tuple[list[Any], dict[str, Any]]] = {}
+        self._configs: dict[Hashable, Copies] = {}
+        self._schemas: list[Any] = []
+        self._merge = ConfigLoaderImpl._compose_config_from_defaults_list
+
+    def defaults(self, *, repo: Any, overrides_list: list[Override], **named: Any) -> DefaultsList:
+        """Return what Hydra's own `create_defaults_list` does."""
+        sources = tuple((source.scheme(), source.path) for source in repo.get_sources())
+        if any(scheme == "file" and Path(path) != _CONF for scheme, path in sources):
+            return create_defaults_list(repo=repo, overrides_list=overrides_list, **named)
+        self._look_at_schemas()
+        values = Overrides(repo=repo, overrides_list=overrides_list).config_overrides
+        choices = [o.input_line for o in overrides_list if not o.is_sweep_override() and o not in values]
+        key = (sources, *choices, *sorted(named.items()))
+        if key not in self._lists:
+            made = create_defaults_list(repo=repo, overrides_list=overrides_list, **named)
+            self._lists[key] = (made.defaults, made.overrides.known_choices)
+        defaults, known = self._lists[key]
+        overrides: Any = SimpleNamespace(known_choices=dict(known))
+        tree: Any = None  # which only --info shows
+        return DefaultsList(_Merged(defaults, key), tree, values, overrides)
+
+    def config(self, loader: ConfigLoaderImpl, *, defaults: list[Any], repo: Any) -> DictConfig:
+        """Return what Hydra's own `_compose_config_from_defaults_list` does."""
+        if not isinstance(defaults, _Merged):
+            return self._merge(loader, defaults=defaults, repo=repo)
+        if defaults.key not in self._configs:
+            config = self._merged(loader, defaults, repo)
+            self._configs[defaults.key] = Copies(config)
+            return config
+        return self._configs[defaults.key].copy()
+
+    def _merged(self, loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> DictConfig:
+        """Merge onto what most lists begin with: all of Hydra's own, and our schema."""
+        number = next((i + 1 for i, default in enumerate(defaults) if default.config_path == "schema"), 0)
+        begin = tuple(map(repr, defaults[:number]))
+        if begin not in self._configs:
+            self._configs[begin] = Copies(self._merge(loader, defaults=defaults[:number], repo=repo))
+        onto: Any = _Onto(loader, self._configs[begin].copy())
+        rest: list[Any] = [None, *defaults[number:]]
+        return self._merge(onto, defaults=rest, repo=repo)
+
+    def _look_at_schemas(self) -> None:
+        """Forget everything where tests have registered others."""
+        schemas = list(_schemas(ConfigStore.instance().repo))
+        if schemas != self._schemas:
+            self._lists.clear()
+            self._configs.clear()
+            self._schemas = schemas
+
+
+def _schemas(stored: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield what tells schemas apart that are registered with Hydra."""
+    for name, value in stored.items():
+        if isinstance(value, dict):
+            yield (name,)
+            yield from _schemas(value)
+        else:
+            cls = OmegaConf.get_type(value.node)
+            yield name, value.package, cls, tuple(value.node) if cls is dict else ()
 
 
 def _quick_loader() -> Any:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pandas as pd
 
 from results_schema.tables import PHASES
+
+if TYPE_CHECKING:
+    from pandas.api.typing import DataFrameGroupBy
 
 
 @dataclass(frozen=True)
@@ -36,90 +40,129 @@ class Quantity:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """A run's rows, grouped once for all metrics: to group them takes most of a metric's time.
+
+    Attributes:
+        layers: rows of ``layers.parquet``.
+        iterations: rows of ``iterations.parquet``, indexed by iteration.
+    """
+
+    layers: pd.DataFrame
+    iterations: pd.DataFrame
+
+    @cached_property
+    def by_iteration(self) -> DataFrameGroupBy[Any, Any]:
+        """The rows of ``layers`` by iteration."""
+        return self.layers.groupby("iteration")
+
+    @cached_property
+    def by_layer(self) -> DataFrameGroupBy[Any, Any]:
+        """The rows of ``layers`` by iteration and layer, which is one per rank."""
+        return self.layers.groupby(["iteration", "layer"])
+
+    @cached_property
+    def sums(self) -> pd.DataFrame:
+        """Sums over layers and ranks by iteration."""
+        return self.by_iteration[list(_SUMMED)].sum()
+
+    @cached_property
+    def phases(self) -> pd.DataFrame:
+        """Means over ranks of the sums over layers of every phase, by iteration."""
+        names = [f"{phase}_s" for phase in PHASES]
+        return self.layers.groupby(["iteration", "rank"])[names].sum().groupby("iteration").mean()
+
+
+_SUMMED = (
+    "idle_s", "layer_s", "sent_tokens", "num_host_fetches", "num_peer_fetches", "num_restores", "num_ahead_used",
+    "num_ahead", "fetch_wait_s", "fetch_s", "dropped_tokens", "num_assignments", "padded_tokens", "executed_tokens",
+    "host_tokens",
+)  # fmt: skip
+Compute: TypeAlias = Callable[[Rows], pd.Series]
+
+
+@dataclass(frozen=True)
 class Metric(Quantity):
     """A quantity that every iteration has.
 
     Attributes:
         formula: over the columns of docs/metrics.md.
-        compute: from one system's ``layers`` and ``iterations`` rows to a series indexed by iteration.
+        compute: from a run's rows to a series indexed by iteration.
     """
 
     formula: str
-    compute: Callable[[pd.DataFrame, pd.DataFrame], pd.Series]
+    compute: Compute
 
 
-def _column(name: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
-    return lambda _, iterations: iterations.set_index("iteration")[name]
+def _column(name: str) -> Compute:
+    return lambda rows: rows.iterations[name]
 
 
-def _hit_share(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
-    sums = layers.groupby("iteration")[["num_misses", "num_active_experts"]].sum(min_count=1)
+def _hit_share(rows: Rows) -> pd.Series:
+    sums = rows.by_iteration[["num_misses", "num_active_experts"]].sum(min_count=1)
     # A share of 0 / 0 is 0, but what was not recorded stays unknown.
     misses = sums["num_misses"] / sums["num_active_experts"].clip(lower=1)
     return 1 - misses
 
 
-def _share(part: str, whole: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
-    def compute(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
-        sums = layers.groupby("iteration")[[part, whole]].sum()
-        return (sums[part] / sums[whole]).fillna(0.0)
-
-    return compute
+def _share(part: str, whole: str) -> Compute:
+    return lambda rows: (rows.sums[part] / rows.sums[whole]).fillna(0.0)
 
 
-def _total(*names: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
-    return lambda layers, _: layers.groupby("iteration")[list(names)].sum().sum(axis=1)
+def _total(*names: str) -> Compute:
+    return lambda rows: rows.sums[list(names)].sum(axis=1)
 
 
-def _hidden(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+def _hidden(rows: Rows) -> pd.Series:
     """Share of the fetches' time that no computation waited for."""
-    sums = layers.groupby("iteration")[["fetch_wait_s", "fetch_s"]].sum()
+    sums = rows.sums
     # Waking the computation up takes time too, which for tiny experts is more than the fetch; and weights that a new
     # placement moves are waited for and are no fetches.
     hidden = (1 - sums["fetch_wait_s"] / sums["fetch_s"]).clip(lower=0.0)
     return hidden.where(sums["fetch_s"] > 0, 1.0)
 
 
-def _per_rank(name: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
-    return lambda layers, _: layers.groupby(["iteration", "rank"])[name].sum().groupby("iteration").mean()
+def _per_rank(name: str) -> Compute:
+    return lambda rows: rows.phases[name]
 
 
-def _imbalance(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+def _imbalance(rows: Rows) -> pd.Series:
     """Imbalance over all layers, every layer weighted by its tokens."""
-    by_layer = layers.groupby(["iteration", "layer"])["executed_tokens"].agg(["max", "mean"])
-    sums = by_layer.groupby("iteration").sum()
+    of_layers = rows.by_layer["executed_tokens"].agg(["max", "mean"])
+    sums = of_layers.groupby("iteration").sum()
     return (sums["max"] / sums["mean"]).fillna(1.0)
 
 
-def _by_layer(column: str) -> Callable[[pd.DataFrame, pd.DataFrame], pd.Series]:
+def _by_layer(column: str) -> Compute:
     """Largest over mean of the ranks in every layer, then the mean over layers; 1 where there is nothing."""
 
-    def compute(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
-        of_ranks = layers.groupby(["iteration", "layer"])[column]
+    def compute(rows: Rows) -> pd.Series:
+        of_ranks = rows.by_layer[column]
         return (of_ranks.max() / of_ranks.mean()).fillna(1.0).groupby("iteration").mean()
 
     return compute
 
 
-def _exposed_plan(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
-    return layers.groupby(["iteration", "layer"])["plan_s"].max().groupby("iteration").sum()
+def _exposed_plan(rows: Rows) -> pd.Series:
+    return rows.by_layer["plan_s"].max().groupby("iteration").sum()
 
 
-def _exposed_bytes(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+def _exposed_bytes(rows: Rows) -> pd.Series:
+    layers = rows.layers
     waiting = (layers["fetch_wait_s"] / layers["fetch_s"]).fillna(0.0).clip(upper=1.0)
     return (layers["fetch_bytes"] * waiting).groupby(layers["iteration"]).sum()
 
 
-def _prediction_error(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
+def _prediction_error(rows: Rows) -> pd.Series:
+    layers = rows.layers
     taken_s = layers[["dispatch_s", "compute_s", "combine_s"]].sum(axis=1)
     slowest = layers.assign(taken_s=taken_s).groupby(["iteration", "layer"])[["taken_s", "predicted_s"]].max()
     error = (slowest["taken_s"] / slowest["predicted_s"] - 1).abs().where(slowest["predicted_s"] > 0)
     return error.groupby("iteration").mean()
 
 
-def _ahead_hits(layers: pd.DataFrame, _: pd.DataFrame) -> pd.Series:
-    sums = layers.groupby("iteration")[["num_ahead_used", "num_ahead"]].sum()
-    return (sums["num_ahead_used"] / sums["num_ahead"]).where(sums["num_ahead"] > 0)
+def _ahead_hits(rows: Rows) -> pd.Series:
+    return (rows.sums["num_ahead_used"] / rows.sums["num_ahead"]).where(rows.sums["num_ahead"] > 0)
 
 
 METRICS = (
@@ -201,7 +244,7 @@ METRICS = (
     Metric(
         "padding_factor", "Padding", "", "lower",
         "1 + sum of padded_tokens / sum of executed_tokens, over layers and ranks",
-        lambda layers, iterations: 1 + _share("padded_tokens", "executed_tokens")(layers, iterations),
+        lambda rows: 1 + _share("padded_tokens", "executed_tokens")(rows),
     ),
     Metric(
         "hit_share", "Experts that were in a slot", "", "higher",
@@ -267,6 +310,7 @@ def per_iteration(layers: pd.DataFrame, iterations: pd.DataFrame) -> pd.DataFram
     Returns:
         One row per iteration: ``system``, ``round``, ``iteration`` and a column per metric, NaN where it has none.
     """
-    values = pd.DataFrame({metric.name: metric.compute(layers, iterations) for metric in METRICS})
-    keys = iterations[["system", "round", "iteration"]].set_index("iteration")
+    rows = Rows(layers, iterations.set_index("iteration"))
+    values = pd.DataFrame({metric.name: metric.compute(rows) for metric in METRICS})
+    keys = rows.iterations[["system", "round"]]
     return keys.join(values).reset_index().sort_values("iteration", ignore_index=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import numpy.typing as npt
 #: From so many rounds on an interval covers the true median in 90 % of all experiments (docs/metrics.md).
 ENOUGH_ROUNDS = 5
 _RESAMPLES = 2000
+#: Resampled values that are held at a time.
+_SAMPLES_AT_ONCE = 2**20
 #: What an interval of 95 % leaves out at either end.
 _TAIL = 0.025
 
@@ -41,28 +44,49 @@ def median_interval(samples: npt.ArrayLike) -> Estimate:
     Raises:
         ValueError: no samples, or one that is not finite.
     """
-    values = np.asarray(samples, dtype=np.float64)
-    if values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"samples: {values.tolist()}, must be at least one finite number")
-    middle = float(np.median(values))
-    if values.size == 1 or np.ptp(values) == 0:
-        return Estimate(middle, middle, middle, int(values.size))
-    # The numbers of scipy.stats.bootstrap, whose import and checks take longer than most reports.
-    draws = np.random.default_rng(0).integers(0, values.size, (_RESAMPLES, values.size))
-    ordered = np.sort(values[draws], axis=1)  # the numbers of numpy.median, in a sixth of its time
-    medians = (ordered[:, (values.size - 1) // 2] + ordered[:, values.size // 2]) / 2
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return Estimate(middle, float(low), float(high), int(values.size))
+    return median_intervals(np.asarray(samples, dtype=np.float64).reshape(1, -1))[0]
 
 
-def spread(samples: npt.ArrayLike) -> dict[str, float]:
-    """Return ``mean``, ``p90`` and ``max`` of samples, for what comes in bursts that a median hides.
+def median_intervals(samples: npt.NDArray[np.float64]) -> list[Estimate]:
+    """Return what `median_interval` does for each of several quantities, in a fraction of the time.
 
     Args:
-        samples: float ``[n]``, at least one.
+        samples: ``[num_quantities, n]``, n at least 1.
+
+    Raises:
+        ValueError: no samples, or one that is not finite.
     """
-    values = np.asarray(samples, dtype=np.float64)
-    return {"mean": float(values.mean()), "p90": float(np.quantile(values, 0.9)), "max": float(values.max())}
+    n = samples.shape[1]
+    for values in samples:
+        if n == 0 or not np.isfinite(values).all():
+            raise ValueError(f"samples: {values.tolist()}, must be at least one finite number")
+    middle = np.median(samples, axis=1)
+    ends = np.stack([middle, middle])
+    (varied,) = np.nonzero(np.ptp(samples, axis=1) > 0)
+    at_once = max(1, _SAMPLES_AT_ONCE // (_RESAMPLES * n))
+    for some in (varied[begin : begin + at_once] for begin in range(0, len(varied), at_once)):
+        # The numbers of scipy.stats.bootstrap, whose import and checks take longer than most reports.
+        ordered = np.sort(samples[some][:, _draws(n)], axis=2)  # those of numpy.median, in a sixth of its time
+        medians = (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2
+        ends[:, some] = np.quantile(medians, [_TAIL, 1 - _TAIL], axis=1)
+    found = zip(middle, *ends, strict=True)
+    return [Estimate(float(median), float(low), float(high), n) for median, low, high in found]
+
+
+@lru_cache(maxsize=2)
+def _draws(n: int) -> npt.NDArray[np.int64]:
+    """Return which of n samples every resample takes, int64 ``[resamples, n]``."""
+    return np.random.default_rng(0).integers(0, n, (_RESAMPLES, n))
+
+
+def spreads(samples: npt.NDArray[np.float64]) -> list[dict[str, float]]:
+    """Return ``mean``, ``p90`` and ``max`` of quantities, for what comes in bursts that a median hides.
+
+    Args:
+        samples: ``[num_quantities, n]``, n at least 1.
+    """
+    found = zip(samples.mean(axis=1), np.quantile(samples, 0.9, axis=1), samples.max(axis=1), strict=True)
+    return [{"mean": float(mean), "p90": float(p90), "max": float(most)} for mean, p90, most in found]
 
 
 def paired_ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Estimate:
@@ -91,7 +115,7 @@ def ratio_of_sums(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> tuple
         denominator: float ``[num_rounds]``.
     """
     a, b = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
-    draws = np.random.default_rng(0).integers(0, len(a), (_RESAMPLES, len(a)))
+    draws = _draws(len(a))
     low, high = np.quantile(a[draws].sum(axis=1) / b[draws].sum(axis=1), [_TAIL, 1 - _TAIL])
     return float(a.sum() / b.sum()), float(low), float(high)
 

@@ -6,12 +6,13 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.data.load import Run
 from analysis.data.metrics import METRICS
 from analysis.data.pairing import run_ratio
-from analysis.data.stats import median_interval, percentile, spread
+from analysis.data.stats import median_interval, median_intervals, percentile, spreads
 from results_schema.atomic import write_text
 from results_schema.files import SUMMARY
 
@@ -26,25 +27,20 @@ def summarise(run: Run) -> dict[str, Any]:
     """
     values = run.values
     systems: dict[str, dict[str, Any]] = {
-        name: {
-            metric.name: asdict(median_interval(of)) | spread(of)
-            for metric in METRICS
-            if not (of := rows[metric.name].dropna()).empty
-        }
+        name: _estimates(rows[[metric.name for metric in METRICS]])
         for name in run.systems
         if not (rows := values[values["system"] == name]).empty
     }
     for name, entry in systems.items():
         entry |= serving(run, name)
     best = best_baseline(run, systems)
+    throughput = values[["system", "round", "throughput_tokens_per_s"]].set_index("round").sort_index()
+    by_system = dict(iter(throughput.groupby("system")["throughput_tokens_per_s"]))
     for name, entry in systems.items():
         entry |= {key: run.systems[name][key] for key in ("exact", "baseline", "bound")}
         entry |= {"knows": known(run, name)}
         if best is not None:
-            throughput = "throughput_tokens_per_s"
-            entry["throughput_ratio_to_best_baseline"] = asdict(
-                run_ratio(run, _by_round(values, name)[throughput], _by_round(values, best)[throughput])
-            )
+            entry["throughput_ratio_to_best_baseline"] = asdict(run_ratio(run, by_system[name], by_system[best]))
     manifest = run.manifest
     return {
         **{key: manifest[key] for key in ("run_id", "experiment", "backend", "device", "scope", "world_size", "point")},
@@ -53,6 +49,19 @@ def summarise(run: Run) -> dict[str, Any]:
         "best_baseline": best,
         "systems": systems,
     }
+
+
+def _estimates(values: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Return what a summary says of every column that has a value."""
+    samples = values.to_numpy(dtype=np.float64).T
+    known = ~np.isnan(samples)
+    found: dict[str, dict[str, float]] = {}
+    # All that have a value of every round at once, then those that lack some.
+    for chosen in (known.all(axis=1), *np.eye(len(samples), dtype=bool)[known.any(axis=1) & ~known.all(axis=1)]):
+        of = np.ascontiguousarray(samples[chosen][:, known[chosen].all(axis=0)])
+        for name, estimate, spread in zip(values.columns[chosen], median_intervals(of), spreads(of), strict=True):
+            found[name] = asdict(estimate) | spread
+    return {name: found[name] for name in values if name in found}
 
 
 def known(run: Run, system: str) -> str | None:
@@ -89,10 +98,6 @@ def best_baseline(run: Run, systems: dict[str, Any]) -> str | None:
     kinds = {n: run.systems[n] for n in systems}
     candidates = [n for n, kind in kinds.items() if kind["exact"] and kind["baseline"] and not kind["bound"]]
     return max(candidates, key=lambda n: systems[n]["throughput_tokens_per_s"]["median"], default=None)
-
-
-def _by_round(values: pd.DataFrame, system: str) -> pd.DataFrame:
-    return values[values["system"] == system].set_index("round").sort_index()
 
 
 def write_summary(run: Run) -> dict[str, Any]:

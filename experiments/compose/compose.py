@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from hydra import compose, initialize_config_dir
 
 from experiments.compose.help import CONF
@@ -16,6 +18,11 @@ def compose_point(*overrides: str) -> Point:
     Raises:
         ValueError: the configuration is wrong.
     """
-    register_options()
+    _register_once()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return load_point(compose("config", list(overrides)))
+
+
+@cache
+def _register_once() -> None:
+    register_options()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 from hydra.core.config_loader import ConfigLoader
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.compose.help import groups
+from experiments.point.copies import Copies
 
 
 class Compositions:
@@ -24,7 +24,7 @@ class Compositions:
 
     def __init__(self, loader: ConfigLoader, compose: Callable[[list[str]], DictConfig]) -> None:
         self._compose, self._parser, self._groups = compose, OverridesParser.create(loader), groups()
-        self._composed: dict[tuple[str | None, ...], DictConfig] = {}
+        self._composed: dict[tuple[str | None, ...], Copies] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return a configuration; what its ``hydra`` node says of the overrides may be another's.
@@ -40,11 +40,12 @@ class Compositions:
         key = (*rest, *(value.key_or_group for value in values))
         if key in self._composed:
             try:
-                return _with_values(self._composed[key], values)
+                return _with_values(self._composed[key].copy(), values)
             except OmegaConfBaseException:
                 return self._compose(list(overrides))  # Hydra's own error says more
-        self._composed[key] = self._compose(list(overrides))
-        return copy.deepcopy(self._composed[key])
+        config = self._compose(list(overrides))
+        self._composed[key] = Copies(config)
+        return config
 
     def _sets_value(self, override: Override) -> bool:
         """Tell whether an override does no more than to set a number, a text or nothing, and chooses no group."""
@@ -60,7 +61,6 @@ def _meet(one: Override, other: Override) -> bool:
 
 
 def _with_values(config: DictConfig, values: Sequence[Override]) -> DictConfig:
-    changed = copy.deepcopy(config)
     for override in values:
-        OmegaConf.update(changed, override.key_or_group, override.value(), merge=True)
-    return changed
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    return config

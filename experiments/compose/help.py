@@ -31,7 +31,11 @@ def choices(group: str) -> dict[str, str]:
     """Return a group's choices by name with a line on each: what is registered with Hydra, and presets in conf."""
     store = ConfigStore.instance()
     registered = store.list(group) if group in store.list("") else []
-    found = {name.removesuffix(".yaml"): _description(group, name) for name in registered}
+    components = discover(group)[0] if group in GROUPS else {}
+    names = [name.removesuffix(".yaml") for name in registered]
+    found = {name: components[name].description if name in components else "" for name in names}
+    if group == "system" and ALL_SYSTEMS in found:
+        found[ALL_SYSTEMS] = "every system that this installation has"
     presets = {path.stem: _first_comment(path) for path in (CONF / group).glob("*.yaml")} if group else {}
     return dict(sorted((found | presets).items()))
 
@@ -49,13 +53,6 @@ def help_text() -> str:
         entries = choices(group) | {name: f"unavailable here: {why}" for name, why in unavailable(group).items()}
         lines += [f"    {name:<16} {text}".rstrip() for name, text in entries.items()]
     return "\n".join(lines).replace("$", "$$")  # Hydra fills the text into a string.Template
-
-
-def _description(group: str, name: str) -> str:
-    if (group, name) == ("system", f"{ALL_SYSTEMS}.yaml"):
-        return "every system that this installation has"
-    component = discover(group)[0].get(name.removesuffix(".yaml")) if group in GROUPS else None
-    return component.description if component is not None else ""
 
 
 def _first_comment(path: Path) -> str:

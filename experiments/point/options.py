@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 from typing import Any, cast
 
 from omegaconf import MISSING, OmegaConf
 
+from experiments.point.copies import Copies
 from experiments.point.request_options import RequestOptions
 
 
@@ -122,5 +124,11 @@ def make_options(values: Mapping[str, Any]) -> Options:
     """
     # Components have schemas of their own; to merge them takes most of the time.
     components = {name: values[name] for name in _COMPONENTS if name in values}
-    merged = OmegaConf.merge(OmegaConf.structured(Options), dict(values) | {name: {} for name in components})
-    return replace(cast(Options, OmegaConf.to_object(merged)), **components)
+    options = _unset().copy()
+    options.merge_with(dict(values) | {name: {} for name in components})
+    return replace(cast(Options, OmegaConf.to_object(options)), **components)
+
+
+@cache
+def _unset() -> Copies:
+    return Copies(OmegaConf.structured(Options))

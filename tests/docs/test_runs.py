@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from omegaconf import DictConfig
 
 from experiments.compose.backends import backend_of
@@ -63,7 +62,6 @@ def test_it_ends_with_numbers(
     else:
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", "1")
-        monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # other tests need the other cores
         assert tokens is not None
         run_rank(runs, tokens)
     layers = pd.read_parquet(runs[0].folder.path / "layers.parquet")

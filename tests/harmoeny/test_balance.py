@@ -218,7 +218,8 @@ def fastest_s(
 ) -> float:
     """Return the least predicted time of many splits, int64 ``[num_splits, world_size, num_experts]``."""
     best_s = np.inf
-    for shares in splits:
+    for i in range(len(splits)):
+        shares = splits[i]  # iterating would give arrays of another type, for which all is compiled again
         sources = choose_sources(counts, shares, home, resident, slots, costs, links)
         loads = loads_of_shares(counts, shares, costs)
         best_s = min(best_s, layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs)[0])

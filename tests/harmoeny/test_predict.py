@@ -178,7 +178,7 @@ def test_without_peers_everything_comes_from_the_host() -> None:
         placement.home,
         placement.resident,
         with_free(np.array([1, 0]), placement.resident),
-        COSTS._replace(peer_fetch_s=0),
+        COSTS._replace(peer_fetch_s=0.0),
         NO_LINKS,
     )
     assert not found.from_peer.any()

@@ -128,7 +128,7 @@ def test_cuts_part_what_travels_as_is_meant(world_size: int, num_experts: int, n
     shares[0] = rng.integers(1, 2000, num_experts)
     counts = np.zeros_like(shares)
     counts[1] = shares[0]
-    resident = shares.T > 0
+    resident = np.ascontiguousarray(shares.T > 0)
     stages = cut(counts, shares, resident, num_stages)
     weights = np.array([weight(stage, num_stages) for stage in range(num_stages)])
     total = shares[0].sum()
@@ -237,7 +237,7 @@ def test_stages_by_hand() -> None:
     )
     counts = np.full((2, 4), 10)
     shares = np.array([[20, 20, 0, 0], [0, 0, 20, 20]])
-    resident = shares.T > 0
+    resident = np.ascontiguousarray(shares.T > 0)
     sources = choose_sources(
         counts, shares, np.array([0, 0, 1, 1]), resident, with_free(np.zeros(2, int), resident), costs, NO_LINKS
     )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.data.stats import Estimate, least_samples, median_interval, paired_ratio, percentile
+from analysis.data.stats import Estimate, least_samples, median_interval, median_intervals, paired_ratio, percentile
 from tests.strategies import examples
 
 FLOATS = st.floats(0.01, 1000, allow_nan=False)
@@ -139,3 +139,11 @@ def test_a_percentiles_interval_has_the_ends_that_the_binomial_distribution_give
     assert (found.low, found.high) == (low, high)
     assert found.median == pytest.approx(share * (n - 1))
     assert sum(chance[low + 1 : high + 1]) >= 0.95
+
+
+def test_many_quantities_at_once_have_the_intervals_of_each() -> None:
+    samples = np.random.default_rng(3).lognormal(size=(5, 400))  # more than are resampled at a time
+    samples[1] = 7.0
+    assert median_intervals(samples) == [median_interval(row) for row in samples]
+    with pytest.raises(ValueError, match=r"^samples: \[.*inf.*\], must be at least one finite number$"):
+        median_intervals(np.array([[1.0, 2.0], [1.0, np.inf]]))

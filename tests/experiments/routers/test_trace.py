@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from experiments.compose.job import run_point
 from experiments.compose.sweep_callback import ValidateSweep
@@ -167,7 +166,6 @@ def test_the_runs_name_follows_the_file(path: Path, load: Load) -> None:
 
 def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
-    threads = torch.get_num_threads()
     path, text = tmp_path / "trace.parquet", tmp_path / "text"
     text.write_text("A text whose vocabulary is soon found. " * 200, encoding="utf-8")
     common = (
@@ -185,7 +183,6 @@ def test_a_recorded_run_replays_to_the_same_plans(load: Load, tmp_path: Path, mo
         run_rank(begin(point), tokens)
         assert is_done(point)
         layers[name] = pd.read_parquet(point.folder / "layers.parquet").set_index(["system", "round", "layer"])
-    torch.set_num_threads(threads)
     for column in ("num_assignments", "executed_tokens", "dropped_tokens", "num_active_experts"):
         pd.testing.assert_series_equal(layers["replayed"][column], layers["recorded"][column])
     trace = read_trace(path)

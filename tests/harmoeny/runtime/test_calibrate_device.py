@@ -79,6 +79,7 @@ def measured_on(rank: int, exchange: str) -> ExpertCost:
     return cost
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("exchange", [Exchange.PUT, Exchange.COLLECTIVE])
 def test_ranks_agree_on_what_they_measured(exchange: str, tmp_path: Path) -> None:
     first, second = run_ranks(2, measured_on, tmp_path, exchange)
