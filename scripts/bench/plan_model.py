@@ -38,7 +38,7 @@ from harmoeny.runtime.device import Device
 from harmoeny.shared import make_plan
 from results_schema.atomic import write_text
 from results_schema.printing import print_anything
-from scripts.bench.planning import NUM_HOT, ready_policy
+from scripts.bench.planning import NUM_HOT, fitted
 
 OUT = Path("conf/simulator/bench.yaml")
 SWITCH = LayerShape(128, 768, 3072, gated=False)
@@ -93,8 +93,8 @@ def samples(cls: type[Policy]) -> Iterator[tuple[float, ...]]:
             cost = CostModel(hardware, Topology(hardware, world_size), work, SoftwareCost())
             for skew, moves in ROUTINGS:
                 shares = hot_shares(skew, np.arange(NUM_HOT), shape.num_experts)
-                policy = ready_policy(cls, shares, world_size).calibrated(cost.expert)
-                policy = policy.with_spare_slots(SPARE_SLOTS, shape.num_experts, world_size)
+                policy = cls() if cls.bound else cls().with_spare_slots(SPARE_SLOTS, shape.num_experts, world_size)
+                policy = fitted(policy.calibrated(cost.expert), shares, world_size)
                 sampled = _Sampled(policy)
                 system = SimulatedSystem(policy, cost, plan_times=sampled)
                 for batch in range(NUM_BEFORE + NUM_TIMED):
@@ -126,8 +126,8 @@ def fit(measured: FloatArray) -> FloatArray:
         A_eq=np.hstack([parts, off, -off]), b_eq=np.ones(num_samples), method="highs",
     )  # fmt: skip
     assert found.x is not None, found.message
-    fitted: FloatArray = found.x[:num_terms] / scale * seconds.mean()
-    return fitted
+    costs: FloatArray = found.x[:num_terms] / scale * seconds.mean()
+    return costs
 
 
 def main() -> None:
@@ -145,14 +145,14 @@ def main() -> None:
         found = yaml.safe_load(arguments.out.read_text(encoding="utf-8"))["software"]
     for name in sorted(arguments.systems or known):
         measured = np.array(list(samples(known[name])))
-        fitted = fit(measured)
-        found[name] = dict(zip(TERMS, fitted.tolist(), strict=True))
-        error = np.abs(measured[:, 1:] @ fitted / measured[:, 0] - 1)
+        costs = fit(measured)
+        found[name] = dict(zip(TERMS, costs.tolist(), strict=True))
+        error = np.abs(measured[:, 1:] @ costs / measured[:, 0] - 1)
         print(f"{name:20} off by {np.median(error):.0%} in the median, {error.max():.0%} at most", flush=True)
     found |= {preset: found[name] for preset, name in PRESETS.items()}
     lines = [
-        f"  {name}: {{{', '.join(f'{term}: {seconds:.2e}' for term, seconds in costs.items())}}}"
-        for name, costs in sorted(found.items())
+        f"  {name}: {{{', '.join(f'{term}: {seconds:.2e}' for term, seconds in parts.items())}}}"
+        for name, parts in sorted(found.items())
     ]
     core = Device.of(torch.device("cpu")).name
     head = (

@@ -110,7 +110,11 @@ def has_room(world_size: int, num_experts: int) -> bool:
 
 def ready_policy(cls: type[Policy], shares: FloatArray, world_size: int) -> Policy:
     """Return a policy with its defaults, calibrated and fitted (``shares``: float64 ``[num_experts]``)."""
-    policy = cls().calibrated(NODE_COST if world_size <= NODE_RANKS else NODES_COST)
+    return fitted(cls().calibrated(NODE_COST if world_size <= NODE_RANKS else NODES_COST), shares, world_size)
+
+
+def fitted(policy: Policy, shares: FloatArray, world_size: int) -> Policy:
+    """Return a policy, fitted to routing by these shares (float64 ``[num_experts]``) if it learns from any."""
     if not policy.calibration_batches:
         return policy
     request = RoutingRequest(
