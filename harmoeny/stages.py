@@ -311,7 +311,8 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     launch, and ``f`` the first and the last stage's part of its rows, which is no less than that of one of so many
     experts unless one is cut, N stages take at least
     ``C + (N - 1) s + 2 (l + f X)``, where the first rows and the last results wait for products, and at least
-    ``2 (N l + X)``, where the link is never idle. Enough are the fewest that no other
+    ``2 (N l + X)``, where the link is never idle; with more stages than slices ``C`` is no less than N times reading an
+    expert's weights. Enough are the fewest that no other
     number is better than by more than 0.5 %. Where the latency of an exchange is not known, there is one stage.
 
     Args:
@@ -334,7 +335,10 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
             if weights > most:
                 end_s = rows_s / most if whole else min(end_s + cut_s, rows_s / most)
             launches_s = (number - 1) * costs.launch_s if costs.grouped > 0 else max(number - most, 0) * cut_s
-            waiting_s = computed_s + launches_s + 2 * (latency_s + end_s)
+            products_s = computed_s + launches_s
+            if number > most:  # every stage reads weights
+                products_s = max(products_s, number * (costs.launch_s + costs.weights_s))
+            waiting_s = products_s + 2 * (latency_s + end_s)
             stages_s = max(waiting_s, 2 * (number * latency_s + rows_s))
             if stages_s < (1 - _LEAST_GAIN) * best_s:
                 best, best_s = number, stages_s

@@ -150,10 +150,10 @@ def main() -> None:
         error = np.abs(measured[:, 1:] @ costs / measured[:, 0] - 1)
         print(f"{name:20} off by {np.median(error):.0%} in the median, {error.max():.0%} at most", flush=True)
     found |= {preset: found[name] for preset, name in PRESETS.items()}
-    lines = [
-        f"  {name}: {{{', '.join(f'{term}: {seconds:.2e}' for term, seconds in parts.items())}}}"
-        for name, parts in sorted(found.items())
-    ]
+    lines = []
+    for name, parts in sorted(found.items()):
+        terms = [f"{term}: {seconds:.2e}" for term, seconds in parts.items() if seconds > 0 or term == "plan_s"]
+        lines.append(f"  {name}: {{{', '.join(terms)}}}")
     core = Device.of(torch.device("cpu")).name
     head = (
         f"# What planning takes, fitted to plans that were timed on one core of a {core}:\n"
