@@ -10,6 +10,11 @@ from omegaconf import OmegaConf
 
 from harmoeny.models.base import DTYPES
 
+#: What a plan's time is a sum of, each times the number that a plan has of it.
+PLAN_TERMS = (
+    "plan_s", "plan_entry_s", "plan_step_s", "plan_cell_s", "plan_moving_s", "plan_copies_s", "plan_stages_s",
+)  # fmt: skip
+
 
 @dataclass(kw_only=True)
 class SoftwareCost:
@@ -55,8 +60,8 @@ class SoftwareCost:
             value = getattr(self, part.name)
             if part.name.endswith("_s") and value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"simulator.software.{name}.{part.name}: {value}, must be a number of at least 0")
-        for field_name in ("plan_entry_s", "plan_cell_s", "plan_moving_s", "plan_copies_s", "plan_stages_s"):
-            if self.plan_s is None and getattr(self, field_name):
+        for field_name in PLAN_TERMS:
+            if self.plan_s is None and field_name != "plan_step_s" and getattr(self, field_name):
                 raise ValueError(
                     f"simulator.software.{name}.{field_name}: {getattr(self, field_name)}, must be 0 without plan_s, "
                     "since the policy is timed then"

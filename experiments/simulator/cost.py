@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from experiments.point.simulator_options import SoftwareCost
+from experiments.point.simulator_options import PLAN_TERMS, SoftwareCost
 from experiments.routers.base import FloatArray
 from experiments.simulator.model_work import ModelWork
 from experiments.simulator.plan_size import PlanSize
@@ -101,11 +101,7 @@ class CostModel:
         software = self.software
         if policy_s is not None:
             return policy_s + software.plan_step_s * size.num_steps
-        seconds = (
-            software.plan_s or 0.0, software.plan_entry_s, software.plan_step_s, software.plan_cell_s,
-            software.plan_moving_s, software.plan_copies_s, software.plan_stages_s,
-        )  # fmt: skip
-        return sum(each_s * number for each_s, number in zip(seconds, size.terms, strict=True))
+        return sum((getattr(software, name) or 0.0) * n for name, n in zip(PLAN_TERMS, size.terms, strict=True))
 
     def experts_s(self, executed: IntArray) -> FloatArray:
         """Return the time of ranks that hold all they execute.

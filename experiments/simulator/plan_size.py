@@ -29,7 +29,7 @@ class PlanSize(NamedTuple):
 
     @property
     def terms(self) -> tuple[float, ...]:
-        """What a plan's time is a sum of: 1, entries, steps, cells, and those of what moves, has copies, has stages."""
+        """How often a plan has each of ``PLAN_TERMS``, which of :class:`SoftwareCost` are what they take."""
         cells, moves = float(self.num_cells), self.num_steps > 0
         of_cells = (cells, moves * cells, self.copies * cells, self.staged * cells)
         return 1.0, float(self.num_entries), float(self.num_steps), *of_cells

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import yaml
 from scipy.optimize import linprog
 
 from experiments.compose.compose import compose_point
-from experiments.point.simulator_options import SoftwareCost
+from experiments.point.simulator_options import PLAN_TERMS, SoftwareCost
 from experiments.registry import discover
 from experiments.routers.base import FloatArray, exact_counts
 from experiments.routers.kit.hot import hot_shares
@@ -60,8 +59,6 @@ NUM_BEFORE, NUM_TIMED = 9, 2
 _REPEATS, _ENOUGH_S = 15, 0.1
 #: A system that has its options from a preset plans as the class that it is of.
 PRESETS = {"harmoeny_paper": "harmoeny_tokens", "harmoeny_sync": "harmoeny_tokens"}
-#: What is fitted, in the order of :attr:`PlanSize.terms`.
-TERMS = tuple(field.name for field in fields(SoftwareCost) if field.name.startswith("plan_"))
 
 
 class _Sampled(PlanTimes):
@@ -146,7 +143,7 @@ def main() -> None:
     for name in sorted(arguments.systems or known):
         measured = np.array(list(samples(known[name])))
         costs = fit(measured)
-        found[name] = dict(zip(TERMS, costs.tolist(), strict=True))
+        found[name] = dict(zip(PLAN_TERMS, costs.tolist(), strict=True))
         error = np.abs(measured[:, 1:] @ costs / measured[:, 0] - 1)
         print(f"{name:20} off by {np.median(error):.0%} in the median, {error.max():.0%} at most", flush=True)
     found |= {preset: found[name] for preset, name in PRESETS.items()}

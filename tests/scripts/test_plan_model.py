@@ -7,7 +7,7 @@ import yaml
 from baselines.eplb import EPLB
 from experiments.compose.compose import compose_point
 from experiments.compose.help import CONF
-from experiments.point.simulator_options import SoftwareCost
+from experiments.point.simulator_options import PLAN_TERMS, SoftwareCost
 from experiments.registry import discover
 from experiments.simulator.cost import CostModel
 from experiments.simulator.flows import flows_of_executed
@@ -16,7 +16,7 @@ from experiments.simulator.plan_size import PlanSize, plan_size
 from experiments.simulator.topology import Topology
 from harmoeny.placement import Placement
 from scripts.bench import plan_model
-from scripts.bench.plan_model import PRESETS, QWEN, TERMS, fit
+from scripts.bench.plan_model import PRESETS, QWEN, fit
 
 
 def test_the_fit_finds_what_the_times_were_made_of() -> None:
@@ -66,7 +66,7 @@ def test_plans_are_timed_where_simulations_make_them(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(plan_model, "MACHINES", [("dgx_h100", 4, LayerShape(16, 64, 32, top_k=2))])
     measured = np.array(list(plan_model.samples(EPLB)))
     num = len(plan_model.TOKENS_PER_RANK) * len(plan_model.ROUTINGS) * plan_model.NUM_TIMED
-    assert measured.shape == (num, 1 + len(TERMS))
+    assert measured.shape == (num, 1 + len(PLAN_TERMS))
     assert (measured[:, 0] > 0).all()
     assert (measured[:, 1:3] == [1, 4 * 4 * 16]).all()
     assert (measured[:, 6] == 4 * 16).any(), "replicas have been placed by then"
