@@ -60,6 +60,11 @@ class Device(ABC):
         """The name of the processor or GPU."""
 
     @property
+    def num_multiprocessors(self) -> int | None:
+        """The streaming multiprocessors that this process may use; None where there is no such thing."""
+        return None
+
+    @property
     @abstractmethod
     def num_here(self) -> int | None:
         """Devices of this kind on this host, one for every rank; None: ranks share them as they like."""
@@ -155,6 +160,11 @@ class CudaDevice(Device):
     def name(self) -> str:
         """The GPU's name."""
         return torch.cuda.get_device_name(self._device)
+
+    @property
+    def num_multiprocessors(self) -> int:
+        """As the driver says: under MPS, of this process's share."""
+        return int(torch.cuda.get_device_properties(self._device).multi_processor_count)
 
     @property
     def num_here(self) -> int:

@@ -6,17 +6,44 @@ Shape letters: T tokens of this rank, K top_k, S rows sent, R rows received, H h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.layout import Layout, regroup_blocks, return_blocks, send_blocks
 from harmoeny.runtime.exchange.order import Assignments, Sent, exclusive_cumsum, ranges, send_order, tokens_of
+
+
+@dataclass(frozen=True)
+class WindowRows:
+    """Rows in the memory of every rank, of which a view is made only where one is needed: it takes microseconds.
+
+    Attributes:
+        memory: uint8, by rank.
+        addresses: where it begins.
+        num_rows: int64 ``[W]``, rows that lie there.
+        like: ``[any, H]``, of their width and type.
+    """
+
+    memory: Sequence[Tensor]
+    addresses: Sequence[int]
+    num_rows: IntArray
+    like: Tensor
+
+    def of(self, rank: int) -> Tensor:
+        """Return ``[rows, H]``, those in a rank's memory."""
+        rows, width, dtype = int(self.num_rows[rank]), self.like.shape[1], self.like.dtype
+        return self.memory[rank][: rows * width * dtype.itemsize].view(dtype).view(rows, width)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Return those of every rank."""
+        return map(self.of, range(len(self.memory)))
 
 
 @dataclass(frozen=True)
@@ -27,16 +54,15 @@ class Rows:
         layout: from where to where.
         hidden_TH: ``[T, H]``, this rank's tokens.
         assignments: what they want executed.
-        targets: by rank, ``[rows, H]`` in its memory, where what it executes arrives.
-        results: by rank, ``[rows, H]`` in its memory, where the results of what it sent come back, by
-            destination and expert.
+        targets: where what ranks execute arrives.
+        results: where the results of what they sent come back, by destination and expert.
     """
 
     layout: Layout
     hidden_TH: Tensor
     assignments: Assignments
-    targets: Sequence[Tensor]
-    results: Sequence[Tensor]
+    targets: WindowRows
+    results: WindowRows
 
 
 class Mover(ABC):
@@ -114,7 +140,7 @@ class TorchMover(Mover):
 
     def arrived(self) -> Tensor:
         """Gather what arrived, where it is wanted in another order."""
-        rows_RH = self._rows.targets[self._rows.layout.rank]
+        rows_RH = self._rows.targets.of(self._rows.layout.rank)
         return rows_RH if self._regrouping_R is None else rows_RH.index_select(0, self._regrouping_R)
 
     def bring_back(self, results_RH: Tensor) -> None:
@@ -133,7 +159,7 @@ class TritonMover(Mover):
         self._rows = rows
         layout, hidden_TH = rows.layout, rows.hidden_TH
         row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
-        self._target_at, self._result_at = ([to.data_ptr() for to in at] for at in (rows.targets, rows.results))
+        self._target_at, self._result_at = rows.targets.addresses, rows.results.addresses
         received_ES, returns_ES = layout.in_order(layout.received_ES), layout.in_order(layout.returns_ES)
         tables = [
             send_blocks(layout.sent_EW, layout.starts_EW, np.array(self._target_at), row_bytes),
@@ -157,7 +183,7 @@ class TritonMover(Mover):
 
     def arrived(self) -> Tensor:
         """Copy what arrived, where it is wanted in another order."""
-        arrived_RH, regrouped_RH = self._rows.targets[self._rows.layout.rank], self._regrouped_RH
+        arrived_RH, regrouped_RH = self._rows.targets.of(self._rows.layout.rank), self._regrouped_RH
         if regrouped_RH is None:
             return arrived_RH
         fused.put_rows(arrived_RH, self._tables[2], [regrouped_RH.data_ptr()], len(regrouped_RH))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from harmoeny.placement import BoolArray, IntArray
 from harmoeny.runtime.device import Device, Mark
 from harmoeny.runtime.exchange.comm import Beside, Communicator, PeerCopies, SentRows
 from harmoeny.runtime.exchange.layout import Layout
-from harmoeny.runtime.exchange.movers import Mover, Rows, write_to_all
+from harmoeny.runtime.exchange.movers import Mover, Rows, WindowRows, write_to_all
 from harmoeny.runtime.exchange.order import Assignments
 from harmoeny.runtime.exchange.windows import Windows, WindowsError
 
@@ -61,7 +61,8 @@ class PutCommunicator(Communicator):
         self._inner, self._open_windows, self._strict = inner, open_windows, strict
         self._windows = open_windows()
         self._counts, self._rows, self._results, self._mail = (_Memory(self._windows) for _ in range(4))
-        self._table = 0
+        self._tables: dict[tuple[int, torch.dtype], list[_Table]] = {}
+        self._turn = 0
         self._mailbox_bytes = 0
         self._mailboxes = _Mailboxes(self.world_size)
         self._duplicates: list[Communicator] = []
@@ -82,17 +83,13 @@ class PutCommunicator(Communicator):
 
     def gather_counts(self, counts: Tensor) -> IntArray:
         """Write the counts into a table of every rank; see :meth:`Communicator.gather_counts`."""
-        num_experts = counts.numel()
-        self._counts.grow(2 * self.world_size * num_experts * counts.element_size())
-        tables = self._counts.memory
-        self._table = 1 - self._table
-        shape = (2, self.world_size, num_experts)
-        write_to_all(counts, [_view(table, counts.dtype, shape)[self._table, self.rank] for table in tables])
+        self._turn = 1 - self._turn
+        table = self._tables_for(counts)[self._turn]
+        write_to_all(counts, table.own_rows)
         self._windows.barrier()
-        own = _view(tables[self.rank], counts.dtype, shape)[self._table]
         # Here the host waits for a CUDA device, once per layer: planning is its work. A copy on a CPU too, since the
         # table is written again.
-        host: IntArray = np.array(own.cpu().numpy())
+        host: IntArray = np.array(table.counts.cpu().numpy())
         return host
 
     def send_rows(
@@ -104,17 +101,13 @@ class PutCommunicator(Communicator):
         fetched_EW: BoolArray | None = None,
     ) -> SentRows:
         """Write every row right into its receiver's memory; see :meth:`Communicator.send_rows`."""
-        hidden_size, dtype = hidden_TH.shape[1], hidden_TH.dtype
+        row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
         layout = Layout.of(tokens_WEW, self.rank, order, fetched_EW)
         for memory, num_rows in ((self._rows, layout.received_D), (self._results, layout.sent_S)):
-            if not self._makes_room(memory, hidden_size * dtype.itemsize * int(num_rows.max())):
+            if not self._makes_room(memory, row_bytes * int(num_rows.max())):
                 return self._inner.send_rows(hidden_TH, assignments, tokens_WEW, order)
-
-        def views(memory: _Memory, num_rows: IntArray) -> list[Tensor]:
-            sizes = zip(memory.memory, num_rows.tolist(), strict=True)
-            return [_view(window, dtype, (rows, hidden_size)) for window, rows in sizes]
-
-        targets, results = views(self._rows, layout.received_D), views(self._results, layout.sent_S)
+        targets = WindowRows(self._rows.memory, self._rows.addresses, layout.received_D, hidden_TH)
+        results = WindowRows(self._results.memory, self._results.addresses, layout.sent_S, hidden_TH)
         mover = Mover.of(Rows(layout, hidden_TH, assignments, targets, results))
         mover.send()
         self._windows.barrier()
@@ -122,7 +115,7 @@ class PutCommunicator(Communicator):
         def bring_back(results_RH: Tensor) -> Tensor:
             mover.bring_back(results_RH)
             self._windows.barrier()
-            return results[self.rank]
+            return results.of(self.rank)
 
         return SentRows(mover.arrived(), mover.sent, bring_back)
 
@@ -181,6 +174,19 @@ class PutCommunicator(Communicator):
         self._windows.close()
         self._inner.close()
 
+    def _tables_for(self, counts: Tensor) -> list[_Table]:
+        """Return the two tables for such counts; they are the same from layer to layer, until memory has to grow."""
+        shape = (2, self.world_size, counts.numel())
+        if self._counts.grow(math.prod(shape) * counts.element_size()):
+            self._tables = {}
+        key = (counts.numel(), counts.dtype)
+        if key not in self._tables:
+            pairs = [_view(memory, counts.dtype, shape) for memory in self._counts.memory]
+            self._tables[key] = [
+                _Table([pair[turn, self.rank] for pair in pairs], pairs[self.rank][turn]) for turn in range(2)
+            ]
+        return self._tables[key]
+
     def _makes_room(self, memory: _Memory, num_bytes: int) -> bool:
         """Grow some memory, unless this ended before; on all ranks alike, so that all go on in the same way."""
         if self.exchange == Exchange.PUT:
@@ -212,28 +218,50 @@ class PutCommunicator(Communicator):
             self._windows.signal(rank)
 
 
+class _Table(NamedTuple):
+    """Counts of all ranks.
+
+    Attributes:
+        own_rows: by rank, ``[num_experts]`` in its memory, where this rank's counts go.
+        counts: ``[world_size, num_experts]``, what this rank gets.
+    """
+
+    own_rows: list[Tensor]
+    counts: Tensor
+
+
 class _Memory:
     """Memory of one purpose in the windows, which grows with what is asked for.
 
     Attributes:
         memory: uint8, of every rank; empty before it is first asked for.
+        addresses: where it begins, as this rank sees it.
     """
 
     def __init__(self, windows: Windows) -> None:
         self.memory: list[Tensor] = []
+        self.addresses: list[int] = []
         self._windows = windows
+        self._num_bytes = -1
 
-    def grow(self, num_bytes: int) -> None:
+    def grow(self, num_bytes: int) -> bool:
         """Have at least that much memory on every rank; all ranks call it together, with the same number.
+
+        Returns:
+            Whether it is other memory than before.
 
         Raises:
             WindowsError: on all ranks, one has no room.
         """
-        if not self.memory or self.memory[0].nbytes < num_bytes:
-            self.memory = []  # what is there is freed first
-            # More than asked for, so that it is not done again for every batch that is a little larger.
-            with torch.inference_mode(False):  # what is made in it cannot be written outside of it
-                self.memory = self._windows.allocate(_aligned(max(1, num_bytes + num_bytes // 2)))
+        if num_bytes <= self._num_bytes:
+            return False
+        self.memory, self._num_bytes = [], -1  # what is there is freed first
+        # More than asked for, so that it is not done again for every batch that is a little larger.
+        with torch.inference_mode(False):  # what is made in it cannot be written outside of it
+            self.memory = self._windows.allocate(_aligned(max(1, num_bytes + num_bytes // 2)))
+        self.addresses = [window.data_ptr() for window in self.memory]
+        self._num_bytes = self.memory[0].nbytes
+        return True
 
 
 @dataclass

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from harmoeny.choices import KernelName
+from harmoeny.runtime.kernels.alone import NOTHING_ALONE, Alone
 from harmoeny.runtime.kernels.grouped import GroupedProducts
+from harmoeny.runtime.kernels.triton_products import TritonProducts
 from harmoeny.runtime.memory.experts import ExpertMLP, LayerExperts
 
 #: Public since PyTorch 2.10.
@@ -35,8 +37,16 @@ class GroupedMM(GroupedProducts):
         bf16 = all(w.dtype == torch.bfloat16 for w in matrices)
         return bf16 and torch.cuda.get_device_capability(device) >= _FIRST_CAPABILITY
 
-    def __call__(self, rows: Tensor, ends: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
-        """Multiply, then add the bias, which PyTorch's kernel does not take yet."""
+    def __call__(
+        self, rows: Tensor, ends: Tensor, matrices: Tensor, bias: Tensor | None, alone: Alone = NOTHING_ALONE
+    ) -> Tensor:
+        """Multiply, then add the bias, which PyTorch's kernel does not take yet.
+
+        That kernel takes rows without gaps, so what is left between slots that are multiplied for themselves is
+        Triton's.
+        """
+        if alone.parts:
+            return TritonProducts()(rows, ends, matrices, bias, alone)
         product: Tensor = _grouped_mm(rows, matrices, offs=ends)
         if bias is not None:
             row = torch.arange(len(rows), dtype=ends.dtype, device=ends.device)

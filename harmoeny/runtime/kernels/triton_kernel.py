@@ -7,19 +7,23 @@ import triton.language as tl
 
 
 # No types: Triton takes annotations for its own.
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_slots", "alone_rows"])  # type: ignore[untyped-decorator]
 def grouped_linear(  # type: ignore[no-untyped-def]
-    rows, ends, matrices, bias, out, num_slots, num_out,
+    rows, ends, matrices, bias, out, num_slots, num_out, alone_rows,
     stride_slot, stride_in, stride_out,
     NUM_IN: tl.constexpr, HAS_BIAS: tl.constexpr, SLOTS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     TILE_ROWS: tl.constexpr, TILE_OUT: tl.constexpr, TILE_IN: tl.constexpr,
 ):  # fmt: skip
-    """Compute ``rows @ matrices[slot] + bias[slot]``; grid: tiles of columns, tiles of rows."""
+    """Compute ``rows @ matrices[slot] + bias[slot]`` where a slot has less than ``alone_rows``.
+
+    Grid: tiles of columns, tiles of rows.
+    """
     # Which slot this program's tile of rows belongs to follows from the groups' ends, so that the host need not know.
     slots = tl.arange(0, SLOTS)
     group_ends = tl.load(ends + slots, mask=slots < num_slots, other=0)
     group_starts = tl.load(ends + slots - 1, mask=(slots > 0) & (slots < num_slots), other=0)
-    num_tiles = (group_ends - group_starts + TILE_ROWS - 1) // TILE_ROWS
+    num_own = group_ends - group_starts
+    num_tiles = tl.where(num_own < alone_rows, (num_own + TILE_ROWS - 1) // TILE_ROWS, 0)
     tile_ends = tl.cumsum(num_tiles, 0)
     tile = tl.program_id(1)
     if tile < tl.max(tile_ends, 0):

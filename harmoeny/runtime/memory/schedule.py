@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from harmoeny.choices import WorkOrder
+from harmoeny.compiled import compiled
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.runtime.memory.draft import NONE, Predicted, Slice, closing, draft_schedule
@@ -67,30 +68,70 @@ def make_schedule(
             rest_s=rest_s, wanted=wanted,
         )  # fmt: skip
         return _beside_host(device, executed_SE[0], host_E, grouped=grouped)
-    stages, experts = np.nonzero(executed_SE)
-    num_tokens = executed_SE[stages, experts]
     content = np.asarray(home)
-    slot_of = np.full(executed_SE.shape[1], NONE)
-    held = np.flatnonzero(content != EMPTY)
-    slot_of[content[held]] = held
-    slots = slot_of[experts]
-    if slots.size and slots.min() == NONE:
-        order = np.lexsort((experts, -num_tokens, stages))
+    order, ends, all_held = _by_residents(executed_SE, content, grouped)
+    if not all_held:
+        stages, experts = np.nonzero(executed_SE)
+        num_tokens = executed_SE[stages, experts]
+        priority = np.lexsort((experts, -num_tokens, stages))
         columns = (stages, experts, num_tokens, np.cumsum(num_tokens) - num_tokens)
-        parts = list(map(Slice, *(column[order].tolist() for column in columns)))
+        parts = list(map(Slice, *(column[priority].tolist() for column in columns)))
         draft = draft_waves if grouped else draft_schedule
         times = Predicted(cost, arrivals or {}, head_s, rest_s)
         return draft(parts, home, times, work_order=work_order, wanted=wanted)
-    starts = np.cumsum(num_tokens) - num_tokens
-    order = np.lexsort((slots, stages)) if grouped else np.lexsort((-num_tokens, stages))
-    num_tokens, count = num_tokens[order], len(order)
-    ends = np.flatnonzero(np.diff(stages, append=NONE)) + 1 if grouped else np.arange(1, count + 1)
-    starts = np.cumsum(num_tokens) - num_tokens if grouped else starts[order]
     restores, after = ((), None) if wanted is None else closing(home, home, wanted)
-    return Schedule(
-        stages.tolist(), experts[order].tolist(), slots[order].tolist(), starts.tolist(), num_tokens.tolist(),
-        ends.tolist(), restores=restores, after=after,
-    )  # fmt: skip
+    stage, expert_ids, slots, starts, num_tokens = order.tolist()
+    return Schedule(stage, expert_ids, slots, starts, num_tokens, ends.tolist(), restores=restores, after=after)
+
+
+@compiled
+def _by_residents(executed_SE: IntArray, home: IntArray, grouped: bool) -> tuple[IntArray, IntArray, bool]:
+    """Order slices of residents, by stage and slot or, where they are not grouped, from the most rows on.
+
+    Returns:
+        int64 ``[5, slices]``, of every slice its stage, expert, slot, first row and rows; int64 ``[waves]``, one behind
+        the last slice of every wave; and whether all experts are residents, without which the others mean nothing.
+    """
+    num_stages, num_experts = executed_SE.shape
+    slot_of = np.full(num_experts, NONE)
+    for slot, expert in enumerate(home):
+        if expert != EMPTY:
+            slot_of[expert] = slot
+    stages, experts, slots, starts, rows = order = np.empty((5, executed_SE.size), np.int64)
+    ends = np.empty(executed_SE.size, np.int64)
+    start_E = np.empty(num_experts, np.int64)
+    count, num_waves, row = 0, 0, 0
+    for stage in range(num_stages):
+        first = count
+        for expert in range(num_experts):
+            num_tokens = executed_SE[stage, expert]
+            start_E[expert] = row
+            row += num_tokens
+            if num_tokens == 0:
+                continue
+            if slot_of[expert] == NONE:
+                return order[:, :0], ends[:0], False
+            place = count
+            while not grouped and place > first and executed_SE[stage, experts[place - 1]] < num_tokens:
+                experts[place] = experts[place - 1]
+                place -= 1
+            experts[place] = expert
+            count += 1
+        if grouped:
+            place, start = first, start_E[0]
+            for expert in home:
+                if expert != EMPTY and executed_SE[stage, expert] > 0:
+                    experts[place], start_E[expert] = expert, start
+                    start += executed_SE[stage, expert]
+                    place += 1
+        for place in range(first, count):
+            expert = experts[place]
+            stages[place], slots[place] = stage, slot_of[expert]
+            starts[place], rows[place] = start_E[expert], executed_SE[stage, expert]
+            if not grouped or place == count - 1:
+                ends[num_waves] = place + 1
+                num_waves += 1
+    return order[:, :count], ends[:num_waves], True
 
 
 def _beside_host(device: Schedule, executed_E: IntArray, host_E: BoolArray, *, grouped: bool) -> Schedule:

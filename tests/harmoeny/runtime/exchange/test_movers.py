@@ -18,7 +18,7 @@ from harmoeny.placement import BoolArray, IntArray
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.dispatch import count_assignments
 from harmoeny.runtime.exchange.layout import Layout
-from harmoeny.runtime.exchange.movers import Mover, Rows, TorchMover, TritonMover
+from harmoeny.runtime.exchange.movers import Mover, Rows, TorchMover, TritonMover, WindowRows
 from harmoeny.runtime.exchange.order import Assignments, tokens_of
 from tests.harmoeny.runtime.cases import TOLERANCE, RandomPlan, random_tokens
 from tests.harmoeny.runtime.exchange.test_fused import (
@@ -55,6 +55,13 @@ class ByRow(TorchMover):
 
     def send(self) -> None:
         self._send_by_row(tokens_of(self.sent.assignment_S, self._rows.assignments.expert_ids_TK.shape[1]))
+
+
+def as_windows(rows: list[Tensor]) -> WindowRows:
+    """What lies in these tensors, by rank."""
+    num_rows = np.array([len(own) for own in rows])
+    memory = [own.flatten().view(torch.uint8) for own in rows]
+    return WindowRows(memory, [own.data_ptr() for own in rows], num_rows, rows[0])
 
 
 @pytest.mark.parametrize("kind", [ByRow, pytest.param(TritonMover, marks=NO_TRITON)])
@@ -95,7 +102,7 @@ def test_all_movers_move_alike(
         layouts = [Layout.of(plan, rank, orders[rank], fetched) for rank in range(world_size)]
         wanted = [Assignments(own, own_counts) for own, own_counts in zip(ids, counts, strict=True)]
         movers = [
-            kind(Rows(layout, own, assignments, targets, results))
+            kind(Rows(layout, own, assignments, as_windows(targets), as_windows(results)))
             for layout, own, assignments in zip(layouts, hidden, wanted, strict=True)
         ]
         for mover in movers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -12,11 +13,13 @@ from triton.compiler import ASTSource
 from harmoeny.runtime.exchange import triton_rows
 from harmoeny.runtime.kernels.triton_gates import swiglu_rows
 from harmoeny.runtime.kernels.triton_kernel import grouped_linear
+from harmoeny.runtime.kernels.triton_products import Tiles
 
 
 def compile_for(
-    capability: int, kernel: Any, pointers: dict[str, str], constants: dict[str, Any], num_warps: int = 4
-) -> str:
+    capability: int, kernel: Any, pointers: dict[str, str], constants: dict[str, Any], num_warps: int = 4,
+    num_stages: int = 3,
+) -> str:  # fmt: skip
     """Returns the assembly; pointers are at multiples of 16 bytes unless the kernel's launch does not look at that."""
     names = list(inspect.signature(kernel.fn).parameters)
     pointers = {name: dtype for name, dtype in pointers.items() if name in names}
@@ -30,18 +33,20 @@ def compile_for(
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     target = GPUTarget("cuda", capability, 32)
-    assembly: str = triton.compile(source, target=target, options={"num_warps": num_warps}).asm["ptx"]
+    assembly: str = triton.compile(
+        source, target=target, options={"num_warps": num_warps, "num_stages": num_stages}
+    ).asm["ptx"]
     return assembly
 
 
-def compile_linear(capability: int, dtype: str, *, bias: bool) -> str:
+def compile_linear(capability: int, dtype: str, *, bias: bool, tiles: Tiles) -> str:
     pointers = dict.fromkeys(("rows", "matrices", "bias", "out"), dtype) | {"ends": "i32"}
     constants = {
         "NUM_IN": 768,
-        "HAS_BIAS": bias, "SLOTS": 128, "PRECISION": "ieee", "UPCAST": False, "TILE_ROWS": 64, "TILE_OUT": 64,
-        "TILE_IN": 32, "stride_in": 1, **({} if bias else {"bias": None}),
+        "HAS_BIAS": bias, "SLOTS": 128, "PRECISION": "ieee", "UPCAST": False, "TILE_ROWS": tiles.rows,
+        "TILE_OUT": tiles.columns, "TILE_IN": tiles.inner, "stride_in": 1, **({} if bias else {"bias": None}),
     }  # fmt: skip
-    return compile_for(capability, grouped_linear, pointers, constants)
+    return compile_for(capability, grouped_linear, pointers, constants, tiles.num_warps, tiles.num_stages)
 
 
 def compile_rows(capability: int, dtype: str, hidden_size: int, alignment: int) -> list[str]:
@@ -68,8 +73,10 @@ def compile_rows(capability: int, dtype: str, hidden_size: int, alignment: int) 
 
 
 if __name__ == "__main__":
-    assert "mma" in compile_linear(90, "bf16", bias=True), "tensor cores are used"
-    assert "fma" in compile_linear(80, "fp32", bias=False)
+    for roomy in (False, True):
+        large = Tiles.choose(4096, 16, torch.bfloat16, roomy=roomy)
+        assert "wgmma" in compile_linear(90, "bf16", bias=True, tiles=large), "tensor cores are used"
+    assert "fma" in compile_linear(80, "fp32", bias=False, tiles=Tiles.choose(1024, 16, torch.float32))
     for assembly in compile_rows(90, "bf16", 2880, alignment=16) + compile_rows(80, "fp32", 768, alignment=16):
         assert "ld.global.v4" in assembly, "a thread reads 16 bytes at a time"
         assert "st.global.v4" in assembly, "and writes them"

@@ -6,6 +6,8 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from harmoeny.choices import KernelName
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray
 from harmoeny.runtime.kernels import make_kernel
+from harmoeny.runtime.kernels.alone import find_alone, least_rows_alone
 from harmoeny.runtime.kernels.base import Results
+from harmoeny.runtime.kernels.grouped import GroupedKernel
 from harmoeny.runtime.kernels.triton_products import Tiles
 from harmoeny.runtime.memory.experts import LayerExperts, gated_mlp, mlp, swiglu
 from harmoeny.runtime.memory.schedule import make_schedule
@@ -65,10 +69,15 @@ def held(experts: LayerExperts, home: list[int]) -> LayerSlots:
     return slots
 
 
-def compute(kernel_name: str, slots: LayerSlots, executed: IntArray) -> tuple[list[tuple[int, slice]], Tensor, Tensor]:
+def compute(
+    kernel_name: str, slots: LayerSlots, executed: IntArray, least_rows_alone: int | None = None
+) -> tuple[list[tuple[int, slice]], Tensor, Tensor]:
     """Returns the rows of every expert, the rows and the results."""
     kernel = make_kernel(kernel_name, slots, filled=True)
     assert kernel.name == kernel_name
+    if least_rows_alone is not None:
+        assert isinstance(kernel, GroupedKernel)
+        kernel.least_rows_alone = least_rows_alone
     home = [slot.expert_id for slot in slots.slots]
     schedule = make_schedule(executed, home, ExpertCost(1.0, 1.0), grouped=kernel.grouped)
     dtype = slots.weights["down"].dtype
@@ -121,6 +130,53 @@ def test_every_layout_is_exact(
             assert error <= TOLERANCE[dtype]
 
 
+@NO_TRITON
+@pytest.mark.parametrize("kernel", [KernelName.GROUPED_MM, KernelName.TRITON])
+@pytest.mark.parametrize("layout", ["", "gated bias transposed"])
+@pytest.mark.parametrize("counts", [[0, 30, 2, 1, 41], [9, 0, 64, 8, 0], [40, 40, 0, 0, 40]])
+def test_large_slices_are_multiplied_for_themselves(
+    kernel: str, layout: str, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone: list[int] = []
+    mm, addmm = torch.mm, torch.addmm
+
+    def count(product: Callable[..., Tensor], rows: Tensor, *others: Tensor, out: Tensor) -> Tensor:
+        alone.append(len(rows))
+        return product(rows, *others, out=out)
+
+    monkeypatch.setattr(torch, "mm", partial(count, mm))
+    monkeypatch.setattr(torch, "addmm", lambda bias, a, b, out: count(partial(addmm, bias), a, b, out=out))
+    flags = {name: name in layout for name in ("gated", "bias", "transposed")}
+    experts = random_layer(5, 32, 16, torch.bfloat16, **flags)
+    parts, rows, results = compute(kernel, held(experts, [4, 2, 0, 3, 1]), np.array([counts]), least_rows_alone=9)
+    assert sorted(alone) == sorted(2 * [n for n in counts if n >= 9])
+    assert len(parts) == np.count_nonzero(counts)
+    truth = untransposed(experts) if flags["transposed"] else experts
+    for expert_id, part in parts:
+        for row, result in zip(rows[part].cpu(), results[part].cpu(), strict=True):
+            wanted = apply_expert(truth, expert_id, row)
+            error = (result.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)
+            assert error <= TOLERANCE[torch.bfloat16]
+
+
+@examples(200)
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=12), st.integers(1, 600))
+def test_what_is_alone_has_most_rows(counts: list[int], least_rows: int) -> None:
+    tokens = np.array(counts, dtype=np.int32)
+    alone = find_alone(tokens, least_rows)
+    large = [slot for slot, n in enumerate(counts) if n >= least_rows]
+    num_large = sum(counts[slot] for slot in large)
+    assert [slot for slot, _ in alone.parts] == (large if large and 2 * num_large >= sum(counts) else [])
+    for slot, part in alone.parts:
+        assert (part.start, part.stop) == (sum(counts[:slot]), sum(counts[: slot + 1]))
+
+
+@pytest.mark.parametrize(("num_multiprocessors", "num_out"), [(32, 1536), (132, 1536), (132, 100), (132, 8192), (1, 1)])
+def test_a_slice_alone_fills_the_device_four_times(num_multiprocessors: int, num_out: int) -> None:
+    columns, rows = -(-num_out // 256), least_rows_alone(num_multiprocessors, num_out)
+    assert -(-rows // 128) * columns >= 4 * num_multiprocessors > (-(-rows // 128) - 1) * columns
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_rows_have_no_results(kernel: str) -> None:
     experts = random_layer(3, 8, 8, torch.bfloat16, gated=True, bias=True, transposed=False)
@@ -150,10 +206,10 @@ def test_the_kernels_compile_for_gpus(tmp_path: Path) -> None:
 
 
 @examples(300)
-@given(st.lists(st.integers(0, 400), min_size=1, max_size=20), st.sampled_from([1, 60, 64, 129, 3072]))
-def test_there_is_a_program_for_every_tile_of_every_slot(counts: list[int], num_out: int) -> None:
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=20), st.sampled_from([1, 60, 64, 129, 3072]), st.booleans())
+def test_there_is_a_program_for_every_tile_of_every_slot(counts: list[int], num_out: int, roomy: bool) -> None:
     num_rows = sum(counts)
-    tiles = Tiles.choose(num_rows, len(counts), torch.bfloat16)
+    tiles = Tiles.choose(num_rows, len(counts), torch.bfloat16, roomy=roomy)
     columns, rows = tiles.grid(num_rows, len(counts), num_out)
     assert sum(-(-n // tiles.rows) for n in counts) <= rows <= num_rows // tiles.rows + len(counts)
     assert columns * tiles.columns >= num_out > (columns - 1) * tiles.columns
