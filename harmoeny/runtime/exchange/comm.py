@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harmoeny.choices import Exchange
-from harmoeny.placement import BoolArray, IntArray
+from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.gather import gather_rows
-from harmoeny.runtime.exchange.order import Assignments, Sent, by_expert
+from harmoeny.runtime.exchange.order import Assignments, Expected, Sent, by_expert
 
 T = TypeVar("T")
 #: Brings the results of rows home, in the order in which the rows were sent.
@@ -132,7 +132,7 @@ class Communicator:
         assignments: Assignments,
         tokens_WEW: IntArray,
         order: Sequence[int] | None = None,
-        fetched_EW: BoolArray | None = None,
+        expected: Expected | None = None,
     ) -> SentRows:
         """Send tokens where the plan wants them; all ranks call it together.
 
@@ -142,10 +142,9 @@ class Communicator:
             tokens_WEW: int64 ``[W, E, W]``, how many rows of every source and expert go to every rank; which of them,
                 :func:`~harmoeny.runtime.exchange.order.send_order` says.
             order: the experts with rows for this rank, in the order in which it wants their rows; None: ascending.
-            fetched_EW: bool ``[E, W]``, the experts that ranks are expected to want last, the same on all ranks; None:
-                none of them.
+            expected: what other ranks can know of that; None: nothing.
         """
-        del fetched_EW  # rows are grouped on arrival anyway
+        del expected  # rows are grouped on arrival anyway
         send_splits = tokens_WEW[self.rank].sum(axis=0).tolist()
         received_WE = tokens_WEW[:, :, self.rank]
         recv_splits = received_WE.sum(axis=1).tolist()

@@ -17,7 +17,7 @@ from harmoeny.plan import Plan
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.comm import BringBack, Communicator
 from harmoeny.runtime.exchange.gather import weighted_sum
-from harmoeny.runtime.exchange.order import Assignments, Sent
+from harmoeny.runtime.exchange.order import Assignments, Expected, Sent
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def dispatch(
     comm: Communicator,
     order: Sequence[int] | None = None,
     numbers_TK: Tensor | None = None,
+    held_WE: IntArray | None = None,
 ) -> tuple[Tensor, Dispatched]:
     """Send this rank's tokens where the plan wants them and group what arrives by expert.
 
@@ -72,14 +73,15 @@ def dispatch(
         comm: the ranks.
         order: the experts with rows for this rank, in the order in which it wants their rows; None: ascending.
         numbers_TK: what :func:`count_assignments` returned.
+        held_WE: what :class:`~harmoeny.runtime.exchange.order.Expected` knows of the ranks' slots.
 
     Returns:
         ``[R, H]``, the rows to execute, grouped by expert, and what :func:`combine` needs.
     """
     assignments = Assignments(expert_ids_TK, counts[comm.rank], numbers_TK)
     # Where slices are executed in waves, those of fetched experts come last.
-    fetched_EW = plan.fetch if fused.is_available(hidden_TH.device) else None
-    rows = comm.send_rows(hidden_TH, assignments, plan.tokens, order, fetched_EW)
+    expected = Expected(plan.fetch, held_WE) if fused.is_available(hidden_TH.device) else None
+    rows = comm.send_rows(hidden_TH, assignments, plan.tokens, order, expected)
     num_executed_E = plan.tokens[:, :, comm.rank].sum(axis=0)
     return rows.rows_RH, Dispatched(rows.sent, num_executed_E, rows.bring_back)
 

@@ -12,15 +12,16 @@ import numpy as np
 
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.runtime.exchange.order import exclusive_cumsum
+from harmoeny.runtime.exchange.order import Expected, exclusive_cumsum
 
 
 @dataclass(frozen=True)
 class Layout:
     """The rows of one layer, as one of the ranks sees them.
 
-    Rows arrive by expert and source; first come the experts that a rank holds, then those that it fetches, from the one
-    with the most rows on: so a rank that executes all that it holds and then what it fetches has them in its own order.
+    Rows arrive by expert and source; first come the experts that a rank holds, by slot where others know its slots,
+    then those that it fetches, from the one with the most rows on: so a rank that executes all that it holds and then
+    what it fetches has them in its own order.
     Results come back by destination and expert.
 
     Attributes:
@@ -53,7 +54,7 @@ class Layout:
         tokens_WEW: IntArray,
         rank: int,
         order: Sequence[int] | None = None,
-        fetched_EW: BoolArray | None = None,
+        expected: Expected | None = None,
     ) -> Layout:
         """Lay rows out.
 
@@ -61,11 +62,15 @@ class Layout:
             tokens_WEW: int64 ``[W, E, W]``, how many rows of every source and expert go to every destination.
             rank: this rank.
             order: as :meth:`~harmoeny.runtime.exchange.comm.Communicator.send_rows` takes it.
-            fetched_EW: likewise.
+            expected: likewise.
         """
         tokens_WEW = np.ascontiguousarray(tokens_WEW)
-        last_EW = np.zeros(tokens_WEW.shape[1:], np.bool_) if fetched_EW is None else np.ascontiguousarray(fetched_EW)
-        experts_DE = _by_arrival(tokens_WEW, last_EW)
+        num_experts, num_ranks = tokens_WEW.shape[1:]
+        last_EW = np.zeros((num_experts, num_ranks), np.bool_) if expected is None else expected.fetched_EW
+        held_DE = None if expected is None else expected.held_WE
+        if held_DE is None:
+            held_DE = np.arange(num_ranks * num_experts).reshape(num_ranks, num_experts) % num_experts
+        experts_DE = _by_arrival(tokens_WEW, np.ascontiguousarray(last_EW), held_DE)
         blocks, totals = _lay_out(tokens_WEW, experts_DE, rank)
         sent_EW, starts_EW, received_ES, arrived_ES, returns_ES = blocks
         received_D, sent_S = totals
@@ -171,13 +176,13 @@ def regroup_blocks(received_ES: IntArray, arrived_ES: IntArray, base: int) -> In
 
 
 @compiled
-def _by_arrival(tokens_WEW: IntArray, last_EW: BoolArray) -> IntArray:
+def _by_arrival(tokens_WEW: IntArray, last_EW: BoolArray, held_DE: IntArray) -> IntArray:
     """Return int64 ``[D, E]``, the experts in the order in which their rows arrive."""
     num_ranks, num_experts, _ = tokens_WEW.shape
     experts_DE, rows = np.empty((num_ranks, num_experts), np.int64), np.empty(num_experts, np.int64)
     for destination in range(num_ranks):
         first = 0
-        for expert in range(num_experts):
+        for expert in held_DE[destination]:
             if not last_EW[expert, destination]:
                 experts_DE[destination, first] = expert
                 first += 1

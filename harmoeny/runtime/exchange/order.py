@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harmoeny.placement import IntArray
+from harmoeny.placement import BoolArray, IntArray
 from harmoeny.runtime.device import Device
 
 
@@ -54,6 +55,18 @@ class Assignments:
     expert_ids_TK: Tensor
     counts_E: IntArray
     numbers_TK: Tensor | None = None
+
+
+class Expected(NamedTuple):
+    """In which order ranks are expected to want the rows of their experts, the same on all ranks.
+
+    Attributes:
+        fetched_EW: bool ``[E, W]``, the experts that they want last, from the one with the most rows on.
+        held_WE: int64 ``[W, E]``, the order of the others, among all experts; None: ascending.
+    """
+
+    fetched_EW: BoolArray
+    held_WE: IntArray | None = None
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from harmoeny.choices import Exchange
-from harmoeny.placement import BoolArray, IntArray
+from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device, Mark
 from harmoeny.runtime.exchange.comm import Beside, Communicator, PeerCopies, SentRows
 from harmoeny.runtime.exchange.layout import Layout
 from harmoeny.runtime.exchange.movers import Mover, Rows, WindowRows, write_to_all
-from harmoeny.runtime.exchange.order import Assignments
+from harmoeny.runtime.exchange.order import Assignments, Expected
 from harmoeny.runtime.exchange.windows import Windows, WindowsError
 
 T = TypeVar("T")
@@ -98,11 +98,11 @@ class PutCommunicator(Communicator):
         assignments: Assignments,
         tokens_WEW: IntArray,
         order: Sequence[int] | None = None,
-        fetched_EW: BoolArray | None = None,
+        expected: Expected | None = None,
     ) -> SentRows:
         """Write every row right into its receiver's memory; see :meth:`Communicator.send_rows`."""
         row_bytes = hidden_TH.shape[1] * hidden_TH.element_size()
-        layout = Layout.of(tokens_WEW, self.rank, order, fetched_EW)
+        layout = Layout.of(tokens_WEW, self.rank, order, expected)
         for memory, num_rows in ((self._rows, layout.received_D), (self._results, layout.sent_S)):
             if not self._makes_room(memory, row_bytes * int(num_rows.max())):
                 return self._inner.send_rows(hidden_TH, assignments, tokens_WEW, order)

@@ -90,6 +90,9 @@ class Executor(ABC):
             make_kernel(memory.kernel, slots, filled=filled) for slots in planner.fetcher.memory.pool.layers
         ]
 
+        if any(kernel.grouped for kernel in self.kernels):
+            planner.fetcher.follow_slots()
+
     @property
     def kernel(self) -> str:
         """What computes the experts, for the records; layers may differ."""

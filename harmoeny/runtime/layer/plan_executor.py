@@ -93,9 +93,11 @@ class PlanExecutor(Executor):
         executed_SE = plan.tokens[:, :, self.comm.rank].sum(axis=0)[None]
         schedule = self.begin(given.layer, plan, executed_SE)
         self.recorder.mark()  # dispatch
-        order = schedule.experts_by_row() if kernel.grouped else None
+        order, held_WE = (
+            (schedule.experts_by_row(), fetcher.slot_order(given.layer)) if kernel.grouped else (None, None)
+        )
         rows_RH, dispatched = dispatch(
-            given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm, order, given.numbers_TK
+            given.hidden_TH, given.expert_ids_TK, counts, plan, self.comm, order, given.numbers_TK, held_WE
         )
         self.recorder.mark()  # compute
         results = Results(rows_RH)

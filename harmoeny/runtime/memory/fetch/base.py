@@ -15,7 +15,7 @@ from harmoeny.runtime.device import Span
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
 from harmoeny.runtime.memory.host import Host
-from harmoeny.runtime.memory.residents import EMPTY, home_slots, replace_residents
+from harmoeny.runtime.memory.residents import EMPTY, SlotsOfAll, home_slots, replace_residents
 from harmoeny.runtime.memory.schedule import make_schedule
 from harmoeny.runtime.memory.slots import Slot, SlotPool, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
@@ -124,6 +124,8 @@ class FetchStrategy:
             self._home.append(home_slots(placement.resident[:, memory.comm.rank], num_slots))
             self._slots.append(memory.pool.layers[layer].reserve(len(self._home[layer])))
         self._first_home = [list(home) for home in self._home]
+        self._options = options
+        self._slots_of_all: list[SlotsOfAll] | None = None
         self._schedule = Schedule()
         self._layer = 0
         self._next_fetch = 0
@@ -145,6 +147,8 @@ class FetchStrategy:
     def reset(self) -> None:
         """Return to the residents of the beginning; :meth:`prepare` copies them in, and nothing is counted."""
         self._home = [list(home) for home in self._first_home]
+        if self._slots_of_all is not None:
+            self.follow_slots()
         self._moved = [FetchStats() for _ in self._home]
         self._ahead = [[] for _ in self._home]
 
@@ -233,6 +237,18 @@ class FetchStrategy:
         """Return the slots of a layer's residents by expert; :meth:`prepare` fills them."""
         return {e: slot for e, slot in zip(self._home[layer], self._slots[layer], strict=True) if e != EMPTY}
 
+    def follow_slots(self) -> None:
+        """Follow from now on what the slots of all ranks hold, as :meth:`slot_order` tells."""
+        layers = zip(self._options.placements, self._options.num_slots, strict=True)
+        self._slots_of_all = [SlotsOfAll(placement.resident, num_slots) for placement, num_slots in layers]
+
+    def slot_order(self, layer: int) -> IntArray | None:
+        """Return int64 ``[world_size, num_experts]``, for every rank the experts in its slots, then the others.
+
+        None where that is not followed, or slots hold what ranks executed, which they alone know.
+        """
+        return None if self._slots_of_all is None else self._slots_of_all[layer].order
+
     def finish(self) -> None:
         """Block until all copies are complete."""
         self.memory.transfers.drain()
@@ -247,6 +263,8 @@ class FetchStrategy:
                 whatever is needed for sure goes before them.
         """
         moved = self._moved[layer]
+        if self._slots_of_all is not None:
+            self._slots_of_all[layer].replace(placement.resident)
         self._open_moves(layer, placement, ahead=ahead)
         for index in replace_residents(self._home[layer], placement.resident[:, self.memory.comm.rank]):
             slot = self._slots[layer][index]
@@ -306,6 +324,8 @@ class FetchStrategy:
                 stats.restore_waits.append(stalled)
         if after is not None:
             self._home[self._layer] = list(after)
+            if self._slots_of_all is not None:
+                self._slots_of_all[self._layer].lose()  # what others have now, they alone know
 
     def _copy(self, layer: int, slot: Slot, expert_id: int, *, urgent: bool = True) -> Transfer:
         source = self.memory.store.layers[layer].expert(expert_id)

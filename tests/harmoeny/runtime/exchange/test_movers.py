@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harmoeny.placement import BoolArray, IntArray
+from harmoeny.placement import IntArray
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.dispatch import count_assignments
 from harmoeny.runtime.exchange.layout import Layout
 from harmoeny.runtime.exchange.movers import Mover, Rows, TorchMover, TritonMover, WindowRows
-from harmoeny.runtime.exchange.order import Assignments, tokens_of
+from harmoeny.runtime.exchange.order import Assignments, Expected, tokens_of
 from tests.harmoeny.runtime.cases import TOLERANCE, RandomPlan, random_tokens
 from tests.harmoeny.runtime.exchange.test_fused import (
     DEVICE,
@@ -93,13 +93,14 @@ def test_all_movers_move_alike(
     ]
 
     last = rng.random((num_experts, world_size)) < 0.4
+    held = np.stack([rng.permutation(num_experts) for _ in range(world_size)]) if reorder else None
 
-    def exchange(kind: Callable[[Rows], Mover], fetched: BoolArray | None) -> list[list[Tensor]]:
+    def exchange(kind: Callable[[Rows], Mover], expected: Expected | None) -> list[list[Tensor]]:
         """Return all memory that was written, of one kind a list; first what arrives before it is in order."""
         # What nobody writes keeps a value that tells it.
         targets = [hidden[0].new_full((n, hidden_size), 77) for n in plan.sum(axis=(0, 1))]
         results = [hidden[0].new_full((n, hidden_size), 88) for n in plan.sum(axis=(1, 2))]
-        layouts = [Layout.of(plan, rank, orders[rank], fetched) for rank in range(world_size)]
+        layouts = [Layout.of(plan, rank, orders[rank], expected) for rank in range(world_size)]
         wanted = [Assignments(own, own_counts) for own, own_counts in zip(ids, counts, strict=True)]
         movers = [
             kind(Rows(layout, own, assignments, as_windows(targets), as_windows(results)))
@@ -116,7 +117,7 @@ def test_all_movers_move_alike(
         for ours, theirs in zip(first, second, strict=True):
             assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
 
-    by_block, by_kind = exchange(ByBlock, last), exchange(kind, last)
+    by_block, by_kind = (exchange(each, Expected(last, held)) for each in (ByBlock, kind))
     assert_equal(by_kind, by_block)
     assert_equal(by_kind[1:], exchange(ByBlock, None)[1:])  # how rows arrive changes nothing else
     for own, result, assignment in zip(hidden, *by_kind[2:], strict=True):
@@ -127,12 +128,24 @@ def test_what_is_fetched_arrives_last_and_from_the_most_rows_on() -> None:
     tokens = np.array([[[0, 2], [1, 0], [0, 3], [2, 5], [0, 0]], [[4, 0], [0, 1], [1, 0], [0, 1], [0, 0]]])
     fetched = np.zeros((5, 2), np.bool_)
     fetched[[1, 3], 1] = True
-    assert not Layout.of(tokens, 1, [0, 2, 3, 1], fetched).regroups
-    assert Layout.of(tokens, 1, [0, 2, 1, 3], fetched).regroups
-    assert Layout.of(tokens, 1, None, fetched).regroups
-    assert not Layout.of(tokens, 0, None, fetched).regroups
-    arrived = Layout.of(tokens, 1, None, fetched).arrived_ES
+    assert not Layout.of(tokens, 1, [0, 2, 3, 1], Expected(fetched)).regroups
+    assert Layout.of(tokens, 1, [0, 2, 1, 3], Expected(fetched)).regroups
+    assert Layout.of(tokens, 1, None, Expected(fetched)).regroups
+    assert not Layout.of(tokens, 0, None, Expected(fetched)).regroups
+    arrived = Layout.of(tokens, 1, None, Expected(fetched)).arrived_ES
     assert arrived.tolist() == [[0, 2], [11, 11], [2, 5], [5, 10], [5, 5]]
+
+
+def test_rows_arrive_in_the_order_of_the_slots_where_others_know_it() -> None:
+    tokens = np.zeros((2, 4, 2), np.int64)
+    tokens[:, :, 1] = [[1, 0, 2, 3], [0, 0, 5, 1]]
+    held = np.array([[0, 1, 2, 3], [3, 0, 1, 2]])
+    fetched = np.zeros((4, 2), np.bool_)
+    layout = Layout.of(tokens, 1, [3, 0, 2], Expected(fetched, held))
+    assert not layout.regroups
+    assert layout.arrived_ES.tolist() == [[4, 5], [5, 5], [5, 7], [0, 3]]
+    fetched[3, 1] = True
+    assert not Layout.of(tokens, 1, [0, 2, 3], Expected(fetched, held)).regroups
 
 
 @pytest.fixture

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, with_slot
-from harmoeny.runtime.memory.residents import EMPTY, home_slots, num_slots_needed, replace_residents, settled
+from harmoeny.runtime.memory.residents import (
+    EMPTY,
+    SlotsOfAll,
+    home_slots,
+    num_slots_needed,
+    replace_residents,
+    settled,
+)
 from harmoeny.runtime.memory.schedule import make_schedule
 from harmoeny.runtime.memory.waves import Schedule
 from tests.strategies import examples
@@ -263,6 +270,27 @@ def test_what_all_ranks_hold_is_what_their_slots_hold(residents: list[list[list[
         changed = replace_residents(home, after[:, rank])
         assert sorted(e for e in home if e != EMPTY) == np.flatnonzero(with_slot(after, rooms)[:, rank]).tolist()
         assert sorted(home[slot] for slot in changed) == np.flatnonzero(new).tolist()
+
+
+@examples(200)
+@given(num_ranks=st.integers(1, 4), num_slots=st.none() | st.integers(1, 7), seed=st.integers(0, 2**32 - 1))
+def test_every_rank_knows_what_the_slots_of_all_ranks_hold(num_ranks: int, num_slots: int | None, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    resident = rng.random((6, num_ranks)) < 0.4
+    known = SlotsOfAll(resident, num_slots)
+    homes = [home_slots(resident[:, rank], num_slots) for rank in range(num_ranks)]
+    for _ in range(4):
+        assert known.order is not None
+        for home, order in zip(homes, known.order.tolist(), strict=True):
+            held = [expert for expert in home if expert != EMPTY]
+            assert order == held + [expert for expert in range(6) if expert not in held]
+        resident = rng.random((6, num_ranks)) < rng.choice([0.1, 0.4, 0.9])
+        known.replace(resident)
+        for rank, home in enumerate(homes):
+            replace_residents(home, resident[:, rank])
+    known.lose()
+    known.replace(resident)
+    assert known.order is None
 
 
 @examples(300)
