@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,10 +33,12 @@ _TIMES_AS_LONG = 2.0
 #: Slices, at most, that device and host execute one after the other while both are timed.
 _MOST_IN_A_ROW = 4
 _REPEATS = 7
+#: How long ranks copy at the same time, and the most copies of each.
+_TOGETHER_S, _MOST_TOGETHER = 5e-3, 256
 #: Fields of :class:`ExpertCost` that ranks measure.
 _MEASURED = (
     "token_s", "fetch_s", "exchange_token_s", "peer_fetch_s", "launch_s", "weights_s", "exchange_latency_s",
-    "copy_token_s",
+    "copy_token_s", "fetch_together_s",
 )  # fmt: skip
 #: More than the caches of a processor or a device hold.
 _SCRATCH_BYTES = 64 * 2**20
@@ -244,6 +247,29 @@ def fetch_s(experts: LayerExperts, slot: Slot, transfers: Transfers) -> float:
         assert copy.span is not None
         samples.append(span_s(copy.span))
     return median(samples[1:])
+
+
+def fetch_together_s(
+    experts: LayerExperts, slot: Slot, transfers: Transfers, comm: Communicator, alone_s: float
+) -> float:
+    """Return the median time of copying one expert into a slot while all ranks do so; all ranks together.
+
+    Args:
+        experts: the layer.
+        slot: a slot of it.
+        transfers: what copies.
+        comm: the ranks.
+        alone_s: how long one copy takes otherwise: so many are made that ranks are busy for longer than they may
+            start apart.
+    """
+    number = min(max(2 * _REPEATS, math.ceil(_TOGETHER_S / max(alone_s, 1e-9))), _MOST_TOGETHER)
+    comm.barrier()
+    requests = (CopyRequest(slot, i, experts.expert(i % experts.num_experts)) for i in range(number))
+    copies = [transfers.submit(request) for request in requests]
+    transfers.wait(slot)
+    transfers.drain()
+    # Neither the first nor the last, since others may not have begun, or be through.
+    return median(span_s(copy.span) for copy in copies[number // 4 : -(number // 4)] if copy.span is not None)
 
 
 def median_s(

@@ -18,7 +18,15 @@ import torch
 from harmoeny.choices import KernelName
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray
-from harmoeny.runtime.calibrate import cold_caches, expert_s, fetch_s, fit_expert, mean_cost, median_s
+from harmoeny.runtime.calibrate import (
+    cold_caches,
+    expert_s,
+    fetch_s,
+    fetch_together_s,
+    fit_expert,
+    mean_cost,
+    median_s,
+)
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.exchange.order import Assignments
@@ -94,14 +102,15 @@ def measure_device_cost(
         wave = WaveCost(launch_s, token_s, 0.0)
     comm.barrier()  # ranks may share the link
     host_fetch_s = fetch_s(experts, slot, transfers)
-    link, peer_s = NO_LINK, 0.0
+    link, peer_s, together_s = NO_LINK, 0.0, 0.0
     if comm.world_size > 1:
+        together_s = fetch_together_s(experts, slot, transfers, comm, host_fetch_s)
         link = measure_link(experts, comm)
         peer_s = link.latency_s + measure_peer_fetch(slots, comm, transfers)
     cost = ExpertCost(
         token_s=wave.token_s, fetch_s=host_fetch_s, exchange_token_s=link.token_s, peer_fetch_s=peer_s,
         launch_s=wave.launch_s, weights_s=wave.weights_s, exchange_latency_s=link.latency_s, copy_token_s=link.copy_s,
-        grouped=computes.grouped, overlaps=comm.overlaps,
+        grouped=computes.grouped, overlaps=comm.overlaps, fetch_together_s=together_s,
     )  # fmt: skip
     return mean_cost(cost, comm)
 

@@ -100,23 +100,25 @@ class Recorder:
     def __init__(self, device: torch.device, *, enabled: bool = True) -> None:
         self.enabled = enabled
         self._device = Device.of(device)
+        self._now = self._device.now
         self._origin: Mark = 0
         self._layers: list[LayerMarks] = []
 
     def begin_iteration(self) -> None:
-        """Drop the layers of earlier iterations; times count from now."""
+        """Drop the layers of earlier iterations; times count from now, on the stream that is the current one."""
         self._layers = []
-        self._origin = self._device.now()
+        self._now = self._device.clock()
+        self._origin = self._now()
 
     def begin_layer(self, layer: int) -> None:
         """Open a layer; its first phase, ``route``, starts now."""
         if self.enabled:
-            self._layers.append(LayerMarks(layer, boundaries=[self._device.now()]))
+            self._layers.append(LayerMarks(layer, boundaries=[self._now()]))
 
     def mark(self) -> None:
         """Start the next phase of the open layer, or end its last."""
         if self.enabled:
-            self._layers[-1].boundaries.append(self._device.now())
+            self._layers[-1].boundaries.append(self._now())
 
     def describe(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ from hypothesis import strategies as st
 from harmoeny.choices import Exchange, KernelName
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
+from harmoeny.runtime.calibrate import fetch_together_s
 from harmoeny.runtime.calibrate_device import fit_link, fit_wave, measure_device_cost
 from harmoeny.runtime.exchange.choose import open_exchange
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.links import make_transfers
+from harmoeny.runtime.memory.slots import LayerSlots, Slot, Transfer
+from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
 from tests.harmoeny.runtime.cases import random_experts
 from tests.ranks import run_ranks
 from tests.strategies import examples
@@ -87,11 +92,44 @@ def test_ranks_agree_on_what_they_measured(exchange: str, tmp_path: Path) -> Non
     assert first.grouped
     assert min(first.token_s, first.fetch_s, first.exchange_token_s, first.peer_fetch_s, first.copy_token_s + 1e-30) > 0
     assert first.peer_fetch_s > first.exchange_latency_s
+    assert first.fetch_together_s > 0
+
+
+class CountedTransfers(Transfers):
+    """Takes as many microseconds for a copy as there were before, but for the last, which others are through before."""
+
+    def __init__(self, num_copies: int) -> None:
+        self.num_copies, self.num_submitted = num_copies, 0
+
+    def submit(self, request: CopyRequest) -> Transfer:
+        del request
+        taken_us = self.num_submitted if self.num_submitted < self.num_copies - 1 else 0
+        self.num_submitted += 1
+        return Transfer(span=(0, 1000 * taken_us))
+
+    def beside(self, work: Callable[[], None]) -> Any:
+        raise NotImplementedError
+
+    def wait(self, slot: Slot) -> None:
+        del slot
+
+    def drain(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("alone_s", "num_copies"), [(1.0, 14), (1e-4, 50), (1e-9, 256)])
+def test_ranks_copy_at_once_for_long_enough(alone_s: float, num_copies: int) -> None:
+    experts = random_experts(3, 0)
+    slot = LayerSlots(experts, CPU).reserve(1)[0]
+    transfers = CountedTransfers(num_copies)
+    together_s = fetch_together_s(experts, slot, transfers, Communicator(CPU), alone_s)
+    assert transfers.num_submitted == num_copies
+    assert together_s == pytest.approx(1e-6 * (num_copies - 1) / 2, abs=1e-6)
 
 
 def test_one_rank_sends_nobody_anything() -> None:
     transfers = make_transfers(CPU, Hardware())
     cost = measure_device_cost(random_experts(2, 0), Communicator(CPU), transfers, KernelName.LOOP)
     transfers.close()
-    assert (cost.grouped, cost.exchange_token_s, cost.peer_fetch_s) == (False, 0.0, 0.0)
+    assert (cost.grouped, cost.exchange_token_s, cost.peer_fetch_s, cost.fetch_together_s) == (False, 0.0, 0.0, 0.0)
     assert cost.token_s > 0
