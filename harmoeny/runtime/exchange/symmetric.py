@@ -40,13 +40,14 @@ class SymmetricWindows(Windows):
             raise WindowsError(f"the ranks run on {num_hosts} hosts")
         # PyTorch gives freed memory out again, with the signal pad that lies with it: as long as this is kept, nobody
         # else waits on the same pad.
-        self._pad, self._handle = self._rendezvous(1)
+        self._pad, self._handle = self._rendezvous(1, f"PyTorch {torch.__version__} has no symmetric memory here")
         self._num_channels = int(self._handle.signal_pad_size) // _PAD_BYTES // comm.world_size - _FIRST_SIGNAL
         self._sent = [0] * comm.world_size
 
     def allocate(self, num_bytes: int) -> list[Tensor]:
         """Allocate on every device and map it on all."""
-        own, handle = self._rendezvous(num_bytes)
+        otherwise = f"{num_bytes / 2**30:.2g} GiB on the device of every rank, for what they exchange: no room"
+        own, handle = self._rendezvous(num_bytes, otherwise)
         ranks = range(self._comm.world_size)
         others = [handle.get_buffer(rank, (num_bytes,), torch.uint8) for rank in ranks]
         return [own if rank == self._comm.rank else others[rank] for rank in ranks]
@@ -71,13 +72,14 @@ class SymmetricWindows(Windows):
     def _channel(self, number: int) -> int:
         return _FIRST_SIGNAL + number % self._num_channels
 
-    def _rendezvous(self, num_bytes: int) -> tuple[Tensor, Any]:
-        """Allocate and exchange addresses; on all ranks alike it works or not."""
+    def _rendezvous(self, num_bytes: int, otherwise: str) -> tuple[Tensor, Any]:
+        """Allocate and exchange addresses; on all ranks alike it works or not; ``otherwise`` is what is said then."""
+        device = self._comm.device
         # Apart, since a rank without memory must not leave the others waiting for its address.
-        own = self._on_all(lambda symmetric: symmetric.empty(num_bytes, dtype=torch.uint8, device=self._comm.device))
-        return own, self._on_all(lambda symmetric: symmetric.rendezvous(own, _everyone()))
+        own = self._on_all(lambda symmetric: symmetric.empty(num_bytes, dtype=torch.uint8, device=device), otherwise)
+        return own, self._on_all(lambda symmetric: symmetric.rendezvous(own, _everyone()), otherwise)
 
-    def _on_all(self, make: Callable[[Any], T]) -> T:
+    def _on_all(self, make: Callable[[Any], T], otherwise: str) -> T:
         """Return what PyTorch's symmetric memory makes, once all ranks have theirs.
 
         Raises:
@@ -90,7 +92,7 @@ class SymmetricWindows(Windows):
 
             made.append(make(symmetric))
         except (ImportError, AttributeError, RuntimeError) as error:
-            problem = f"PyTorch {torch.__version__} has no symmetric memory here ({str(error).partition(chr(10))[0]})"
+            problem = f"{otherwise} ({str(error).partition(chr(10))[0]})"
         problems = [p for p in self._comm.gather_objects(problem) if p]
         if problems:
             raise WindowsError(problems[0])

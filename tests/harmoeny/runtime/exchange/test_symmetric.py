@@ -149,6 +149,21 @@ def test_a_rank_without_memory_keeps_nobody_waiting(memory: SymmetricMemory) -> 
         assert reason.endswith("(CUDA out of memory)")
 
 
+def test_what_has_no_room_is_named(memory: SymmetricMemory) -> None:
+    def rank_main(threads: ThreadCommunicator) -> str:
+        memory.threads.comm, memory.threads.segments = threads, []
+        windows = SymmetricWindows(threads)
+        threads.barrier()
+        memory.full = {1}
+        threads.barrier()
+        with pytest.raises(WindowsError) as refused:
+            windows.allocate(3 * 2**29)
+        return str(refused.value)
+
+    for reason in run_threads(WORLD_SIZE, rank_main):
+        assert reason.startswith("1.5 GiB on the device of every rank, for what they exchange: no room (CUDA out of")
+
+
 def test_pytorch_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.distributed._symmetric_memory", None)
     monkeypatch.setattr("harmoeny.runtime.exchange.choose.SharedWindows", SymmetricWindows)
