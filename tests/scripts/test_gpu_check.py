@@ -19,6 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from harmoeny.runtime.kernels.alone import NOTHING_ALONE
 from harmoeny.runtime.kernels.grouped_mm import GroupedMM
 from harmoeny.runtime.memory.experts import LayerExperts
 from scripts.gpu_check import groups
@@ -226,14 +227,16 @@ class TestCommand:
 
 
 @pytest.mark.parametrize(("num_rows", "num_slots"), [(512, 3), (4097, 9)])
-def test_rows_of_few_large_slices_are_those_of_many_alike(num_rows: int, num_slots: int) -> None:
-    even, hot = groups.slices(num_rows, num_slots)
-    assert even.sum() == hot.sum() == num_rows
-    assert even.max() - even.min() <= 1
-    assert hot[:2].sum() == pytest.approx(0.9 * num_rows, abs=1)
+@pytest.mark.parametrize("num_hot", [0, 2])
+def test_rows_of_few_large_slices_are_those_of_many_alike(num_rows: int, num_slots: int, num_hot: int) -> None:
+    tokens = groups.slices(num_rows, num_slots, num_hot)
+    assert tokens.sum() == num_rows
+    assert np.ptp(tokens[num_hot:]) <= 1
+    if num_hot:
+        assert np.ptp(tokens[:num_hot]) == 0
+        assert tokens[:num_hot].sum() == pytest.approx(0.9 * num_rows, abs=num_hot)
     rows, matrices = torch.randn(num_rows, 16), torch.randn(num_slots, 16, 8)
-    truth = torch.cat([part @ matrix for part, matrix in zip(torch.split(rows, hot.tolist()), matrices, strict=True)])
-    for calls in ([hot], list(groups.apart(hot)), list(groups.pieces(hot, 100))):
-        assert (np.sum(calls, axis=0) == hot).all()
-        found = groups.multiply(GroupedMM(), rows, matrices, calls)()
-        torch.testing.assert_close(torch.cat(found), truth, rtol=1e-4, atol=1e-4)
+    parts = torch.split(rows, tokens.tolist())
+    truth = torch.cat([part @ matrix for part, matrix in zip(parts, matrices, strict=True)])
+    found = groups.multiply(GroupedMM(), rows, matrices, tokens, NOTHING_ALONE)()
+    torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
