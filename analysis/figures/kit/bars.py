@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.container import BarContainer
 from matplotlib.patches import Rectangle
 
@@ -23,6 +24,8 @@ _REFERENCE = "static_ep"
 PUBLISHED = "Published"
 #: A bar so many times as high as the systems' typical highest one is cut off.
 _TALL = 3.0
+#: A whisker that ends at so many times the height of the highest bar is cut off too, and then where the axis ends.
+_LONG, _ABOVE = 1.6, 1.35
 
 
 RELATIVE = "throughput_relative"
@@ -164,7 +167,7 @@ def _known(rows: pd.DataFrame) -> object:
 def limit_height(axes: Axes) -> None:
     """End the axis above the bars; those of systems so far off that nobody could read the others are cut off.
 
-    Their values are written into them, with the published ones.
+    Their values are written into them, with the published ones. So are whiskers, whose ends are written beside them.
     """
     axes.set_ylim(bottom=0)
     by_system = [[bar.get_height() for bar in bars] for bars in axes.containers if isinstance(bars, BarContainer)]
@@ -172,11 +175,42 @@ def limit_height(axes: Axes) -> None:
         return
     limit = _TALL * float(np.median([np.nanmax(heights) for heights in by_system]))
     kept = [height for heights in by_system for height in heights if height <= limit]
-    if len(kept) == sum(len(heights) for heights in by_system) - int(np.isnan(np.concatenate(by_system)).sum()):
-        return
-    top = 1.2 * max(kept)
-    axes.set_ylim(0, top)
-    _write_heights(axes, limit, top)
+    if len(kept) < sum(len(heights) for heights in by_system) - int(np.isnan(np.concatenate(by_system)).sum()):
+        top = 1.2 * max(kept)
+        axes.set_ylim(0, top)
+        _write_heights(axes, limit, top)
+    elif any(end > _LONG * max(kept) for _, end in _whisker_ends(axes)):
+        top = max(_ABOVE * max(kept), 1.05 * _highest_mark(axes))
+        axes.set_ylim(0, top)
+        _write_ends(axes, top)
+
+
+def _whisker_ends(axes: Axes) -> list[tuple[float, float]]:
+    """Return where the bars' whiskers end above, as positions and values."""
+    lines = [bars.errorbar for bars in axes.containers if isinstance(bars, BarContainer) and bars.errorbar is not None]
+    segments = [segment for line in lines for stems in line[2] for segment in stems.get_segments()]
+    return [(float(x), float(y)) for (_, (x, y)) in segments if np.isfinite(y)]
+
+
+def _highest_mark(axes: Axes) -> float:
+    """Return the highest published value, or line across a group; 0 where there is none."""
+    published = [y for line in axes.lines if line.get_label() == PUBLISHED for y in np.asarray(line.get_ydata())]
+    stems = [
+        segment for lines in axes.collections if isinstance(lines, LineCollection) for segment in lines.get_segments()
+    ]
+    across = [start[1] for start, end in stems if start[1] == end[1]]
+    return float(np.nanmax([0.0, *published, *across]))
+
+
+def _write_ends(axes: Axes, top: float) -> None:
+    """Write beside every whisker that ends above ``top``, where the axis ends, where it does."""
+    for x, end in _whisker_ends(axes):
+        if end > top:
+            axes.plot(x, 0.985 * top, "^", markersize=3.5, color="#222222", zorder=4)
+            axes.annotate(
+                f"{end:.2g}" if end < 100 else f"{end:.0f}", (x, 0.985 * top), xytext=(3, 0),
+                textcoords="offset points", rotation=90, ha="left", va="top", fontsize=7, zorder=4,
+            )  # fmt: skip
 
 
 def _write_heights(axes: Axes, limit: float, top: float) -> None:

@@ -318,6 +318,25 @@ def test_bars_that_hide_the_others_are_cut_off_and_labelled() -> None:
     assert [text.get_text() for text in axes.texts] == ["40; published 50"]
 
 
+@pytest.mark.parametrize(("mark", "top"), [(1.0, 2.7), (4.0, 4.2)])
+def test_whiskers_that_flatten_the_bars_are_cut_off_and_labelled(mark: float, top: float) -> None:
+    axes = Figure().subplots()
+    for i, (heights, above) in enumerate((([1.0, 2.0], [0.2, 7.5]), ([2.0, 1.5], [0.1, 0.1]))):
+        axes.bar([i * 0.2, 1 + i * 0.2], heights, 0.2, yerr=[[0.1, 0.1], above])
+    axes.hlines([mark, 0.5], [0, 1], [0.4, 1.4])
+    bars.limit_height(axes)
+    assert axes.get_ylim() == pytest.approx((0, top))
+    assert [text.get_text() for text in axes.texts] == ["9.5"]
+
+
+def test_a_long_whisker_that_leaves_bars_readable_stays() -> None:
+    axes = Figure().subplots()
+    axes.bar([0, 1], [1.0, 2.0], 0.2, yerr=[[0.1, 0.1], [0.1, 1.0]])
+    bars.limit_height(axes)
+    assert axes.get_ylim()[1] > 3
+    assert not axes.texts
+
+
 def test_datasets_are_compared_where_recorded_routing_is_replayed(tmp_path: Path) -> None:
     target: dict[str, Any] = {"_target_": "experiments.routers.trace.TraceRouter"}
     runs = [paper_run(tmp_path / name, batches={"harmoeny": 64, "static_ep": 64}, **target) for name in ("a", "b")]
