@@ -189,16 +189,16 @@ def _whisker_ends(axes: Axes) -> list[tuple[float, float]]:
     """Return where the bars' whiskers end above, as positions and values."""
     lines = [bars.errorbar for bars in axes.containers if isinstance(bars, BarContainer) and bars.errorbar is not None]
     segments = [segment for line in lines for stems in line[2] for segment in stems.get_segments()]
-    return [(float(x), float(y)) for (_, (x, y)) in segments if np.isfinite(y)]
+    # Matplotlib leaves out ends that are no numbers.
+    return [(float(segment[1][0]), float(segment[1][1])) for segment in segments if len(segment) == 2]
 
 
 def _highest_mark(axes: Axes) -> float:
     """Return the highest published value, or line across a group; 0 where there is none."""
     published = [y for line in axes.lines if line.get_label() == PUBLISHED for y in np.asarray(line.get_ydata())]
-    stems = [
-        segment for lines in axes.collections if isinstance(lines, LineCollection) for segment in lines.get_segments()
-    ]
-    across = [start[1] for start, end in stems if start[1] == end[1]]
+    drawn = [lines for lines in axes.collections if isinstance(lines, LineCollection)]
+    ends = [segment[:, 1] for lines in drawn for segment in lines.get_segments() if len(segment) == 2]
+    across = [start for start, end in ends if start == end]
     return float(np.nanmax([0.0, *published, *across]))
 
 
