@@ -2,7 +2,7 @@
 
 `paper` reads the authors' data from --reference. `ranks FOLDER` reads finished runs on real ranks of this machine,
 simulates them on its profile (python -m scripts.calibrate writes one), and keeps what `all` needs to simulate them
-again. `gpus` needs nothing: H200s, the skew sweep of 19 systems on 4 ranks of one H100, and, without being counted,
+again. `gpus` needs nothing: H200s, two skew sweeps on 4 ranks of one H100, and, without being counted,
 what was published with sizes that have to be assumed. `all` does the three, without new runs, in one table and one
 figure, and fails where a machine's median error is above 10 %, or a point's above 40 % and docs/simulator.md does not
 explain it.
@@ -11,9 +11,10 @@ explain it.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
@@ -48,11 +49,8 @@ OUT = Path("results/validation")
 EPS_LAYERS = Path("results/published/eps_moe_layers.csv")
 #: Beside the measured layers: the configurations of the runs, and the profile of the machine that measured.
 RANKS, RANKS_POINTS, RANKS_PROFILE = "ranks.csv", "ranks_points.yaml", "this_machine.yaml"
-#: What 4 ranks of one H100 were measured in, and the profile of one of them, fitted on one system without skew.
-GPU_SWEEP, GPU_SWEEP_PROFILE = Path("results/gpu/h100_4_ranks/phases.csv"), "h100_quarter"
+#: What was fitted, in what was measured on 4 ranks of one H100.
 GPU_SWEEP_FITTED = ("static_ep", "skew 0")
-#: As it was measured, where that is not what the check measures now.
-GPU_SWEEP_OPTIONS = {"model.num_layers": 1, "rounds": 7}
 H100 = "4 ranks of one H100"
 LIMIT_MEDIAN, LIMIT_POINT = 0.10, 0.40
 #: System and case of points that are worse, which docs/simulator.md explains, and how many they are.
@@ -91,9 +89,49 @@ def validate_gpus(out: Path) -> pd.DataFrame:
     return compared
 
 
+class GpuSweep(NamedTuple):
+    """A skew sweep on 4 ranks of one H100.
+
+    Attributes:
+        phases: what was measured.
+        options: as what, beside the options of the check's sweep.
+        runtime: what tells it from the other, in cases.
+        profile: of one of the ranks; None: the ``h100_quarter`` of ``conf/hardware``.
+    """
+
+    phases: Path
+    options: dict[str, int]
+    runtime: str
+    profile: Path | None = None
+
+
+GPU_SWEEPS = (
+    GpuSweep(
+        Path("results/gpu/h100_4_ranks/phases.csv"), {"model.num_layers": 1, "rounds": 7}, "",
+        OUT / "h100_quarter_fc2a3d9a.yaml",
+    ),
+    GpuSweep(
+        Path("results/gpu/h100_4_ranks_4_layers/phases.csv"), {"model.num_layers": 4, "rounds": 9}, ", later runtime"
+    ),
+)  # fmt: skip
+
+
 def validate_shared_gpu(out: Path) -> pd.DataFrame:
-    """Compare with the layers of the skew sweep on 4 ranks of one H100; print, write and return the table."""
-    phases = pd.read_csv(GPU_SWEEP)
+    """Compare with the layers of the skew sweeps on 4 ranks of one H100; print, write and return the table."""
+    compared = pd.concat([_compare_sweep(sweep) for sweep in GPU_SWEEPS], ignore_index=True)
+    write_text(out / "gpu_sweep.csv", compared.to_csv(index=False, float_format="%.4g"))
+    _show(f"Latency of a MoE layer on {H100}, ms (published: measured there)", compared.drop(columns="device"))
+    _show_errors(compared)
+    return compared
+
+
+def _compare_sweep(sweep: GpuSweep) -> pd.DataFrame:
+    """Return the layers of one, measured and simulated.
+
+    Raises:
+        ValueError: not all of them were simulated.
+    """
+    phases = pd.read_csv(sweep.phases)
     measured = pd.DataFrame(
         {
             "system": phases["system"],
@@ -102,16 +140,18 @@ def validate_shared_gpu(out: Path) -> pd.DataFrame:
             "device": phases["device"],
         }
     )
-    options = sweep_options(4) | GPU_SWEEP_OPTIONS | {"backend": Simulator.name, "hardware": GPU_SWEEP_PROFILE}
+    hardware = ["hardware=h100_quarter"] if sweep.profile is None else _as_options(sweep.profile)
+    options = sweep_options(4) | sweep.options | {"backend": Simulator.name}
     skews = phases["router.skew"].unique()
-    points = [compose_point(*(f"{k}={v}" for k, v in (options | {"router.skew": skew}).items())) for skew in skews]
+    points = [
+        compose_point(*hardware, *(f"{k}={v}" for k, v in (options | {"router.skew": skew}).items())) for skew in skews
+    ]
     compared = predict_runs(measured, points)
+    if len(compared) != len(measured):
+        raise ValueError(f"{sweep.phases}: {len(measured)} layers, simulated are {len(compared)}")
     system, case = GPU_SWEEP_FITTED
     compared["calibration"] = (compared["system"] == system) & (compared["case"] == case)
-    write_text(out / "gpu_sweep.csv", compared.to_csv(index=False, float_format="%.4g"))
-    _show(f"Latency of a MoE layer on {H100}, ms (published: measured there)", compared.drop(columns="device"))
-    _show_errors(compared)
-    return compared
+    return compared.assign(case=compared["case"] + sweep.runtime)
 
 
 def record_ranks(folder: Path, hardware: str, out: Path) -> None:
@@ -150,11 +190,16 @@ def validate_ranks(out: Path) -> pd.DataFrame:
 
 
 def _recorded_points(out: Path) -> list[Point]:
-    profile: dict[str, Any] = yaml.safe_load((out / RANKS_PROFILE).read_text(encoding="utf-8"))
-    profile.pop("defaults")
-    composed = compose_point(*(f"hardware.{name}={value}" for name, value in profile.items())).config
+    composed = compose_point(*_as_options(out / RANKS_PROFILE)).config
     configs = yaml.safe_load((out / RANKS_POINTS).read_text(encoding="utf-8"))
     return [load_point(simulated_config(config, composed), here=False) for config in configs]
+
+
+def _as_options(profile: Path) -> list[str]:
+    """Return a profile that is not in ``conf/hardware`` as options."""
+    values: dict[str, Any] = yaml.safe_load(profile.read_text(encoding="utf-8"))
+    base = [f"hardware={name}" for name in values.pop("defaults")]
+    return base + [f"hardware.{name}={json.dumps(value)}" for name, value in values.items()]
 
 
 def validate_all(reference: Path, out: Path, num_batches: int) -> list[str]:
