@@ -24,6 +24,7 @@ from harmoeny.predict import (
     loads_at_home,
     loads_of_shares,
     no_sources,
+    totals_of,
     work_s,
 )
 from harmoeny.stage_times import soonest_stages, trial_s
@@ -147,21 +148,15 @@ def choose_shares(
     world_size, num_experts = counts.shape
     slots = slots_in(room, home, resident)
     single = (slots.number - slots.free).sum() == num_experts
+    totals = totals_of(counts)
     if single:
-        held, loads = shares_at_home(counts, home), loads_at_home(counts, home, costs)
+        held, loads = shares_at_home(totals, home, world_size), loads_at_home(counts, totals, home, costs)
     else:
-        held = shares_where_held(counts, home, resident, costs)
+        held = shares_where_held(counts, totals, home, resident, costs)
         loads = loads_of_shares(counts, held, costs)
     held_s = exchange_at_home_s(counts, home, loads, costs) if single else exchange_s(counts, held, loads, costs)
     first = _weighed(held, loads, no_sources(world_size, num_experts), held_s, costs, overlap, single)
     best, soonest = first, first.chosen
-    totals = np.zeros(num_experts, dtype=np.int64)
-    for expert in range(num_experts):
-        if single:
-            totals[expert] = held[home[expert], expert]
-            continue
-        for rank in range(world_size):
-            totals[expert] += counts[rank, expert]
     evens, most_spread = _candidates(totals, loads, single, slots.free, first.chosen.predicted_s, costs)
     # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
     if not spread or (evens == 0 and world_size > MOST_AT_ONCE):

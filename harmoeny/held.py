@@ -72,25 +72,24 @@ def num_held(resident: BoolArray) -> IntArray:
 
 
 @compiled
-def shares_at_home(counts: IntArray, home: IntArray) -> IntArray:
+def shares_at_home(total: IntArray, home: IntArray, world_size: int) -> IntArray:
     """Return int64 ``[world_size, num_experts]``: every assignment is executed on its expert's home rank.
 
     Args:
-        counts: int64 ``[world_size, num_experts]``.
+        total: int64 ``[num_experts]``, assignments of every expert.
         home: int64 ``[num_experts]``.
+        world_size: number of ranks.
     """
-    world_size, num_experts = counts.shape
-    shares = np.zeros((world_size, num_experts), dtype=np.int64)
-    for expert in range(num_experts):
-        total = 0
-        for rank in range(world_size):
-            total += counts[rank, expert]
-        shares[home[expert], expert] = total
+    shares: IntArray = np.zeros((world_size, len(total)), dtype=np.int64)
+    for expert in range(len(total)):
+        shares[home[expert], expert] = total[expert]
     return shares
 
 
 @compiled
-def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, costs: Costs) -> IntArray:
+def shares_where_held(
+    counts: IntArray, total: IntArray, home: IntArray, resident: BoolArray, costs: Costs
+) -> IntArray:
     """Execute assignments where they are if the rank holds the expert, then on its node, else where least is to do.
 
     What is left to the holders of an expert evens out their loads; experts are taken up again, one after the other, as
@@ -101,6 +100,7 @@ def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, cos
 
     Args:
         counts: int64 ``[world_size, num_experts]``.
+        total: int64 ``[num_experts]``, their sums.
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
         costs: the machine's.
@@ -111,10 +111,6 @@ def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, cos
     world_size, num_experts = counts.shape
     shares = np.zeros((world_size, num_experts), dtype=np.int64)
     load, busy_s = np.zeros(world_size, dtype=np.int64), np.zeros(world_size)
-    total = np.zeros(num_experts, dtype=np.int64)
-    for rank in range(world_size):
-        for expert in range(num_experts):
-            total[expert] += counts[rank, expert]
     first, holders = holders_of(resident)
     slice_s = costs.weights_s if costs.grouped else costs.launch_s + costs.weights_s
     for choice in (False, True):  # those that one rank holds first

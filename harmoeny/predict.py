@@ -173,6 +173,31 @@ def rest_s(work: FloatArray, part: FloatArray, rank: int, costs: Costs) -> float
     return float(costs.launch_s + max(work[TOKENS_S, rank] - part[TOKENS_S, rank], slices * costs.weights_s))
 
 
+@inlined
+def executed_by(rank: int, shares: IntArray, found: IntArray) -> int:
+    """Find the experts of which a rank executes assignments, in order, and return how many they are.
+
+    Args:
+        rank: the rank.
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
+        found: int64 ``[num_experts]``; updated.
+    """
+    num_experts, number = shares.shape[1], 0
+    for block in range(num_experts // 8):  # most ranks execute none of eight in a row
+        first = 8 * block
+        if (
+            shares[rank, first] | shares[rank, first + 1] | shares[rank, first + 2] | shares[rank, first + 3]
+            | shares[rank, first + 4] | shares[rank, first + 5] | shares[rank, first + 6] | shares[rank, first + 7]
+        ) != 0:  # fmt: skip
+            for expert in range(first, first + 8):
+                found[number] = expert
+                number += shares[rank, expert] != 0
+    for expert in range(num_experts // 8 * 8, num_experts):
+        found[number] = expert
+        number += shares[rank, expert] != 0
+    return number
+
+
 @compiled
 def no_loads(world_size: int) -> Loads:
     """Return the loads of ranks that do nothing."""
@@ -182,22 +207,32 @@ def no_loads(world_size: int) -> Loads:
 
 
 @compiled
-def loads_at_home(counts: IntArray, home: IntArray, costs: Costs) -> Loads:
+def totals_of(counts: IntArray) -> IntArray:
+    """Return int64 ``[num_experts]``, every expert's assignments; ``counts``: int64 ``[world_size, num_experts]``."""
+    world_size, num_experts = counts.shape
+    total: IntArray = np.zeros(num_experts, dtype=np.int64)
+    for rank in range(world_size):
+        for expert in range(num_experts):
+            total[expert] += counts[rank, expert]
+    return total
+
+
+@compiled
+def loads_at_home(counts: IntArray, total: IntArray, home: IntArray, costs: Costs) -> Loads:
     """Return the loads where every assignment is executed on its expert's home rank.
 
     Args:
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
+        total: int64 ``[num_experts]``, their sums.
         home: int64 ``[num_experts]``.
         costs: the machine's.
     """
     world_size, num_experts = counts.shape
     loads = no_loads(world_size)
     work, own_work, others_work = loads.work, loads.own, loads.others
-    total = np.zeros(num_experts, dtype=np.int64)
     for rank in range(world_size):
         routed = 0
         for expert in range(num_experts):
-            total[expert] += counts[rank, expert]
             routed += counts[rank, expert]
         loads.routed[rank] = loads.sent[rank] = routed
     for expert in range(num_experts):
@@ -224,22 +259,21 @@ def loads_of_shares(counts: IntArray, shares: IntArray, costs: Costs) -> Loads:
     world_size, num_experts = counts.shape
     loads = no_loads(world_size)
     work, own_work, others_work = loads.work, loads.own, loads.others
+    found = np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
-        routed = sent = received = total = 0
+        routed = received = total = 0
         for expert in range(num_experts):
-            own, executed = counts[rank, expert], shares[rank, expert]
-            routed += own
-            if executed == 0:  # as most are
-                sent += own
-                continue
+            routed += counts[rank, expert]
+        sent = routed
+        for i in range(executed_by(rank, shares, found)):
+            own, executed = counts[rank, found[i]], shares[rank, found[i]]
+            sent -= min(executed, own)
             total += executed
             add_slice(work, rank, executed, 1, costs)
             add_slice(own_work, rank, min(executed, own), 1, costs)
             if executed > own:
                 received += executed - own
                 add_slice(others_work, rank, executed - own, 1, costs)
-            else:
-                sent += own - executed
         loads.routed[rank], loads.sent[rank] = routed, sent
         loads.received[rank], loads.executed[rank] = received, total
     return loads

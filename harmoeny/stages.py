@@ -14,7 +14,7 @@ from harmoeny.compiled import compiled, inlined
 from harmoeny.lines import Stages
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import Plan
-from harmoeny.predict import SLICES, TOKENS_S, Costs, Loads, work_s
+from harmoeny.predict import SLICES, TOKENS_S, Costs, Loads, executed_by, work_s
 
 #: The most stages of a plan that chooses their number.
 MOST_STAGES = 16
@@ -81,25 +81,18 @@ def line_up(counts: IntArray, shares: IntArray, resident: BoolArray) -> Lines:
     world_size, num_experts = shares.shape
     lines = np.empty((world_size, num_experts), dtype=np.int64)
     numbers, num_held = np.empty(world_size, dtype=np.int64), np.empty(world_size, dtype=np.int64)
+    found, travel = np.empty(num_experts, dtype=np.int64), np.empty((2, num_experts), dtype=np.int64)
     ordered = np.empty((2, num_experts), dtype=np.int64)
     for rank in range(world_size):
         held = fetched = 0
-        for expert in range(num_experts):
-            rows = shares[rank, expert]
-            if rows == 0:
-                continue
-            kind, place = (0, held) if resident[expert, rank] else (1, fetched)
-            travels = max(rows - counts[rank, expert], 0)
-            while place > 0:
-                other = ordered[kind, place - 1]
-                if shares[rank, other] - counts[rank, other] <= travels:
-                    break
-                ordered[kind, place] = other
-                place -= 1
-            ordered[kind, place] = expert
-            if kind == 0:
+        for i in range(executed_by(rank, shares, found)):
+            expert = found[i]
+            travels = max(shares[rank, expert] - counts[rank, expert], 0)
+            if resident[expert, rank]:
+                _insert(ordered[0], travel[0], held, expert, travels)
                 held += 1
             else:
+                _insert(ordered[1], travel[1], fetched, expert, travels)
                 fetched += 1
         # From the fewest that travel on, in turn at the front and at the end; what is fetched, at the end.
         front, back = 0, held - 1
@@ -114,6 +107,16 @@ def line_up(counts: IntArray, shares: IntArray, resident: BoolArray) -> Lines:
             lines[rank, held + fetched - 1 - i] = ordered[1, i]
         numbers[rank], num_held[rank] = held + fetched, held
     return Lines(lines, numbers, num_held)
+
+
+@inlined
+def _insert(ordered: IntArray, keys: IntArray, number: int, expert: int, key: int) -> None:
+    """Put an expert behind those whose key is no larger; both int64, updated, ``number`` of each are ordered."""
+    place = number
+    while place > 0 and keys[place - 1] > key:
+        ordered[place], keys[place] = ordered[place - 1], keys[place - 1]
+        place -= 1
+    ordered[place], keys[place] = expert, key
 
 
 @compiled
@@ -208,6 +211,7 @@ def group(lines: Lines, shares: IntArray, num_stages: int) -> Stages:
     for stage in range(num_stages):
         part[stage] = 1.0 / weight(stage, num_stages)
     ordered, stages = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
+    fewest = np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
         load[:] = 0.0
         number, num_held = lines.numbers[rank], lines.num_held[rank]
@@ -215,11 +219,7 @@ def group(lines: Lines, shares: IntArray, num_stages: int) -> Stages:
             ordered[i], stages[i] = lines.experts[rank, i], num_stages - 1
             load[num_stages - 1] += shares[rank, ordered[i]]
         for i in range(num_held):
-            expert, place = lines.experts[rank, i], i
-            while place > 0 and shares[rank, ordered[place - 1]] < shares[rank, expert]:
-                ordered[place] = ordered[place - 1]
-                place -= 1
-            ordered[place] = expert
+            _insert(ordered, fewest, i, lines.experts[rank, i], -shares[rank, lines.experts[rank, i]])
         for i in range(num_held):
             rows, best = shares[rank, ordered[i]], 0
             for stage in range(1, num_stages):

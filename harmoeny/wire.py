@@ -8,7 +8,7 @@ from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import Links
 from harmoeny.held import Slots
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, no_senders, rows_s
+from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, executed_by, no_senders, rows_s
 from harmoeny.relay import MOST_RANKS, NOBODY, choose_sender, idle_queues, occupy
 
 
@@ -41,8 +41,11 @@ def exchange_s(counts: IntArray, shares: IntArray, loads: Loads, costs: Costs) -
     rows = np.zeros((2, 2, world_size), dtype=np.int64)  # inside or between, sent or received
     for first in range(0, world_size, int(costs.node_ranks)):
         end = min(first + int(costs.node_ranks), world_size)
-        _add_rows(rows[:, :, first:end], counts[first:end], shares[first:end])
-    return slowest_s(rows, costs)
+        _add_inside(rows[0, :, first:end], counts[first:end], shares[first:end])
+    for rank in range(world_size):
+        rows[1, 0, rank] = loads.sent[rank] - rows[0, 0, rank]
+        rows[1, 1, rank] = loads.received[rank] - rows[0, 1, rank]
+    return slowest_s(rows[0].max(), rows[1].max(), costs)
 
 
 @compiled
@@ -53,63 +56,68 @@ def exchange_at_home_s(counts: IntArray, home: IntArray, loads: Loads, costs: Co
     if node_ranks == 0 or node_ranks >= world_size:
         return rows_s(loads, costs)
     rows = np.zeros((2, 2, world_size), dtype=np.int64)
-    home_node = home // node_ranks
+    for expert in range(num_experts):
+        dst, inside = home[expert], 0
+        first = dst // node_ranks * node_ranks
+        for src in range(first, min(first + node_ranks, world_size)):
+            rows[0, 0, src] += counts[src, expert]
+            inside += counts[src, expert]
+        rows[0, 0, dst] -= counts[dst, expert]
+        rows[0, 1, dst] += inside - counts[dst, expert]
     for rank in range(world_size):
-        node, beyond = rank // node_ranks, 0
-        for expert in range(num_experts):
-            if home_node[expert] != node:
-                beyond += counts[rank, expert]
-                rows[1, 1, home[expert]] += counts[rank, expert]
-        rows[1, 0, rank] = beyond
-        rows[0, 0, rank] = loads.sent[rank] - beyond
-    for rank in range(world_size):
-        rows[0, 1, rank] = loads.received[rank] - rows[1, 1, rank]
-    return slowest_s(rows, costs)
+        rows[1, 0, rank] = loads.sent[rank] - rows[0, 0, rank]
+        rows[1, 1, rank] = loads.received[rank] - rows[0, 1, rank]
+    return slowest_s(rows[0].max(), rows[1].max(), costs)
 
 
 @inlined
-def slowest_s(rows: IntArray, costs: Costs) -> float:
+def slowest_s(inside: int, beyond: int, costs: Costs) -> float:
     """Return how long an exchange takes.
 
     Args:
-        rows: int64 ``[2, 2, world_size]``, inside or between nodes, sent or received.
+        inside: the most rows that a rank sends or receives inside its node.
+        beyond: likewise beyond it.
         costs: the machine's.
     """
-    slowest = max(rows[0].max() * costs.inside_share, rows[1].max() * costs.network_share)
+    slowest = max(inside * costs.inside_share, beyond * costs.network_share)
     return float(costs.exchange_latency_s + slowest * costs.exchange_token_s)
 
 
 @compiled
-def _add_rows(rows: IntArray, counts: IntArray, shares: IntArray) -> None:
-    """Add what a node's rows are on the wire, dealt out as :func:`harmoeny.plan.deal` does it.
+def _add_inside(rows: IntArray, counts: IntArray, shares: IntArray) -> None:
+    """Add what ranks of a node send each other, dealt out as :func:`harmoeny.plan.deal` does it.
 
     Args:
-        rows: int64 ``[2, 2, num_ranks]``, inside the node or beyond it, sent or received; updated.
+        rows: int64 ``[2, num_ranks]``, sent or received; updated.
         counts: int64 ``[num_ranks, num_experts]``, the assignments of its ranks.
         shares: int64 ``[num_ranks, num_experts]``, how many of anybody's they execute.
     """
     num_ranks, num_experts = counts.shape
-    kept, left = np.zeros(num_experts, dtype=np.int64), np.zeros(num_experts, dtype=np.int64)
+    found, taken = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
+    num_taken, left = 0, np.zeros(num_experts, dtype=np.int64)
     for rank in range(num_ranks):
-        for expert in range(num_experts):
-            more = counts[rank, expert] - shares[rank, expert]
-            kept[expert] += max(more, 0)
-            left[expert] += max(-more, 0)
-    sent = np.minimum(kept, left)
-    received = sent.copy()
-    for rank in range(num_ranks):
-        for expert in range(num_experts):
+        for i in range(executed_by(rank, shares, found)):
+            more = shares[rank, found[i]] - counts[rank, found[i]]
+            if more > 0:
+                if left[found[i]] == 0:
+                    taken[num_taken] = found[i]
+                    num_taken += 1
+                left[found[i]] += more
+    for i in range(num_taken):
+        expert, kept = taken[i], 0
+        for rank in range(num_ranks):
+            kept += max(counts[rank, expert] - shares[rank, expert], 0)
+        sent = received = min(kept, left[expert])
+        for rank in range(num_ranks):
             more = counts[rank, expert] - shares[rank, expert]
             if more > 0:
-                inside = min(more, sent[expert])
-                sent[expert] -= inside
-                rows[0, 0, rank] += inside
-                rows[1, 0, rank] += more - inside
+                inside = min(more, sent)
+                sent -= inside
+                rows[0, rank] += inside
             elif more < 0:
-                inside = min(-more, received[expert])
-                received[expert] -= inside
-                rows[0, 1, rank] += inside
-                rows[1, 1, rank] += -more - inside
+                inside = min(-more, received)
+                received -= inside
+                rows[1, rank] += inside
 
 
 @inlined
@@ -170,17 +178,13 @@ def choose_sources(
     senders = np.full((num_experts, world_size), NOBODY) if relays else no_senders()
     queues, since_s, arrived_s = idle_queues(world_size, links), np.zeros(world_size), np.zeros(world_size)
     having, heads = np.empty((2, world_size), dtype=np.int64)
-    room = slots.free.copy()  # for fetches, before any resident is executed
+    first, receivers, room = _receivers(shares, resident, slots)
     for expert in range(num_experts):
+        if first[expert] == first[expert + 1]:
+            continue
         source = home[expert]
         having[0], heads[0], num_having, num_heads, since_s[source] = source, source, 1, 1, 0.0
-        for rank in range(world_size):
-            if shares[rank, expert] == 0:
-                room[rank] += resident[expert, rank]
-                continue
-            if resident[expert, rank]:
-                continue
-            room[rank] -= 1
+        for rank in receivers[first[expert] : first[expert + 1]]:
             share = shares[rank, expert]
             add_slice(fetched, rank, share, 1, costs)
             add_slice(own, rank, min(share, counts[rank, expert]), 1, costs)
@@ -233,6 +237,41 @@ def choose_sources(
 
 
 @compiled
+def _receivers(shares: IntArray, resident: BoolArray, slots: Slots) -> tuple[IntArray, IntArray, IntArray]:
+    """Return who fetches what.
+
+    Args:
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
+        resident: bool ``[num_experts, world_size]``.
+        slots: of the ranks.
+
+    Returns:
+        int64 ``[num_experts + 1]``, where every expert's receivers begin; int64, all of them; and int64
+        ``[world_size]``, the slots that are left for fetches before any resident is executed, less those.
+    """
+    world_size, num_experts = shares.shape
+    first, room = np.zeros(num_experts + 1, dtype=np.int64), np.empty(world_size, dtype=np.int64)
+    found, lacking = np.empty(num_experts, dtype=np.int64), np.empty((2, shares.size), dtype=np.int64)
+    number = 0
+    for rank in range(world_size):
+        num_executed = executed_by(rank, shares, found)
+        room[rank] = slots.number[rank] - num_executed
+        for i in range(num_executed):
+            if not resident[found[i], rank]:
+                lacking[0, number], lacking[1, number] = found[i], rank
+                first[found[i] + 1] += 1
+                number += 1
+    for expert in range(num_experts):
+        first[expert + 1] += first[expert]
+    receivers, place = np.empty(number, dtype=np.int64), first.copy()
+    for i in range(number):
+        expert = lacking[0, i]
+        receivers[place[expert]] = lacking[1, i]
+        place[expert] += 1
+    return first, receivers, room
+
+
+@compiled
 def arrivals_s(from_peer: BoolArray, home: IntArray, costs: Costs, links: Links) -> FloatArray:
     """Return float64 ``[world_size]``, when weights that home ranks send are there, from when all begin; 0: nothing is.
 
@@ -248,8 +287,13 @@ def arrivals_s(from_peer: BoolArray, home: IntArray, costs: Costs, links: Links)
     node, linked = nodes(world_size, costs), links.on_way.shape[0] == world_size
     link_busy_s = np.zeros(links.on_way.max() + 1 if linked else 0)
     sent, received = np.zeros((2, world_size), dtype=np.int64), np.zeros((2, world_size), dtype=np.int64)
+    is_sent = np.zeros(num_experts, dtype=np.bool_)
     for expert in range(num_experts):
         source = home[expert]
+        for rank in range(world_size):
+            is_sent[expert] |= from_peer[expert, rank]
+        if not is_sent[expert]:
+            continue
         for rank in range(world_size):
             if from_peer[expert, rank]:
                 kind = int(node[source] != node[rank])
@@ -260,7 +304,7 @@ def arrivals_s(from_peer: BoolArray, home: IntArray, costs: Costs, links: Links)
     mean_s = costs.peer_fetch_s - costs.exchange_latency_s
     expert_s = (mean_s * costs.inside_share, mean_s * costs.network_share)
     through_s = np.zeros(world_size)
-    for expert in range(num_experts):
+    for expert in np.flatnonzero(is_sent):
         source = home[expert]
         for rank in range(world_size):
             if not from_peer[expert, rank]:
