@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harmoeny.cells import executed_by, totals_of
 from harmoeny.compiled import compiled
 from harmoeny.cost import Links
 from harmoeny.held import Slots, shares_at_home, shares_where_held, slots_in
@@ -24,7 +25,6 @@ from harmoeny.predict import (
     loads_at_home,
     loads_of_shares,
     no_sources,
-    totals_of,
     work_s,
 )
 from harmoeny.stage_times import soonest_stages, trial_s
@@ -103,13 +103,12 @@ def plan_by_time(
     how = chosen.senders, chosen.overlapped, chosen.stages.begins, chosen.stages.cuts, chosen.predicted_s
     if chosen.at_home:
         return home_tokens(counts, home), fetch, fetch, *how
-    shares = np.empty((num_experts, world_size), dtype=np.int64)
+    executed, found = np.zeros((num_experts, world_size), dtype=np.int64), np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
-        for expert in range(num_experts):
-            share = chosen.shares[rank, expert]
-            shares[expert, rank] = share
-            fetch[expert, rank] = share > 0 and not resident[expert, rank]
-    tokens = tokens_of_shares(counts, shares, int(machine.node_ranks))
+        for i in range(executed_by(rank, chosen.shares, found)):
+            executed[found[i], rank] = chosen.shares[rank, found[i]]
+            fetch[found[i], rank] = not resident[found[i], rank]
+    tokens = tokens_of_shares(counts, executed, int(machine.node_ranks))
     return tokens, fetch, chosen.from_peer, *how
 
 
@@ -399,4 +398,5 @@ def _numbers_spread(
         return np.array([0])
     if fits == best or world_size > MOST_AT_ONCE:
         return np.array([best, 0])
-    return np.array([best, fits, best // 4, 0])
+    quarter = best // 4
+    return np.array([best, fits, 0]) if quarter in (0, fits) else np.array([best, fits, quarter, 0])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from harmoeny.cells import executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.held import Slots
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, FloatArray, Loads, add_slice, executed_by, fetches_s, loads_of_shares, work_s
+from harmoeny.predict import Costs, FloatArray, Loads, add_slice, fetches_s, loads_of_shares, work_s
 
 #: Gain of a move below which the greedy loop ends, as a share of the slowest rank's time.
 _LEAST_MOVE = 3e-3

@@ -288,13 +288,12 @@ def only_taker(shares: IntArray, expert: int) -> int:
         shares: int64 ``[num_experts, world_size]``, assignments that every rank executes.
         expert: the expert.
     """
-    taker = 0
+    number = takers = 0
     for rank in range(shares.shape[1]):
-        if shares[expert, rank] > 0:
-            if taker > 0 or (taker == 0 and rank > 0 and shares[expert, 0] > 0):
-                return -1
-            taker = rank
-    return taker
+        takes = shares[expert, rank] > 0
+        number += takes
+        takers += rank if takes else 0
+    return takers if number < 2 else -1
 
 
 @compiled

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from harmoeny.cells import executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray
@@ -173,48 +174,12 @@ def rest_s(work: FloatArray, part: FloatArray, rank: int, costs: Costs) -> float
     return float(costs.launch_s + max(work[TOKENS_S, rank] - part[TOKENS_S, rank], slices * costs.weights_s))
 
 
-@inlined
-def executed_by(rank: int, shares: IntArray, found: IntArray) -> int:
-    """Find the experts of which a rank executes assignments, in order, and return how many they are.
-
-    Args:
-        rank: the rank.
-        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
-        found: int64 ``[num_experts]``; updated.
-    """
-    num_experts, number = shares.shape[1], 0
-    for block in range(num_experts // 8):  # most ranks execute none of eight in a row
-        first = 8 * block
-        if (
-            shares[rank, first] | shares[rank, first + 1] | shares[rank, first + 2] | shares[rank, first + 3]
-            | shares[rank, first + 4] | shares[rank, first + 5] | shares[rank, first + 6] | shares[rank, first + 7]
-        ) != 0:  # fmt: skip
-            for expert in range(first, first + 8):
-                found[number] = expert
-                number += shares[rank, expert] != 0
-    for expert in range(num_experts // 8 * 8, num_experts):
-        found[number] = expert
-        number += shares[rank, expert] != 0
-    return number
-
-
 @compiled
 def no_loads(world_size: int) -> Loads:
     """Return the loads of ranks that do nothing."""
     counts = np.zeros((4, world_size), dtype=np.int64)
     seconds = np.zeros((3, 3, world_size))
     return Loads(counts[0], counts[1], counts[2], counts[3], seconds[0], seconds[1], seconds[2])
-
-
-@compiled
-def totals_of(counts: IntArray) -> IntArray:
-    """Return int64 ``[num_experts]``, every expert's assignments; ``counts``: int64 ``[world_size, num_experts]``."""
-    world_size, num_experts = counts.shape
-    total: IntArray = np.zeros(num_experts, dtype=np.int64)
-    for rank in range(world_size):
-        for expert in range(num_experts):
-            total[expert] += counts[rank, expert]
-    return total
 
 
 @compiled

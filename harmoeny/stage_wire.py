@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harmoeny.cells import by_expert, executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.level_nodes import MOST_AT_ONCE
 from harmoeny.lines import Stages, stage_at
 from harmoeny.placement import IntArray
-from harmoeny.predict import Costs, FloatArray, Loads, executed_by
+from harmoeny.predict import Costs, FloatArray, Loads
 from harmoeny.stages import Lines
 from harmoeny.wire import slowest_s
 
@@ -45,11 +46,6 @@ def columns_of(counts: IntArray, shares: IntArray, costs: Costs) -> Columns:
     if not counts_nodes(world_size, costs):
         none = np.empty((0, 0), dtype=np.int64)
         return Columns(none, none, np.empty(0, dtype=np.int64))
-    by_expert = np.empty((num_experts, world_size), dtype=np.int64)
-    for first in range(0, world_size, 8):  # as many as a line of the cache has
-        for expert in range(num_experts):
-            for rank in range(first, min(first + 8, world_size)):
-                by_expert[expert, rank] = counts[rank, expert]
     executed, found = np.zeros((num_experts, world_size), dtype=np.int64), np.empty(num_experts, dtype=np.int64)
     taker, is_taken = np.zeros(num_experts, dtype=np.int64), np.zeros(num_experts, dtype=np.bool_)
     for rank in range(world_size):
@@ -58,7 +54,7 @@ def columns_of(counts: IntArray, shares: IntArray, costs: Costs) -> Columns:
             executed[expert, rank] = shares[rank, expert]
             taker[expert] = _SEVERAL if is_taken[expert] else rank
             is_taken[expert] = True
-    return Columns(by_expert, executed, taker)
+    return Columns(by_expert(counts), executed, taker)
 
 
 @compiled
@@ -102,7 +98,7 @@ def _most_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages)
     num_stages = len(cuts) - 1
     sent, received = np.zeros((num_stages, world_size)), np.zeros((num_stages, world_size))
     arriving, total = np.zeros((num_experts, num_stages)), np.zeros(num_experts)
-    only = np.full(num_experts, -1, dtype=np.int64)  # the stage that all rows of an expert travel at, -2 if at several
+    first, last = np.full(num_experts, num_stages), np.full(num_experts, -1)  # stages that an expert's rows travel at
     for rank in range(world_size):
         for i in range(lines.numbers[rank]):
             expert = lines.experts[rank, i]
@@ -113,12 +109,12 @@ def _most_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages)
             begin = stages.begins[expert, rank]
             end, stage = begin + share, stage_at(cuts, rank, begin)
             total[expert] += more
+            first[expert] = min(first[expert], stage)
             if end <= cuts[stage + 1, rank]:
                 received[stage, rank] += more
                 arriving[expert, stage] += more
-                only[expert] = stage if only[expert] in (-1, stage) else -2
+                last[expert] = max(last[expert], stage)
                 continue
-            only[expert] = -2
             while begin < end:
                 stop = min(end, cuts[stage + 1, rank])
                 part = more * (stop - begin) / share
@@ -126,16 +122,17 @@ def _most_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages)
                 arriving[expert, stage] += part
                 begin = stop
                 stage += 1
-    for expert in range(num_experts):
-        stage = only[expert]
-        if stage >= 0:  # as for most
-            for rank in range(world_size):
-                sent[stage, rank] += max(counts[rank, expert] - shares[rank, expert], 0)
-        elif total[expert] > 0:
-            for rank in range(world_size):
-                less = max(counts[rank, expert] - shares[rank, expert], 0)
-                for stage in range(num_stages):
-                    sent[stage, rank] += less * arriving[expert, stage] / total[expert]
+            last[expert] = max(last[expert], stage - 1)
+    for rank in range(world_size):
+        for expert in range(num_experts):
+            less = counts[rank, expert] - shares[rank, expert]
+            if less <= 0:
+                continue
+            if first[expert] == last[expert]:  # as for most
+                sent[first[expert], rank] += less
+                continue
+            for stage in range(first[expert], last[expert] + 1):
+                sent[stage, rank] += less * arriving[expert, stage] / total[expert]
     rows: FloatArray = np.zeros(num_stages)
     for stage in range(num_stages):
         for rank in range(world_size):

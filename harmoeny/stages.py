@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harmoeny.cells import executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.lines import Stages
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import Plan
-from harmoeny.predict import SLICES, TOKENS_S, Costs, Loads, executed_by, work_s
+from harmoeny.predict import SLICES, TOKENS_S, Costs, Loads, work_s
 
 #: The most stages of a plan that chooses their number.
 MOST_STAGES = 16

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from harmoeny.cells import executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import Links
 from harmoeny.held import Slots
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, executed_by, no_senders, rows_s
+from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, no_senders, rows_s
 from harmoeny.relay import MOST_RANKS, NOBODY, choose_sender, idle_queues, occupy
 
 
