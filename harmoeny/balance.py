@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harmoeny.cells import executed_by, totals_of
-from harmoeny.compiled import compiled
+from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import Links
 from harmoeny.held import Slots, shares_at_home, shares_where_held, slots_in
 from harmoeny.level_nodes import MOST_AT_ONCE, level_any
@@ -77,7 +77,7 @@ def plan_by_time(
     overlap: bool,
     staged: bool,
     spread: bool,
-) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, IntArray, IntArray, float]:
+) -> tuple[IntArray, BoolArray, IntArray, int, bool, float]:
     """Plan a batch; where nothing can be gained, everything is executed where it is held and little is computed.
 
     Args:
@@ -93,23 +93,41 @@ def plan_by_time(
         spread: hot experts may be brought to all ranks.
 
     Returns:
-        Tokens, int64 ``[world_size, num_experts, world_size]``; fetches, bool ``[num_experts, world_size]``; and of
-        :class:`Chosen` ``from_peer``, ``senders``, ``overlapped``, both of ``stages``, and ``predicted_s``.
+        Few arrays, as each takes a third of a microsecond. Tokens, int64 ``[world_size, num_experts, world_size]``; bool
+        ``[2, num_experts, world_size]``, fetches and those that other ranks send; int64 ``[num_rows, world_size]``, what
+        there is of ``begins`` and ``cuts`` of the stages and of the senders, one behind the other; the number of stages,
+        0 if there are none; whether a rank's own rows are executed first; and the time that is predicted, in seconds.
     """
     world_size, num_experts = counts.shape
-    fetch = np.zeros((num_experts, world_size), dtype=np.bool_)
     machine = costs_of(costs)
     chosen = choose_shares(counts, home, resident, room, machine, Links(on_way, seconds), overlap, staged, spread)
-    how = chosen.senders, chosen.overlapped, chosen.stages.begins, chosen.stages.cuts, chosen.predicted_s
+    fetches = np.zeros((2, num_experts, world_size), dtype=np.bool_)
+    begins, cuts, senders = chosen.stages.begins, chosen.stages.cuts, chosen.senders
+    how = np.empty((len(begins) + len(cuts) + len(senders), world_size), dtype=np.int64)
+    if len(how) > 0:
+        _put_rows(how, begins, 0)
+        _put_rows(how, cuts, len(begins))
+        _put_rows(how, senders, len(begins) + len(cuts))
+    rest = how, max(len(cuts) - 1, 0), chosen.overlapped, chosen.predicted_s
     if chosen.at_home:
-        return home_tokens(counts, home), fetch, fetch, *how
+        return home_tokens(counts, home), fetches, *rest
     executed, found = np.zeros((num_experts, world_size), dtype=np.int64), np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
         for i in range(executed_by(rank, chosen.shares, found)):
             executed[found[i], rank] = chosen.shares[rank, found[i]]
-            fetch[found[i], rank] = not resident[found[i], rank]
-    tokens = tokens_of_shares(counts, executed, int(machine.node_ranks))
-    return tokens, fetch, chosen.from_peer, *how
+            fetches[0, found[i], rank] = not resident[found[i], rank]
+    for expert in range(num_experts):
+        for rank in range(world_size):
+            fetches[1, expert, rank] = chosen.from_peer[expert, rank]
+    return tokens_of_shares(counts, executed, int(machine.node_ranks)), fetches, *rest
+
+
+@inlined
+def _put_rows(rows: IntArray, part: IntArray, first: int) -> None:
+    """Copy int64 ``[num_rows, world_size]`` into an array of more rows, from ``first`` on."""
+    for i in range(len(part)):
+        for rank in range(part.shape[1]):
+            rows[first + i, rank] = part[i, rank]
 
 
 @compiled

@@ -9,7 +9,7 @@ import numpy as np
 from harmoeny.cells import by_expert, executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.level_nodes import MOST_AT_ONCE
-from harmoeny.lines import Stages, stage_at
+from harmoeny.lines import Stages, only_stage, stage_at
 from harmoeny.placement import IntArray
 from harmoeny.predict import Costs, FloatArray, Loads
 from harmoeny.stages import Lines
@@ -123,16 +123,16 @@ def _most_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages)
                 begin = stop
                 stage += 1
             last[expert] = max(last[expert], stage - 1)
-    for rank in range(world_size):
-        for expert in range(num_experts):
-            less = counts[rank, expert] - shares[rank, expert]
-            if less <= 0:
-                continue
-            if first[expert] == last[expert]:  # as for most
-                sent[first[expert], rank] += less
-                continue
-            for stage in range(first[expert], last[expert] + 1):
-                sent[stage, rank] += less * arriving[expert, stage] / total[expert]
+    for expert in range(num_experts):
+        stage = first[expert]
+        if stage == last[expert]:  # as for most
+            for rank in range(world_size):
+                sent[stage, rank] += max(counts[rank, expert] - shares[rank, expert], 0)
+        elif last[expert] >= 0:
+            for rank in range(world_size):
+                less = max(counts[rank, expert] - shares[rank, expert], 0)
+                for stage in range(first[expert], last[expert] + 1):
+                    sent[stage, rank] += less * arriving[expert, stage] / total[expert]
     rows: FloatArray = np.zeros(num_stages)
     for stage in range(num_stages):
         for rank in range(world_size):
@@ -169,20 +169,20 @@ def _between_nodes_s(columns: Columns, stages: Stages, costs: Costs) -> FloatArr
         np.zeros((2, num_stages, world_size), dtype=np.int64),
         node_ranks,
     )
-    kept, left = np.empty(world_size, dtype=np.int64), np.empty(world_size, dtype=np.int64)
+    dealt = np.empty((3, world_size), dtype=np.int64)
     for expert in range(num_experts):
         counts, dst = columns.counts[expert], columns.taker[expert]
         if dst == _SEVERAL:
-            _add_dealt(rows, kept, left, counts, columns.shares[expert], stages.begins[expert], stages.cuts)
+            _add_dealt(rows, dealt, counts, columns.shares[expert], stages.begins[expert], stages.cuts)
             continue
         share, begin = columns.shares[expert, dst], stages.begins[expert, dst]
         if share == 0:
             continue
-        stage = stage_at(stages.cuts, dst, begin)
-        if begin + share > stages.cuts[stage + 1, dst]:
+        stage = only_stage(stages.cuts, dst, begin, share)
+        if stage < 0:
             for src in range(world_size):
                 if src != dst and counts[src] > 0:
-                    _add(rows, counts[src], src, dst, begin, share, stages.cuts)
+                    _add_parts(rows, counts[src], src, dst, begin, share, stages.cuts)
             continue
         first, inside = dst // node_ranks * node_ranks, -counts[dst]
         for src in range(world_size):
@@ -208,23 +208,24 @@ def _between_nodes_s(columns: Columns, stages: Stages, costs: Costs) -> FloatArr
 
 @compiled
 def _add_dealt(
-    rows: _Sent, kept: IntArray, left: IntArray, counts: IntArray, shares: IntArray, begins: IntArray, cuts: IntArray
+    rows: _Sent, dealt: IntArray, counts: IntArray, shares: IntArray, begins: IntArray, cuts: IntArray
 ) -> None:
     """Add the rows of an expert that several ranks execute, dealt out as :func:`harmoeny.plan.deal` does it.
 
     Args:
         rows: updated.
-        kept: int64 ``[world_size]``; overwritten.
-        left: int64 ``[world_size]``; overwritten.
+        dealt: int64 ``[3, world_size]``; overwritten.
         counts: int64 ``[world_size]``, its assignments per source rank.
         shares: int64 ``[world_size]``, how many of them every rank executes.
         begins: int64 ``[world_size]``, where they begin in the ranks' lines.
         cuts: as of :class:`Stages`.
     """
-    world_size = len(counts)
+    world_size, kept, left, only = len(counts), dealt[0], dealt[1], dealt[2]
     for rank in range(world_size):
         own = min(counts[rank], shares[rank])
         kept[rank], left[rank] = counts[rank] - own, shares[rank] - own
+        if left[rank] > 0:
+            only[rank] = only_stage(cuts, rank, begins[rank], shares[rank])
     for size in (rows.node_ranks, world_size):
         for first in range(0, world_size, size):
             end, dst = min(first + size, world_size), first
@@ -232,7 +233,12 @@ def _add_dealt(
                 while kept[src] > 0 and dst < end:
                     n = min(kept[src], left[dst])
                     if n > 0:
-                        _add(rows, n, src, dst, begins[dst], shares[dst], cuts)
+                        if only[dst] >= 0:  # as for most
+                            rows.sent[only[dst], dst // rows.node_ranks, src] += n
+                            beyond = int(src // rows.node_ranks != dst // rows.node_ranks)
+                            rows.received[beyond, only[dst], dst] += n
+                        else:
+                            _add_parts(rows, n, src, dst, begins[dst], shares[dst], cuts)
                         kept[src] -= n
                         left[dst] -= n
                     if left[dst] == 0:
@@ -240,8 +246,8 @@ def _add_dealt(
 
 
 @inlined
-def _add(rows: _Sent, number: int, src: int, dst: int, begin: int, share: int, cuts: IntArray) -> None:
-    """Add so many rows that one rank sends another, at the stages that have parts of the expert there.
+def _add_parts(rows: _Sent, number: int, src: int, dst: int, begin: int, share: int, cuts: IntArray) -> None:
+    """Add so many rows of an expert that one rank sends another, at the stages that have parts of it there.
 
     Args:
         rows: updated.

@@ -191,15 +191,19 @@ class HarMoEny(Policy):
         """
         _, costs = self._costs()
         room, resident, small = self._as_if_there(placement)
-        tokens, fetch, from_peer, senders, overlapped, begins, cuts, predicted_s = plan_by_time(
+        tokens, fetches, how, num_stages, overlapped, predicted_s = plan_by_time(
             counts, placement.home, resident, room, costs, *self._links, self.overlap, self._staged(small), self.spread
         )
+        fetch, from_peer = fetches[0], fetches[1]  # not unpacked: that takes longer
         groups = [range(len(counts))] if overlapped else None
         if not small:
-            return Plan(
-                tokens, fetch, from_peer, groups, predicted_s, stages=Stages(begins, cuts) if cuts.size else None,
-                senders=senders if senders.size else None,
-            )  # fmt: skip
+            stages = senders = None
+            if num_stages > 0:
+                end = len(fetch) + num_stages + 1
+                stages, how = Stages(how[: len(fetch)], how[len(fetch) : end]), how[end:]
+            if len(how) > 0:
+                senders = how
+            return Plan(tokens, fetch, from_peer, groups, predicted_s, stages=stages, senders=senders)
         executed = tokens.sum(axis=0)
         host = self._on_host(executed, placement)
         fetch = (executed > 0) & ~placement.resident & ~host
