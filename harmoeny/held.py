@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harmoeny.cells import totals_of
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs
@@ -89,9 +90,7 @@ def shares_at_home(total: IntArray, home: IntArray, world_size: int) -> IntArray
 
 
 @compiled
-def shares_where_held(
-    counts: IntArray, total: IntArray, home: IntArray, resident: BoolArray, costs: Costs
-) -> IntArray:
+def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, costs: Costs) -> IntArray:
     """Execute assignments where they are if the rank holds the expert, then on its node, else where least is to do.
 
     What is left to the holders of an expert evens out their loads; experts are taken up again, one after the other, as
@@ -102,7 +101,6 @@ def shares_where_held(
 
     Args:
         counts: int64 ``[world_size, num_experts]``.
-        total: int64 ``[num_experts]``, their sums.
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
         costs: the machine's.
@@ -113,6 +111,7 @@ def shares_where_held(
     world_size, num_experts = counts.shape
     shares = np.zeros((world_size, num_experts), dtype=np.int64)
     load, busy_s = np.zeros(world_size, dtype=np.int64), np.zeros(world_size)
+    total = totals_of(counts)
     first, holders = holders_of(resident)
     slice_s = costs.weights_s if costs.grouped else costs.launch_s + costs.weights_s
     for choice in (False, True):  # those that one rank holds first

@@ -8,8 +8,9 @@ from harmoeny.compiled import compiled, inlined
 from harmoeny.lines import Stages, no_stages, stage_at
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import SLICES, Costs, FloatArray, Loads, Sources, add_slice, rest_s, work_s
+from harmoeny.stage_number import MOST_STAGES, reads_most
 from harmoeny.stage_wire import Columns, columns_of, stages_wire_s
-from harmoeny.stages import MOST_STAGES, Lines, cut_for, group, line_up, reads_most
+from harmoeny.stages import Lines, cut_for, group, line_up
 
 #: Which stages are tried: whether experts are cut where they are usually whole, and the other way round; and how many
 #: more than seem enough. In this order most was gained in `experiment=grid`.

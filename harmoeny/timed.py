@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from harmoeny.balance import TRIAL_S, Chosen, choose_shares, plan_by_time
+from harmoeny.balance import choose_shares, plan_by_time
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import NO_LINKS, ExpertCost
 from harmoeny.demand import Demand, hold_expected
@@ -22,6 +22,8 @@ from harmoeny.policy import Policy
 from harmoeny.predict import Costs, FloatArray, machine_costs
 from harmoeny.settle import placements_for, renew_copies
 from harmoeny.trace import RoutingTrace
+from harmoeny.weighed import Chosen
+from harmoeny.worth import TRIAL_S
 
 #: What a new placement has to gain, as a share of a layer's time.
 _LEAST_GAIN = 0.01
