@@ -11,7 +11,8 @@ from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, Loads, fetches_s, work_s
 from harmoeny.weighed import LEAST_GAIN
 
-#: What trying another candidate takes, in seconds per rank and expert (python -m scripts.bench.planning).
+#: What another candidate has to gain, in seconds per rank and expert: twice what trying it takes
+#: (python -m scripts.bench.planning).
 TRIAL_S = 2e-8
 #: The most experts that are brought to all ranks.
 _MOST_SPREAD = 32
