@@ -24,7 +24,7 @@ def weight(stage: int, num_stages: int) -> int:
     between has the products of a smaller one to hide behind, which take at least as long as its rows where they decide.
     """
     nearest = min(stage, num_stages - 1 - stage)
-    return _LARGEST if nearest >= _GROWING else 2**nearest
+    return _LARGEST if nearest >= _GROWING else 1 << nearest
 
 
 @inlined
@@ -97,11 +97,9 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     plain_s = computed_s + 2 * exchange_s
     best, best_s = 1, plain_s
     if latency_s > 0:
-        whole = reads_most(loads, costs)
+        whole, weights = reads_most(loads, costs), 1
         for number in range(2, (min(most, MOST_STAGES) if whole else MOST_STAGES) + 1):
-            weights = 0
-            for stage in range(number):
-                weights += weight(stage, number)
+            weights += weight((number - 1) // 2, number)  # one more in the middle
             end_s = rows_s / weights
             if weights > most:
                 end_s = rows_s / most if whole else min(end_s + cut_s, rows_s / most)

@@ -238,7 +238,7 @@ class HarMoEny(Policy):
 
         Then who executes what is decided as if that were there.
         """
-        if self.caches and placement.lacks_homes.any():
+        if self.caches and not placement.holds_homes:
             return 0, placement.resident | placement.at_home, True
         return self.room(*placement.resident.shape) or 0, placement.resident, False
 
@@ -256,7 +256,7 @@ class HarMoEny(Policy):
         later = len(history) - _FEWEST_BATCHES
         if not self.settle or self.fetch == Fetch.NONE or later < 0 or later % self.interval:
             return None
-        if placement.lacks_homes.any():
+        if not placement.holds_homes:
             return None  # what is held follows the batches already
         costs, _ = self._costs()
         known = history[-min(self.window, len(history)) :]
@@ -324,7 +324,7 @@ class HarMoEny(Policy):
             history: int64 ``[world_size, num_experts]`` per batch, oldest first, with the one that was planned.
             placement: the residency that it was planned from.
         """
-        if self.num_slots is None or not placement.lacks_homes.any():
+        if self.num_slots is None or placement.holds_homes:
             return None
         if self._planned is None or self._planned.counts is not history[-1]:
             self.plan(history[-1], placement)
