@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harmoeny.cells import totals_of
 from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs
@@ -14,6 +15,8 @@ from harmoeny.predict import Costs
 #: load by, as a share of it.
 _MOST_ROUNDS = 16
 _LEAST_ROUND = 1e-3
+#: Ranks up to which putting one after the other in its place is the fastest way to order them.
+_MOST_INSERTED = 16
 
 
 class Slots(NamedTuple):
@@ -72,20 +75,17 @@ def num_held(resident: BoolArray) -> IntArray:
 
 
 @compiled
-def shares_at_home(counts: IntArray, home: IntArray) -> IntArray:
+def shares_at_home(total: IntArray, home: IntArray, world_size: int) -> IntArray:
     """Return int64 ``[world_size, num_experts]``: every assignment is executed on its expert's home rank.
 
     Args:
-        counts: int64 ``[world_size, num_experts]``.
+        total: int64 ``[num_experts]``, assignments of every expert.
         home: int64 ``[num_experts]``.
+        world_size: number of ranks.
     """
-    world_size, num_experts = counts.shape
-    shares = np.zeros((world_size, num_experts), dtype=np.int64)
-    for expert in range(num_experts):
-        total = 0
-        for rank in range(world_size):
-            total += counts[rank, expert]
-        shares[home[expert], expert] = total
+    shares: IntArray = np.zeros((world_size, len(total)), dtype=np.int64)
+    for expert in range(len(total)):
+        shares[home[expert], expert] = total[expert]
     return shares
 
 
@@ -111,10 +111,7 @@ def shares_where_held(counts: IntArray, home: IntArray, resident: BoolArray, cos
     world_size, num_experts = counts.shape
     shares = np.zeros((world_size, num_experts), dtype=np.int64)
     load, busy_s = np.zeros(world_size, dtype=np.int64), np.zeros(world_size)
-    total = np.zeros(num_experts, dtype=np.int64)
-    for rank in range(world_size):
-        for expert in range(num_experts):
-            total[expert] += counts[rank, expert]
+    total = totals_of(counts)
     first, holders = holders_of(resident)
     slice_s = costs.weights_s if costs.grouped else costs.launch_s + costs.weights_s
     for choice in (False, True):  # those that one rank holds first
@@ -235,7 +232,7 @@ def _fill(share: IntArray, load: IntArray, ranks: IntArray, left: int) -> None:
         ranks: int64 ``[num_ranks]``.
         left: assignments.
     """
-    order = np.argsort(load[ranks], kind="mergesort")
+    order = _by_load(load, ranks)
     taking = below = 0
     for i in order:
         if taking > 0 and load[ranks[i]] * taking - below >= left:
@@ -247,3 +244,18 @@ def _fill(share: IntArray, load: IntArray, ranks: IntArray, left: int) -> None:
         amount = even + (1 if given < extra else 0) - load[ranks[i]]
         share[i] += amount
         load[ranks[i]] += amount
+
+
+@compiled
+def _by_load(load: IntArray, ranks: IntArray) -> IntArray:
+    """Return int64 ``[num_ranks]``, the places of ``ranks``, also of that shape, by falling room: least load first."""
+    if len(ranks) > _MOST_INSERTED:
+        return np.argsort(load[ranks], kind="mergesort")
+    order: IntArray = np.empty(len(ranks), dtype=np.int64)
+    for i in range(len(ranks)):
+        place = i
+        while place > 0 and load[ranks[order[place - 1]]] > load[ranks[i]]:
+            order[place] = order[place - 1]
+            place -= 1
+        order[place] = i
+    return order

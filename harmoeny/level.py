@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from harmoeny.cells import executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.held import Slots
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, FloatArray, add_slice, fetches_s, loads_of_shares, work_s
+from harmoeny.predict import Costs, FloatArray, Loads, add_slice, fetches_s, loads_of_shares, work_s
 
 #: Gain of a move below which the greedy loop ends, as a share of the slowest rank's time.
 _LEAST_MOVE = 3e-3
@@ -32,14 +33,15 @@ def level(
         to_mean: nobody gives or takes beyond the mean, for what would have to travel.
     """
     world_size, num_experts = counts.shape
-    row_s = costs.exchange_token_s
     loads = loads_of_shares(counts, shares, costs)
     sent, received, work = loads.sent, loads.received, loads.work
     busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
+    parts_s = np.empty((4, world_size))
+    found = np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
-        for expert in range(num_experts):
-            if shares[rank, expert] > 0 and not resident[expert, rank]:
-                fetches[rank] += 1
+        for i in range(executed_by(rank, shares, found)):
+            fetches[rank] += not resident[found[i], rank]
+        _time_rank(rank, busy_s, parts_s, loads, fetches[rank], slots, costs)
     most_moves = world_size + num_experts
     moves = np.empty((most_moves, 4), dtype=np.int64)
     num_moves = num_kept = 0
@@ -47,14 +49,11 @@ def level(
     while True:
         exchange_s = computed_s = fetched_s = restored_s = total_s = 0.0
         for rank in range(world_size):
-            there_s = row_s * max(sent[rank], received[rank])
-            rank_s = work_s(work, rank, costs)
-            busy_s[rank] = rank_s + 2 * there_s
             total_s += busy_s[rank]
-            exchange_s = max(exchange_s, there_s)
-            computed_s = max(computed_s, rank_s)
-            fetched_s = max(fetched_s, fetches_s(fetches[rank], costs))
-            restored_s = max(restored_s, (min(fetches[rank], slots.number[rank]) - slots.free[rank]) * costs.fetch_s)
+            exchange_s = max(exchange_s, parts_s[0, rank])
+            computed_s = max(computed_s, parts_s[1, rank])
+            fetched_s = max(fetched_s, parts_s[2, rank])
+            restored_s = max(restored_s, parts_s[3, rank])
         end_s = max(exchange_s + max(exchange_s + computed_s, fetched_s), restored_s)
         if end_s < fastest_s * (1 - _LEAST_MOVE):
             fastest_s, num_kept = end_s, num_moves
@@ -77,12 +76,35 @@ def level(
             add_slice(work, rank, before, -1, costs)
             add_slice(work, rank, after, 1, costs)
             shares[rank, expert] = after
+            _time_rank(rank, busy_s, parts_s, loads, fetches[rank], slots, costs)
         moves[num_moves] = (expert, giver, receiver, amount)
         num_moves += 1
     for i in range(num_moves - 1, num_kept - 1, -1):
         expert, giver, receiver, amount = moves[i]
         shares[giver, expert] += amount
         shares[receiver, expert] -= amount
+
+
+@inlined
+def _time_rank(
+    rank: int, busy_s: FloatArray, parts_s: FloatArray, loads: Loads, num_fetches: int, slots: Slots, costs: Costs
+) -> None:
+    """Work out a rank's time anew.
+
+    Args:
+        rank: the rank.
+        busy_s: float64 ``[world_size]``, its slices and rows, there and back; updated.
+        parts_s: float64 ``[4, world_size]``, its rows one way, its slices, its fetches and its restores; updated.
+        loads: what the ranks do.
+        num_fetches: experts that it fetches.
+        slots: of the ranks.
+        costs: the machine's.
+    """
+    parts_s[0, rank] = costs.exchange_token_s * max(loads.sent[rank], loads.received[rank])
+    parts_s[1, rank] = work_s(loads.work, rank, costs)
+    parts_s[2, rank] = fetches_s(num_fetches, costs)
+    parts_s[3, rank] = (min(num_fetches, slots.number[rank]) - slots.free[rank]) * costs.fetch_s
+    busy_s[rank] = parts_s[1, rank] + 2 * parts_s[0, rank]
 
 
 @inlined
@@ -111,7 +133,8 @@ def _receiver(
         fetched = new and not resident[expert, rank]
         begin_s = busy_s[rank] + (costs.launch_s if fetched or (new and costs.grouped == 0) else 0.0)
         gap_s = busy_s[giver] - begin_s
-        if gap_s <= 0 or rank == giver or (fetched and full and fetches[rank] >= slots[rank]):
+        # Nobody ends before it begins, so most are out already.
+        if begin_s >= best_s or rank == giver or (fetched and full and fetches[rank] >= slots[rank]):
             continue
         own = max(counts[rank, expert] - shares[rank, expert], 0)
         # The giver is rid of a row and its results, and so is a receiver of its own; of others' it gets them.

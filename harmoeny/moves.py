@@ -8,7 +8,7 @@ from harmoeny.cost import Links
 from harmoeny.held import with_free
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, Sources
-from harmoeny.wire import choose_sources
+from harmoeny.sources import choose_sources
 
 
 def move_sources(copied: BoolArray, resident: BoolArray, home: IntArray, costs: Costs, links: Links) -> Sources:

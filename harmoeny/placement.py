@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,11 @@ class Placement:
         """True for every expert that its home rank does not hold, bool ``[num_experts]``."""
         lacking: BoolArray = ~self.resident[np.arange(self.num_experts), self.home]
         return lacking
+
+    @cached_property
+    def holds_homes(self) -> bool:
+        """Whether every expert is held by its home rank; looked at once, as plans ask in every batch."""
+        return not self.lacks_homes.any()
 
     @property
     def routed(self) -> Placement:

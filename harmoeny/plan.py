@@ -267,14 +267,16 @@ def tokens_of_shares(counts: IntArray, shares: IntArray, node_ranks: int = 0) ->
     """
     world_size, num_experts = counts.shape
     tokens = np.zeros((world_size, num_experts, world_size), dtype=np.int64)
-    columns = np.arange(world_size)
+    columns, takers = np.arange(world_size), np.empty(num_experts, dtype=np.int64)
     for expert in range(num_experts):
-        taker = only_taker(shares, expert)
-        if taker < 0:
+        takers[expert] = only_taker(shares, expert)
+    for src in range(world_size):  # as for most experts: in order, without a view of anything
+        for expert in range(num_experts):
+            if takers[expert] >= 0:
+                tokens[src, expert, takers[expert]] = counts[src, expert]
+    for expert in range(num_experts):
+        if takers[expert] < 0:
             deal(tokens[:, expert], columns, counts[:, expert], shares[expert], node_ranks)
-            continue
-        for src in range(world_size):  # as for most experts: without a view of anything
-            tokens[src, expert, taker] = counts[src, expert]
     return tokens
 
 
@@ -286,13 +288,12 @@ def only_taker(shares: IntArray, expert: int) -> int:
         shares: int64 ``[num_experts, world_size]``, assignments that every rank executes.
         expert: the expert.
     """
-    taker = 0
+    number = takers = 0
     for rank in range(shares.shape[1]):
-        if shares[expert, rank] > 0:
-            if taker > 0 or (taker == 0 and rank > 0 and shares[expert, 0] > 0):
-                return -1
-            taker = rank
-    return taker
+        takes = shares[expert, rank] > 0
+        number += takes
+        takers += rank if takes else 0
+    return takers if number < 2 else -1
 
 
 @compiled

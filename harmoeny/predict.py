@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from harmoeny.cells import executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import ExpertCost
 from harmoeny.placement import BoolArray, IntArray
@@ -182,22 +183,21 @@ def no_loads(world_size: int) -> Loads:
 
 
 @compiled
-def loads_at_home(counts: IntArray, home: IntArray, costs: Costs) -> Loads:
+def loads_at_home(counts: IntArray, total: IntArray, home: IntArray, costs: Costs) -> Loads:
     """Return the loads where every assignment is executed on its expert's home rank.
 
     Args:
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
+        total: int64 ``[num_experts]``, their sums.
         home: int64 ``[num_experts]``.
         costs: the machine's.
     """
     world_size, num_experts = counts.shape
     loads = no_loads(world_size)
     work, own_work, others_work = loads.work, loads.own, loads.others
-    total = np.zeros(num_experts, dtype=np.int64)
     for rank in range(world_size):
         routed = 0
         for expert in range(num_experts):
-            total[expert] += counts[rank, expert]
             routed += counts[rank, expert]
         loads.routed[rank] = loads.sent[rank] = routed
     for expert in range(num_experts):
@@ -224,22 +224,21 @@ def loads_of_shares(counts: IntArray, shares: IntArray, costs: Costs) -> Loads:
     world_size, num_experts = counts.shape
     loads = no_loads(world_size)
     work, own_work, others_work = loads.work, loads.own, loads.others
+    found = np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
-        routed = sent = received = total = 0
+        routed = received = total = 0
         for expert in range(num_experts):
-            own, executed = counts[rank, expert], shares[rank, expert]
-            routed += own
-            if executed == 0:  # as most are
-                sent += own
-                continue
+            routed += counts[rank, expert]
+        sent = routed
+        for i in range(executed_by(rank, shares, found)):
+            own, executed = counts[rank, found[i]], shares[rank, found[i]]
+            sent -= min(executed, own)
             total += executed
             add_slice(work, rank, executed, 1, costs)
             add_slice(own_work, rank, min(executed, own), 1, costs)
             if executed > own:
                 received += executed - own
                 add_slice(others_work, rank, executed - own, 1, costs)
-            else:
-                sent += own - executed
         loads.routed[rank], loads.sent[rank] = routed, sent
         loads.received[rank], loads.executed[rank] = received, total
     return loads

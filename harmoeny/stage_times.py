@@ -5,20 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled, inlined
-from harmoeny.level_nodes import MOST_AT_ONCE
 from harmoeny.lines import Stages, no_stages, stage_at
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.plan import pairs_of_shares
 from harmoeny.predict import SLICES, Costs, FloatArray, Loads, Sources, add_slice, rest_s, work_s
-from harmoeny.stages import MOST_STAGES, Lines, cut_for, group, line_up, reads_most
-from harmoeny.wire import slowest_s
+from harmoeny.stage_number import MOST_STAGES, reads_most
+from harmoeny.stage_wire import Columns, columns_of, stages_wire_s
+from harmoeny.stages import Lines, cut_for, group, line_up
 
 #: Which stages are tried: whether experts are cut where they are usually whole, and the other way round; and how many
 #: more than seem enough. In this order most was gained in `experiment=grid`.
 _TRIALS = ((False, 0), (True, -1), (True, 2), (False, 2))
 #: What a trial takes, in seconds per rank and expert, on one node and on several (python -m scripts.bench.planning),
 #: and the share of a layer's time that all but the first may take.
-_TRIAL_S, _MOST_TRYING = (4e-9, 1e-8), 0.003
+_TRIAL_S, _MOST_TRYING = (4e-9, 5e-9), 0.003
 
 
 @inlined
@@ -53,6 +52,7 @@ def soonest_stages(
         costs: the machine's.
     """
     lines, usually_whole = line_up(counts, shares, resident), reads_most(loads, costs)
+    columns = columns_of(counts, shares, costs)
     best, best_s = no_stages(), np.inf
     for i in range(min(1 + int(_MOST_TRYING * whole_s / trial_s(counts, costs)), len(_TRIALS))):
         other, more = _TRIALS[i]
@@ -61,7 +61,7 @@ def soonest_stages(
             stages = group(lines, shares, num_stages)
         else:
             stages = cut_for(lines, counts, shares, num_stages, loads, exchange_s, costs)
-        then_s = staged_s(lines, counts, shares, stages, loads, sources, exchange_s, costs)
+        then_s = staged_s(lines, counts, shares, columns, stages, loads, sources, exchange_s, costs)
         if then_s < best_s:
             best, best_s = stages, then_s
     return best, best_s
@@ -72,6 +72,7 @@ def staged_s(
     lines: Lines,
     counts: IntArray,
     shares: IntArray,
+    columns: Columns,
     stages: Stages,
     loads: Loads,
     sources: Sources,
@@ -89,6 +90,7 @@ def staged_s(
         lines: what every rank executes.
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
+        columns: both by expert.
         stages: when.
         loads: what the ranks do.
         sources: what they fetch.
@@ -96,15 +98,9 @@ def staged_s(
         costs: the machine's.
     """
     world_size, num_stages = len(counts), len(stages.cuts) - 1
-    executed, work, fetched = _stage_work(lines, shares, stages, costs)
-    rows, received = _stage_rows(lines, counts, shares, stages)
+    executed, arrives, work, fetched = _stage_work(lines, counts, shares, stages, costs)
+    wire_s = stages_wire_s(lines, counts, shares, columns, stages, loads, exchange_s, costs)
     gather_s = loads.routed.max() * costs.copy_token_s
-    if 0 < costs.node_ranks < world_size <= MOST_AT_ONCE:
-        wire_s = _between_nodes_s(counts, shares, stages, costs)
-    else:
-        # All that an exchange takes beside its latency goes by the rows of the busiest rank.
-        row_s = (exchange_s - costs.exchange_latency_s) / max(loads.sent.max(), loads.received.max(), 1)
-        wire_s = np.where(rows > 0, costs.exchange_latency_s + rows * row_s, 0.0)
     # The first rows that travel are on their way while the rest is gathered.
     first = 0
     while first + 1 < num_stages and wire_s[first] == 0:
@@ -122,7 +118,7 @@ def staged_s(
         rank_s = 0.0
         for stage in range(num_stages):
             rank_s = max(rank_s, arrived_s[stage])
-            if received[stage, rank] > 0:
+            if arrives[stage, rank]:
                 rank_s += 2 * executed[stage, rank] * costs.copy_token_s
             column = stage * world_size + rank
             if fetched[SLICES, column] > 0:
@@ -137,16 +133,16 @@ def staged_s(
 
 @compiled
 def _stage_work(
-    lines: Lines, shares: IntArray, stages: Stages, costs: Costs
-) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Return every stage's assignments, their work, and that of fetched experts alone.
+    lines: Lines, counts: IntArray, shares: IntArray, stages: Stages, costs: Costs
+) -> tuple[IntArray, BoolArray, FloatArray, FloatArray]:
+    """Return every stage's assignments, whether others' are among them, their work, and that of fetched experts alone.
 
-    That is int64 ``[num_stages, world_size]``, and two float64 ``[3, num_stages * world_size]``.
+    That is int64 and bool ``[num_stages, world_size]``, and two float64 ``[3, num_stages * world_size]``.
     """
     world_size, cuts = len(shares), stages.cuts
     num_stages = len(cuts) - 1
     executed, work = np.zeros((num_stages, world_size), dtype=np.int64), np.zeros((3, num_stages * world_size))
-    fetched = np.zeros((3, num_stages * world_size))
+    fetched, arrives = np.zeros((3, num_stages * world_size)), np.zeros((num_stages, world_size), dtype=np.bool_)
     for rank in range(world_size):
         for i in range(lines.numbers[rank]):
             expert = lines.experts[rank, i]
@@ -155,12 +151,13 @@ def _stage_work(
             while begin < end:
                 part = min(end, cuts[stage + 1, rank]) - begin
                 executed[stage, rank] += part
+                arrives[stage, rank] |= part > 0 and shares[rank, expert] > counts[rank, expert]
                 add_slice(work, stage * world_size + rank, part, 1, costs)
                 if i >= lines.num_held[rank]:
                     add_slice(fetched, stage * world_size + rank, part, 1, costs)
                 begin += part
                 stage += 1
-    return executed, work, fetched
+    return executed, arrives, work, fetched
 
 
 @inlined
@@ -185,79 +182,3 @@ def _with_fetched_s(
     if costs.grouped > 0 and sources.joins[rank]:
         apart_s = min(apart_s, max(begin_s, there_s) + work_s(work, column, costs))
     return float(apart_s)
-
-
-@compiled
-def _stage_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages) -> tuple[FloatArray, FloatArray]:
-    """Return the most rows that a rank sends or receives at every stage, and what every rank receives.
-
-    That is float64 ``[num_stages]`` and ``[num_stages, world_size]``.
-    What is sent is exact where all ranks that get rows of an expert execute it at one stage; else it is in proportion.
-    """
-    (world_size, num_experts), cuts = counts.shape, stages.cuts
-    num_stages = len(cuts) - 1
-    sent, received = np.zeros((num_stages, world_size)), np.zeros((num_stages, world_size))
-    arriving, total = np.zeros((num_experts, num_stages)), np.zeros(num_experts)
-    only = np.full(num_experts, -1, dtype=np.int64)  # the stage that all rows of an expert travel at, -2 if at several
-    for rank in range(world_size):
-        for i in range(lines.numbers[rank]):
-            expert = lines.experts[rank, i]
-            share = shares[rank, expert]
-            more = share - counts[rank, expert]
-            if more <= 0:
-                continue
-            begin = stages.begins[expert, rank]
-            end, stage = begin + share, stage_at(cuts, rank, begin)
-            total[expert] += more
-            if end <= cuts[stage + 1, rank]:
-                received[stage, rank] += more
-                arriving[expert, stage] += more
-                only[expert] = stage if only[expert] in (-1, stage) else -2
-                continue
-            only[expert] = -2
-            while begin < end:
-                stop = min(end, cuts[stage + 1, rank])
-                part = more * (stop - begin) / share
-                received[stage, rank] += part
-                arriving[expert, stage] += part
-                begin = stop
-                stage += 1
-    for expert in range(num_experts):
-        stage = only[expert]
-        if stage >= 0:  # as for most
-            for rank in range(world_size):
-                sent[stage, rank] += max(counts[rank, expert] - shares[rank, expert], 0)
-        elif total[expert] > 0:
-            for rank in range(world_size):
-                less = max(counts[rank, expert] - shares[rank, expert], 0)
-                for stage in range(num_stages):
-                    sent[stage, rank] += less * arriving[expert, stage] / total[expert]
-    rows = np.zeros(num_stages)
-    for stage in range(num_stages):
-        for rank in range(world_size):
-            rows[stage] = max(rows[stage], sent[stage, rank], received[stage, rank])
-    return rows, received
-
-
-@compiled
-def _between_nodes_s(counts: IntArray, shares: IntArray, stages: Stages, costs: Costs) -> FloatArray:
-    """Return float64 ``[num_stages]``, what the exchange of every stage takes one way between ranks of several nodes.
-
-    What they send and receive inside their node and beyond it is beside each other, and counted exactly: how much of
-    either there is in a stage has little to do with how many rows it has.
-    """
-    world_size, node_ranks = len(counts), int(costs.node_ranks)
-    pairs = pairs_of_shares(counts, np.ascontiguousarray(shares.T), stages, node_ranks)
-    wire_s = np.zeros(len(pairs))
-    rows = np.empty((2, 2, world_size), dtype=np.int64)  # inside or between, sent or received
-    for stage in range(len(pairs)):
-        rows[:] = 0
-        for src in range(world_size):
-            for dst in range(world_size):
-                if src != dst:
-                    kind = int(src // node_ranks != dst // node_ranks)
-                    rows[kind, 0, src] += pairs[stage, src, dst]
-                    rows[kind, 1, dst] += pairs[stage, src, dst]
-        if rows.max() > 0:
-            wire_s[stage] = slowest_s(rows, costs)
-    return wire_s

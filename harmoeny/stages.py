@@ -1,6 +1,6 @@
 """Divides what ranks execute into stages, so that the exchange of one is behind the products of another.
 
-Source: EPS-MoE, arXiv 2410.12247: groups of experts, and how many of them pay. Which rows are together is decided here.
+Source: EPS-MoE, arXiv 2410.12247: groups of experts. Which rows are together is decided here.
 """
 
 from __future__ import annotations
@@ -10,18 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harmoeny.cells import executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.lines import Stages
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import Plan
-from harmoeny.predict import SLICES, TOKENS_S, Costs, Loads, work_s
+from harmoeny.predict import Costs, Loads
+from harmoeny.stage_number import lost_by_cut_s, slowest_work_s, weight
 
-#: The most stages of a plan that chooses their number.
-MOST_STAGES = 16
-#: What more stages have to gain, as a share of the time of fewer.
-_LEAST_GAIN = 0.005
-#: How much larger than the outermost stages the largest are, and how many stages from the ends.
-_LARGEST, _GROWING = 4, 2
 #: How far a cut moves rather than go through an expert where products take longer than the exchange, which then need
 #: not be equally long on all ranks; a share of the smaller of the stages beside it.
 _FARTHEST = 0.3
@@ -39,17 +35,6 @@ def in_stages(plan: Plan, num_stages: int | None) -> Plan:
         return plan
     counts, shares = plan.tokens.sum(axis=2), np.ascontiguousarray(plan.executed().T)
     return replace(plan, stages=group(line_up(counts, shares, ~plan.fetch), shares, num_stages))
-
-
-@inlined
-def weight(stage: int, num_stages: int) -> int:
-    """Return how large a stage is meant to be: a quarter, half or all of the largest ones.
-
-    Nothing is hidden behind the first rows on their way, nor behind the last results, so these are few. Each stage in
-    between has the products of a smaller one to hide behind, which take at least as long as its rows where they decide.
-    """
-    nearest = min(stage, num_stages - 1 - stage)
-    return _LARGEST if nearest >= _GROWING else 2**nearest
 
 
 class Lines(NamedTuple):
@@ -81,25 +66,18 @@ def line_up(counts: IntArray, shares: IntArray, resident: BoolArray) -> Lines:
     world_size, num_experts = shares.shape
     lines = np.empty((world_size, num_experts), dtype=np.int64)
     numbers, num_held = np.empty(world_size, dtype=np.int64), np.empty(world_size, dtype=np.int64)
+    found, travel = np.empty(num_experts, dtype=np.int64), np.empty((2, num_experts), dtype=np.int64)
     ordered = np.empty((2, num_experts), dtype=np.int64)
     for rank in range(world_size):
         held = fetched = 0
-        for expert in range(num_experts):
-            rows = shares[rank, expert]
-            if rows == 0:
-                continue
-            kind, place = (0, held) if resident[expert, rank] else (1, fetched)
-            travels = max(rows - counts[rank, expert], 0)
-            while place > 0:
-                other = ordered[kind, place - 1]
-                if shares[rank, other] - counts[rank, other] <= travels:
-                    break
-                ordered[kind, place] = other
-                place -= 1
-            ordered[kind, place] = expert
-            if kind == 0:
+        for i in range(executed_by(rank, shares, found)):
+            expert = found[i]
+            travels = max(shares[rank, expert] - counts[rank, expert], 0)
+            if resident[expert, rank]:
+                _insert(ordered[0], travel[0], held, expert, travels)
                 held += 1
             else:
+                _insert(ordered[1], travel[1], fetched, expert, travels)
                 fetched += 1
         # From the fewest that travel on, in turn at the front and at the end; what is fetched, at the end.
         front, back = 0, held - 1
@@ -114,6 +92,16 @@ def line_up(counts: IntArray, shares: IntArray, resident: BoolArray) -> Lines:
             lines[rank, held + fetched - 1 - i] = ordered[1, i]
         numbers[rank], num_held[rank] = held + fetched, held
     return Lines(lines, numbers, num_held)
+
+
+@inlined
+def _insert(ordered: IntArray, keys: IntArray, number: int, expert: int, key: int) -> None:
+    """Put an expert behind those whose key is no larger; both int64, updated, ``number`` of each are ordered."""
+    place = number
+    while place > 0 and keys[place - 1] > key:
+        ordered[place], keys[place] = ordered[place - 1], keys[place - 1]
+        place -= 1
+    ordered[place], keys[place] = expert, key
 
 
 @compiled
@@ -208,6 +196,7 @@ def group(lines: Lines, shares: IntArray, num_stages: int) -> Stages:
     for stage in range(num_stages):
         part[stage] = 1.0 / weight(stage, num_stages)
     ordered, stages = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
+    fewest = np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
         load[:] = 0.0
         number, num_held = lines.numbers[rank], lines.num_held[rank]
@@ -215,11 +204,7 @@ def group(lines: Lines, shares: IntArray, num_stages: int) -> Stages:
             ordered[i], stages[i] = lines.experts[rank, i], num_stages - 1
             load[num_stages - 1] += shares[rank, ordered[i]]
         for i in range(num_held):
-            expert, place = lines.experts[rank, i], i
-            while place > 0 and shares[rank, ordered[place - 1]] < shares[rank, expert]:
-                ordered[place] = ordered[place - 1]
-                place -= 1
-            ordered[place] = expert
+            _insert(ordered, fewest, i, lines.experts[rank, i], -shares[rank, lines.experts[rank, i]])
         for i in range(num_held):
             rows, best = shares[rank, ordered[i]], 0
             for stage in range(1, num_stages):
@@ -254,92 +239,3 @@ def cut_for(
     farthest = _FARTHEST if 2 * exchange_s < slowest_work_s(loads, costs) else 0.0
     cut_rows = lost_by_cut_s(loads, costs) / max(costs.exchange_token_s, 1e-12)
     return divide(lines, counts, shares, num_stages, cut_rows, farthest)
-
-
-@inlined
-def slowest_work_s(loads: Loads, costs: Costs) -> float:
-    """Return how long the rank computes that computes longest, in seconds."""
-    slowest_s = 0.0
-    for rank in range(len(loads.sent)):
-        slowest_s = max(slowest_s, work_s(loads.work, rank, costs))
-    return slowest_s
-
-
-@inlined
-def _slices_and_s(loads: Loads) -> tuple[float, float]:
-    """Return how many slices all ranks have, and how long their assignments take with what fills up their tiles."""
-    slices = tokens_s = 0.0
-    for rank in range(len(loads.sent)):
-        slices += loads.work[SLICES, rank]
-        tokens_s += loads.work[TOKENS_S, rank]
-    return slices, tokens_s
-
-
-@compiled
-def reads_most(loads: Loads, costs: Costs) -> bool:
-    """Return whether slices take about as long as reading their weights, or less."""
-    slices, tokens_s = _slices_and_s(loads)
-    return bool(tokens_s < 2 * slices * costs.weights_s)
-
-
-@compiled
-def lost_by_cut_s(loads: Loads, costs: Costs) -> float:
-    """Return how much longer a rank computes if an expert is cut, in seconds.
-
-    That is half a tile, a whole one where slices have few; a launch, unless all slices share one; and reading the
-    weights again, where that is what most slices take.
-
-    Args:
-        loads: what the ranks do.
-        costs: the machine's.
-    """
-    slices, tokens_s = _slices_and_s(loads)
-    tile_s = costs.tile_tokens * costs.token_s
-    lost_s = tile_s if tokens_s < 3 * slices * tile_s else tile_s / 2
-    if costs.grouped == 0:
-        lost_s += costs.launch_s
-    if tokens_s < 2 * slices * costs.weights_s:
-        lost_s += costs.weights_s
-    return float(lost_s)
-
-
-@compiled
-def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, float]:
-    """Return how many stages are enough, and how many seconds these gain at best.
-
-    With ``X`` what an exchange takes beside its latency ``l``, ``C`` the products of the slowest rank, ``s`` their
-    launch, and ``f`` the first and the last stage's part of its rows, which is no less than that of one of so many
-    experts unless one is cut, N stages take at least
-    ``C + (N - 1) s + 2 (l + f X)``, where the first rows and the last results wait for products, and at least
-    ``2 (N l + X)``, where the link is never idle; with more stages than slices ``C`` is no less than N times reading an
-    expert's weights. Enough are the fewest that no other
-    number is better than by more than 0.5 %. Where the latency of an exchange is not known, there is one stage.
-
-    Args:
-        loads: what the ranks do.
-        exchange_s: what the exchange takes one way.
-        costs: the machine's.
-    """
-    latency_s, cut_s = costs.exchange_latency_s, lost_by_cut_s(loads, costs)
-    rows_s = exchange_s - latency_s
-    computed_s, most = slowest_work_s(loads, costs), max(int(loads.work[SLICES].max()), 1)
-    plain_s = computed_s + 2 * exchange_s
-    best, best_s = 1, plain_s
-    if latency_s > 0:
-        whole = reads_most(loads, costs)
-        for number in range(2, (min(most, MOST_STAGES) if whole else MOST_STAGES) + 1):
-            weights = 0
-            for stage in range(number):
-                weights += weight(stage, number)
-            end_s = rows_s / weights
-            if weights > most:
-                end_s = rows_s / most if whole else min(end_s + cut_s, rows_s / most)
-            launches_s = (number - 1) * costs.launch_s if costs.grouped > 0 else max(number - most, 0) * cut_s
-            products_s = computed_s + launches_s
-            if number > most:  # every stage reads weights
-                products_s = max(products_s, number * (costs.launch_s + costs.weights_s))
-            waiting_s = products_s + 2 * (latency_s + end_s)
-            stages_s = max(waiting_s, 2 * (number * latency_s + rows_s))
-            if stages_s < (1 - _LEAST_GAIN) * best_s:
-                best, best_s = number, stages_s
-    return best, plain_s - best_s

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from harmoeny.balance import TRIAL_S, Chosen, choose_shares, plan_by_time
+from harmoeny.balance import choose_shares, plan_by_time
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import NO_LINKS, ExpertCost
 from harmoeny.demand import Demand, hold_expected
@@ -22,6 +22,8 @@ from harmoeny.policy import Policy
 from harmoeny.predict import Costs, FloatArray, machine_costs
 from harmoeny.settle import placements_for, renew_copies
 from harmoeny.trace import RoutingTrace
+from harmoeny.weighed import Chosen
+from harmoeny.worth import TRIAL_S
 
 #: What a new placement has to gain, as a share of a layer's time.
 _LEAST_GAIN = 0.01
@@ -191,15 +193,19 @@ class HarMoEny(Policy):
         """
         _, costs = self._costs()
         room, resident, small = self._as_if_there(placement)
-        tokens, fetch, from_peer, senders, overlapped, begins, cuts, predicted_s = plan_by_time(
+        tokens, fetches, how, num_stages, overlapped, predicted_s = plan_by_time(
             counts, placement.home, resident, room, costs, *self._links, self.overlap, self._staged(small), self.spread
         )
+        fetch, from_peer = fetches[0], fetches[1]  # not unpacked: that takes longer
         groups = [range(len(counts))] if overlapped else None
         if not small:
-            return Plan(
-                tokens, fetch, from_peer, groups, predicted_s, stages=Stages(begins, cuts) if cuts.size else None,
-                senders=senders if senders.size else None,
-            )  # fmt: skip
+            stages = senders = None
+            if num_stages > 0:
+                end = len(fetch) + num_stages + 1
+                stages, how = Stages(how[: len(fetch)], how[len(fetch) : end]), how[end:]
+            if len(how) > 0:
+                senders = how
+            return Plan(tokens, fetch, from_peer, groups, predicted_s, stages=stages, senders=senders)
         executed = tokens.sum(axis=0)
         host = self._on_host(executed, placement)
         fetch = (executed > 0) & ~placement.resident & ~host
@@ -232,7 +238,7 @@ class HarMoEny(Policy):
 
         Then who executes what is decided as if that were there.
         """
-        if self.caches and placement.lacks_homes.any():
+        if self.caches and not placement.holds_homes:
             return 0, placement.resident | placement.at_home, True
         return self.room(*placement.resident.shape) or 0, placement.resident, False
 
@@ -250,7 +256,7 @@ class HarMoEny(Policy):
         later = len(history) - _FEWEST_BATCHES
         if not self.settle or self.fetch == Fetch.NONE or later < 0 or later % self.interval:
             return None
-        if placement.lacks_homes.any():
+        if not placement.holds_homes:
             return None  # what is held follows the batches already
         costs, _ = self._costs()
         known = history[-min(self.window, len(history)) :]
@@ -318,7 +324,7 @@ class HarMoEny(Policy):
             history: int64 ``[world_size, num_experts]`` per batch, oldest first, with the one that was planned.
             placement: the residency that it was planned from.
         """
-        if self.num_slots is None or not placement.lacks_homes.any():
+        if self.num_slots is None or placement.holds_homes:
             return None
         if self._planned is None or self._planned.counts is not history[-1]:
             self.plan(history[-1], placement)

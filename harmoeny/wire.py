@@ -1,15 +1,13 @@
-"""What goes from rank to rank: rows of an exchange and weights of fetches, inside nodes and between them."""
+"""What rows of an exchange take on the links between ranks, inside nodes and between them."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from harmoeny.cells import executed_by
 from harmoeny.compiled import compiled, inlined
-from harmoeny.cost import Links
-from harmoeny.held import Slots
-from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, FloatArray, Loads, Sources, add_slice, no_senders, rows_s
-from harmoeny.relay import MOST_RANKS, NOBODY, choose_sender, idle_queues, occupy
+from harmoeny.placement import IntArray
+from harmoeny.predict import Costs, Loads, rows_s
 
 
 @compiled
@@ -41,8 +39,11 @@ def exchange_s(counts: IntArray, shares: IntArray, loads: Loads, costs: Costs) -
     rows = np.zeros((2, 2, world_size), dtype=np.int64)  # inside or between, sent or received
     for first in range(0, world_size, int(costs.node_ranks)):
         end = min(first + int(costs.node_ranks), world_size)
-        _add_rows(rows[:, :, first:end], counts[first:end], shares[first:end])
-    return slowest_s(rows, costs)
+        _add_inside(rows[0, :, first:end], counts[first:end], shares[first:end])
+    for rank in range(world_size):
+        rows[1, 0, rank] = loads.sent[rank] - rows[0, 0, rank]
+        rows[1, 1, rank] = loads.received[rank] - rows[0, 1, rank]
+    return slowest_s(rows[0].max(), rows[1].max(), costs)
 
 
 @compiled
@@ -53,223 +54,65 @@ def exchange_at_home_s(counts: IntArray, home: IntArray, loads: Loads, costs: Co
     if node_ranks == 0 or node_ranks >= world_size:
         return rows_s(loads, costs)
     rows = np.zeros((2, 2, world_size), dtype=np.int64)
-    home_node = home // node_ranks
+    for expert in range(num_experts):
+        dst, inside = home[expert], 0
+        first = dst // node_ranks * node_ranks
+        for src in range(first, min(first + node_ranks, world_size)):
+            rows[0, 0, src] += counts[src, expert]
+            inside += counts[src, expert]
+        rows[0, 0, dst] -= counts[dst, expert]
+        rows[0, 1, dst] += inside - counts[dst, expert]
     for rank in range(world_size):
-        node, beyond = rank // node_ranks, 0
-        for expert in range(num_experts):
-            if home_node[expert] != node:
-                beyond += counts[rank, expert]
-                rows[1, 1, home[expert]] += counts[rank, expert]
-        rows[1, 0, rank] = beyond
-        rows[0, 0, rank] = loads.sent[rank] - beyond
-    for rank in range(world_size):
-        rows[0, 1, rank] = loads.received[rank] - rows[1, 1, rank]
-    return slowest_s(rows, costs)
+        rows[1, 0, rank] = loads.sent[rank] - rows[0, 0, rank]
+        rows[1, 1, rank] = loads.received[rank] - rows[0, 1, rank]
+    return slowest_s(rows[0].max(), rows[1].max(), costs)
 
 
 @inlined
-def slowest_s(rows: IntArray, costs: Costs) -> float:
+def slowest_s(inside: int, beyond: int, costs: Costs) -> float:
     """Return how long an exchange takes.
 
     Args:
-        rows: int64 ``[2, 2, world_size]``, inside or between nodes, sent or received.
+        inside: the most rows that a rank sends or receives inside its node.
+        beyond: likewise beyond it.
         costs: the machine's.
     """
-    slowest = max(rows[0].max() * costs.inside_share, rows[1].max() * costs.network_share)
+    slowest = max(inside * costs.inside_share, beyond * costs.network_share)
     return float(costs.exchange_latency_s + slowest * costs.exchange_token_s)
 
 
 @compiled
-def _add_rows(rows: IntArray, counts: IntArray, shares: IntArray) -> None:
-    """Add what a node's rows are on the wire, dealt out as :func:`harmoeny.plan.deal` does it.
+def _add_inside(rows: IntArray, counts: IntArray, shares: IntArray) -> None:
+    """Add what ranks of a node send each other, dealt out as :func:`harmoeny.plan.deal` does it.
 
     Args:
-        rows: int64 ``[2, 2, num_ranks]``, inside the node or beyond it, sent or received; updated.
+        rows: int64 ``[2, num_ranks]``, sent or received; updated.
         counts: int64 ``[num_ranks, num_experts]``, the assignments of its ranks.
         shares: int64 ``[num_ranks, num_experts]``, how many of anybody's they execute.
     """
     num_ranks, num_experts = counts.shape
-    kept, left = np.zeros(num_experts, dtype=np.int64), np.zeros(num_experts, dtype=np.int64)
+    found, taken = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
+    num_taken, left = 0, np.zeros(num_experts, dtype=np.int64)
     for rank in range(num_ranks):
-        for expert in range(num_experts):
-            more = counts[rank, expert] - shares[rank, expert]
-            kept[expert] += max(more, 0)
-            left[expert] += max(-more, 0)
-    sent = np.minimum(kept, left)
-    received = sent.copy()
-    for rank in range(num_ranks):
-        for expert in range(num_experts):
+        for i in range(executed_by(rank, shares, found)):
+            more = shares[rank, found[i]] - counts[rank, found[i]]
+            if more > 0:
+                if left[found[i]] == 0:
+                    taken[num_taken] = found[i]
+                    num_taken += 1
+                left[found[i]] += more
+    for i in range(num_taken):
+        expert, kept = taken[i], 0
+        for rank in range(num_ranks):
+            kept += max(counts[rank, expert] - shares[rank, expert], 0)
+        sent = received = min(kept, left[expert])
+        for rank in range(num_ranks):
             more = counts[rank, expert] - shares[rank, expert]
             if more > 0:
-                inside = min(more, sent[expert])
-                sent[expert] -= inside
-                rows[0, 0, rank] += inside
-                rows[1, 0, rank] += more - inside
+                inside = min(more, sent)
+                sent -= inside
+                rows[0, rank] += inside
             elif more < 0:
-                inside = min(-more, received[expert])
-                received[expert] -= inside
-                rows[0, 1, rank] += inside
-                rows[1, 1, rank] += -more - inside
-
-
-@inlined
-def _way_s(busy_s: FloatArray, links: Links, src: int, dst: int, times: float) -> float:
-    """Return how long the busiest link from rank to rank is busy, with one more expert or, ``times`` = 0, without."""
-    slowest_s = 0.0
-    for i in range(links.on_way.shape[2]):
-        link = links.on_way[src, dst, i]
-        if link >= 0:
-            slowest_s = max(slowest_s, busy_s[link] + times * links.seconds[src, dst, i])
-    return slowest_s
-
-
-@inlined
-def _add_way(busy_s: FloatArray, links: Links, src: int, dst: int) -> None:
-    """Send one more expert from rank to rank; ``busy_s``: float64 ``[num_links]``, updated."""
-    for i in range(links.on_way.shape[2]):
-        link = links.on_way[src, dst, i]
-        if link >= 0:
-            busy_s[link] += links.seconds[src, dst, i]
-
-
-@compiled
-def choose_sources(
-    counts: IntArray,
-    shares: IntArray,
-    home: IntArray,
-    resident: BoolArray,
-    slots: Slots,
-    costs: Costs,
-    links: Links,
-) -> Sources:
-    """Decide for every fetch which source is less busy: the host's link, with the restores, or a rank that has it.
-
-    That is the expert's home rank and, where ranks hand weights on (:attr:`Costs.relays`), those that get it before.
-
-    Args:
-        counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
-        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
-        home: int64 ``[num_experts]``.
-        resident: bool ``[num_experts, world_size]``.
-        slots: of the ranks; what was in one that is not free has to be restored after a fetch into it.
-        costs: the machine's.
-        links: between its ranks.
-    """
-    world_size, num_experts = shares.shape
-    linked = links.on_way.shape[0] == world_size
-    link_busy_s = np.zeros(links.on_way.max() + 1 if linked else 0)
-    node = nodes(world_size, costs)
-    from_peer = np.zeros((num_experts, world_size), dtype=np.bool_)
-    # The latency is that of all that a rank sends together. By kind: inside a node, and between nodes.
-    mean_s = costs.peer_fetch_s - costs.exchange_latency_s
-    expert_s = (mean_s * costs.inside_share, mean_s * costs.network_share)
-    fetched, own, others = np.zeros((3, world_size)), np.zeros((3, world_size)), np.zeros((3, world_size))
-    sent, received = np.zeros((2, world_size), dtype=np.int64), np.zeros((2, world_size), dtype=np.int64)
-    from_host = np.zeros(world_size, dtype=np.int64)
-    relays, handed_on = costs.relays > 0 and world_size <= MOST_RANKS, False
-    senders = np.full((num_experts, world_size), NOBODY) if relays else no_senders()
-    queues, since_s, arrived_s = idle_queues(world_size, links), np.zeros(world_size), np.zeros(world_size)
-    having, heads = np.empty((2, world_size), dtype=np.int64)
-    room = slots.free.copy()  # for fetches, before any resident is executed
-    for expert in range(num_experts):
-        source = home[expert]
-        having[0], heads[0], num_having, num_heads, since_s[source] = source, source, 1, 1, 0.0
-        for rank in range(world_size):
-            if shares[rank, expert] == 0:
-                room[rank] += resident[expert, rank]
-                continue
-            if resident[expert, rank]:
-                continue
-            room[rank] -= 1
-            share = shares[rank, expert]
-            add_slice(fetched, rank, share, 1, costs)
-            add_slice(own, rank, min(share, counts[rank, expert]), 1, costs)
-            add_slice(others, rank, max(share - counts[rank, expert], 0), 1, costs)
-            kind = int(node[source] != node[rank])
-            in_turn = max(float(max(sent[kind, source], received[kind, rank]) + 1), costs.pair_share)
-            peer_s = costs.exchange_latency_s + in_turn * expert_s[kind]
-            if linked:
-                peer_s = costs.exchange_latency_s + _way_s(link_busy_s, links, source, rank, 1.0)
-            sender, end_s = source, 0.0
-            if relays and source != rank:
-                sender, end_s = choose_sender(
-                    rank, having, num_having, heads, num_heads, since_s, node, queues, costs, links
-                )
-                peer_s = costs.exchange_latency_s + end_s
-            arrived = received[0, rank] + received[1, rank]
-            copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - slots.free[rank], 0)
-            full = (
-                from_host[rank] >= slots.number[rank]
-            )  # weights from peers have memory of their own until a slot is free
-            if costs.peer_fetch_s > 0 and source != rank and (full or peer_s < copies * costs.fetch_s):
-                from_peer[expert, rank] = True
-                if relays:
-                    senders[expert, rank] = sender
-                    handed_on |= sender != source
-                    occupy(sender, rank, since_s[sender], end_s, node, queues, links)
-                    since_s[rank] = peer_s
-                    arrived_s[rank] = max(arrived_s[rank], peer_s)
-                    if node[rank] != node[source] and (num_having == 1 or node[rank] != node[having[num_having - 1]]):
-                        heads[num_heads] = rank
-                        num_heads += 1
-                    having[num_having] = rank
-                    num_having += 1
-                sent[kind, source] += 1
-                received[kind, rank] += 1
-                if linked:
-                    _add_way(link_busy_s, links, source, rank)
-            else:
-                from_host[rank] += 1
-    if not handed_on:
-        senders, arrived_s = no_senders(), arrivals_s(from_peer, home, costs, links)
-    ready_s, host_link_s, turns = np.zeros(world_size), np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
-    for rank in range(world_size):
-        ready_s[rank] = max(from_host[rank] * costs.fetch_s, arrived_s[rank])
-        number = from_host[rank] + received[0, rank] + received[1, rank]
-        turns[rank] = -(-number // max(slots.number[rank], 1))
-        restores = max(min(number, slots.number[rank]) - slots.free[rank], 0)
-        host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
-    return Sources(from_peer, senders, ready_s, host_link_s, fetched, own, others, room >= 0, turns)
-
-
-@compiled
-def arrivals_s(from_peer: BoolArray, home: IntArray, costs: Costs, links: Links) -> FloatArray:
-    """Return float64 ``[world_size]``, when weights that home ranks send are there, from when all begin; 0: nothing is.
-
-    As in any exchange, a rank is through when all that it sends to or receives from are, with what others get too.
-
-    Args:
-        from_peer: bool ``[num_experts, world_size]``, what every rank receives.
-        home: int64 ``[num_experts]``.
-        costs: the machine's.
-        links: between its ranks.
-    """
-    num_experts, world_size = from_peer.shape
-    node, linked = nodes(world_size, costs), links.on_way.shape[0] == world_size
-    link_busy_s = np.zeros(links.on_way.max() + 1 if linked else 0)
-    sent, received = np.zeros((2, world_size), dtype=np.int64), np.zeros((2, world_size), dtype=np.int64)
-    for expert in range(num_experts):
-        source = home[expert]
-        for rank in range(world_size):
-            if from_peer[expert, rank]:
-                kind = int(node[source] != node[rank])
-                sent[kind, source] += 1
-                received[kind, rank] += 1
-                if linked:
-                    _add_way(link_busy_s, links, source, rank)
-    mean_s = costs.peer_fetch_s - costs.exchange_latency_s
-    expert_s = (mean_s * costs.inside_share, mean_s * costs.network_share)
-    through_s = np.zeros(world_size)
-    for expert in range(num_experts):
-        source = home[expert]
-        for rank in range(world_size):
-            if not from_peer[expert, rank]:
-                continue
-            kind = int(node[source] != node[rank])
-            most = max(sent[kind, source], received[kind, rank])
-            way_s = max(float(most), costs.pair_share) * expert_s[kind]
-            if linked:
-                way_s = _way_s(link_busy_s, links, source, rank, 0.0)
-            for end in (source, rank):
-                through_s[end] = max(through_s[end], costs.exchange_latency_s + way_s)
-    return np.where(received.sum(axis=0) > 0, through_s, 0.0)
+                inside = min(-more, received)
+                received -= inside
+                rows[1, rank] += inside

@@ -3,8 +3,9 @@
 A simulation with ``simulator=bench`` is the same on every machine. Batches of several machines, models, sizes and
 routings are simulated, and the plans that are made in them, of the placements that they have by then, are timed on this
 machine. Their times are explained by a constant, the entries of a plan, the moves in it, and by ranks times experts,
-alone and where anything moves, experts have copies, or there are stages; none of that is below 0, and the sum of all
-samples' relative errors is least, so that single plans that take far longer decide nothing.
+alone and where anything moves, experts have copies, or there are stages; none of that is below 0, an entry and a rank
+and expert alone take no less than with static placement, which does nothing else, and the sum of all samples' relative
+errors is least, so that single plans that take far longer decide nothing.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ DEEPSEEK = LayerShape(256, 7168, 2048, top_k=8)
 #: Profile of hardware, ranks, layer.
 MACHINES = (
     ("dgx1_v100", 8, SWITCH), ("dgx_a100", 8, QWEN), ("dgx_a100", 8, SWITCH), ("dgx_h100", 8, QWEN),
-    ("dgx_h100", 8, DEEPSEEK), ("hgx_h200_x8_nodes", 32, QWEN), ("hgx_h200_x8_nodes", 32, DEEPSEEK),
-    ("hgx_h200_x8_nodes", 64, DEEPSEEK),
+    ("dgx_h100", 8, DEEPSEEK), ("hgx_h200_x8_nodes", 32, SWITCH), ("hgx_h200_x8_nodes", 32, QWEN),
+    ("hgx_h200_x8_nodes", 32, DEEPSEEK), ("hgx_h200_x8_nodes", 64, DEEPSEEK),
 )  # fmt: skip
 TOKENS_PER_RANK = (64, 512, 4096)
 #: Share of all assignments to hot experts; whether these are others in every batch.
@@ -57,6 +58,8 @@ SPARE_SLOTS = 2
 NUM_BEFORE, NUM_TIMED = 9, 2
 #: Times that a plan is made, and no more once they took so long.
 _REPEATS, _ENOUGH_S = 15, 0.1
+#: What it takes to fill a plan's table is what this takes; others take that, too.
+_TABLE_ONLY = "static_ep"
 #: A system that has its options from a preset plans as the class that it is of.
 PRESETS = {"harmoeny_paper": "harmoeny_tokens", "harmoeny_sync": "harmoeny_tokens"}
 
@@ -107,11 +110,12 @@ def _counts(shares: FloatArray, world_size: int, num_assignments: int, shift: in
     return np.stack([exact_counts(shares, num_assignments, 1, np.random.default_rng(r)) for r in range(world_size)])
 
 
-def fit(measured: FloatArray) -> FloatArray:
-    """Return seconds per term, none below 0.
+def fit(measured: FloatArray, least: FloatArray | float = 0.0) -> FloatArray:
+    """Return seconds per term.
 
     Args:
         measured: float64 ``[num_samples, 1 + num_terms]``, seconds and terms.
+        least: float64 ``[num_terms]``, what each takes at least, or one number for all.
     """
     seconds, terms = measured[:, :1], measured[:, 1:]
     scale = terms.max(axis=0)
@@ -121,6 +125,7 @@ def fit(measured: FloatArray) -> FloatArray:
     found = linprog(
         np.concatenate([np.zeros(num_terms), np.ones(2 * num_samples)]),
         A_eq=np.hstack([parts, off, -off]), b_eq=np.ones(num_samples), method="highs",
+        bounds=[(low, None) for low in (*(least * scale / seconds.mean()), *np.zeros(2 * num_samples))],
     )  # fmt: skip
     assert found.x is not None, found.message
     costs: FloatArray = found.x[:num_terms] / scale * seconds.mean()
@@ -140,9 +145,11 @@ def main() -> None:
     found = {}
     if arguments.systems:
         found = yaml.safe_load(arguments.out.read_text(encoding="utf-8"))["software"]
-    for name in sorted(arguments.systems or known):
+    for name in sorted(arguments.systems or known, key=lambda name: (name != _TABLE_ONLY, name)):
         measured = np.array(list(samples(known[name])))
-        costs = fit(measured)
+        table = {} if name == _TABLE_ONLY else found[_TABLE_ONLY]
+        least = [table.get(term, 0.0) if term in ("plan_entry_s", "plan_cell_s") else 0.0 for term in PLAN_TERMS]
+        costs = fit(measured, np.array(least))
         found[name] = dict(zip(PLAN_TERMS, costs.tolist(), strict=True))
         error = np.abs(measured[:, 1:] @ costs / measured[:, 0] - 1)
         print(f"{name:20} off by {np.median(error):.0%} in the median, {error.max():.0%} at most", flush=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from harmoeny.balance import LEAST_GAIN, choose_shares, plan_by_time
+from harmoeny.balance import choose_shares, plan_by_time
 from harmoeny.compiled import compiled
 from harmoeny.cost import NO_LINKS, Links
 from harmoeny.held import Slots, shares_at_home, shares_where_held, slots_in, with_free
@@ -17,7 +17,9 @@ from harmoeny.level_nodes import level_any
 from harmoeny.placement import BoolArray, IntArray, Placement, place
 from harmoeny.plan import Plan, tokens_of_shares
 from harmoeny.predict import Costs, FloatArray, layer_s, loads_at_home, loads_of_shares
-from harmoeny.wire import choose_sources, exchange_at_home_s, exchange_s
+from harmoeny.sources import choose_sources
+from harmoeny.weighed import LEAST_GAIN
+from harmoeny.wire import exchange_at_home_s, exchange_s
 from tests.strategies import batches, examples, make_counts, scattered
 
 Batch = tuple[IntArray, Placement]
@@ -63,9 +65,10 @@ def plan(
     spread: bool = True,
 ) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, float]:
     """Plan with these costs, without stages."""
-    tokens, fetch, from_peer, senders, overlapped, _, _, predicted_s = plan_by_time(
+    tokens, (fetch, from_peer), senders, num_stages, overlapped, predicted_s = plan_by_time(
         counts, home, resident, room, np.array(costs), *NO_LINKS, overlap, False, spread
     )
+    assert num_stages == 0
     return tokens, fetch, from_peer, senders, overlapped, predicted_s
 
 
@@ -146,7 +149,9 @@ def test_rows_on_the_wire_are_those_of_the_plan(batch: Batch, node_ranks: int) -
     found = exchange_s(counts, shares, loads_of_shares(counts, shares, costs), costs)
     if node_ranks < world_size:
         assert found == pytest.approx(1.0 + 0.5 * slowest)
-    at_home, loads = shares_at_home(counts, placement.home), loads_at_home(counts, placement.home, costs)
+    totals = counts.sum(axis=0)
+    at_home = shares_at_home(totals, placement.home, world_size)
+    loads = loads_at_home(counts, totals, placement.home, costs)
     assert exchange_at_home_s(counts, placement.home, loads, costs) == exchange_s(counts, at_home, loads, costs)
 
 

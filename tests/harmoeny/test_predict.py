@@ -25,7 +25,7 @@ from harmoeny.predict import (
     rows_s,
     work_s,
 )
-from harmoeny.wire import choose_sources
+from harmoeny.sources import choose_sources
 from tests.strategies import batches, examples
 
 Batch = tuple[IntArray, Placement]
@@ -64,7 +64,8 @@ def test_at_home_is_the_general_case_with_all_shares_at_home(batch: Batch) -> No
     counts, placement = batch
     shares = np.zeros_like(counts)
     shares[placement.home, np.arange(placement.num_experts)] = counts.sum(axis=0)
-    found, wanted = loads_at_home(counts, placement.home, COSTS), loads_of_shares(counts, shares, COSTS)
+    found = loads_at_home(counts, counts.sum(axis=0), placement.home, COSTS)
+    wanted = loads_of_shares(counts, shares, COSTS)
     np.testing.assert_array_equal(found[:4], wanted[:4])
     np.testing.assert_allclose(found[4:], wanted[4:])
 

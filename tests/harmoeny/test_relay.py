@@ -15,7 +15,8 @@ from harmoeny.placement import Placement, place
 from harmoeny.plan import Plan
 from harmoeny.predict import Costs, Sources
 from harmoeny.relay import num_hops, relayed_s
-from harmoeny.wire import choose_sources, nodes
+from harmoeny.sources import choose_sources
+from harmoeny.wire import nodes
 from tests.harmoeny.test_balance import COSTS
 from tests.strategies import examples
 

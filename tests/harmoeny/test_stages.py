@@ -19,20 +19,13 @@ from harmoeny.placement import BoolArray, IntArray, Placement, place
 from harmoeny.plan import Plan, home_tokens, pairs_of_shares, plan_from_tokens, tokens_of_shares
 from harmoeny.policy import Policy
 from harmoeny.predict import SLICES, Costs, Loads, Sources, layer_s, loads_of_shares, no_sources, work_s
+from harmoeny.sources import choose_sources
+from harmoeny.stage_number import MOST_STAGES, best_stages, reads_most, weight
 from harmoeny.stage_times import soonest_stages, staged_s
-from harmoeny.stages import (
-    MOST_STAGES,
-    best_stages,
-    cut_for,
-    divide,
-    group,
-    in_stages,
-    line_up,
-    reads_most,
-    weight,
-)
+from harmoeny.stage_wire import columns_of
+from harmoeny.stages import cut_for, divide, group, in_stages, line_up
 from harmoeny.timed import HarMoEny
-from harmoeny.wire import choose_sources, exchange_s
+from harmoeny.wire import exchange_s
 from tests.harmoeny.test_balance import COSTS, costs_of_machines
 from tests.strategies import batches, examples
 
@@ -73,7 +66,8 @@ def seconds(
 ) -> float:  # fmt: skip
     """Return what these stages are predicted to take."""
     lines = line_up(counts, shares, resident)
-    return float(staged_s(lines, counts, shares, stages, loads, sources, one_way_s, costs))
+    columns = columns_of(counts, shares, costs)
+    return float(staged_s(lines, counts, shares, columns, stages, loads, sources, one_way_s, costs))
 
 
 @examples(150)

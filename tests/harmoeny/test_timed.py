@@ -45,7 +45,7 @@ def test_an_exchange_takes_as_long_as_its_slower_part_inside_nodes_or_between_th
     counts, home = np.array([[0, 50], [0, 0], [3, 0], [0, 0]]), np.array([0, 1])
 
     def seconds(costs: Costs) -> float:
-        shares = shares_at_home(counts, home)
+        shares = shares_at_home(counts.sum(axis=0), home, len(counts))
         shares = np.concatenate([shares, np.zeros((4 - len(shares), 2), np.int64)])
         return exchange_s(counts, shares, loads_of_shares(counts, shares, costs), costs)
 

@@ -45,6 +45,14 @@ def test_nothing_is_below_zero_and_every_sample_counts_by_its_share() -> None:
     assert (fit(measured) >= 0).all()
 
 
+def test_no_term_takes_less_than_it_has_to() -> None:
+    """What is less by itself is as much as it has to be; what is more stays as it is."""
+    entries = np.array([1.0, 2.0, 1000.0])
+    measured = np.column_stack([1e-6 + entries * 1e-6, np.ones(3), entries])
+    assert fit(measured, np.array([2e-6, 0.0]))[0] == pytest.approx(2e-6)
+    assert fit(measured, np.array([0.0, 1e-7])) == pytest.approx([1e-6, 1e-6], abs=1e-12)
+
+
 def test_a_plan_is_as_large_as_what_it_does() -> None:
     """By hand: two ranks, of which one fetches an expert that the other keeps a copy of from before."""
     counts = np.array([[6, 0], [6, 0]])

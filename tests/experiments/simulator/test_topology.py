@@ -11,7 +11,7 @@ from experiments.simulator.topology import Topology
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.predict import machine_costs
-from harmoeny.wire import arrivals_s
+from harmoeny.sources import arrivals_s
 from tests.strategies import examples
 
 SWITCH = Hardware(all_to_all_bytes_per_s=10.0, host_link_bytes_per_s=4.0)

@@ -20,7 +20,8 @@ from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStrategy, Rank
 from harmoeny.runtime.memory.residents import num_slots_needed
 from harmoeny.runtime.memory.slots import Slot, Transfer
 from harmoeny.runtime.memory.transfer import CopyRequest
-from harmoeny.wire import arrivals_s, nodes
+from harmoeny.sources import arrivals_s
+from harmoeny.wire import nodes
 
 
 @dataclass

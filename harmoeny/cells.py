@@ -1,0 +1,60 @@
+"""Passes over what there is for every rank and expert, of which ranks execute few: fast ones, as plans make many."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harmoeny.compiled import compiled, inlined
+from harmoeny.placement import IntArray
+
+
+@compiled
+def totals_of(counts: IntArray) -> IntArray:
+    """Return int64 ``[num_experts]``, every expert's assignments; ``counts``: int64 ``[world_size, num_experts]``."""
+    world_size, num_experts = counts.shape
+    total: IntArray = np.zeros(num_experts, dtype=np.int64)
+    for rank in range(world_size):
+        for expert in range(num_experts):
+            total[expert] += counts[rank, expert]
+    return total
+
+
+@inlined
+def executed_by(rank: int, shares: IntArray, found: IntArray) -> int:
+    """Find the experts of which a rank executes assignments, in order, and return how many they are.
+
+    Args:
+        rank: the rank.
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
+        found: int64 ``[num_experts]``; updated.
+    """
+    num_experts, number = shares.shape[1], 0
+    for block in range(num_experts // 8):  # most ranks execute none of eight in a row
+        first = 8 * block
+        if (
+            shares[rank, first] | shares[rank, first + 1] | shares[rank, first + 2] | shares[rank, first + 3]
+            | shares[rank, first + 4] | shares[rank, first + 5] | shares[rank, first + 6] | shares[rank, first + 7]
+        ) != 0:  # fmt: skip
+            for expert in range(first, first + 8):
+                found[number] = expert
+                number += shares[rank, expert] != 0
+    for expert in range(num_experts // 8 * 8, num_experts):
+        found[number] = expert
+        number += shares[rank, expert] != 0
+    return number
+
+
+@compiled
+def by_expert(cells: IntArray) -> IntArray:
+    """Return int64 ``[num_experts, world_size]`` of ``[world_size, num_experts]``: an expert's ranks side by side."""
+    world_size, num_experts = cells.shape
+    turned: IntArray = np.empty((num_experts, world_size), dtype=np.int64)
+    for block in range(world_size // 8):  # as many as a line of the cache has
+        first = 8 * block
+        for expert in range(num_experts):
+            for i in range(8):
+                turned[expert, first + i] = cells[first + i, expert]
+    for rank in range(world_size // 8 * 8, world_size):
+        for expert in range(num_experts):
+            turned[expert, rank] = cells[rank, expert]
+    return turned
