@@ -40,7 +40,7 @@ WAITING = ROOT / "tests" / "cluster"
 RANK_FIXTURES = {"smoke", "joined_smoke"}
 _seconds: defaultdict[str, float] = defaultdict(float)
 #: New objects before the youngest are looked through, and how often until the others are; Python's are 700, 10, 10.
-_GARBAGE = (20_000, 20, 20)
+_GARBAGE = (100_000, 50, 100)
 _PROGRAMS = pytest.StashKey[Programs]()
 Compose: TypeAlias = "Callable[..., DictConfig]"
 Load: TypeAlias = "Callable[..., Point]"

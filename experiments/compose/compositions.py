@@ -25,6 +25,18 @@ class Compositions:
     def __init__(self, loader: ConfigLoader, compose: Callable[[list[str]], DictConfig]) -> None:
         self._compose, self._parser, self._groups = compose, OverridesParser.create(loader), groups()
         self._composed: dict[tuple[str | None, ...], Copies] = {}
+        self._parsed: dict[str, Override] = {}
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Read overrides, each once; whoever asks gets the same ones.
+
+        Raises:
+            HydraException: one is not written as overrides are.
+        """
+        for override in overrides:
+            if override not in self._parsed:
+                (self._parsed[override],) = self._parser.parse_overrides([override])
+        return [self._parsed[override] for override in overrides]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return a configuration; what its ``hydra`` node says of the overrides may be another's.
@@ -32,9 +44,12 @@ class Compositions:
         Raises:
             HydraException: it cannot be composed.
         """
-        parsed = self._parser.parse_overrides(list(overrides))
+        parsed = self.parse(overrides)
         values = [override for override in parsed if self._sets_value(override)]
-        if any(_meet(value, other) for value in values for other in parsed if other is not value):
+        setting = [override for override in parsed if override.key_or_group not in self._groups]  # after all choices
+        if len(set(overrides)) < len(overrides) or any(
+            _meet(value, other) for value in values for other in setting if other is not value
+        ):
             return self._compose(list(overrides))  # their order matters
         rest = tuple(override.input_line for override in parsed if override not in values)
         key = (*rest, *(value.key_or_group for value in values))

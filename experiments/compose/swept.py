@@ -95,7 +95,7 @@ def sweep_points(config: DictConfig) -> tuple[list[tuple[Point, dict[str, Any]]]
         except SkippedPoint as reason:
             skipped[str(reason)] = None
             continue
-        swept = {o.get_key_element(): o.value() for o in parse_overrides(list(job))}
+        swept = {override.get_key_element(): override.value() for override in jobs.parse(job)}
         values = {axis: v if isinstance(v := swept[axis], int | float | str | None) else str(v) for axis in axes}
         points.setdefault(point.run_id, (point, values))
     if not points:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cache
 from typing import Any, cast
@@ -124,9 +125,25 @@ def make_options(values: Mapping[str, Any]) -> Options:
     """
     # Components have schemas of their own; to merge them takes most of the time.
     components = {name: values[name] for name in _COMPONENTS if name in values}
-    options = _unset().copy()
-    options.merge_with(dict(values) | {name: {} for name in components})
-    return replace(cast(Options, OmegaConf.to_object(options)), **components)
+    written = {name: (name, repr(value)) for name, value in values.items() if name not in components}
+    if len(written) + len(components) < len(fields(Options)):  # what is not set has its default, or is missed
+        options = _unset().copy()
+        options.merge_with(dict(values) | {name: {} for name in components})
+        return replace(cast(Options, OmegaConf.to_object(options)), **components)
+    # Most fields are the same in all points of a sweep.
+    if new := [name for name, key in written.items() if key not in _TYPED]:
+        options = _unset().copy()
+        options.merge_with({name: values[name] for name in new})
+        _TYPED.update({written[name]: _plain(options[name]) for name in new})
+    return Options(**{name: copy.copy(_TYPED[key]) for name, key in written.items()}, **components)
+
+
+#: Values of single fields, of their types, by the field and how they were written.
+_TYPED: dict[tuple[str, str], Any] = {}
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
 
 
 @cache

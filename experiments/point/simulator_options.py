@@ -120,12 +120,14 @@ def load_options(values: Mapping[str, Any]) -> SimulatorOptions:
     # Points of a sweep have the same ones, and to merge those of two dozen systems takes longest of all in a point.
     written = repr(values)
     if written not in _LOADED:
-        _LOADED.clear()
+        if len(_LOADED) == _KEPT:
+            _LOADED.clear()
         _LOADED[written] = _load_options(values)
     return _LOADED[written]
 
 
 _LOADED: dict[str, SimulatorOptions] = {}
+_KEPT = 100
 
 
 def _load_options(values: Mapping[str, Any]) -> SimulatorOptions:

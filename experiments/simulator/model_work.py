@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -141,8 +142,9 @@ class TracedModel:
     def _trace_step(self, batch_size: int, length: int) -> ModelWork:
         input_ids = torch.empty(batch_size, length, dtype=torch.int64, device="meta")
         tokens = input_ids[:, -1]
-        self._model.connect(_NoExperts(_Counter()))  # type: ignore[arg-type]
-        with torch.no_grad():
+        unread = _Counter()
+        self._model.connect(_NoExperts(unread))  # type: ignore[arg-type]
+        with torch.no_grad(), unread:
             _, cache = self._model.prefill(input_ids)
         layer_tokens = [batch_size] * len(self._model.experts)
         return _trace(self._model, layer_tokens, lambda: self._model.decode(tokens, cache))
@@ -205,6 +207,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.operators: list[tuple[float, float]] = []
         self.segments: list[list[tuple[float, float]]] = []
+        self._seen: dict[Hashable, tuple[_Sizes, tuple[float, float]]] = {}
 
     def cut(self) -> None:
         """End a segment."""
@@ -217,21 +220,52 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default:
             # Models ask whether all of a mask is plain, to leave it out; without data the answer is yes.
             return args[0].dtype == torch.bool
-        out = func(*args, **(kwargs or {}))
         if _is_view(func):
-            return out
+            return func(*args, **(kwargs or {}))
+        # Layers do the same over and over, and PyTorch works out sizes in Python, operator by operator.
+        key = (func, _key(args), _key(kwargs or {}))
+        if key in self._seen:
+            sizes, operator = self._seen[key]
+            self.operators.append(operator)
+            return torch.empty_strided(*sizes[:2], dtype=sizes[2], device="meta")
+        out = func(*args, **(kwargs or {}))
         flops_of: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
         flops = flops_of(*args, **(kwargs or {}), out_val=out) if flops_of is not None else 0
         read = _bytes((args, kwargs or {}))
         if func._overloadpacket in _LOOKUPS:
             read += _bytes(out) - _bytes(args[0])  # of the table, only the rows that are asked for
-        self.operators.append((float(flops), float(read + _bytes(out))))
+        operator = float(flops), float(read + _bytes(out))
+        self.operators.append(operator)
+        if isinstance(out, Tensor) and _is_new(func):
+            self._seen[key] = (tuple(out.shape), out.stride(), out.dtype), operator
         return out
 
 
+#: Shape, strides and type of a tensor.
+_Sizes: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+def _key(value: Any) -> Hashable:
+    """Return all that an operator's result and cost depend on."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.stride(), value.dtype, value.device, value.untyped_storage().nbytes()
+    if isinstance(value, Mapping):
+        return tuple((name, _key(v)) for name, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_key, value))
+    return type(value), value
+
+
+@cache
 def _is_view(func: Any) -> bool:
     aliases = [r.alias_info for r in func._schema.returns]
     return any(a is not None and not a.is_write for a in aliases)
+
+
+@cache
+def _is_new(func: Any) -> bool:
+    """Tell whether an operator changes none of its inputs and returns none."""
+    return not func._schema.is_mutable and all(r.alias_info is None for r in func._schema.returns)
 
 
 def _bytes(value: Any) -> int:

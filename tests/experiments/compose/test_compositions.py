@@ -31,6 +31,7 @@ def content(config: DictConfig) -> dict[str, Any]:
         ["router.skew=0,0.5", "+systems.other=${systems.harmoeny}", "~tag"],
         ["systems.harmoeny.num_slots=4,8", "systems.harmoeny={num_slots:16}"],
         ["systems.harmoeny={num_slots:16,fetch:sync}", "systems.harmoeny.num_slots=4,8"],
+        ["router.skew=0,0.5", "model=moe_stack,switch_mini", "router=skew", "model.top_k=1", "seed=1"],
     ],
 )
 def test_every_job_is_what_hydra_makes_of_it(overrides: list[str], compose: Compose) -> None:
