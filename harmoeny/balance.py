@@ -146,9 +146,10 @@ def choose_shares(
         if weighed.chosen.predicted_s < best.chosen.predicted_s:
             best = weighed
         if staged:
-            soonest = _sooner(soonest, weighed, best, bool(number > 0), counts, resident, costs)
+            soonest = _sooner(soonest, weighed, best.chosen.predicted_s, bool(number > 0), counts, resident, costs)
     if staged:
-        soonest = _sooner(soonest, first, best, not single and many_stay(first.loads), counts, resident, costs)
+        own = not single and many_stay(first.loads)
+        soonest = _sooner(soonest, first, best.chosen.predicted_s, own, counts, resident, costs)
     if best.chosen.predicted_s >= (1 - LEAST_GAIN) * first.chosen.predicted_s:
         best = first
     return soonest if soonest.predicted_s < (1 - LEAST_STAGED_GAIN) * best.chosen.predicted_s else best.chosen
@@ -180,7 +181,7 @@ def _evened_out(
 def _sooner(
     soonest: Chosen,
     weighed: Weighed,
-    best: Weighed,
+    best_s: float,
     own: bool,
     counts: IntArray,
     resident: BoolArray,
@@ -191,7 +192,7 @@ def _sooner(
     Args:
         soonest: the soonest so far.
         weighed: the candidate.
-        best: the best without stages, on which too little may be gained.
+        best_s: the time of the best without stages, on which too little may be gained.
         own: whole experts' assignments are executed where their tokens are.
         counts: int64 ``[world_size, num_experts]``.
         resident: bool ``[num_experts, world_size]``.
@@ -203,7 +204,7 @@ def _sooner(
         # They have a stage of their own, need not be ordered, and the exchange can hide behind them.
         number += 1
         saved_s = 2 * (costs.copy_token_s * (loads.executed - loads.received).max() + weighed.exchange_s)
-    limit_s = min(soonest.predicted_s, (1 - LEAST_STAGED_GAIN) * best.chosen.predicted_s) - trial_s(counts, costs)
+    limit_s = min(soonest.predicted_s, (1 - LEAST_STAGED_GAIN) * best_s) - trial_s(counts, costs)
     # What stages cost is not known where the latency of an exchange is not.
     if number < 2 or costs.exchange_latency_s == 0 or weighed.staged_s - saved_s >= limit_s:
         return soonest
