@@ -14,7 +14,7 @@ from harmoeny.plan import home_tokens, tokens_of_shares
 from harmoeny.predict import Costs, FloatArray, costs_of, loads_of_shares
 from harmoeny.sources import choose_sources
 from harmoeny.stage_times import soonest_stages, trial_s
-from harmoeny.weighed import LEAST_GAIN, Chosen, Weighed, weigh, where_held
+from harmoeny.weighed import LEAST_GAIN, Chosen, Weighed, times_of, weigh, where_held
 from harmoeny.wire import exchange_s
 from harmoeny.worth import hottest_of, many_stay, numbers_spread, worth_trying
 
@@ -123,7 +123,7 @@ def choose_shares(
     """
     slots = slots_in(room, home, resident)
     first, totals, single = where_held(counts, home, resident, slots, costs, overlap)
-    best, soonest = first, first.chosen
+    best = soonest = first.chosen
     evens, most_spread = worth_trying(totals, first.loads, single, slots.free, first.chosen.predicted_s, costs)
     # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
     if not spread or (evens == 0 and len(counts) > MOST_AT_ONCE):
@@ -138,21 +138,21 @@ def choose_shares(
         loads = loads_of_shares(counts, shares, costs)
         one_way_s = exchange_s(counts, shares, loads, costs)
         if number != numbers[0]:
-            at_best = weigh(shares, loads, first.sources, one_way_s, costs, overlap, False)
-            if at_best.chosen.predicted_s >= best.chosen.predicted_s and at_best.staged_s >= soonest.predicted_s:
+            _, at_best_s, _, staged_s = times_of(loads, first.sources, one_way_s, costs, overlap)
+            if at_best_s >= best.predicted_s and staged_s >= soonest.predicted_s:
                 continue  # even if nothing had to be fetched for it
         sources = choose_sources(counts, shares, home, resident, slots, costs, links)
         weighed = weigh(shares, loads, sources, one_way_s, costs, overlap, False)
-        if weighed.chosen.predicted_s < best.chosen.predicted_s:
-            best = weighed
+        if weighed.chosen.predicted_s < best.predicted_s:
+            best = weighed.chosen
         if staged:
-            soonest = _sooner(soonest, weighed, best.chosen.predicted_s, bool(number > 0), counts, resident, costs)
+            soonest = _sooner(soonest, weighed, best.predicted_s, bool(number > 0), counts, resident, costs)
     if staged:
         own = not single and many_stay(first.loads)
-        soonest = _sooner(soonest, first, best.chosen.predicted_s, own, counts, resident, costs)
-    if best.chosen.predicted_s >= (1 - LEAST_GAIN) * first.chosen.predicted_s:
-        best = first
-    return soonest if soonest.predicted_s < (1 - LEAST_STAGED_GAIN) * best.chosen.predicted_s else best.chosen
+        soonest = _sooner(soonest, first, best.predicted_s, own, counts, resident, costs)
+    if best.predicted_s >= (1 - LEAST_GAIN) * first.chosen.predicted_s:
+        best = first.chosen
+    return soonest if soonest.predicted_s < (1 - LEAST_STAGED_GAIN) * best.predicted_s else best
 
 
 @compiled

@@ -66,14 +66,30 @@ def weigh(
     shares: IntArray, loads: Loads, sources: Sources, one_way_s: float, costs: Costs, overlap: bool, at_home: bool
 ) -> Weighed:
     """Return shares with their time; ``one_way_s``: what their exchange takes."""
-    plain_s, overlapped_s = layer_s(loads, sources, one_way_s, costs)
-    overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
-    predicted_s = overlapped_s if overlapped else plain_s
+    overlapped, predicted_s, num_stages, staged_s = times_of(loads, sources, one_way_s, costs, overlap)
     chosen = Chosen(
         shares, sources.from_peer, sources.senders, overlapped, no_stages(), predicted_s, at_home, int(costs.node_ranks)
     )
+    return Weighed(chosen, loads, sources, one_way_s, num_stages, staged_s)
+
+
+@compiled
+def times_of(
+    loads: Loads, sources: Sources, one_way_s: float, costs: Costs, overlap: bool
+) -> tuple[bool, float, int, float]:
+    """Return ``overlapped`` and ``predicted_s`` of :class:`Chosen`, and ``num_stages`` and ``staged_s`` of a candidate.
+
+    Args:
+        loads: what the ranks do.
+        sources: what they fetch.
+        one_way_s: what the exchange takes one way.
+        costs: the machine's.
+        overlap: a rank's own rows may be executed while the others are on their way.
+    """
+    plain_s, overlapped_s = layer_s(loads, sources, one_way_s, costs)
+    overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
     num_stages, gain_s = best_stages(loads, one_way_s, costs)
-    return Weighed(chosen, loads, sources, one_way_s, num_stages, plain_s - gain_s)
+    return overlapped, overlapped_s if overlapped else plain_s, num_stages, plain_s - gain_s
 
 
 @compiled
