@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -151,10 +151,10 @@ def test_replacement_gives_placements_to_plan_with(name: str, counts: IntArray, 
         kept = copy.deepcopy((history, placement))
         updated = policy.update_placement(0, history, placement)
         same = twin.update_placement(0, history, placement)
-        np.testing.assert_equal((history, vars(placement)), (kept[0], vars(kept[1])))
+        np.testing.assert_equal((history, asdict(placement)), (kept[0], asdict(kept[1])))
         assert (updated is None) == (same is None)
         if updated is not None and same is not None:
-            np.testing.assert_equal(vars(updated), vars(same))
+            np.testing.assert_equal(asdict(updated), asdict(same))
             updated.validate()
             assert updated.resident.shape == placement.resident.shape
             placement = updated
@@ -169,9 +169,9 @@ def test_looking_ahead_gives_placements_to_plan_with(name: str, counts: IntArray
     policy, twin = (build(name, counts, 100, placement=kind) for _ in range(2))
     placement = own_placement(policy, counts)
     for layer in range(NUM_LAYERS - 1):
-        kept = copy.deepcopy((counts, vars(placement)))
+        kept = copy.deepcopy((counts, asdict(placement)))
         ahead, same = (p.look_ahead(layer, counts, placement) for p in (policy, twin))
-        np.testing.assert_equal((counts, vars(placement)), kept)
+        np.testing.assert_equal((counts, asdict(placement)), kept)
         assert (ahead is None) == (same is None)
         if ahead is not None and same is not None:
             np.testing.assert_equal(vars(ahead), vars(same))
@@ -198,9 +198,9 @@ def test_retaining_gives_placements_to_plan_with(name: str, counts: IntArray, ki
     for batch in range(6):
         history.append(np.roll(counts, batch, axis=1).copy())
         check_plan(policy, history[-1], placement)
-        kept = copy.deepcopy((history, vars(placement)))
+        kept = copy.deepcopy((history, asdict(placement)))
         retained, same = (p.retain(batch % NUM_LAYERS, history, placement) for p in (policy, twin))
-        np.testing.assert_equal((history, vars(placement)), kept)
+        np.testing.assert_equal((history, asdict(placement)), kept)
         assert (retained is None) == (same is None)
         if retained is not None and same is not None:
             np.testing.assert_equal(vars(retained), vars(same))
