@@ -161,7 +161,7 @@ def _environment(variables: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _serve(requests: socket.socket) -> None:
-    """Start what is asked for, until nobody is left who could ask."""
+    """Start what is asked for, and tell how it ended, until nobody is left who could ask."""
     os.closerange(3, requests.fileno())
     os.closerange(requests.fileno() + 1, _MOST_FILES)
     atexit._clear()
@@ -172,36 +172,43 @@ def _serve(requests: socket.socket) -> None:
         warnings.simplefilter("ignore", category)  # as Python does
     for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
         del sys.modules[name]
-    while True:
+    running: dict[int, tuple[int, int]] = {}  # by its descriptor: a program's process id, and where its status goes
+    asked = [requests]
+    while asked or running:
+        watched: list[Any] = [*asked, *running]
+        ready, _, _ = select.select(watched, [], [])
+        for ended in [descriptor for descriptor in ready if descriptor in running]:
+            pid, status = running.pop(ended)
+            _tell(status, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            os.close(ended)
+            os.close(status)
+        if requests not in ready:
+            continue
         content, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 4)
         if not content:
-            break
-        if os.fork() == 0:
-            requests.close()
-            _keep(pickle.loads(content), *descriptors)
-        for descriptor in descriptors:
+            asked.clear()  # nobody is left who could ask
+            continue
+        *streams, status = descriptors
+        pid = os.fork()
+        if pid == 0:
+            _begin(pickle.loads(content), *streams)
+        for descriptor in streams:
             os.close(descriptor)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass  # an earlier program is done
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.wait()
+        running[os.pidfd_open(pid)] = pid, status
+        _tell(status, pid)
 
 
-def _keep(request: _Request, stdin: int, out: int, err: int, status: int) -> NoReturn:
-    """Be a program's parent, and write its process id and its exit status to ``status``."""
-    pid = os.fork()
-    if pid == 0:
-        for target, descriptor in enumerate((stdin, out, err)):
-            os.dup2(descriptor, target)
-        os.closerange(3, _MOST_FILES)
-        _become(request)
-    for descriptor in (stdin, out, err):
-        os.close(descriptor)
-    os.write(status, f"{pid}\n".encode())
-    os.write(status, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
-    os._exit(0)
+def _tell(status: int, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
+        os.write(status, f"{number}\n".encode())
+
+
+def _begin(request: _Request, *streams: int) -> NoReturn:
+    """Be a program with these standard streams and no other descriptors."""
+    for target, descriptor in enumerate(streams):
+        os.dup2(descriptor, target)
+    os.closerange(3, _MOST_FILES)
+    _become(request)
 
 
 def _become(request: _Request) -> NoReturn:
