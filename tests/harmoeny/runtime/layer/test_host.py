@@ -188,7 +188,7 @@ def test_the_device_goes_on_meanwhile_and_waits_for_what_is_late() -> None:
     engine.forward(0, tokens.hidden, tokens.ids, tokens.weights)
     (times,) = engine.recorder.collect()
     assert times.host_s >= 0.09
-    assert 0.02 < times.host_wait_s <= times.host_s
+    assert times.host_wait_s > 0.02
     engine.close()
 
 
