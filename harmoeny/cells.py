@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled, inlined
-from harmoeny.placement import IntArray
+from harmoeny.placement import BoolArray, IntArray
 
 
 @compiled
-def totals_of(counts: IntArray) -> IntArray:
-    """Return int64 ``[num_experts]``, every expert's assignments; ``counts``: int64 ``[world_size, num_experts]``."""
-    world_size, num_experts = counts.shape
-    total: IntArray = np.zeros(num_experts, dtype=np.int64)
-    for rank in range(world_size):
-        for expert in range(num_experts):
-            total[expert] += counts[rank, expert]
+def totals_of(cells: IntArray | BoolArray) -> IntArray:
+    """Return int64 ``[m]``, the sum of every column of int64 or bool ``[n, m]``; of bool, how many are true."""
+    num_rows, num_columns = cells.shape
+    total: IntArray = np.zeros(num_columns, dtype=np.int64)
+    for row in range(num_rows):
+        for column in range(num_columns):
+            total[column] += cells[row, column]
     return total
 
 

@@ -39,7 +39,7 @@ def with_free(free: IntArray, resident: BoolArray) -> Slots:
         free: int64 ``[world_size]``.
         resident: bool ``[num_experts, world_size]``.
     """
-    return Slots(free + num_held(resident), free)
+    return Slots(free + totals_of(resident), free)
 
 
 @compiled
@@ -55,23 +55,12 @@ def slots_in(room: int, home: IntArray, resident: BoolArray) -> Slots:
     homes = np.zeros(world_size, dtype=np.int64)
     for expert in range(num_experts):
         homes[home[expert]] += 1
-    number = num_held(resident)
+    number = totals_of(resident)
     free = np.empty(world_size, dtype=np.int64)
     for rank in range(world_size):
         free[rank] = max(max(room, homes[rank]) - number[rank], 0)
         number[rank] += free[rank]
     return Slots(number, free)
-
-
-@compiled
-def num_held(resident: BoolArray) -> IntArray:
-    """Return int64 ``[world_size]``, how many experts every rank holds; ``resident``: ``[num_experts, world_size]``."""
-    num_experts, world_size = resident.shape
-    held: IntArray = np.zeros(world_size, dtype=np.int64)
-    for expert in range(num_experts):
-        for rank in range(world_size):
-            held[rank] += resident[expert, rank]
-    return held
 
 
 @compiled

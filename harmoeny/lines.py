@@ -70,9 +70,7 @@ def stage_at(cuts: IntArray, rank: int, row: int) -> int:
 @inlined
 def only_stage(cuts: IntArray, rank: int, begin: int, number: int) -> int:
     """Return the stage that has all of so many rows from ``begin`` on of a rank's line, -1 if they are at several."""
-    stage = 0
-    while cuts[stage + 1, rank] <= begin:
-        stage += 1
+    stage = stage_at(cuts, rank, begin)
     return stage if begin + number <= cuts[stage + 1, rank] else -1
 
 

@@ -365,10 +365,29 @@ def deal(pairs: IntArray, columns: IntArray, counts: IntArray, shares: IntArray,
         for src in range(world_size):
             pairs[src, columns[taker]] += counts[src]
         return
-    kept, left = np.empty(world_size, dtype=np.int64), np.empty(world_size, dtype=np.int64)
+    moves = np.empty((5, 2 * world_size), dtype=np.int64)
+    for rank in range(world_size):
+        pairs[rank, columns[rank]] += min(counts[rank], shares[rank])
+    for i in range(find_moves(moves, counts, shares, node_ranks)):
+        pairs[moves[0, i], columns[moves[1, i]]] += moves[2, i]
+
+
+@compiled
+def find_moves(moves: IntArray, counts: IntArray, shares: IntArray, node_ranks: int) -> int:
+    """Find which of one expert's assignments go to other ranks, and return how many pairs of ranks there are.
+
+    Every rank keeps as many as it executes itself. The others go to ranks of the same node first.
+
+    Args:
+        moves: int64 ``[5, 2 * world_size]``; overwritten: source, destination and assignments of every pair, and what
+            is needed to find them.
+        counts: int64 ``[world_size]``, the expert's assignments per source rank.
+        shares: int64 ``[world_size]``, how many of them every rank executes.
+        node_ranks: ranks of a node; 0: all.
+    """
+    world_size, number, kept, left = len(counts), 0, moves[3], moves[4]
     for rank in range(world_size):
         own = min(counts[rank], shares[rank])
-        pairs[rank, columns[rank]] += own
         kept[rank], left[rank] = counts[rank] - own, shares[rank] - own
     for size in (node_ranks, world_size):
         if size == 0:
@@ -378,12 +397,14 @@ def deal(pairs: IntArray, columns: IntArray, counts: IntArray, shares: IntArray,
             for src in range(first, end):
                 while kept[src] > 0 and dst < end:
                     n = min(kept[src], left[dst])
-                    if n > 0:
-                        pairs[src, columns[dst]] += n
+                    if n > 0:  # one of both is done then, so there are no more pairs than that
+                        moves[0, number], moves[1, number], moves[2, number] = src, dst, n
+                        number += 1
                         kept[src] -= n
                         left[dst] -= n
                     if left[dst] == 0:
                         dst += 1
+    return number
 
 
 @compiled

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from harmoeny.cells import totals_of
 from harmoeny.compiled import compiled
-from harmoeny.held import num_held
 from harmoeny.packing import copies_by_load, longest_first, renumber
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.predict import Costs, FloatArray
@@ -121,7 +121,7 @@ def _hold_near(load: FloatArray, resident: BoolArray, num_slots: int) -> None:
     """
     num_ranks = resident.shape[1]
     even, busy = max(load.sum() / num_ranks, 1.0), np.zeros(num_ranks)
-    free = num_slots - num_held(resident)
+    free = num_slots - totals_of(resident)
     for expert in np.argsort(-load, kind="mergesort"):
         copies = min(int(np.ceil(load[expert] / even)), num_ranks)
         for rank in range(num_ranks):

@@ -96,9 +96,7 @@ def choose_sources(
                 peer_s = costs.exchange_latency_s + end_s
             arrived = received[0, rank] + received[1, rank]
             copies = from_host[rank] + 1 + max(from_host[rank] + arrived + 1 - slots.free[rank], 0)
-            full = (
-                from_host[rank] >= slots.number[rank]
-            )  # weights from peers have memory of their own until a slot is free
+            full = from_host[rank] >= slots.number[rank]  # weights from peers lie elsewhere until a slot is free
             if costs.peer_fetch_s > 0 and source != rank and (full or peer_s < copies * costs.fetch_s):
                 from_peer[expert, rank] = True
                 if relays:

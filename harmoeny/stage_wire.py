@@ -11,6 +11,7 @@ from harmoeny.compiled import compiled, inlined
 from harmoeny.level_nodes import MOST_AT_ONCE
 from harmoeny.lines import Stages, only_stage, stage_at
 from harmoeny.placement import IntArray
+from harmoeny.plan import find_moves
 from harmoeny.predict import Costs, FloatArray, Loads
 from harmoeny.stages import Lines
 from harmoeny.wire import slowest_s
@@ -169,11 +170,11 @@ def _between_nodes_s(columns: Columns, stages: Stages, costs: Costs) -> FloatArr
         np.zeros((2, num_stages, world_size), dtype=np.int64),
         node_ranks,
     )
-    dealt = np.empty((3, world_size), dtype=np.int64)
+    moves = np.empty((5, 2 * world_size), dtype=np.int64)
     for expert in range(num_experts):
         counts, dst = columns.counts[expert], columns.taker[expert]
         if dst == _SEVERAL:
-            _add_dealt(rows, dealt, counts, columns.shares[expert], stages.begins[expert], stages.cuts)
+            _add_dealt(rows, moves, counts, columns.shares[expert], stages.begins[expert], stages.cuts)
             continue
         share, begin = columns.shares[expert, dst], stages.begins[expert, dst]
         if share == 0:
@@ -208,41 +209,27 @@ def _between_nodes_s(columns: Columns, stages: Stages, costs: Costs) -> FloatArr
 
 @compiled
 def _add_dealt(
-    rows: _Sent, dealt: IntArray, counts: IntArray, shares: IntArray, begins: IntArray, cuts: IntArray
+    rows: _Sent, moves: IntArray, counts: IntArray, shares: IntArray, begins: IntArray, cuts: IntArray
 ) -> None:
-    """Add the rows of an expert that several ranks execute, dealt out as :func:`harmoeny.plan.deal` does it.
+    """Add the rows of an expert that several ranks execute.
 
     Args:
         rows: updated.
-        dealt: int64 ``[3, world_size]``; overwritten.
+        moves: as of :func:`harmoeny.plan.find_moves`; overwritten.
         counts: int64 ``[world_size]``, its assignments per source rank.
         shares: int64 ``[world_size]``, how many of them every rank executes.
         begins: int64 ``[world_size]``, where they begin in the ranks' lines.
         cuts: as of :class:`Stages`.
     """
-    world_size, kept, left, only = len(counts), dealt[0], dealt[1], dealt[2]
-    for rank in range(world_size):
-        own = min(counts[rank], shares[rank])
-        kept[rank], left[rank] = counts[rank] - own, shares[rank] - own
-        if left[rank] > 0:
-            only[rank] = only_stage(cuts, rank, begins[rank], shares[rank])
-    for size in (rows.node_ranks, world_size):
-        for first in range(0, world_size, size):
-            end, dst = min(first + size, world_size), first
-            for src in range(first, end):
-                while kept[src] > 0 and dst < end:
-                    n = min(kept[src], left[dst])
-                    if n > 0:
-                        if only[dst] >= 0:  # as for most
-                            rows.sent[only[dst], dst // rows.node_ranks, src] += n
-                            beyond = int(src // rows.node_ranks != dst // rows.node_ranks)
-                            rows.received[beyond, only[dst], dst] += n
-                        else:
-                            _add_parts(rows, n, src, dst, begins[dst], shares[dst], cuts)
-                        kept[src] -= n
-                        left[dst] -= n
-                    if left[dst] == 0:
-                        dst += 1
+    for i in range(find_moves(moves, counts, shares, rows.node_ranks)):
+        src, dst, number = moves[0, i], moves[1, i], moves[2, i]
+        stage = only_stage(cuts, dst, begins[dst], shares[dst])
+        if stage < 0:
+            _add_parts(rows, number, src, dst, begins[dst], shares[dst], cuts)
+            continue
+        node = dst // rows.node_ranks  # as for most
+        rows.sent[stage, node, src] += number
+        rows.received[int(src // rows.node_ranks != node), stage, dst] += number
 
 
 @inlined

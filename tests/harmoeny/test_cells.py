@@ -27,5 +27,6 @@ def test_passes_are_numpys(world_size: int, num_experts: int, part: float, seed:
     cells = np.where(rng.random((world_size, num_experts)) < part, rng.integers(1, 9, (world_size, num_experts)), 0)
     np.testing.assert_array_equal(by_expert(cells), cells.T)
     np.testing.assert_array_equal(totals_of(cells), cells.sum(axis=0))
+    np.testing.assert_array_equal(totals_of(cells > 0), (cells > 0).sum(axis=0))
     for rank in range(world_size):
         np.testing.assert_array_equal(found_in(rank, cells), np.flatnonzero(cells[rank]))

@@ -14,6 +14,8 @@ from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.runtime.exchange.order import Expected, exclusive_cumsum
 
+_ASCENDING = np.empty((0, 0), dtype=np.int64)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -65,11 +67,8 @@ class Layout:
             expected: likewise.
         """
         tokens_WEW = np.ascontiguousarray(tokens_WEW)
-        num_experts, num_ranks = tokens_WEW.shape[1:]
-        last_EW = np.zeros((num_experts, num_ranks), np.bool_) if expected is None else expected.fetched_EW
-        held_DE = None if expected is None else expected.held_WE
-        if held_DE is None:
-            held_DE = np.arange(num_ranks * num_experts).reshape(num_ranks, num_experts) % num_experts
+        last_EW = np.zeros(tokens_WEW.shape[1:], np.bool_) if expected is None else expected.fetched_EW
+        held_DE = _ASCENDING if expected is None or expected.held_WE is None else expected.held_WE
         experts_DE = _by_arrival(tokens_WEW, np.ascontiguousarray(last_EW), held_DE)
         blocks, totals = _lay_out(tokens_WEW, experts_DE, rank)
         sent_EW, starts_EW, received_ES, arrived_ES, returns_ES = blocks
@@ -177,12 +176,13 @@ def regroup_blocks(received_ES: IntArray, arrived_ES: IntArray, base: int) -> In
 
 @compiled
 def _by_arrival(tokens_WEW: IntArray, last_EW: BoolArray, held_DE: IntArray) -> IntArray:
-    """Return int64 ``[D, E]``, the experts in the order in which their rows arrive."""
+    """Return int64 ``[D, E]``, experts in the order in which their rows arrive; ``held_DE`` of no size: ascending."""
     num_ranks, num_experts, _ = tokens_WEW.shape
     experts_DE, rows = np.empty((num_ranks, num_experts), np.int64), np.empty(num_experts, np.int64)
     for destination in range(num_ranks):
         first = 0
-        for expert in held_DE[destination]:
+        for place in range(num_experts):
+            expert = held_DE[destination, place] if held_DE.size else place
             if not last_EW[expert, destination]:
                 experts_DE[destination, first] = expert
                 first += 1

@@ -18,6 +18,7 @@ from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.layout import Layout, regroup_blocks, return_blocks, send_blocks
 from harmoeny.runtime.exchange.order import Assignments, Sent, exclusive_cumsum, ranges, send_order, tokens_of
+from harmoeny.runtime.exchange.windows import view_of
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class WindowRows:
 
     def of(self, rank: int) -> Tensor:
         """Return ``[rows, H]``, those in a rank's memory."""
-        rows, width, dtype = int(self.num_rows[rank]), self.like.shape[1], self.like.dtype
-        return self.memory[rank][: rows * width * dtype.itemsize].view(dtype).view(rows, width)
+        return view_of(self.memory[rank], self.like.dtype, (int(self.num_rows[rank]), self.like.shape[1]))
 
     def __iter__(self) -> Iterator[Tensor]:
         """Return those of every rank."""

@@ -33,7 +33,7 @@ from harmoeny.runtime.exchange.comm import Beside, Communicator, PeerCopies, Sen
 from harmoeny.runtime.exchange.layout import Layout
 from harmoeny.runtime.exchange.movers import Mover, Rows, WindowRows, write_to_all
 from harmoeny.runtime.exchange.order import Assignments, Expected
-from harmoeny.runtime.exchange.windows import Windows, WindowsError
+from harmoeny.runtime.exchange.windows import Windows, WindowsError, view_of
 
 T = TypeVar("T")
 #: Every tensor in a window begins at a multiple of this, in bytes.
@@ -181,7 +181,7 @@ class PutCommunicator(Communicator):
             self._tables = {}
         key = (counts.numel(), counts.dtype)
         if key not in self._tables:
-            pairs = [_view(memory, counts.dtype, shape) for memory in self._counts.memory]
+            pairs = [view_of(memory, counts.dtype, shape) for memory in self._counts.memory]
             self._tables[key] = [
                 _Table([pair[turn, self.rank] for pair in pairs], pairs[self.rank][turn]) for turn in range(2)
             ]
@@ -209,7 +209,7 @@ class PutCommunicator(Communicator):
         begin = sender * self._mailbox_bytes + used[partner]
         used[partner] += _aligned(like.nbytes)
         assert used[partner] <= self._mailbox_bytes, "more than was reserved"
-        return _view(self._mail.memory[owner][begin:], like.dtype, tuple(like.shape))
+        return view_of(self._mail.memory[owner][begin:], like.dtype, tuple(like.shape))
 
     def _put(self, targets: Sequence[tuple[Tensor, Tensor]], ranks: Sequence[int]) -> None:
         for source, target in targets:
@@ -323,11 +323,6 @@ class _CopyOut:
         """Wait for it and copy it."""
         self.arrival.wait()
         self.target.copy_(self.source)
-
-
-def _view(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Return the beginning of some memory, uint8, as another tensor."""
-    return memory[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
 def _aligned(num_bytes: int) -> int:

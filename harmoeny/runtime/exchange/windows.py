@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from harmoeny.runtime.device import Device
@@ -61,6 +63,11 @@ class Windows(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of everything; nobody writes or waits afterwards."""
+
+
+def view_of(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Return the beginning of some memory, uint8, as another tensor."""
+    return memory[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
 def host_of() -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -44,14 +43,10 @@ def replace_residents(home: list[int], resident: BoolArray) -> list[int]:
     Returns:
         The slots whose expert has to be copied in.
     """
-    wanted = np.flatnonzero(resident)[: len(home)].tolist()
-    new = deque(e for e in wanted if e not in home)
-    changed = []
-    for index, expert_id in enumerate(home):
-        if expert_id not in wanted:
-            home[index] = new.popleft() if new else EMPTY
-            if home[index] != EMPTY:
-                changed.append(index)
+    before, after = np.array(home), np.array([home])
+    _replace_all(after, resident[:, None])
+    home[:] = after[0].tolist()
+    changed: list[int] = np.flatnonzero((after[0] != before) & (after[0] != EMPTY)).tolist()
     return changed
 
 
@@ -94,7 +89,7 @@ class SlotsOfAll:
 
 @compiled
 def _replace_all(home_WS: IntArray, resident_EW: BoolArray) -> None:
-    """Change ``home_WS``, int64 ``[W, slots]``, as :func:`replace_residents` changes one rank's."""
+    """Change ``home_WS``, int64 ``[W, slots]``, to other residents; those that stay keep their slots."""
     num_experts, num_ranks = resident_EW.shape
     for rank in range(num_ranks):
         home = home_WS[rank]

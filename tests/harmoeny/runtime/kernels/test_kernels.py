@@ -94,6 +94,14 @@ def compute(
     return parts, rows, results.rows()
 
 
+def assert_exact(truth: LayerExperts, parts: list[tuple[int, slice]], rows: Tensor, results: Tensor) -> None:
+    for expert_id, part in parts:
+        for row, result in zip(rows[part].cpu(), results[part].cpu(), strict=True):
+            wanted = apply_expert(truth, expert_id, row)
+            error = (result.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)
+            assert error <= TOLERANCE[rows.dtype]
+
+
 def untransposed(experts: LayerExperts) -> LayerExperts:
     weights = {name: w.transpose(1, 2) if w.ndim == 3 else w for name, w in experts.weights.items()}
     return LayerExperts(weights, experts.function, experts.hidden_size)
@@ -122,12 +130,7 @@ def test_every_layout_is_exact(
     home = [4, 2, 0, 3, 1]
     parts, rows, results = compute(kernel, held(experts, home), np.array(counts))
     assert sorted(e for e, _ in parts) == sorted(np.nonzero(np.array(counts))[1].tolist())
-    truth = untransposed(experts) if flags["transposed"] else experts
-    for expert_id, part in parts:
-        for row, result in zip(rows[part].cpu(), results[part].cpu(), strict=True):
-            wanted = apply_expert(truth, expert_id, row)
-            error = (result.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)
-            assert error <= TOLERANCE[dtype]
+    assert_exact(untransposed(experts) if flags["transposed"] else experts, parts, rows, results)
 
 
 @NO_TRITON
@@ -151,12 +154,7 @@ def test_large_slices_are_multiplied_for_themselves(
     parts, rows, results = compute(kernel, held(experts, [4, 2, 0, 3, 1]), np.array([counts]), least_rows_alone=9)
     assert sorted(alone) == sorted(2 * [n for n in counts if n >= 9])
     assert len(parts) == np.count_nonzero(counts)
-    truth = untransposed(experts) if flags["transposed"] else experts
-    for expert_id, part in parts:
-        for row, result in zip(rows[part].cpu(), results[part].cpu(), strict=True):
-            wanted = apply_expert(truth, expert_id, row)
-            error = (result.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)
-            assert error <= TOLERANCE[torch.bfloat16]
+    assert_exact(untransposed(experts) if flags["transposed"] else experts, parts, rows, results)
 
 
 @examples(200)

@@ -287,7 +287,14 @@ def test_every_rank_knows_what_the_slots_of_all_ranks_hold(num_ranks: int, num_s
         resident = rng.random((6, num_ranks)) < rng.choice([0.1, 0.4, 0.9])
         known.replace(resident)
         for rank, home in enumerate(homes):
-            replace_residents(home, resident[:, rank])
+            before = list(home)
+            changed = replace_residents(home, resident[:, rank])
+            wanted = np.flatnonzero(resident[:, rank])[: len(home)].tolist()
+            free = [slot for slot, expert in enumerate(before) if expert not in wanted]
+            assert all(home[slot] == before[slot] for slot in range(len(home)) if slot not in free), "they stay"
+            new = [expert for expert in wanted if expert not in before]
+            assert [home[slot] for slot in free] == (new + [EMPTY] * len(free))[: len(free)]
+            assert changed == free[: len(new)]
     known.lose()
     known.replace(resident)
     assert known.order is None
