@@ -40,6 +40,7 @@ with quick_imports():
     from experiments.compose.messages import explain, explain_hydra
     from experiments.compose.schema import register_options
     from experiments.launch.interrupt import interruptible
+    from experiments.launch.leave import leave_failed
     from experiments.launch.local import InterruptedRun
 
     register_options()
@@ -51,7 +52,12 @@ def main(config: DictConfig) -> str | None:
     return run_point(config)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Run what the command line says.
+
+    Raises:
+        SystemExit: it failed, and has said why.
+    """
     wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them over many lines
     try:
@@ -73,3 +79,12 @@ if __name__ == "__main__":
         fail(line, 2)
     except KeyboardInterrupt:
         leave_interrupted(signal.SIGINT)
+
+
+if __name__ == "__main__":
+    try:
+        run()
+    except SystemExit as end:
+        if joined_world_size() is not None and isinstance(end.code, int) and end.code > 0:
+            leave_failed(end.code)
+        raise

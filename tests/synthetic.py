@@ -54,8 +54,9 @@ def write_run(
     skew: float = 0.9,
     seed: int = 0,
     predicts: Collection[str] = (),
+    drain_s: float = 0.0,
 ) -> Synthetic:
-    """Write a finished run; all numbers but the latencies are drawn with ``seed``.
+    """Write a finished run; all numbers but the latencies and drains are drawn with ``seed``.
 
     Systems that predict say 0.8 of what the layer takes on the rank, but nothing in layer 0.
 
@@ -93,8 +94,8 @@ def write_run(
                     "input_tokens": INPUT_TOKENS,
                     "latency_s": latency,
                     "ttft_s": 0.75 * latency,
-                    "throughput_tokens_per_s": INPUT_TOKENS / latency,
-                    "drain_s": rng.random(),
+                    "throughput_tokens_per_s": INPUT_TOKENS / (latency + drain_s),
+                    "drain_s": drain_s,
                 }
             )
     pd.DataFrame(run.layers).to_parquet(folder / "layers.parquet", index=False)

@@ -17,6 +17,7 @@ from results_schema import tables
 from results_schema.checksums import damaged
 from results_schema.files import CONFIG, MANIFEST, SWEEP
 from results_schema.manifest import REQUIRED_FIELDS, SIMULATOR, Status, is_finished, read_manifest
+from results_schema.rates import throughput_tokens_per_s
 from results_schema.walk import walk_files
 
 #: libyaml's takes a tenth of the time, but not every build of PyYAML has it.
@@ -115,6 +116,8 @@ def load_run(folder: Path) -> Run:
                 frame[column.name] = [()] * len(frame) if empty else column.added
     run = Run(folder, manifest, config, **frames)
     _check_complete(run, frames)
+    rows = run.iterations  # runs of earlier revisions had another definition
+    rows["throughput_tokens_per_s"] = throughput_tokens_per_s(rows["input_tokens"], rows["latency_s"], rows["drain_s"])
     return run
 
 

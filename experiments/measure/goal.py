@@ -103,26 +103,27 @@ class _Seen:
     """What rank 0 knows of a point's rounds so far.
 
     Attributes:
-        latency_s: by system and round.
+        taken_s: by system and round, a batch's latency and what it left behind.
         calm: by round, whether the machine stayed where it was.
     """
 
     def __init__(self) -> None:
-        self.latency_s: dict[str, list[float]] = {}
+        self.taken_s: dict[str, list[float]] = {}
         self.calm: list[bool] = []
         self._iterations = self._yardstick = 0
 
     def gather(self, records: Records, rig: Rig) -> None:
         """Bring what is new to rank 0; all ranks together."""
         own = (
-            [(it.system, it.start_s, it.end_s) for it in records.iterations[self._iterations :]],
+            [(it.system, it.start_s, it.end_s, it.drain_s) for it in records.iterations[self._iterations :]],
             [(one.product_s, one.copy_s) for one in records.yardstick[self._yardstick :]],
         )
         self._iterations, self._yardstick = len(records.iterations), len(records.yardstick)
         ranks = on_rank_0(own, rig.comm)
         for passes in zip(*(passes for passes, _ in ranks), strict=True):
-            latency_s = max(end_s for _, _, end_s in passes) - max(start_s for _, start_s, _ in passes)
-            self.latency_s.setdefault(passes[0][0], []).append(latency_s)
+            systems, *times = zip(*passes, strict=True)
+            start_s, end_s, drain_s = (max(of_ranks) for of_ranks in times)
+            self.taken_s.setdefault(systems[0], []).append(end_s - start_s + drain_s)
         moments = [
             (max(product_s for product_s, _ in of_ranks), max(copy_s for _, copy_s in of_ranks))
             for of_ranks in zip(*(taken for _, taken in ranks), strict=True)
@@ -151,11 +152,11 @@ def compared(benches: Sequence[Bench], seen: Sequence[_Seen]) -> Iterator[Ratio]
 def _fastest(seen: _Seen, systems: Sequence[System]) -> str | None:
     """Return the exact system, no bound, with the highest median throughput, as the report does."""
     candidates = [system.name for system in systems if system.policy.exact and not system.policy.bound]
-    return max(candidates, key=lambda name: median(1 / taken for taken in seen.latency_s[name]), default=None)
+    return max(candidates, key=lambda name: median(1 / taken for taken in seen.taken_s[name]), default=None)
 
 
 def _ratio(seen: _Seen, system: str, other: _Seen, base: str) -> Ratio:
     """Return the ratio of throughputs: every system has the same tokens in a round."""
-    pairs = zip(other.latency_s[base], seen.latency_s[system], strict=True)
+    pairs = zip(other.taken_s[base], seen.taken_s[system], strict=True)
     calm = [one and two for one, two in zip(seen.calm, other.calm, strict=True)]
     return mirrored_ratio([of_base / own for of_base, own in pairs], calm)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from harmoeny.placement import IntArray
 from harmoeny.runtime.layer.recorder import PHASES, LayerTimes
+from results_schema.rates import throughput_tokens_per_s
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def iteration_frame(iterations: list[RankIteration], platform: Platform, scope: 
     rows = []
     for index, ranks in sorted(by_iteration.items()):
         begin = max(r.start_s for r in ranks)
-        latency = max(r.end_s for r in ranks) - begin
+        latency, drain = max(r.end_s for r in ranks) - begin, max(r.drain_s for r in ranks)
         num_sequences = sum(r.num_sequences for r in ranks)
         input_tokens = sum(r.input_tokens for r in ranks)
         rows.append(
@@ -132,8 +133,8 @@ def iteration_frame(iterations: list[RankIteration], platform: Platform, scope: 
                 "input_tokens": input_tokens,
                 "latency_s": latency,
                 "ttft_s": sum((r.end_s - begin) * r.num_sequences for r in ranks) / num_sequences,
-                "throughput_tokens_per_s": input_tokens / latency,
-                "drain_s": max(r.drain_s for r in ranks),
+                "throughput_tokens_per_s": throughput_tokens_per_s(input_tokens, latency, drain),
+                "drain_s": drain,
             }
         )
     return pd.DataFrame(rows)

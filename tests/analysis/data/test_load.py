@@ -82,6 +82,14 @@ def test_a_column_that_earlier_revisions_did_not_write_has_its_value(tmp_path: P
     assert (load_run(path.parent).layers["predicted_s"] == 0).all()
 
 
+def test_throughput_of_earlier_revisions_is_replaced_by_that_of_today(tmp_path: Path) -> None:
+    written = write_run(tmp_path / "run", drain_s=0.25)
+    path = written.folder / ITERATIONS.file
+    frame = pd.read_parquet(path)
+    frame.assign(throughput_tokens_per_s=frame["input_tokens"] / frame["latency_s"]).to_parquet(path, index=False)
+    assert load_run(written.folder).iterations.to_dict("records") == written.iterations
+
+
 @pytest.mark.parametrize("field", REQUIRED_FIELDS)
 def test_missing_field_of_the_manifest_is_named(field: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "myrun").folder

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
-    return write_run(tmp_path_factory.mktemp("runs") / "run", predicts={"harmoeny"})
+    return write_run(tmp_path_factory.mktemp("runs") / "run", predicts={"harmoeny"}, drain_s=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def prediction_error(layers: list[Row], _: Row) -> float:
 
 
 BY_HAND: dict[str, Callable[[list[Row], Row], float]] = {
-    "throughput_tokens_per_s": lambda _, iteration: iteration["input_tokens"] / iteration["latency_s"],
+    "throughput_tokens_per_s": lambda _, it: it["input_tokens"] / (it["latency_s"] + it["drain_s"]),
     "ttft_s": column("ttft_s"),
     "latency_s": column("latency_s"),
     "drain_s": column("drain_s"),

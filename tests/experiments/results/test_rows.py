@@ -209,7 +209,7 @@ def test_iterations_by_hand() -> None:
         "input_tokens": 400,
         "latency_s": 1.75,  # from 10.25, when the last rank had left the barrier, to 12.0
         "ttft_s": (1 * 1.75 + 3 * 1.0) / 4,
-        "throughput_tokens_per_s": 400 / 1.75,
+        "throughput_tokens_per_s": 400 / (1.75 + 0.5),  # the next batch would wait for what this one left behind
         "drain_s": 0.5,
     }
     assert second["latency_s"] == 4.0
