@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
 
-import pandas as pd
-
-_Numbers = TypeVar("_Numbers", float, "pd.Series[float]")
-
-
-def throughput_tokens_per_s(input_tokens: _Numbers, latency_s: _Numbers, drain_s: _Numbers) -> _Numbers:
+def throughput_tokens_per_s(input_tokens: float, latency_s: float, drain_s: float) -> float:
     """Return input tokens per second of batches that follow one another, each once the one before left nothing behind.
 
     Copies that a batch leaves to its drain have to be made, too: a system that postpones them answers sooner, which the

@@ -116,8 +116,9 @@ def load_run(folder: Path) -> Run:
                 frame[column.name] = [()] * len(frame) if empty else column.added
     run = Run(folder, manifest, config, **frames)
     _check_complete(run, frames)
-    rows = run.iterations  # runs of earlier revisions had another definition
-    rows["throughput_tokens_per_s"] = throughput_tokens_per_s(rows["input_tokens"], rows["latency_s"], rows["drain_s"])
+    # Runs of earlier revisions had another definition.
+    taken = (run.iterations[name] for name in ("input_tokens", "latency_s", "drain_s"))
+    run.iterations["throughput_tokens_per_s"] = list(map(throughput_tokens_per_s, *taken))
     return run
 
 
