@@ -94,6 +94,9 @@ class Sources(NamedTuple):
         fetched_others: likewise, the received rows alone.
         joins: bool ``[world_size]``, whether there is a slot for each of them before any resident is executed.
         turns: int64 ``[world_size]``, how often all slots are filled for them; 0 where nothing is fetched.
+        waiting: int64 ``[world_size]``, fetches from the host that cannot begin before a resident was executed.
+        makes_room: float64 ``[3, world_size]``, computing the resident with the fewest assignments, which is then
+            executed first; rows as of :class:`Loads`.
     """
 
     from_peer: BoolArray
@@ -105,6 +108,8 @@ class Sources(NamedTuple):
     fetched_others: FloatArray
     joins: BoolArray
     turns: IntArray
+    waiting: IntArray
+    makes_room: FloatArray
 
 
 def machine_costs(cost: ExpertCost) -> Costs:
@@ -256,7 +261,7 @@ def no_sources(world_size: int, num_experts: int) -> Sources:
     idle_s = np.zeros(world_size)
     none, joins = np.zeros((num_experts, world_size), dtype=np.bool_), np.ones(world_size, dtype=np.bool_)
     work, turns = np.zeros((3, world_size)), np.zeros(world_size, dtype=np.int64)
-    return Sources(none, no_senders(), idle_s, idle_s, work, work, work, joins, turns)
+    return Sources(none, no_senders(), idle_s, idle_s, work, work, work, joins, turns, turns, work)
 
 
 @compiled
@@ -272,7 +277,8 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
 
     ``exchange there + max over ranks of computation + exchange back``. Fetched experts are computed when the last of
     them is there, and after the others; where slices are grouped, together, or with the others if there are slots for
-    them and waiting takes less than a launch. Rows are copied when they are sent and, there and back, where they are
+    them and waiting takes less than a launch. Those from the host that need a resident's slot begin once the one with
+    the fewest assignments was executed. Rows are copied when they are sent and, there and back, where they are
     executed; results are copied and added. With overlap, a rank's own rows are computed while the others are on their
     way, and an expert with both is launched twice. A host link that is busy for longer than all of that, as restores
     may keep it, is what the layer takes in the long run.
@@ -298,15 +304,26 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
         if fetched > 0:
             turns_s = (sources.turns[rank] - 1) * costs.launch_s if costs.grouped > 0 else 0.0
             held_s = rest_s(loads.work, sources.fetched, rank, costs)
-            rank_s = max(arrived_s + held_s, ready_s) + work_s(sources.fetched, rank, costs) + turns_s
+            late_s = _behind_arrival_s(sources, rank, costs)
+            there_s = max(ready_s, arrived_s + late_s) if late_s > 0 else ready_s
+            rank_s = max(arrived_s + held_s, there_s) + work_s(sources.fetched, rank, costs) + turns_s
             # Slots are free for fetches when all rows of their residents were computed.
             own_held_s = gather_s + rest_s(loads.own, sources.fetched_own, rank, costs)
             split_s = max(arrived_s, own_held_s) + rest_s(loads.others, sources.fetched_others, rank, costs)
             apart_s = work_s(sources.fetched_own, rank, costs) + work_s(sources.fetched_others, rank, costs)
-            split_s = max(split_s, ready_s) + apart_s + 2 * turns_s
+            there_s = max(ready_s, max(arrived_s, own_held_s) + late_s) if late_s > 0 else ready_s
+            split_s = max(split_s, there_s) + apart_s + 2 * turns_s
             if costs.grouped > 0 and sources.joins[rank]:
                 rank_s = min(rank_s, max(arrived_s, ready_s) + all_s)
                 split_s = min(split_s, max(arrived_s, own_end_s, ready_s) + others_s + costs.launch_s)
         plain_s, overlapped_s = max(plain_s, rank_s + copied_s), max(overlapped_s, split_s + copied_s)
     back_s, link_s = exchange_s + 2 * gather_s, sources.host_link_s.max()
     return max(plain_s + back_s, link_s), max(overlapped_s + back_s, link_s)
+
+
+@inlined
+def _behind_arrival_s(sources: Sources, rank: int, costs: Costs) -> float:
+    """Return how long after its rows a rank has the fetches that need the slot of a resident; 0: there are none."""
+    if sources.waiting[rank] == 0:
+        return 0.0
+    return float(work_s(sources.makes_room, rank, costs) + sources.waiting[rank] * costs.fetch_s)

@@ -72,7 +72,7 @@ def choose_sources(
     senders = np.full((num_experts, world_size), NOBODY) if relays else no_senders()
     queues, since_s, arrived_s = idle_queues(world_size, links), np.zeros(world_size), np.zeros(world_size)
     having, heads = np.empty((2, world_size), dtype=np.int64)
-    first, receivers, room = _receivers(shares, resident, slots)
+    first, receivers, room, fewest = _receivers(shares, resident, slots)
     for expert in range(num_experts):
         if first[expert] == first[expert + 1]:
             continue
@@ -119,17 +119,21 @@ def choose_sources(
     if not handed_on:
         senders, arrived_s = no_senders(), arrivals_s(from_peer, home, costs, links)
     ready_s, host_link_s, turns = np.zeros(world_size), np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
+    waiting, makes_room = np.zeros(world_size, dtype=np.int64), np.zeros((3, world_size))
     for rank in range(world_size):
         ready_s[rank] = max(from_host[rank] * costs.fetch_s, arrived_s[rank])
         number = from_host[rank] + received[0, rank] + received[1, rank]
         turns[rank] = -(-number // max(slots.number[rank], 1))
         restores = max(min(number, slots.number[rank]) - slots.free[rank], 0)
         host_link_s[rank] = (from_host[rank] + restores) * costs.fetch_s
-    return Sources(from_peer, senders, ready_s, host_link_s, fetched, own, others, room >= 0, turns)
+        waiting[rank] = max(from_host[rank] - room[rank] - number, 0)
+        add_slice(makes_room, rank, fewest[rank], 1, costs)
+    joins = room >= 0
+    return Sources(from_peer, senders, ready_s, host_link_s, fetched, own, others, joins, turns, waiting, makes_room)
 
 
 @compiled
-def _receivers(shares: IntArray, resident: BoolArray, slots: Slots) -> tuple[IntArray, IntArray, IntArray]:
+def _receivers(shares: IntArray, resident: BoolArray, slots: Slots) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """Return who fetches what.
 
     Args:
@@ -138,11 +142,13 @@ def _receivers(shares: IntArray, resident: BoolArray, slots: Slots) -> tuple[Int
         slots: of the ranks.
 
     Returns:
-        int64 ``[num_experts + 1]``, where every expert's receivers begin; int64, all of them; and int64
-        ``[world_size]``, the slots that are left for fetches before any resident is executed, less those.
+        int64 ``[num_experts + 1]``, where every expert's receivers begin; int64, all of them; and, int64
+        ``[world_size]``, the slots that are left for fetches before any resident is executed, less those, and the
+        fewest assignments of a resident that is executed.
     """
     world_size, num_experts = shares.shape
     first, room = np.zeros(num_experts + 1, dtype=np.int64), np.empty(world_size, dtype=np.int64)
+    fewest = np.zeros(world_size, dtype=np.int64)
     found, lacking = np.empty(num_experts, dtype=np.int64), np.empty((2, shares.size), dtype=np.int64)
     number = 0
     for rank in range(world_size):
@@ -153,6 +159,8 @@ def _receivers(shares: IntArray, resident: BoolArray, slots: Slots) -> tuple[Int
                 lacking[0, number], lacking[1, number] = found[i], rank
                 first[found[i] + 1] += 1
                 number += 1
+            elif fewest[rank] == 0 or shares[rank, found[i]] < fewest[rank]:
+                fewest[rank] = shares[rank, found[i]]
     for expert in range(num_experts):
         first[expert + 1] += first[expert]
     receivers, place = np.empty(number, dtype=np.int64), first.copy()
@@ -160,7 +168,7 @@ def _receivers(shares: IntArray, resident: BoolArray, slots: Slots) -> tuple[Int
         expert = lacking[0, i]
         receivers[place[expert]] = lacking[1, i]
         place[expert] += 1
-    return first, receivers, room
+    return first, receivers, room, fewest
 
 
 @compiled

@@ -84,7 +84,8 @@ def staged_s(
     One exchange follows the other, where there is something to exchange, the first while the rest is gathered. A rank
     computes a stage when its rows are there and were ordered, which own rows alone are already, and the one before is
     done. Results of a stage go back when all ranks have them, behind all rows. Fetched experts are computed at the end
-    of each stage, when the last of them is there.
+    of each stage, when the last of them is there; slots for them are taken to be free in time, as some residents' rows
+    are there soon.
 
     Args:
         lines: what every rank executes.

@@ -12,6 +12,7 @@ from harmoeny.held import with_free
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.predict import (
     ALONE_S,
+    TOKENS_S,
     Costs,
     Loads,
     Sources,
@@ -111,8 +112,9 @@ def sources_of(ready_s: list[float], link_s: list[float], slices: dict[int, list
     turns = np.array([int(rank in slices) for rank in range(world_size)])
     none = np.zeros((3, world_size))
     from_peer = np.zeros((2, world_size), dtype=np.bool_)
-    held = np.full(world_size, joins)
-    return Sources(from_peer, no_senders(), np.array(ready_s), np.array(link_s), fetched, fetched, none, held, turns)
+    held, waiting = np.full(world_size, joins), np.zeros(world_size, dtype=np.int64)
+    busy = np.array(ready_s), np.array(link_s)
+    return Sources(from_peer, no_senders(), *busy, fetched, fetched, none, held, turns, waiting, none)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,35 @@ def test_grouped_fetched_experts_share_a_launch_and_that_of_the_others_where_the
     assert seconds(16.0 + 1.0, joins=True) == together_s + 1.0, "waiting for them takes less than a launch"
     assert seconds(16.0 + 5.0, joins=True) == together_s + costs.launch_s
     assert seconds(25.0 + 5.0, joins=True) == together_s + costs.launch_s + 5.0
+
+
+def test_fetches_that_need_a_residents_slot_begin_when_it_was_executed() -> None:
+    loads = loads_of_shares(np.array([[6, 4, 5]]), np.array([[6, 4, 5]]), COSTS)
+    sources = sources_of([100.0], [0.0], {0: [4]}, joins=False)
+    makes_room = np.zeros((3, 1))
+    add_slice(makes_room, 0, 5, 1, COSTS)
+    late = sources._replace(waiting=np.array([1]), makes_room=makes_room)
+    # Gathered in 7.5 s, exchanged in 1, reordered in 7.5; a resident in 3 + 5, a fetch in 100; own rows: 7.5 + 9 + 8.
+    (plain_s, overlapped_s), (late_s, late_overlapped_s) = (layer_s(loads, s, 1.0, COSTS) for s in (sources, late))
+    assert late_s - plain_s == 7.5 + 1.0 + 7.5 + 8.0
+    assert late_overlapped_s - overlapped_s == 7.5 + 9.0 + 8.0 + 8.0
+
+
+def test_fetches_from_the_host_wait_where_all_slots_hold_what_is_executed() -> None:
+    placement = place("contiguous", 4, 2)  # experts 0 and 1 at home on rank 0, 2 and 3 on rank 1
+    shares = np.array([[5, 5, 0, 0], [7, 0, 4, 5]])
+    alone = COSTS._replace(peer_fetch_s=0.0)
+
+    def waiting(shares: IntArray, free: list[int], costs: Costs) -> list[int]:
+        slots = with_free(np.array(free), placement.resident)
+        found = choose_sources(shares, shares, placement.home, placement.resident, slots, costs, NO_LINKS)
+        assert found.makes_room[TOKENS_S].tolist() == [5.0, 4.0], "the one with the fewest assignments"
+        return list(found.waiting)
+
+    assert waiting(shares, [0, 0], alone) == [0, 1]
+    assert waiting(shares, [0, 1], alone) == [0, 0]
+    assert waiting(shares, [0, 0], COSTS) == [0, 0], "what peers send has memory of its own until a slot is free"
+    assert waiting(shares - np.array([[0] * 4, [0, 0, 0, 5]]), [0, 0], alone) == [0, 0], "that slot is free"
 
 
 def test_fetches_come_from_whoever_has_time() -> None:

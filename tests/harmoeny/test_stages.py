@@ -192,6 +192,7 @@ def test_one_stage_takes_what_a_layer_without_stages_takes(batch: Batch, costs: 
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
     stages = cut(counts, shares, placement.resident, 1)
+    sources = sources._replace(waiting=np.zeros_like(sources.waiting))  # stages are taken to have slots free in time
     # Only what is ordered on arrival, and the results back, is counted before the products, not around them.
     without_copies = costs._replace(copy_token_s=0.0)
     ordered = loads.received.all() and not sources.fetched.any()
