@@ -40,6 +40,12 @@ class PointProgress:
         self._enabled = enabled
         self._bar: Progress | None = None
         self._title = title
+        if enabled:
+            from harmoeny.compiled import (
+                on_compiling,
+            )  # numba takes long to import, which other lines need not wait for
+
+            on_compiling(lambda: self.say("compiling for this machine, once, which may take a minute or two"))
         if enabled and console.is_terminal:
             self._bar = Progress(
                 TextColumn(self._title.replace("{", "{{").replace("}", "}}"), markup=False),

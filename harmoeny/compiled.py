@@ -29,6 +29,22 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 #: As long as another process may take to compile a function before one no longer waits for it, and between looks.
 _PATIENCE_S, _LOOK_S = 120.0, 0.02
 _held: set[Path] = set()
+#: What compiling, or waiting for another process that compiles, may take before somebody is told; machine code that is
+#: on disk is there sooner.
+_UNNOTICED_S = 3.0
+
+
+class _Notice:
+    """Who is told that compiling takes long, what it took so far, and whether it is under way."""
+
+    tell: Callable[[], None] | None = None
+    taken_s = 0.0
+    under_way = False
+
+
+def on_compiling(tell: Callable[[], None]) -> None:
+    """Have ``tell`` called, once, where compiling takes seconds: after an installation, or a change of the sources."""
+    _Notice.tell = tell
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -43,6 +59,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     with suppress(RuntimeError):  # numba found no folder that can be written
         dispatcher._cache = _Cache(function)
         dispatcher.compile = _compiled_once(dispatcher.compile, dispatcher._cache.lock)
+    dispatcher.compile = _noticed(dispatcher.compile)
     return cast(Callable[P, R], dispatcher)
 
 
@@ -125,6 +142,25 @@ def _compiled_once(compile_: Callable[[Any], Any], lock: Path) -> Callable[[Any]
             return compile_(signature)
 
     return compiled_once
+
+
+def _noticed(compile_: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Tell who wants to know, before the next function is compiled, that the ones before have taken long."""
+
+    def noticed(signature: Any) -> Any:
+        if _Notice.under_way:  # for another function, which counts what this one takes
+            return compile_(signature)
+        if _Notice.taken_s > _UNNOTICED_S and _Notice.tell is not None:
+            _Notice.tell()
+            _Notice.tell = None
+        _Notice.under_way, begin_s = True, time.monotonic()
+        try:
+            return compile_(signature)
+        finally:
+            _Notice.taken_s += time.monotonic() - begin_s
+            _Notice.under_way = False
+
+    return noticed
 
 
 @contextmanager

@@ -32,6 +32,24 @@ print(loops.twice(21), loops.twice(0.5), dict(loops.twice.stats.cache_hits) != {
 COMPILED, KEPT = (42, 1.0, False), (42, 1.0, True)
 
 
+SEVERAL = """
+import harmoeny.compiled as compiling
+
+compiling._UNNOTICED_S = {patience_s}
+compiling.on_compiling(lambda: print("compiling"))
+
+@compiling.compiled
+def once(x):
+    return x + 1
+
+@compiling.compiled
+def twice(x):
+    return once(once(x))
+
+print([twice(1), twice(2.0), twice(3), once(True)])
+"""
+
+
 class Loops:
     """A module with a compiled function, which every call imports anew."""
 
@@ -224,3 +242,13 @@ def test_a_read_only_checkout_and_home_are_no_reason_to_fail(tmp_path: Path) -> 
         pytest.skip(f"no mounts here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["[[[1", "0]", "[0", "0]]", "[[0", "0]", "[0", "1]]]", "None"]
+
+
+@pytest.mark.parametrize(("patience_s", "told"), [(0.0, ["compiling"]), (1e6, [])])
+def test_somebody_is_told_once_where_compiling_takes_long(
+    patience_s: float, told: list[str], tmp_path: Path, programs: Programs
+) -> None:
+    (tmp_path / "several.py").write_text(SEVERAL.format(patience_s=patience_s))
+    code = f"import sys; sys.path.append('{ROOT}'); import several"
+    done = programs.run("-c", code, cwd=tmp_path, variables={"NUMBA_CACHE_DIR": str(tmp_path)})
+    assert done.stdout.splitlines() == [*told, "[3, 4.0, 5, 2]"], done.stderr
