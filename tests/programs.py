@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import faulthandler
 import logging
+import multiprocessing.process
 import os
 import pickle
 import runpy
@@ -239,6 +240,7 @@ def _become(request: _Request) -> NoReturn:
             encoding, lines = request.environment.get("PYTHONIOENCODING", "utf-8"), 1 if name == "stderr" else -1
             setattr(sys, name, open(descriptor, mode, encoding=encoding, buffering=lines))  # noqa: PTH123, SIM115
         tempfile.tempdir = None  # it may be another one than before the fork
+        multiprocessing.process.ORIGINAL_DIR = str(request.cwd)  # type: ignore[attr-defined]  # for the main script of ranks
         sys.path[:] = [str(request.cwd), *(path for path in sys.path if path and Path(path) != ROOT)]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with request.inside():

@@ -56,6 +56,7 @@ def _become_server(requests: socket.socket, execute: Callable[[tuple[str, ...]],
         content, received, _, _ = socket.recv_fds(requests, 1 << 20, 4)
         if not content:
             os._exit(0)
+        requests.close()  # else it closes what has its number by then
         signal.signal(signal.SIGINT, signal.default_int_handler)
         command, numbers, environment, folder = pickle.loads(content)
         _renumber(received, numbers)
