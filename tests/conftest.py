@@ -155,13 +155,14 @@ def _compute_alone(torch: Any) -> None:
 
 
 def _load_compilers() -> None:
-    """Load numba's compiler and PyTorch's, so that no program has to, which takes a second each.
+    """Load numba's compiler, PyTorch's, and what ranks import, so that no program has to, which takes a second each.
 
     PyTorch loads its own where a model is traced on ``meta``, and compiles nothing.
     """
     import numba
 
     import_module("torch._dynamo")
+    import_module("experiments.launch.preload")
     numba.njit(lambda x: x)(1)
 
 

@@ -1,8 +1,8 @@
 """Programs under test, forked from a process that has imported their libraries: a start takes moments, not seconds.
 
 That process is forked off before the first test, so that no test leaves anything in it, and every program imports the
-project's own modules anew, as under a new interpreter. Where the interpreter's start is tested, or the processes that
-a program starts are looked for, tests start a real one (tests/experiments/command.py, subprocess).
+project's own modules anew, as under a new interpreter; so does the fork server of its ranks (tests/quick_ranks.py).
+Where the interpreter's start is tested, tests start a real one (subprocess).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import faulthandler
 import logging
+import multiprocessing.process
 import os
 import pickle
 import runpy
@@ -24,11 +25,13 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NoReturn
+
+from tests.quick_ranks import fork_rank_server
 
 ROOT = Path(__file__).resolve().parent.parent
 _OWN = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"hydra_plugins"}
@@ -51,13 +54,19 @@ class Program:
     """A program that runs.
 
     Attributes:
-        pid: its process id; it is no child of this process, and leads a process group of its own.
-        stdout: its standard output, where that is a pipe.
+        pid: its process id; it is no child of this process, and leads a session and a process group of its own.
     """
 
-    def __init__(self, stdout: IO[str], status: IO[str]) -> None:
-        self.stdout, self._status, self._ended = stdout, status, False
+    def __init__(self, status: IO[str]) -> None:
+        self._status = status
+        self._code: int | None = None
         self.pid = int(status.readline())
+
+    def status(self, timeout_s: float = 0.0) -> int | None:
+        """Return the exit status, negative for a signal's number; None: it has not ended by then."""
+        if self._code is None and select.select([self._status], [], [], timeout_s)[0]:
+            self._code = int(self._status.readline())
+        return self._code
 
     def wait(self, timeout_s: float) -> int:
         """Return the exit status, negative for a signal's number.
@@ -65,17 +74,21 @@ class Program:
         Raises:
             AssertionError: it runs for longer, and was killed.
         """
-        if not select.select([self._status], [], [], timeout_s)[0]:
+        code = self.status(timeout_s)
+        if code is None:
             self.signal(signal.SIGKILL)
             raise AssertionError(f"still running after {timeout_s} s")
-        self._ended = True
-        return int(self._status.readline())
+        return code
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, unless it is known to have ended."""
-        if not self._ended:
+        if self._code is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def close(self) -> None:
+        """Ask no more how it ended."""
+        self._status.close()
 
 
 class Programs:
@@ -121,34 +134,38 @@ class Programs:
         """
         with _text_file() as out, _text_file() as err:
             request = _Request(words, cwd, _environment(variables), inside)
-            with self._start(request, out.fileno(), err.fileno()) as status:
-                code = Program(out, status).wait(timeout_s)
+            with closing(self._start(request, out.fileno(), err.fileno())) as program:
+                code = program.wait(timeout_s)
             out.seek(0)
             err.seek(0)
             return subprocess.CompletedProcess(words, code, out.read(), err.read())
+
+    def start(self, *words: str, output: IO[bytes], variables: Mapping[str, str] | None = None) -> Program:
+        """Start a program, both outputs of which go to a file; it is to be closed."""
+        return self._start(
+            _Request(words, ROOT, _environment(variables), nullcontext), output.fileno(), output.fileno()
+        )
 
     @contextlib.contextmanager
     def started(self, *words: str) -> Iterator[Program]:
         """Start a program, wait for its first line, and kill it at the end of the block."""
         request = _Request(words, ROOT, _environment(None), nullcontext)
         read, write = os.pipe()
-        with open(read, encoding="utf-8") as out, self._start(request, write, 2) as status:  # noqa: PTH123  (a pipe)
+        with open(read, encoding="utf-8") as out, closing(self._start(request, write, 2)) as program:  # noqa: PTH123  (a pipe)
             os.close(write)
-            program = Program(out, status)
             try:
                 assert out.readline()
                 yield program
             finally:
                 program.signal(signal.SIGKILL)
 
-    @contextlib.contextmanager
-    def _start(self, request: _Request, out: int, err: int) -> Iterator[IO[str]]:
-        """Start a program; yield what gives its process id and then its status, a line each."""
+    def _start(self, request: _Request, out: int, err: int) -> Program:
+        """Start a program; the server writes its process id and then its status, a line each."""
         read, write = os.pipe()
-        with open(os.devnull) as nothing, open(read, encoding="utf-8") as status:  # noqa: PTH123
+        with open(os.devnull) as nothing:  # noqa: PTH123
             socket.send_fds(self._server, [pickle.dumps(request)], [nothing.fileno(), out, err, write])
-            os.close(write)
-            yield status
+        os.close(write)
+        return Program(open(read, encoding="utf-8"))  # noqa: PTH123
 
 
 def _text_file() -> IO[str]:
@@ -220,12 +237,14 @@ def _become(request: _Request) -> NoReturn:
         os.environ.clear()
         os.environ.update(request.environment)
         for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-            stream = open(descriptor, mode, encoding=request.environment.get("PYTHONIOENCODING", "utf-8"))  # noqa: PTH123, SIM115
-            setattr(sys, name, stream)
+            encoding, lines = request.environment.get("PYTHONIOENCODING", "utf-8"), 1 if name == "stderr" else -1
+            setattr(sys, name, open(descriptor, mode, encoding=encoding, buffering=lines))  # noqa: PTH123, SIM115
         tempfile.tempdir = None  # it may be another one than before the fork
+        multiprocessing.process.ORIGINAL_DIR = str(request.cwd)  # type: ignore[attr-defined]  # for the main script of ranks
         sys.path[:] = [str(request.cwd), *(path for path in sys.path if path and Path(path) != ROOT)]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with request.inside():
+            fork_rank_server(_exit_status)
             code = _exit_status(request.words)
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.experiments.command import Command
+from tests.programs import Programs
 
 #: HarMoEny's plans then depend on nothing but the routing: calibrated costs depend on how busy this machine is. A fetch
 #: takes as long as four tokens.
@@ -38,10 +39,10 @@ class SmokeRun:
         return sorted(path.parent for path in self.results.glob("smoke/*/manifest.json"))
 
 
-def run_smoke(folder: Path, *arguments: str) -> SmokeRun:
-    """Run a command on the smoke experiment to its end."""
+def run_smoke(folder: Path, *arguments: str, programs: Programs | None = None) -> SmokeRun:
+    """Run a command on the smoke experiment to its end, with ``programs`` without the seconds of imports."""
     arguments = (*arguments, "run.py", "experiment=smoke", FIXED_COSTS, f"results_dir={folder / 'results'}")
-    with Command(folder, *arguments) as command:
+    with Command(folder, *arguments, programs=programs) as command:
         status, stray = command.wait(150), command.remaining()
         assert status == 0, command.output()
         return SmokeRun(arguments, folder / "results", command.output(), stray)

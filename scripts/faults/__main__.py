@@ -18,9 +18,12 @@ from pathlib import Path
 from results_schema.printing import print_anything
 from scripts.faults.fault import FAULTS
 from scripts.faults.round import Outcome, Rounds
+from tests.programs import Programs
 
 
-def campaign(seed: int, *, rounds: int | None, minutes: float | None, folder: Path) -> Iterator[Outcome]:
+def campaign(
+    seed: int, *, rounds: int | None, minutes: float | None, folder: Path, programs: Programs | None = None
+) -> Iterator[Outcome]:
     """Play rounds with consecutive seeds until there were enough, or the time is up.
 
     Args:
@@ -28,9 +31,10 @@ def campaign(seed: int, *, rounds: int | None, minutes: float | None, folder: Pa
         rounds: how many; None: as many as the time allows.
         minutes: no round begins later; None: no limit.
         folder: for all files.
+        programs: starts the sweeps without the seconds of imports; None: interpreters, as users start them.
     """
     until_s = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-    player, played = Rounds(folder), 0
+    player, played = Rounds(folder, programs), 0
     while (rounds is None or played < rounds) and time.monotonic() < until_s:
         yield player.play(seed + played)
         played += 1

@@ -13,6 +13,7 @@ from scripts.faults import clock, disk, link, processes, torn  # noqa: F401  (th
 from scripts.faults.checks import after_fault, after_resume, left_in_memory, shared_memory
 from scripts.faults.fault import FAULTS, Fault, NotHereError, end
 from scripts.faults.sweep import TinySweep, reference
+from tests.programs import Programs
 
 
 @dataclass
@@ -41,8 +42,8 @@ class Outcome:
 class Rounds:
     """Plays rounds in a folder; what all share is made when it is needed."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, programs: Programs | None = None) -> None:
+        self._folder, self._programs = folder, programs
         self._references: dict[str, TinySweep] = {}
 
     def play(self, seed: int) -> Outcome:
@@ -67,7 +68,7 @@ class Rounds:
         return outcome
 
     def _play(self, rng: Random, fault: Fault, folder: Path, outcome: Outcome) -> None:
-        sweep = TinySweep(folder, rng.choice(fault.backends))
+        sweep = TinySweep(folder, rng.choice(fault.backends), self._programs)
         finished = self._reference(sweep.backend)
         sweep.begin_from(finished, fault.missing(rng))
         memory = shared_memory()
@@ -85,7 +86,7 @@ class Rounds:
 
     def _reference(self, backend: str) -> TinySweep:
         if backend not in self._references:
-            self._references[backend] = reference(self._folder / f"reference-{backend}", backend)
+            self._references[backend] = reference(self._folder / f"reference-{backend}", backend, self._programs)
         return self._references[backend]
 
 

@@ -14,6 +14,7 @@ from results_schema.files import SUMMARY, SWEEPS
 from results_schema.manifest import Status, read_manifest
 from results_schema.tables import TABLES
 from tests.experiments.command import Command
+from tests.programs import Programs
 
 BACKENDS: dict[str, tuple[str, ...]] = {"ranks": (), "simulator": ("backend=simulator", "hardware=dgx1_v100")}
 SKEWS = (0.0, 0.9)
@@ -37,10 +38,11 @@ class TinySweep:
         backend: ``ranks`` or ``simulator``.
         folder: for everything that the sweep writes.
         results, cache, temporary: the folders of its results, prepared data and temporary files.
+        programs: starts it without the seconds of imports where nothing is to be around the interpreter; None: never.
     """
 
-    def __init__(self, folder: Path, backend: str) -> None:
-        self.backend, self.folder = backend, folder
+    def __init__(self, folder: Path, backend: str, programs: Programs | None = None) -> None:
+        self.backend, self.folder, self.programs = backend, folder, programs
         self.results, self.cache, self.temporary = (folder / name for name in ("results", "cache", "temporary"))
         for path in (self.results, self.cache, self.temporary):
             path.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,8 @@ class TinySweep:
         """Start the sweep, with further ``options``, as a module of ``launcher`` where there is one."""
         own = {"HARMOENY_CACHE": str(self.cache), "TMPDIR": str(self.temporary)} | dict(variables or {})
         arguments = (*_OPTIONS, *BACKENDS[self.backend], f"results_dir={self.results}", *options)
-        return Command(self.folder, *launcher, "run.py", *arguments, prefix=prefix, variables=own)
+        programs = None if prefix or variables else self.programs
+        return Command(self.folder, *launcher, "run.py", *arguments, prefix=prefix, variables=own, programs=programs)
 
     def begin_from(self, reference: TinySweep, missing: Sequence[int]) -> None:
         """Take over what another sweep finished, but the points of the given numbers."""
@@ -99,25 +102,21 @@ class TinySweep:
 
 
 def ranks_of(command: Command) -> list[int]:
-    """Return the process ids of the ranks that live now: the children of the fork server, in order."""
-    ranks = []
-    for pid in command.processes():
-        try:
-            parent = psutil.Process(pid).parent()
-            if parent is not None and any("forkserver" in word for word in parent.cmdline()):
-                ranks.append(pid)
-        except psutil.Error:
-            continue  # it ended meanwhile
-    return sorted(ranks)
+    """Return the process ids of the ranks that live now: the children of the launcher's fork server, in order."""
+    try:
+        started = psutil.Process(command.pid).children(recursive=True)
+        return sorted(process.pid for process in started if process.ppid() != command.pid)
+    except psutil.Error:
+        return []  # the launcher ended meanwhile, or one of them
 
 
-def reference(folder: Path, backend: str) -> TinySweep:
+def reference(folder: Path, backend: str, programs: Programs | None) -> TinySweep:
     """Run the sweep once without any fault.
 
     Raises:
         AssertionError: it does not work even so.
     """
-    sweep = TinySweep(folder, backend)
+    sweep = TinySweep(folder, backend, programs)
     with sweep.start() as command:
         status = command.wait(300)
         assert status == 0, command.output()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 import shutil
 import subprocess
@@ -121,13 +120,9 @@ def finished(root: Path, done: subprocess.CompletedProcess[str]) -> Run:
 
 
 @pytest.mark.ranks
-def test_saved_as_the_page_says_all_examples_run_together_on_real_ranks(extended: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, *run_words(extended)],
-        cwd=extended, env=os.environ | {"PYTHONPATH": str(extended)}, capture_output=True, text=True, timeout=110,
-        check=False,
-    )  # fmt: skip
-    run = finished(extended, done)
+def test_saved_as_the_page_says_all_examples_run_together_on_real_ranks(programs: Programs, extended: Path) -> None:
+    words = run_words(extended)
+    run = finished(extended, programs.run(*words, cwd=extended, variables={"PYTHONPATH": str(extended)}, timeout_s=110))
     assert run.manifest["model"]["name"] == "sigmoid_stack"
     assert {name: check["passed"] for name, check in run.manifest["checks"].items()} == {
         "static_ep": True, "scatter": True, "drop": True,

@@ -11,6 +11,7 @@ from typing import Any
 from experiments.results.run_folder import RunFolder
 from tests.experiments.command import Command
 from tests.experiments.faulty import reached
+from tests.programs import Programs
 
 START_S = 90
 #: How soon all processes of a run have to be gone.
@@ -21,8 +22,8 @@ _TABLES = ("layers.parquet", "iterations.parquet", "summary.json")
 class FaultySweep:
     """The same command every time; what its second point does stands in a file."""
 
-    def __init__(self, folder: Path, *overrides: str) -> None:
-        self._overrides = overrides
+    def __init__(self, folder: Path, programs: Programs, *overrides: str) -> None:
+        self._programs, self._overrides = programs, overrides
         self.folder, self.results, self.switch = folder, folder / "results", folder / "second"
 
     def start(self, behaviour: str | None, *launcher: str) -> Command:
@@ -43,6 +44,7 @@ class FaultySweep:
             "wandb.mode=disabled",
             f"results_dir={self.results}",
             *self._overrides,
+            programs=self._programs,
         )
 
     @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.programs import Programs
 from tests.smoke import SmokeRun, run_smoke
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(240)]
@@ -139,9 +140,9 @@ def test_the_output_is_calm(smoke: SmokeRun) -> None:
     assert len([line for line in lines if line.startswith("smoke: 2 points, 2 to run together; results in ")]) == 1
 
 
-def test_a_finished_sweep_is_kept(smoke: SmokeRun, tmp_path: Path) -> None:
+def test_a_finished_sweep_is_kept(smoke: SmokeRun, programs: Programs) -> None:
     before = {path: path.stat().st_mtime_ns for folder in smoke.folders for path in folder.rglob("*")}
-    again = run_smoke(smoke.results.parent)
+    again = run_smoke(smoke.results.parent, programs=programs)
     assert again.output.startswith("smoke: 2 points, 0 to run")
     assert "round" not in again.output.partition("skew")[0]
     assert {path: path.stat().st_mtime_ns for folder in smoke.folders for path in folder.rglob("*")} == before

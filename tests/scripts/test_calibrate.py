@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from harmoeny.hardware import Hardware
 from scripts.calibrate import fit, spreads, write
 from scripts.machine import NUM_EXPERTS, Expert, measure
+from tests.programs import Programs
 
 
 @given(st.floats(1e-6, 1e-2), st.floats(1e3, 1e12), st.floats(0.99, 1.01))
@@ -108,18 +107,18 @@ def test_a_grouped_kernel_is_measured_by_waves() -> None:
 
 
 @pytest.mark.ranks
-def test_calibration_measures_writes_and_refuses_to_overwrite(tmp_path: Path) -> None:
+def test_calibration_measures_writes_and_refuses_to_overwrite(programs: Programs, tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "scripts.calibrate", "--name", "tiny", "--hidden-size", "256", "--intermediate-size",
+        "-m", "scripts.calibrate", "--name", "tiny", "--hidden-size", "256", "--intermediate-size",
         "1024", "--rounds", "2", "--out", str(tmp_path),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = programs.run(*command)
     assert done.returncode == 0, done.stderr
     content = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     for rate in ("host_link_bytes_per_s", "expert_flops_per_s", "all_to_all_bytes_per_s"):
         assert content[rate] > 1e6
     assert 0 < content["rank_spread"] < 5
     assert "HarMoEny's threshold for this expert is" in done.stdout
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    again = programs.run(*command, timeout_s=60)
     assert again.returncode == 2
     assert "exists already" in again.stderr

@@ -1,4 +1,4 @@
-"""The campaign of faults for a minute, and its checks on what must not pass."""
+"""The campaign of faults for some rounds, and its checks on what must not pass."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from scripts.faults.fault import FAULTS, Ended, Planted
 from scripts.faults.recomputed import differences
 from scripts.faults.round import Outcome
 from scripts.faults.sweep import SKEWS, TinySweep
+from tests.programs import Programs
 from tests.smoke import SmokeRun
 
-#: With it a minute begins with ranks that are killed, stopped and left alone.
-SEED = 7
+#: Ranks that are killed, stopped and left alone, and a launcher that is interrupted.
+SEED, ROUNDS = 7, 4
 
 
 @pytest.mark.ranks
 @pytest.mark.timeout(600)
-def test_a_minute_of_the_campaign_holds() -> None:
+def test_some_rounds_of_the_campaign_hold(programs: Programs) -> None:
     others = psutil.Process().children(recursive=True)
     with tempfile.TemporaryDirectory(prefix="faults-") as short:  # sockets in it: a path may have 107 bytes
         folder = Path(short)
-        outcomes = list(campaign(SEED, rounds=None, minutes=1, folder=folder))
-        assert outcomes
+        outcomes = list(campaign(SEED, rounds=ROUNDS, minutes=None, folder=folder, programs=programs))
+        assert len(outcomes) == ROUNDS
         assert [describe(outcome, folder) for outcome in outcomes if outcome.problems] == []
         assert not list(folder.glob("round-*")), "what held is not kept"
     assert set(psutil.Process().children(recursive=True)) <= set(others)

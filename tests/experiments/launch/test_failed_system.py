@@ -10,19 +10,21 @@ import pandas as pd
 import pytest
 
 from tests.experiments.command import Command
+from tests.programs import Programs
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(300)]
 
 LOST = "bad failed its check and is left out: rank 0: 2 of 128 assignments were not executed"
 
 
-def sweep(folder: Path, systems: str, defects: str) -> Command:
+def sweep(programs: Programs, folder: Path, systems: str, defects: str) -> Command:
     """Start a sweep over the defects of the system ``bad``."""
     return Command(
         folder, "run.py", "--multirun", "model=qwen3_tiny", "dataset=random", "batch_size=2", "seq_len=16", "rounds=2",
         "wandb.mode=disabled", "device=cpu", f"system={systems}", "decode_tokens=2", "requests.arrivals=poisson",
         "requests.rate_per_s=500", "requests.per_round=4", f"results_dir={folder}/results",
         "+systems.bad._target_=tests.experiments.measure.defects.Defective", f"+systems.bad.defect={defects}",
+        programs=programs,
     )  # fmt: skip
 
 
@@ -39,8 +41,8 @@ def manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def test_the_others_and_the_other_points_go_on(tmp_path: Path) -> None:
-    with sweep(tmp_path, "[static_ep,harmoeny]", "'lost assignment',none") as command:
+def test_the_others_and_the_other_points_go_on(programs: Programs, tmp_path: Path) -> None:
+    with sweep(programs, tmp_path, "[static_ep,harmoeny]", "'lost assignment',none") as command:
         assert command.wait(200) == 1, command.output()
         (error,) = command.errors()
         assert error.endswith(LOST)
@@ -65,7 +67,7 @@ def test_the_others_and_the_other_points_go_on(tmp_path: Path) -> None:
     assert "failed its check at defect=lost assignment: rank 0: 2 of 128" in " ".join(printed.read_text().split())
 
     files = {path: path.stat().st_mtime_ns for path in failed.glob("*.parquet")}
-    with sweep(tmp_path, "[static_ep,harmoeny]", "'lost assignment',none") as command:
+    with sweep(programs, tmp_path, "[static_ep,harmoeny]", "'lost assignment',none") as command:
         assert command.wait(60) == 1, command.output()
         assert "2 points, 0 to run" in command.output()
         (error,) = command.errors()
@@ -73,8 +75,8 @@ def test_the_others_and_the_other_points_go_on(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in failed.glob("*.parquet")} == files
 
 
-def test_a_point_without_a_system_left_is_failed_and_the_next_one_runs(tmp_path: Path) -> None:
-    with sweep(tmp_path, "[]", "'lost assignment',none") as command:
+def test_a_point_without_a_system_left_is_failed_and_the_next_one_runs(programs: Programs, tmp_path: Path) -> None:
+    with sweep(programs, tmp_path, "[]", "'lost assignment',none") as command:
         assert command.wait(150) == 1, command.output()
         first, second = command.errors()
         assert first.endswith(LOST)

@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 
 from tests.experiments.sweeps import STOP_S, FaultySweep
+from tests.programs import Programs
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> FaultySweep:
-    return FaultySweep(tmp_path_factory.mktemp("failure"))
+def sweep(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> FaultySweep:
+    return FaultySweep(tmp_path_factory.mktemp("failure"), programs)
 
 
 def test_a_killed_rank_stops_all_others_and_is_named(sweep: FaultySweep) -> None:

@@ -19,6 +19,7 @@ from experiments.text.prepare import prepare_point
 from tests.conftest import Load
 from tests.experiments.command import Command
 from tests.experiments.sweeps import STOP_S, FaultySweep, stalled_rank
+from tests.programs import Programs
 
 TIMEOUT_S = 6
 #: What may pass from the end of ``timeout_s`` to that of the last process.
@@ -26,8 +27,8 @@ GRACE_S = 5
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> FaultySweep:
-    return FaultySweep(tmp_path_factory.mktemp("stopped"), f"timeout_s={TIMEOUT_S}")
+def sweep(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> FaultySweep:
+    return FaultySweep(tmp_path_factory.mktemp("stopped"), programs, f"timeout_s={TIMEOUT_S}")
 
 
 @contextmanager
@@ -78,10 +79,10 @@ def test_ctrl_c_ends_a_stopped_rank_too(sweep: FaultySweep) -> None:
 
 @pytest.mark.ranks
 @pytest.mark.timeout(240)
-def test_a_stopped_rank_of_torchrun_is_named_by_the_other(tmp_path: Path, load: Load) -> None:
+def test_a_stopped_rank_of_torchrun_is_named_by_the_other(programs: Programs, tmp_path: Path, load: Load) -> None:
     timeout_s = 15  # it also has to cover the time by which one rank starts later than the other,
     prepare_point(load("experiment=smoke"))  # and the text
-    sweep = FaultySweep(tmp_path, f"timeout_s={timeout_s}")
+    sweep = FaultySweep(tmp_path, programs, f"timeout_s={timeout_s}")
     with sweep.start("stall", "-m", "torch.distributed.run", "--nproc-per-node", "2") as command:
         rank_1 = stalled_rank(sweep, command)
         os.kill(rank_1, signal.SIGSTOP)

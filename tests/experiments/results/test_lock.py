@@ -189,12 +189,12 @@ class TestSecondStart:
     def arguments(self, results: Path) -> tuple[str, ...]:
         return ("run.py", *STORED, "rounds=1", f"results_dir={results}")
 
-    def test_waits_then_measures(self, load: Load, tmp_path: Path) -> None:
+    def test_waits_then_measures(self, programs: Programs, load: Load, tmp_path: Path) -> None:
         point = load(*STORED, "rounds=1")
         with ExitStack() as held:
             held.enter_context(hold(point.folder, "run", wait=False))
             (point.folder / "precious").write_text("of the first")
-            with Command(tmp_path, *self.arguments(tmp_path / "results")) as command:
+            with Command(tmp_path, *self.arguments(tmp_path / "results"), programs=programs) as command:
                 command.wait_until(lambda: "waiting for it" in command.output(), 60)
                 assert f"being measured by process {os.getpid()} on " in command.output()
                 assert not (point.folder / "manifest.json").exists()
@@ -203,11 +203,12 @@ class TestSecondStart:
         assert RunFolder(point.folder).is_finished
         assert not (point.folder / LOCK).exists()
 
-    def test_ranks_that_joined_end_at_once(self, load: Load, tmp_path: Path) -> None:
+    def test_ranks_that_joined_end_at_once(self, programs: Programs, load: Load, tmp_path: Path) -> None:
         point = load(*STORED, "rounds=1", "world_size=1")
         variables = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
         with hold(point.folder, "run", wait=False):
-            with Command(tmp_path, *self.arguments(tmp_path / "results"), variables=variables) as command:
+            words = self.arguments(tmp_path / "results")
+            with Command(tmp_path, *words, variables=variables, programs=programs) as command:
                 assert command.wait(60) == 1
                 (error,) = command.errors()
             assert f"is being measured by process {os.getpid()} on " in error

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.harmoeny.models.saved import save
+from tests.programs import Programs
 from tests.smoke import FIXED_COSTS
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.ranks
-def test_saved_model_runs_on_a_local_text(tmp_path: Path) -> None:
+def test_saved_model_runs_on_a_local_text(programs: Programs, tmp_path: Path) -> None:
     folder = save("qwen2_moe", tmp_path)
     words = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "expert", "token", "rank", "plan", "batch"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
@@ -32,14 +28,7 @@ def test_saved_model_runs_on_a_local_text(tmp_path: Path) -> None:
         *("batch_size=2", "seq_len=16", "rounds=1", "warmup_rounds=0", f"results_dir={tmp_path}/results"),
         *("device=cpu", "wandb.mode=disabled"),
     ]
-    answer = subprocess.run(
-        [sys.executable, "run.py", *overrides],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
+    answer = programs.run("run.py", *overrides, variables={"OMP_NUM_THREADS": "1"}, timeout_s=110)
     assert answer.returncode == 0, answer.stderr
     (manifest_path,) = (tmp_path / "results").glob("single/*/manifest.json")
     manifest = json.loads(manifest_path.read_text())
