@@ -22,8 +22,6 @@ from harmoeny.compiled import compiled
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs
 
-#: Copies of a row in memory that an early one needs: it is gathered, and its result weighted and added up.
-_ROW_COPIES = 3
 #: What of a launch the products of an expert have to take at least, where every expert has its own.
 _LEAST_LAUNCH = 0.5
 #: Share of a rank's rows that it must have time for: plans of what is left differ by as much by chance.
@@ -50,7 +48,7 @@ class HeadStart(NamedTuple):
     @classmethod
     def of(cls, budget_s: float, costs: Costs) -> HeadStart | None:
         """Return what can be executed in some time; None: nothing that is worth it."""
-        row_s, tile = costs.token_s + _ROW_COPIES * costs.copy_token_s, max(1, int(costs.tile_tokens))
+        row_s, tile = costs.token_s + costs.copy_token_s, max(1, int(costs.tile_tokens))
         once_s, slice_s = (costs.launch_s, 0.0) if costs.grouped else (0.0, costs.launch_s)
         least_s = max(costs.weights_s, _LEAST_LAUNCH * slice_s)
         most_rows = int((budget_s - once_s) / row_s)

@@ -222,7 +222,7 @@ class Policy(ABC):
         What it executes is taken out of the batch before :meth:`plan` sees it; see :mod:`harmoeny.head_start`.
 
         Args:
-            placement: the present residency of the layer.
+            placement: the present residency of the layer; every rank must have slots for what it holds there.
         """
         return None
 

@@ -360,9 +360,10 @@ class HarMoEny(Policy):
         Args:
             placement: the present residency of the layer.
         """
-        costs, _ = self._costs()
-        waits = placement.world_size > 1 and costs.exchange_latency_s > 0
-        if not (self.head_start and waits and placement.holds_homes) or self.fetch == Fetch.NONE:
+        if not self.head_start or self.fetch == Fetch.NONE or self._known is None:
+            return None
+        costs, _ = self._known
+        if placement.world_size == 1 or costs.exchange_latency_s == 0 or not placement.holds_homes:
             return None
         return HeadStart.of(costs.exchange_latency_s + TRIAL_S * placement.resident.size, costs)
 

@@ -199,7 +199,6 @@ class SimulatedSystem:
             self._residency.placements[layer],
             cost,
             lambda stages: self._computing_pace(stages, pace),
-            num_tokens=cost.work.layer_tokens[layer],
         )
         early_end_s, rest = boundary_s[Phase.METADATA] + early.seconds, counts - early.executed.T
         placed_s = self._place_anew(layer, counts, boundary_s[Phase.PLAN], early_end_s)

@@ -37,8 +37,6 @@ class Early:
         placement: Placement,
         cost: CostModel,
         pace: Callable[[IntArray], FloatArray],
-        *,
-        num_tokens: int,
     ) -> Self:
         """Let a policy choose.
 
@@ -49,7 +47,6 @@ class Early:
             cost: the cost model.
             pace: tells of int64 ``[num_stages, num_experts, world_size]``, executed rows, how many times as long every
                 rank takes for them as the cost model says.
-            num_tokens: tokens of a rank.
         """
         early = early_of_all(counts, placement.routed.resident, policy.begin_early(placement.routed))
         if early is None:
@@ -57,7 +54,6 @@ class Early:
             return cls(np.zeros_like(placement.resident, dtype=np.int64), none, none)
         executed = np.ascontiguousarray(early.T)
         rows, stages = early.sum(axis=1), executed[None]
-        # Gathered, and weighted and added up, as in a dispatch and a combine.
-        seconds = (3 * cost.copy_s(rows) + cost.experts_s(stages)) * pace(stages)
-        add_s = np.where(rows > 0, 1.5 * cost.copy_s(np.full(len(counts), num_tokens)), 0.0)
-        return cls(executed, seconds, add_s)
+        seconds = (cost.copy_s(rows) + cost.experts_s(stages)) * pace(stages)
+        # Results and what comes of the rest are read, and their sums written.
+        return cls(executed, seconds, 1.5 * cost.copy_s(rows))

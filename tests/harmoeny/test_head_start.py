@@ -72,14 +72,14 @@ def test_shared_experts_are_never_early() -> None:
 
 
 def test_a_budget_becomes_rows() -> None:
-    # A row takes 1 s and is copied three times, 0.1 s each; an expert has a launch of 3 s and weights of 2 s.
-    assert HeadStart.of(13.5, COSTS) == HeadStart(most_rows=10, slice_rows=3, least_rows=2, tile_rows=1, batch_rows=320)
+    # A row takes 1 s and is gathered in 0.1 s; an expert has a launch of 3 s and weights of 2 s.
+    assert HeadStart.of(11.5, COSTS) == HeadStart(most_rows=10, slice_rows=3, least_rows=2, tile_rows=1, batch_rows=320)
     grouped = COSTS._replace(grouped=1.0, tile_tokens=4.0)
-    assert HeadStart.of(13.5, grouped) == HeadStart(
+    assert HeadStart.of(12.0, grouped) == HeadStart(
         most_rows=8, slice_rows=0, least_rows=4, tile_rows=4, batch_rows=256
     )
-    assert HeadStart.of(13.5, grouped._replace(weights_s=5.0)) == HeadStart(8, 0, 5, 4, 256)
-    assert HeadStart.of(6.0, COSTS) is None, "time for 4 rows, where an expert takes at least 5"
+    assert HeadStart.of(12.0, grouped._replace(weights_s=5.0)) == HeadStart(8, 0, 5, 4, 256)
+    assert HeadStart.of(5.0, COSTS) is None, "time for 4 rows, where an expert takes at least 5"
 
 
 def test_only_who_has_to_wait_begins_early() -> None:

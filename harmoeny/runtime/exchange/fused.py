@@ -60,7 +60,7 @@ def number_assignments(
 
 
 def spread_tokens(
-    hidden_TH: Tensor, expert_ids_TK: Tensor, numbers_TK: Tensor, group_of_E: Tensor, ends: Tensor
+    hidden_TH: Tensor, expert_ids_TK: Tensor, numbers_TK: Tensor, group_of_E: Tensor, ends: Tensor, num_rows: int
 ) -> tuple[Tensor, Tensor]:
     """Copy every token to its rows, which are ordered by group.
 
@@ -70,15 +70,16 @@ def spread_tokens(
         numbers_TK: int32 ``[T, K]``, as :func:`number_assignments` returns them.
         group_of_E: int32 ``[E + 1]``, as for it.
         ends: int32 ``[num_groups]``, one behind the last row of every group.
+        num_rows: how many there may be, at most ``T * K``.
 
     Returns:
-        ``[T * K, H]``, with anything in the rows behind the last group; int64 ``[T, K]``, the row of every assignment,
-        ``T * K`` where it is left out.
+        ``[num_rows, H]``, with anything in the rows behind the last group; int64 ``[T, K]``, the row of every
+        assignment, ``T * K`` where it is left out.
     """
     from harmoeny.runtime.exchange.triton_rows import spread_tokens
 
     (num_tokens, top_k), hidden_size = expert_ids_TK.shape, hidden_TH.shape[1]
-    rows_RH = hidden_TH.new_empty(num_tokens * top_k, hidden_size)
+    rows_RH = hidden_TH.new_empty(num_rows, hidden_size)
     row_TK = torch.empty_like(expert_ids_TK, memory_format=torch.contiguous_format)
     if num_tokens > 0:
         spread_tokens[(num_tokens,)](
@@ -166,7 +167,9 @@ def _copies(device: torch.device, addresses: tuple[int, ...], num_bytes: int) ->
     return Device.of(device).upload(np.stack([copy + 1, -copy, np.array(addresses) - copy * num_bytes]))
 
 
-def add_up(rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows: int) -> Tensor:
+def add_up(
+    rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows: int, onto: Tensor | None = None
+) -> Tensor:
     """Add up the results of every token, weighted by the router, in FP32 whatever their type.
 
     Args:
@@ -174,6 +177,8 @@ def add_up(rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows
         routing_weights_TK: ``[T, K]``.
         row_TK: int64 ``[T, K]``, the row of every assignment; it contributes nothing where that is no row.
         num_rows: how many of the rows are results, from the first.
+        onto: ``[T, H]``, without gaps, what they are added to, in place; tokens without results are not even read.
+            None: nothing.
 
     Returns:
         ``[T, H]``.
@@ -182,10 +187,11 @@ def add_up(rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows
 
     num_tokens, top_k = row_TK.shape
     columns = min(_tile_columns(rows_RH), max(1, _TILE_ELEMENTS // _power_of_2(top_k)))
-    out = rows_RH.new_empty(num_tokens, rows_RH.shape[1])
+    out = rows_RH.new_empty(num_tokens, rows_RH.shape[1]) if onto is None else onto
+    assert out.is_contiguous()
     if num_tokens > 0:
         add_up[(num_tokens, -(-rows_RH.shape[1] // columns))](
-            rows_RH.contiguous(), num_rows, row_TK, routing_weights_TK.contiguous(), out,
+            rows_RH.contiguous(), num_rows, row_TK, routing_weights_TK.contiguous(), out, ONTO=onto is not None,
             TOP_K=top_k, NUM_COLUMNS=rows_RH.shape[1], TILE_K=_power_of_2(top_k), TILE_COLUMNS=columns,
         )  # fmt: skip
     return out

@@ -140,9 +140,13 @@ def put_rows(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
 def add_up(  # type: ignore[no-untyped-def]
     rows, num_rows, row_of, weights, out,
-    TOP_K: tl.constexpr, NUM_COLUMNS: tl.constexpr, TILE_K: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+    ONTO: tl.constexpr, TOP_K: tl.constexpr, NUM_COLUMNS: tl.constexpr, TILE_K: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Add up the rows of every token, weighted; a row that is none adds nothing; grid: tokens, tiles of columns."""
+    """Add up the rows of every token, weighted; a row that is none adds nothing; grid: tokens, tiles of columns.
+
+    The sum of a token is what ``out`` gets, or with ``ONTO`` what is added to it, where the token has any row.
+    """
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
     k = tl.arange(0, TILE_K)
@@ -155,4 +159,8 @@ def add_up(  # type: ignore[no-untyped-def]
         other=0.0,
     )
     total = tl.sum(weight[:, None] * values.to(tl.float32), 0)
-    tl.store(out + token * NUM_COLUMNS + column, total.to(out.dtype.element_ty), mask=column < NUM_COLUMNS)
+    target, changes = out + token * NUM_COLUMNS + column, column < NUM_COLUMNS
+    if ONTO:
+        changes = changes & (column < NUM_COLUMNS * tl.sum(there.to(tl.int32), 0))
+        total += tl.load(target, mask=changes, other=0.0).to(tl.float32)
+    tl.store(target, total.to(out.dtype.element_ty), mask=changes)

@@ -56,17 +56,17 @@ def test_nothing_else_begins_before_early_rows_are_done() -> None:
 
 
 def test_early_rows_are_gathered_and_their_results_added_up() -> None:
-    # A row is 4 bytes, read and written in 1 s: 3 rows are gathered, and their results read, weighted and added.
+    # A row is 4 bytes, read and written in 1 s: 3 rows are gathered, and their results added in 3 * 1.5 s.
     hardware = (
         replace(UNIT, device_memory_bytes_per_s=8.0, hbm_name=None)
         if False
         else replace(UNIT, device_memory_bytes_per_s=8.0)
     )
     late = simulate(Early(rows=3), [[3, 0], [0, 3]], hardware, hidden_size=1, expert_bytes=8)
-    # Three rows: 3 * 3 s of copies, and 3 s of products, of which 4 s are behind the counts.
-    assert column(late, "plan_s") == [12.0 - 4.0] * 2
+    # Three rows: 3 s of copies, and 3 s of products, of which 4 s are behind the counts.
+    assert column(late, "plan_s") == [6.0 - 4.0] * 2
     assert column(late, "compute_s") == [0.0, 0.0]
-    assert column(late, "combine_s") == [1.5, 1.5], "for the one token of the layer"
+    assert column(late, "combine_s") == [4.5, 4.5]
 
 
 def test_ranks_of_one_device_slow_each_other_down_in_early_rows_too() -> None:

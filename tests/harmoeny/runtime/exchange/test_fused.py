@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harmoeny.runtime.exchange import fused
-from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot
+from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot, sum_by_token
 from harmoeny.runtime.exchange.gather import Gathering, gather_rows, weighted_sum
 from harmoeny.runtime.exchange.order import Assignments, Sent
 from tests.harmoeny.runtime.cases import random_tokens
@@ -59,7 +59,15 @@ def test_results_add_up(
     wanted = torch.zeros(num_tokens, hidden_size, dtype=torch.float64)
     for number, a in enumerate(assignment):
         wanted[a // top_k] += t.weights.double().reshape(-1)[a] * rows[number].cpu().double()
-    torch.testing.assert_close(found.cpu().double(), wanted, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+    atol = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found.cpu().double(), wanted, rtol=1e-2, atol=atol)
+    # Onto others; those of tokens without results, which may be no numbers, stay what they are.
+    onto = torch.from_numpy(rng.standard_normal((num_tokens, hidden_size))).to(DEVICE, dtype)
+    onto[torch.from_numpy((row.reshape(t.ids.shape) < 0).all(axis=1))] = torch.nan
+    before = onto.cpu().double()
+    added = fused.add_up(more, weights, torch.from_numpy(row.reshape(t.ids.shape)).to(DEVICE), len(rows), onto)
+    assert added is onto
+    torch.testing.assert_close(onto.cpu().double(), before + wanted, rtol=1e-2, atol=atol, equal_nan=True)
 
 
 @examples(60)
@@ -105,6 +113,19 @@ def test_rows_by_slot_are_those_of_a_sort(
     assert torch.equal(found.ends, wanted.ends)
     executed = int(wanted.ends[-1])
     assert torch.equal(found.rows_RH[:executed], wanted.rows_RH[:executed])
+    # With as many as there are at most, and results of what is behind them that are no numbers.
+    weights, sums = torch.rand(ids.shape, device=DEVICE).to(dtype), []
+    for fused_too in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused, "is_available", lambda _, there=fused_too: there)
+            few = rows_by_slot(hidden, ids, slot_of, num_slots, most_rows=executed)
+            assert torch.equal(few.ends, wanted.ends)
+            assert torch.equal(few.rows_RH[:executed], wanted.rows_RH[:executed])
+            assert len(few.rows_RH) <= executed + 1
+            results = few.rows_RH.clone()
+            results[executed:] = torch.nan
+            sums.append(sum_by_token(results, weights, few.row_TK, onto=torch.ones_like(hidden)))
+    torch.testing.assert_close(*sums, rtol=2e-2, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 @examples(60)

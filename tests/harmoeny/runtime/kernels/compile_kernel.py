@@ -65,9 +65,12 @@ def compile_rows(capability: int, dtype: str, hidden_size: int, alignment: int) 
             {"hidden": dtype, "out": dtype, "group_of": "i32", "ends": "i32"} | where, common | choice, num_warps=1,
         ),
         compile_for(capability, triton_rows.put_rows, {"source": dtype, "blocks": "i64"}, put | {"TILE_ROWS": 4}),
-        compile_for(
-            capability, triton_rows.add_up,
-            {"rows": dtype, "row_of": "i64", "weights": "fp32", "out": dtype}, common | choice,
+        *(
+            compile_for(
+                capability, triton_rows.add_up,
+                {"rows": dtype, "row_of": "i64", "weights": "fp32", "out": dtype}, common | choice | {"ONTO": onto},
+            )
+            for onto in (False, True)
         ),
     ]  # fmt: skip
 

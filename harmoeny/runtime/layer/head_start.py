@@ -1,0 +1,168 @@
+"""Executes some of a rank's own rows while counts travel and the plan is made; :mod:`harmoeny.head_start` says which.
+
+Of an expert's assignments the first, in token order, are early. To whatever comes after, they are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harmoeny.head_start import HeadStart, early_rows
+from harmoeny.runtime.device import Device
+from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot, sum_by_token
+from harmoeny.runtime.exchange.early import choose_early, number_assignments
+from harmoeny.runtime.exchange.gather import gather_rows
+from harmoeny.runtime.exchange.order import Assignments, exclusive_cumsum, tokens_of
+from harmoeny.runtime.kernels.base import Kernel, Results
+from harmoeny.runtime.kernels.grouped import GroupedKernel
+from harmoeny.runtime.layer.layer_input import LayerInput, LayerResult
+from harmoeny.runtime.layer.planner import Planner
+from harmoeny.runtime.memory.waves import Wave
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A layer of which a part is executed, or queued, on this rank.
+
+    Attributes:
+        rest: what is left of its input.
+        early_TK: bool ``[num_tokens, top_k]``, the assignments that are not.
+        add_onto: adds their results, weighted, onto ``[num_tokens, hidden_size]`` and returns it.
+    """
+
+    rest: LayerInput
+    early_TK: Tensor
+    add_onto: Callable[[Tensor], Tensor]
+
+    def completed(self, result: LayerResult) -> LayerResult:
+        """Return the result of the whole layer, of that of the rest."""
+        return replace(result, output_TH=self.add_onto(result.output_TH), early_TK=self.early_TK)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a rank holds of a layer, on its device.
+
+    Attributes:
+        resident_E: bool ``[num_routed]``.
+        slot_of_E: int32 ``[num_experts + 1]``, as :func:`rows_by_slot` wants it.
+    """
+
+    resident_E: Tensor
+    slot_of_E: Tensor
+
+
+class HeadStarts:
+    """Begins the layers of one system on one rank."""
+
+    def __init__(self, planner: Planner, kernels: list[Kernel], device: torch.device, rank: int) -> None:
+        """Keep what layers are begun with.
+
+        Args:
+            planner: knows how much is early, and what the slots hold.
+            kernels: compute the layers' experts.
+            device: where tokens are.
+            rank: this one.
+        """
+        self._planner, self._kernels, self._device, self._rank = planner, kernels, device, rank
+        self._held: dict[int, tuple[object, _Held]] = {}
+
+    def of(self, layer: int) -> HeadStart | None:
+        """Return how much of a layer all ranks execute early; None: nothing.
+
+        Nothing either where a device has memory of its own and computes experts one after another: the host would have
+        to wait for the counts to tell it which.
+        """
+        if not self._kernels[layer].grouped and Device.of(self._device).has_own_memory:
+            return None
+        return self._planner.head_start(layer)
+
+    def begin(self, given: LayerInput, counts_E: Tensor, head_start: HeadStart) -> Begun | None:
+        """Execute the early part of a layer; None: there is none.
+
+        Args:
+            given: this rank's tokens.
+            counts_E: int64 ``[num_experts]``, their assignments.
+            head_start: as of :meth:`of`.
+        """
+        if len(given.hidden_TH) < head_start.least_rows:  # no token goes to an expert twice
+            return None
+        kernel = self._kernels[given.layer]
+        if isinstance(kernel, GroupedKernel):
+            return self._queue(kernel, given, counts_E, head_start)
+        return self._execute(kernel, given, counts_E, head_start)
+
+    def _execute(self, kernel: Kernel, given: LayerInput, counts_E: Tensor, head_start: HeadStart) -> Begun | None:
+        """Execute one expert after another, where the host has the counts."""
+        counts, placement = counts_E.numpy(), self._planner.placements[given.layer].routed
+        own = np.ascontiguousarray(placement.resident[:, self._rank, None])
+        early_E = np.zeros_like(counts)
+        early_E[: len(own)] = early_rows(counts[None, : len(own)], own, head_start)[0]
+        expert_ids = np.flatnonzero(early_E).tolist()
+        if not expert_ids:
+            return None
+        fetcher = self._planner.fetcher
+        residents = fetcher.residents(given.layer)
+        slots = [residents[expert_id] for expert_id in expert_ids]
+        fetcher.await_residents(given.layer, slots)
+        assignments = Assignments(given.expert_ids_TK, counts)
+        rows_RH, sent = gather_rows(given.hidden_TH, assignments, early_E[:, None])
+        num_tokens, results = early_E[expert_ids], Results(rows_RH)
+        starts = exclusive_cumsum(num_tokens).tolist()
+        kernel(Wave(0, 0, expert_ids, [slot.index for slot in slots], starts, num_tokens.tolist()), rows_RH, results)
+        early_TK = torch.zeros_like(given.expert_ids_TK, dtype=torch.bool)
+        early_TK.view(-1)[sent.assignment_S] = True
+
+        def add_onto(output_TH: Tensor) -> Tensor:
+            weights_S = given.routing_weights_TK.reshape(-1).index_select(0, sent.assignment_S)
+            weighted_RH = results.rows() * weights_S.to(rows_RH.dtype)[:, None]
+            token_S = tokens_of(sent.assignment_S, given.expert_ids_TK.shape[1])
+            return output_TH.index_add_(0, token_S, weighted_RH)
+
+        rest = replace(given, expert_ids_TK=given.expert_ids_TK.masked_fill(early_TK, -1))
+        return Begun(rest, early_TK, add_onto)
+
+    def _queue(self, kernel: GroupedKernel, given: LayerInput, counts_E: Tensor, head_start: HeadStart) -> Begun:
+        """Choose and execute on the device, which the host does not wait for; all rows with one call."""
+        held, ids_TK = self._held_of(given.layer), given.expert_ids_TK
+        early_E = choose_early(counts_E[: len(held.resident_E)], held.resident_E, head_start)
+        # Before all experts, what is left out.
+        early_of = torch.zeros_like(held.slot_of_E, dtype=early_E.dtype)
+        early_of[1 : len(early_E) + 1] = early_E
+        early_of_TK = early_of.index_select(0, ids_TK.reshape(-1) + 1).view_as(ids_TK)
+        numbers_TK = number_assignments(ids_TK) if given.numbers_TK is None else given.numbers_TK
+        early_TK = (numbers_TK < early_of_TK) & (ids_TK >= 0)
+        fetcher = self._planner.fetcher
+        # Which of them are read, the device alone knows.
+        fetcher.await_residents(given.layer, fetcher.residents(given.layer).values())
+        early = rows_by_slot(
+            given.hidden_TH, ids_TK.masked_fill(~early_TK, -1), held.slot_of_E, len(kernel.slots.slots),
+            most_rows=head_start.most_rows,
+        )  # fmt: skip
+        results_RH = kernel.apply(early.rows_RH, early.ends)
+
+        def add_onto(output_TH: Tensor) -> Tensor:
+            return sum_by_token(results_RH, given.routing_weights_TK, early.row_TK, onto=output_TH)
+
+        if given.numbers_TK is not None:
+            numbers_TK = (numbers_TK - early_of_TK).to(given.numbers_TK.dtype)
+        numbered = None if given.numbers_TK is None else numbers_TK
+        rest = replace(given, expert_ids_TK=ids_TK.masked_fill(early_TK, -1), numbers_TK=numbered)
+        return Begun(rest, early_TK, add_onto)
+
+    def _held_of(self, layer: int) -> _Held:
+        """Return what this rank holds by the present placement, which goes to the device when it changes."""
+        placement = self._planner.placements[layer]
+        known = self._held.get(layer)
+        if known is None or known[0] is not placement:
+            slots = {e: slot.index for e, slot in self._planner.fetcher.residents(layer).items()}
+            slot_of = [NO_SLOT, *(slots.get(expert_id, NO_SLOT) for expert_id in range(placement.num_experts))]
+            num_routed = placement.num_experts - placement.num_shared
+            on_device = Device.of(self._device).upload(np.array(slot_of, dtype=np.int32))
+            known = self._held[layer] = placement, _Held(on_device[1 : num_routed + 1] != NO_SLOT, on_device)
+        return known[1]
