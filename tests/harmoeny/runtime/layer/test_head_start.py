@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import ClassVar
@@ -11,16 +13,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from harmoeny.choices import Fetch
+from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import ExpertCost
 from harmoeny.head_start import HeadStart, early_rows
-from harmoeny.placement import place
+from harmoeny.placement import IntArray, Placement, place
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.early import choose_early, number_assignments
 from harmoeny.runtime.layer.head_start import HeadStarts
+from harmoeny.runtime.memory.slots import Slot
+from harmoeny.runtime.memory.transfer import ThreadTransfers
 from harmoeny.timed import HarMoEny
 from tests.harmoeny.runtime.cases import COST, RandomPlan, Shuffled, Tokens, random_tokens
 from tests.harmoeny.runtime.layer.test_engine import run_layers
@@ -99,9 +104,36 @@ def test_fused_passes_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_residents_that_change_are_there_before_they_are_read(kernel: str) -> None:
+def test_residents_that_change_for_a_batch_are_read_before(kernel: str) -> None:
     policy = Shuffled(5, fetch="peer", num_slots=8, early=SOME)
     run_layers(3, policy, skewed(5, 8, 2, 3), num_experts=8, batches=5, kernel=kernel, width=16)
+
+
+class MovesAhead(RandomPlan):
+    """While a layer is executed, all experts of the next move to the next rank."""
+
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.LOOKAHEAD, Knowledge.EXACT})
+
+    def look_ahead(self, layer: int, counts: IntArray, following: Placement) -> Placement:  # noqa: ARG002
+        return Placement.from_home((following.home + 1) % following.world_size, following.world_size)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_residents_that_are_on_their_way_are_waited_for(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    move = ThreadTransfers.move
+
+    def slowly(self: ThreadTransfers, slot: Slot, source: Mapping[str, Tensor]) -> None:
+        time.sleep(5e-3)
+        move(self, slot, source)
+
+    monkeypatch.setattr(ThreadTransfers, "move", slowly)
+    records = run_layers(
+        2, MovesAhead(5, early=SOME), skewed(5, 6, 3, 2), num_experts=6, batches=3, kernel=kernel, width=16
+    )
+    waits = [
+        times.marks.fetch.fetch_waits + times.marks.fetch.restore_waits for of_rank in records for times in of_rank
+    ]
+    assert any(waits), "the layer counts the stall"
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
