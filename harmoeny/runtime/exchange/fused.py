@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harmoeny.head_start import HeadStart
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.order import Assignments, Sent
 
@@ -23,6 +24,8 @@ _VECTOR_BYTES = 16
 _TILE_COLUMNS, _TILE_BYTES, _TILE_ELEMENTS = 1024, 8192, 8192
 #: As many are numbered at a time.
 _FEW_ASSIGNMENTS, _MANY_ASSIGNMENTS = 1024, 4096
+#: Of all experts, so many are compared with the others at a time.
+_EXPERTS_AT_ONCE = 16
 #: What a warp finds out about its token, every other warp would find out too.
 _TOKEN_WARPS = 1
 
@@ -57,6 +60,54 @@ def number_assignments(
         TILE=_FEW_ASSIGNMENTS if few else _MANY_ASSIGNMENTS, num_warps=4 if few else 8,
     )  # fmt: skip
     return numbers_TK, totals
+
+
+def choose_early(
+    counts_E: Tensor, slot_of_E: Tensor, num_routed: int, num_slots: int, head_start: HeadStart
+) -> tuple[Tensor, Tensor]:
+    """Choose what :func:`harmoeny.head_start.early_rows` chooses for one rank.
+
+    Args:
+        counts_E: int64 ``[E]``, assignments of its tokens.
+        slot_of_E: int32 ``[E + 1]``, anything and then every expert's slot, above all slots where it has none.
+        num_routed: the experts, from the first, that may be early.
+        num_slots: number of slots.
+        head_start: how much.
+
+    Returns:
+        int64 ``[E]``, early assignments of every expert, and int32 ``[num_slots]``, of the slots up to each.
+    """
+    from harmoeny.runtime.exchange.triton_rows import choose_early
+
+    early_E, ends = torch.empty_like(counts_E), slot_of_E.new_empty(num_slots)
+    choose_early[(1,)](
+        counts_E, slot_of_E, len(counts_E), num_routed, num_slots, *head_start, early_E, ends,
+        EXPERTS=max(_EXPERTS_AT_ONCE, _power_of_2(len(counts_E))), AT_ONCE=_EXPERTS_AT_ONCE,
+    )  # fmt: skip
+    return early_E, ends
+
+
+def split_early(expert_ids_TK: Tensor, numbers_TK: Tensor, early_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide a rank's assignments: of every expert the first are early.
+
+    Args:
+        expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
+        numbers_TK: int32 ``[T, K]``, as :func:`number_assignments` returns them.
+        early_E: int64 ``[E]``, early assignments of every expert.
+
+    Returns:
+        int64 ``[T, K]`` each, the experts of early assignments and of the others, -1 where they are not among them; and
+        int32 ``[T, K]``, numbers of the others.
+    """
+    from harmoeny.runtime.exchange.triton_rows import split_early
+
+    ids_TK, num = expert_ids_TK.contiguous(), expert_ids_TK.numel()
+    early_ids_TK, rest_ids_TK, rest_numbers_TK = (torch.empty_like(like) for like in (ids_TK, ids_TK, numbers_TK))
+    if num > 0:
+        split_early[(-(-num // _FEW_ASSIGNMENTS),)](
+            ids_TK, numbers_TK, early_E, num, early_ids_TK, rest_ids_TK, rest_numbers_TK, TILE=_FEW_ASSIGNMENTS
+        )
+    return early_ids_TK, rest_ids_TK, rest_numbers_TK
 
 
 def spread_tokens(

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from harmoeny.head_start import HeadStart, early_rows
+from harmoeny.placement import Placement
 from harmoeny.runtime.device import Device
-from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot, sum_by_token
-from harmoeny.runtime.exchange.early import choose_early, number_assignments
+from harmoeny.runtime.exchange.by_slot import NO_SLOT, sum_by_token
+from harmoeny.runtime.exchange.early import early_by_slot
 from harmoeny.runtime.exchange.gather import gather_rows
 from harmoeny.runtime.exchange.order import Assignments, exclusive_cumsum, tokens_of
 from harmoeny.runtime.kernels.base import Kernel, Results
@@ -31,30 +32,17 @@ class Begun:
 
     Attributes:
         rest: what is left of its input.
-        early_TK: bool ``[num_tokens, top_k]``, the assignments that are not.
+        early_ids_TK: int64 ``[num_tokens, top_k]``, the expert of every assignment that is not left, -1 of the others.
         add_onto: adds their results, weighted, onto ``[num_tokens, hidden_size]`` and returns it.
     """
 
     rest: LayerInput
-    early_TK: Tensor
+    early_ids_TK: Tensor
     add_onto: Callable[[Tensor], Tensor]
 
     def completed(self, result: LayerResult) -> LayerResult:
         """Return the result of the whole layer, of that of the rest."""
-        return replace(result, output_TH=self.add_onto(result.output_TH), early_TK=self.early_TK)
-
-
-@dataclass(frozen=True)
-class _Held:
-    """What a rank holds of a layer, on its device.
-
-    Attributes:
-        resident_E: bool ``[num_routed]``.
-        slot_of_E: int32 ``[num_experts + 1]``, as :func:`rows_by_slot` wants it.
-    """
-
-    resident_E: Tensor
-    slot_of_E: Tensor
+        return replace(result, output_TH=self.add_onto(result.output_TH), early_ids_TK=self.early_ids_TK)
 
 
 class HeadStarts:
@@ -70,7 +58,7 @@ class HeadStarts:
             rank: this one.
         """
         self._planner, self._kernels, self._device, self._rank = planner, kernels, device, rank
-        self._held: dict[int, tuple[object, _Held]] = {}
+        self._slots: dict[int, tuple[Placement, Tensor]] = {}
 
     def of(self, layer: int) -> HeadStart | None:
         """Return how much of a layer all ranks execute early; None: nothing.
@@ -115,8 +103,8 @@ class HeadStarts:
         num_tokens, results = early_E[expert_ids], Results(rows_RH)
         starts = exclusive_cumsum(num_tokens).tolist()
         kernel(Wave(0, 0, expert_ids, [slot.index for slot in slots], starts, num_tokens.tolist()), rows_RH, results)
-        early_TK = torch.zeros_like(given.expert_ids_TK, dtype=torch.bool)
-        early_TK.view(-1)[sent.assignment_S] = True
+        is_early_TK = torch.zeros_like(given.expert_ids_TK, dtype=torch.bool)
+        is_early_TK.view(-1)[sent.assignment_S] = True
 
         def add_onto(output_TH: Tensor) -> Tensor:
             weights_S = given.routing_weights_TK.reshape(-1).index_select(0, sent.assignment_S)
@@ -124,45 +112,32 @@ class HeadStarts:
             token_S = tokens_of(sent.assignment_S, given.expert_ids_TK.shape[1])
             return output_TH.index_add_(0, token_S, weighted_RH)
 
-        rest = replace(given, expert_ids_TK=given.expert_ids_TK.masked_fill(early_TK, -1))
-        return Begun(rest, early_TK, add_onto)
+        rest = replace(given, expert_ids_TK=given.expert_ids_TK.masked_fill(is_early_TK, -1))
+        return Begun(rest, given.expert_ids_TK.masked_fill(~is_early_TK, -1), add_onto)
 
     def _queue(self, kernel: GroupedKernel, given: LayerInput, counts_E: Tensor, head_start: HeadStart) -> Begun:
         """Choose and execute on the device, which the host does not wait for; all rows with one call."""
-        held, ids_TK = self._held_of(given.layer), given.expert_ids_TK
-        early_E = choose_early(counts_E[: len(held.resident_E)], held.resident_E, head_start)
-        # Before all experts, what is left out.
-        early_of = torch.zeros_like(held.slot_of_E, dtype=early_E.dtype)
-        early_of[1 : len(early_E) + 1] = early_E
-        early_of_TK = early_of.index_select(0, ids_TK.reshape(-1) + 1).view_as(ids_TK)
-        numbers_TK = number_assignments(ids_TK) if given.numbers_TK is None else given.numbers_TK
-        early_TK = (numbers_TK < early_of_TK) & (ids_TK >= 0)
-        fetcher = self._planner.fetcher
+        fetcher, placement = self._planner.fetcher, self._planner.placements[given.layer]
+        early = early_by_slot(
+            given.hidden_TH, given.expert_ids_TK, given.numbers_TK, counts_E, self._slot_by_expert(given.layer),
+            placement.num_experts - placement.num_shared, len(kernel.slots.slots), head_start,
+        )  # fmt: skip
         # Which of them are read, the device alone knows.
         fetcher.await_residents(given.layer, fetcher.residents(given.layer).values())
-        early = rows_by_slot(
-            given.hidden_TH, ids_TK.masked_fill(~early_TK, -1), held.slot_of_E, len(kernel.slots.slots),
-            most_rows=head_start.most_rows,
-        )  # fmt: skip
-        results_RH = kernel.apply(early.rows_RH, early.ends)
+        results_RH = kernel.apply(early.by_slot.rows_RH, early.by_slot.ends)
 
         def add_onto(output_TH: Tensor) -> Tensor:
-            return sum_by_token(results_RH, given.routing_weights_TK, early.row_TK, onto=output_TH)
+            return sum_by_token(results_RH, given.routing_weights_TK, early.by_slot.row_TK, onto=output_TH)
 
-        if given.numbers_TK is not None:
-            numbers_TK = (numbers_TK - early_of_TK).to(given.numbers_TK.dtype)
-        numbered = None if given.numbers_TK is None else numbers_TK
-        rest = replace(given, expert_ids_TK=ids_TK.masked_fill(early_TK, -1), numbers_TK=numbered)
-        return Begun(rest, early_TK, add_onto)
+        rest = replace(given, expert_ids_TK=early.rest_ids_TK, numbers_TK=early.rest_numbers_TK)
+        return Begun(rest, early.early_ids_TK, add_onto)
 
-    def _held_of(self, layer: int) -> _Held:
-        """Return what this rank holds by the present placement, which goes to the device when it changes."""
+    def _slot_by_expert(self, layer: int) -> Tensor:
+        """Return the slots of what this rank holds by the present placement; they go to the device when it changes."""
         placement = self._planner.placements[layer]
-        known = self._held.get(layer)
+        known = self._slots.get(layer)
         if known is None or known[0] is not placement:
             slots = {e: slot.index for e, slot in self._planner.fetcher.residents(layer).items()}
             slot_of = [NO_SLOT, *(slots.get(expert_id, NO_SLOT) for expert_id in range(placement.num_experts))]
-            num_routed = placement.num_experts - placement.num_shared
-            on_device = Device.of(self._device).upload(np.array(slot_of, dtype=np.int32))
-            known = self._held[layer] = placement, _Held(on_device[1 : num_routed + 1] != NO_SLOT, on_device)
+            known = self._slots[layer] = placement, Device.of(self._device).upload(np.array(slot_of, dtype=np.int32))
         return known[1]

@@ -42,7 +42,8 @@ class LayerResult:
         fetch: what moving weights cost.
         padded_tokens: rows that this rank executed besides the plan's, to fill buffers of equal size.
         host: what its host executed.
-        early_TK: bool ``[num_tokens, top_k]``, what was executed before there was a plan; None: nothing.
+        early_ids_TK: int64 ``[num_tokens, top_k]``, the expert of every assignment that was executed before there was a
+            plan, -1 of the others; None: there is none.
     """
 
     output_TH: Tensor
@@ -50,7 +51,7 @@ class LayerResult:
     fetch: FetchStats
     padded_tokens: int = 0
     host: HostStats = field(default_factory=HostStats)
-    early_TK: Tensor | None = None
+    early_ids_TK: Tensor | None = None
 
     def executed_mask(self, expert_ids_TK: Tensor) -> Tensor:
         """Return bool ``[num_tokens, top_k]``, true where an assignment, of the input's, was executed."""
@@ -59,4 +60,4 @@ class LayerResult:
         mask = torch.zeros(expert_ids_TK.numel(), dtype=torch.bool, device=self.output_TH.device)
         mask[self.assignment_S] = True
         mask_TK = mask.view_as(expert_ids_TK)
-        return mask_TK if self.early_TK is None else mask_TK | self.early_TK
+        return mask_TK if self.early_ids_TK is None else mask_TK | (self.early_ids_TK >= 0)
