@@ -68,6 +68,8 @@ class Executor(ABC):
             begun = self._head_starts.begin(given, counts_E, head_start)
             counts = gathered()
             early = self.planner.early(given.layer, counts)
+            begins = early is not None and bool(early[self.comm.rank].any())
+            assert begun is not None or not begins, "a token goes to an expert twice"
         record.mark()  # plan
         plan = self.planner.plan(given.layer, counts, early)
         rest = counts if early is None else counts - early

@@ -71,14 +71,14 @@ class HeadStarts:
         return self._planner.head_start(layer)
 
     def begin(self, given: LayerInput, counts_E: Tensor, head_start: HeadStart) -> Begun | None:
-        """Execute the early part of a layer; None: there is none.
+        """Execute the early part of a layer; None: there is none, if no token goes to an expert twice.
 
         Args:
             given: this rank's tokens.
             counts_E: int64 ``[num_experts]``, their assignments.
             head_start: as of :meth:`of`.
         """
-        if len(given.hidden_TH) < head_start.least_rows:  # no token goes to an expert twice
+        if len(given.hidden_TH) < head_start.least_rows:
             return None
         kernel = self._kernels[given.layer]
         if isinstance(kernel, GroupedKernel):

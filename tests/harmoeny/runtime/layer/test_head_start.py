@@ -27,8 +27,18 @@ from harmoeny.runtime.layer.head_start import HeadStarts
 from harmoeny.runtime.memory.slots import Slot
 from harmoeny.runtime.memory.transfer import ThreadTransfers
 from harmoeny.timed import HarMoEny
-from tests.harmoeny.runtime.cases import COST, RandomPlan, Shuffled, Tokens, random_tokens
+from tests.harmoeny.runtime.cases import (
+    COST,
+    RandomPlan,
+    Shuffled,
+    Tokens,
+    expected_output,
+    random_experts,
+    random_tokens,
+    start,
+)
 from tests.harmoeny.runtime.layer.test_engine import run_layers
+from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 from tests.harmoeny.test_head_start import head_starts
 from tests.strategies import examples
 
@@ -101,6 +111,33 @@ def test_fused_passes_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Dropping(7, drop=False, early=SOME)
     records = run_layers(1, policy, skewed(3, 6, 2, 1), num_experts=6, batches=2, kernel="triton", width=16)
     assert records[0][0].marks.plan.early.any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_shared_experts_are_executed_with_the_rest(kernel: str) -> None:
+    experts = replace(random_experts(7, 0, width=16), num_shared=1)
+
+    def rank_main(comm: ThreadCommunicator) -> IntArray:
+        t = skewed(3, 6, 1, 2)[0][comm.rank]
+        engine = start([experts], comm, kernel=kernel)
+        engine.use(engine.build_system("x", RandomPlan(7, early=SOME)))
+        engine.recorder.begin_iteration()
+        engine.recorder.begin_layer(0)
+        shared = torch.rand(len(t.hidden))
+        output = engine.forward(0, t.hidden, t.ids, t.weights, shared)
+        ids = torch.cat([t.ids, torch.full_like(t.ids[:, :1], 6)], dim=1)
+        weights = torch.cat([t.weights, shared[:, None]], dim=1)
+        wanted = expected_output(experts, t.hidden, ids, weights, ids >= 0)
+        torch.testing.assert_close(output.double(), wanted, rtol=1e-4, atol=1e-4)
+        plan = engine.recorder._layers[-1].plan
+        engine.close()
+        assert plan is not None
+        assert plan.early is not None
+        return plan.early
+
+    early, _ = run_threads(2, rank_main)
+    assert early.any()
+    assert not early[:, -1].any()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
