@@ -69,7 +69,7 @@ def sum_by_token(results_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor,
         results_RH: ``[R, H]``, of the rows of :func:`rows_by_slot`.
         routing_weights_TK: ``[T, K]``.
         row_TK: as it made them.
-        onto: ``[T, H]``, what they are added to, in place, and returned; None: nothing.
+        onto: ``[T, H]``, what they are added to, in place where it has no gaps, and returned; None: nothing.
     """
     if fused.is_available(results_RH.device):
         return fused.add_up(results_RH, routing_weights_TK, row_TK, len(results_RH), onto)

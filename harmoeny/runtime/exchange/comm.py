@@ -136,20 +136,20 @@ class Communicator:
             What waits for the counts of all ranks, and returns them; until then nothing else may be exchanged. On CUDA
             it does not wait for what was queued in between.
         """
-        if self.world_size == 1:
-            return lambda: self.gather_counts(counts)
-        device = Device.of(self.device)
+        device, gathered, works = Device.of(self.device), counts[None], []
         with device.beside():
-            gathered = counts.new_empty(self.world_size, counts.numel())
-            work = _all_gather(gathered.view(-1), counts, group=self._group, async_op=True)
+            if self.world_size > 1:
+                gathered = counts.new_empty(self.world_size, counts.numel())
+                works = [_all_gather(gathered.view(-1), counts, group=self._group, async_op=True)]
             if device.has_own_memory:
-                work.wait()  # the stream does
+                for work in works:
+                    work.wait()  # the stream does
                 return device.download(gathered)
 
         def wait() -> IntArray:
-            work.wait()
-            host: IntArray = gathered.numpy()
-            return host
+            for work in works:
+                work.wait()
+            return device.download(gathered)()
 
         return wait
 

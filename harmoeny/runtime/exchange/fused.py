@@ -228,8 +228,8 @@ def add_up(
         routing_weights_TK: ``[T, K]``.
         row_TK: int64 ``[T, K]``, the row of every assignment; it contributes nothing where that is no row.
         num_rows: how many of the rows are results, from the first.
-        onto: ``[T, H]``, without gaps, what they are added to, in place; tokens without results are not even read.
-            None: nothing.
+        onto: ``[T, H]``, what they are added to, in place where it has no gaps; tokens without results are not even
+            read. None: nothing.
 
     Returns:
         ``[T, H]``.
@@ -238,8 +238,7 @@ def add_up(
 
     num_tokens, top_k = row_TK.shape
     columns = min(_tile_columns(rows_RH), max(1, _TILE_ELEMENTS // _power_of_2(top_k)))
-    out = rows_RH.new_empty(num_tokens, rows_RH.shape[1]) if onto is None else onto
-    assert out.is_contiguous()
+    out = rows_RH.new_empty(num_tokens, rows_RH.shape[1]) if onto is None else onto.contiguous()
     if num_tokens > 0:
         add_up[(num_tokens, -(-rows_RH.shape[1] // columns))](
             rows_RH.contiguous(), num_rows, row_TK, routing_weights_TK.contiguous(), out, ONTO=onto is not None,

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from harmoeny.head_start import HeadStart, early_rows
-from harmoeny.placement import Placement
+from harmoeny.placement import IntArray, Placement
 from harmoeny.runtime.device import Device
+from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.by_slot import NO_SLOT, sum_by_token
 from harmoeny.runtime.exchange.early import early_by_slot
-from harmoeny.runtime.exchange.gather import gather_rows
-from harmoeny.runtime.exchange.order import Assignments, exclusive_cumsum, tokens_of
+from harmoeny.runtime.exchange.gather import add_rows, gather_rows
+from harmoeny.runtime.exchange.order import Assignments, exclusive_cumsum
 from harmoeny.runtime.kernels.base import Kernel, Results
 from harmoeny.runtime.kernels.grouped import GroupedKernel
 from harmoeny.runtime.layer.layer_input import LayerInput, LayerResult
@@ -61,13 +62,7 @@ class HeadStarts:
         self._slots: dict[int, tuple[Placement, Tensor]] = {}
 
     def of(self, layer: int) -> HeadStart | None:
-        """Return how much of a layer all ranks execute early; None: nothing.
-
-        Nothing either where a device has memory of its own and computes experts one after another: the host would have
-        to wait for the counts to tell it which.
-        """
-        if not self._kernels[layer].grouped and Device.of(self._device).has_own_memory:
-            return None
+        """Return how much of a layer all ranks execute early; None: nothing."""
         return self._planner.head_start(layer)
 
     def begin(self, given: LayerInput, counts_E: Tensor, head_start: HeadStart) -> Begun | None:
@@ -86,8 +81,9 @@ class HeadStarts:
         return self._execute(kernel, given, counts_E, head_start)
 
     def _execute(self, kernel: Kernel, given: LayerInput, counts_E: Tensor, head_start: HeadStart) -> Begun | None:
-        """Execute one expert after another, where the host has the counts."""
-        counts, placement = counts_E.numpy(), self._planner.placements[given.layer].routed
+        """Execute one expert after another; on CUDA the host waits for this rank's own counts to tell it which."""
+        device, placement = Device.of(self._device), self._planner.placements[given.layer].routed
+        counts: IntArray = device.download(counts_E)()
         own = np.ascontiguousarray(placement.resident[:, self._rank, None])
         early_E = np.zeros_like(counts)
         early_E[: len(own)] = early_rows(counts[None, : len(own)], own, head_start)[0]
@@ -98,22 +94,27 @@ class HeadStarts:
         residents = fetcher.residents(given.layer)
         slots = [residents[expert_id] for expert_id in expert_ids]
         fetcher.await_residents(given.layer, slots)
-        assignments = Assignments(given.expert_ids_TK, counts)
+        assignments = Assignments(given.expert_ids_TK, counts, given.numbers_TK)
         rows_RH, sent = gather_rows(given.hidden_TH, assignments, early_E[:, None])
         num_tokens, results = early_E[expert_ids], Results(rows_RH)
         starts = exclusive_cumsum(num_tokens).tolist()
         kernel(Wave(0, 0, expert_ids, [slot.index for slot in slots], starts, num_tokens.tolist()), rows_RH, results)
-        is_early_TK = torch.zeros_like(given.expert_ids_TK, dtype=torch.bool)
-        is_early_TK.view(-1)[sent.assignment_S] = True
 
         def add_onto(output_TH: Tensor) -> Tensor:
-            weights_S = given.routing_weights_TK.reshape(-1).index_select(0, sent.assignment_S)
-            weighted_RH = results.rows() * weights_S.to(rows_RH.dtype)[:, None]
-            token_S = tokens_of(sent.assignment_S, given.expert_ids_TK.shape[1])
-            return output_TH.index_add_(0, token_S, weighted_RH)
+            return add_rows(results.rows(), given.routing_weights_TK, sent, output_TH)
 
-        rest = replace(given, expert_ids_TK=given.expert_ids_TK.masked_fill(is_early_TK, -1))
-        return Begun(rest, given.expert_ids_TK.masked_fill(~is_early_TK, -1), add_onto)
+        if given.numbers_TK is None:
+            is_early_TK = torch.zeros_like(given.expert_ids_TK, dtype=torch.bool)
+            is_early_TK.view(-1)[sent.assignment_S] = True
+            early_ids_TK, rest_ids_TK = (
+                given.expert_ids_TK.masked_fill(mask, -1) for mask in (~is_early_TK, is_early_TK)
+            )
+            return Begun(replace(given, expert_ids_TK=rest_ids_TK), early_ids_TK, add_onto)
+        early_ids_TK, rest_ids_TK, numbers_TK = fused.split_early(
+            given.expert_ids_TK, given.numbers_TK, device.upload(early_E)
+        )
+        rest = replace(given, expert_ids_TK=rest_ids_TK, numbers_TK=numbers_TK)
+        return Begun(rest, early_ids_TK, add_onto)
 
     def _queue(self, kernel: GroupedKernel, given: LayerInput, counts_E: Tensor, head_start: HeadStart) -> Begun:
         """Choose and execute on the device, which the host does not wait for; all rows with one call."""

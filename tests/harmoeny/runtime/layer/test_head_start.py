@@ -105,11 +105,12 @@ class Dropping(RandomPlan):
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which is not installed")
-def test_fused_passes_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", ["triton", "loop"])
+def test_fused_passes_do_the_same(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(fused, "is_available", lambda _: True)
     policy = Dropping(7, drop=False, early=SOME)
-    records = run_layers(1, policy, skewed(3, 6, 2, 1), num_experts=6, batches=2, kernel="triton", width=16)
+    records = run_layers(1, policy, skewed(3, 6, 2, 1), num_experts=6, batches=2, kernel=kernel, width=16)
     assert records[0][0].marks.plan.early.any()
 
 
