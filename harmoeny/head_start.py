@@ -77,17 +77,17 @@ def early_rows(counts: IntArray, resident: BoolArray, head_start: HeadStart) -> 
     num_ranks, num_experts = counts.shape
     most_rows, slice_rows, least_rows, tile_rows, batch_rows = head_start
     early = np.zeros((num_ranks, num_experts), dtype=np.int64)
+    experts, rows = np.empty(num_experts, dtype=np.int64), np.empty(num_experts, dtype=np.int64)
     for rank in range(num_ranks):
-        if counts[rank].sum() > batch_rows:
-            continue
-        experts = np.empty(num_experts, dtype=np.int64)
-        rows = np.empty(num_experts, dtype=np.int64)
-        number = 0
+        number = total = 0
         for expert in range(num_experts):
+            total += counts[rank, expert]
             if counts[rank, expert] >= least_rows and resident[expert, rank]:
                 experts[number] = expert
                 rows[number] = counts[rank, expert] // tile_rows * tile_rows
                 number += 1
+        if total > batch_rows:
+            continue
         begun = 0
         for i in np.argsort(-rows[:number], kind="mergesort"):
             left = (most_rows - begun - slice_rows) // tile_rows * tile_rows
@@ -108,7 +108,10 @@ def early_of_all(counts: IntArray, resident: BoolArray, head_start: HeadStart | 
     """
     if head_start is None or counts.max(initial=0) < head_start.least_rows:
         return None
-    early = np.zeros_like(counts)
     num_experts = len(resident)
-    early[:, :num_experts] = early_rows(np.ascontiguousarray(counts[:, :num_experts]), resident, head_start)
+    if num_experts == counts.shape[1]:
+        early = early_rows(counts, resident, head_start)
+    else:
+        early = np.zeros_like(counts)
+        early[:, :num_experts] = early_rows(np.ascontiguousarray(counts[:, :num_experts]), resident, head_start)
     return early if early.any() else None

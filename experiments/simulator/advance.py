@@ -204,7 +204,7 @@ class SimulatedSystem:
         placed_s = self._place_anew(layer, counts, boundary_s[Phase.PLAN], early_end_s)
         flows, exchange, plan_s = self._plan(layer, rest)
         exchange, placement = exchange.at(pace), self._residency.placements[layer]
-        planned_s = np.maximum(placed_s + plan_s * pace, early_end_s)
+        planned_s = np.maximum(placed_s + (early.choice_s + plan_s) * pace, early_end_s)
         boundary_s[Phase.DISPATCH] = self._look_ahead(layer, counts, planned_s)
         ready_s = boundary_s[Phase.DISPATCH] + exchange.gather_s
         arrivals = Arrivals.of(cost, flows, exchange, ready_s, pace)

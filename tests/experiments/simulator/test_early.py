@@ -10,12 +10,19 @@ import pytest
 
 from baselines.static_ep import StaticEP
 from experiments.point.simulator_options import SoftwareCost
+from experiments.simulator.advance import SimulatedLayer
 from experiments.simulator.cost import CostModel
 from experiments.simulator.topology import Topology
 from harmoeny.head_start import HeadStart
 from harmoeny.placement import Placement
 from harmoeny.timed import HarMoEny
-from tests.experiments.simulator.test_advance import UNIT, column, simulate, work
+from tests.experiments.simulator import test_advance
+from tests.experiments.simulator.test_advance import UNIT, simulate, work
+
+
+def column(layer: SimulatedLayer, name: str) -> list[float]:
+    """Seconds without the microseconds in which the host finds out what is early."""
+    return [round(value, 4) for value in test_advance.column(layer, name)]
 
 
 @dataclass(kw_only=True)
@@ -67,6 +74,14 @@ def test_early_rows_are_gathered_and_their_results_added_up() -> None:
     assert column(late, "plan_s") == [6.0 - 4.0] * 2
     assert column(late, "compute_s") == [0.0, 0.0]
     assert column(late, "combine_s") == [4.5, 4.5]
+
+
+def test_the_host_finds_out_what_is_early_before_it_plans() -> None:
+    begun, late = (
+        simulate(Early(rows=rows), [[3, 1], [0, 3]], replace(UNIT, all_to_all_latency_s=9.0)) for rows in (3, 0)
+    )
+    assert test_advance.column(late, "plan_s") == [0.0, 0.0]
+    assert test_advance.column(begun, "plan_s") == pytest.approx([5e-6 + 4 * 1.4e-9] * 2)
 
 
 def test_ranks_of_one_device_slow_each_other_down_in_early_rows_too() -> None:
