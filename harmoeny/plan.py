@@ -32,6 +32,8 @@ class Plan:
         senders: int64 ``[num_experts, world_size]``, who sends each of :attr:`from_peer`, -1 where nobody does: the
             expert's home rank, or a lower rank than the receiver that gets the expert from another, too, and hands it
             on. None: all home ranks.
+        early: int64 ``[world_size, num_experts]``, assignments that ranks executed of their own before there was a
+            plan; not among :attr:`tokens`. None: none; whoever executes plans sets it, never a policy.
     """
 
     tokens: IntArray
@@ -42,6 +44,7 @@ class Plan:
     host: BoolArray | None = None
     stages: Stages | None = None
     senders: IntArray | None = None
+    early: IntArray | None = None
 
     @property
     def world_size(self) -> int:
@@ -78,7 +81,7 @@ class Plan:
     def dropped(self, counts: IntArray) -> IntArray:
         """Return int64 ``[world_size, num_experts]``, assignments of ``counts`` that nobody executes."""
         dropped: IntArray = counts - self.tokens.sum(axis=2)
-        return dropped
+        return dropped if self.early is None else dropped - self.early
 
     def imbalance(self) -> float:
         """Return the largest load over the mean load; 1.0 is perfect, and the value where nothing is executed."""
@@ -103,6 +106,8 @@ class Plan:
             raise ValueError(f"plan.fetch: shape {self.fetch.shape}, must be {self.tokens.shape[1:]}")
         if (self.tokens < 0).any():
             raise ValueError(f"plan.tokens: negative at [src, expert, dst] = {_first(self.tokens < 0)}")
+        if self.early is not None and (self.early < 0).any():
+            raise ValueError(f"plan.early: negative at [rank, expert] = {_first(self.early < 0)}")
         dropped = self.dropped(counts)
         if (dropped < 0).any():
             raise ValueError(f"plan.tokens: more assignments than counted at [src, expert] = {_first(dropped < 0)}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from harmoeny.choices import PLAN_EXECUTOR, Fetch, Knowledge, WorkOrder
 from harmoeny.cost import ExpertCost
+from harmoeny.head_start import HeadStart
 from harmoeny.placement import PLACEMENTS, BoolArray, IntArray, Placement, even_room, place, with_slot
 from harmoeny.plan import Plan, even_shares, home_executed, home_tokens, plan_from_tokens, tokens_of_shares
 from harmoeny.trace import RoutingTrace
@@ -212,6 +213,16 @@ class Policy(ABC):
             layer: the layer that was planned; there is one after it.
             counts: int64 ``[world_size, num_experts]``, its counts.
             following: the present residency of the layer after it.
+        """
+        return None
+
+    def begin_early(self, placement: Placement) -> HeadStart | None:  # noqa: ARG002
+        """Return how much a rank executes of its own rows while counts travel and the plan is made; None: nothing.
+
+        What it executes is taken out of the batch before :meth:`plan` sees it; see :mod:`harmoeny.head_start`.
+
+        Args:
+            placement: the present residency of the layer; every rank must have slots for what it holds there.
         """
         return None
 

@@ -13,6 +13,7 @@ from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import NO_LINKS, ExpertCost
 from harmoeny.demand import Demand, hold_expected
 from harmoeny.following import accuracy, expect_alike, reliable
+from harmoeny.head_start import HeadStart
 from harmoeny.lines import Stages
 from harmoeny.moves import move_sources
 from harmoeny.placement import BoolArray, IntArray, Placement, even_room
@@ -74,6 +75,8 @@ class HarMoEny(Policy):
         overlap: whether exchange and computation may overlap, by stages or by executing a rank's own rows
             while the others are on their way; only where rows travel while ranks compute.
         spread: whether hot experts may be brought to all ranks.
+        head_start: whether a rank executes some of its own rows while counts travel and the plan is made, where it
+            holds experts with many of them. See :mod:`harmoeny.head_start`.
         settle: whether placements follow what earlier batches needed.
         ahead: whether spare slots of the next layer get what it is predicted to need, while a layer is executed.
         interval: batches between two new placements of a layer.
@@ -95,6 +98,7 @@ class HarMoEny(Policy):
     spare_slots: int = 0
     overlap: bool = True
     spread: bool = True
+    head_start: bool = True
     settle: bool = True
     ahead: bool = True
     interval: int = 8
@@ -346,6 +350,22 @@ class HarMoEny(Policy):
         if not self.host:
             return np.zeros_like(placement.resident)
         return choose_host(executed, placement.resident, self._places)
+
+    def begin_early(self, placement: Placement) -> HeadStart | None:
+        """Return how much a rank executes while counts travel and the plan is made: about as long as that takes.
+
+        Nothing where a rank may lack what is at home there, which would have to be fetched first, or holds everything;
+        and nothing where exchanging takes no time that is known.
+
+        Args:
+            placement: the present residency of the layer.
+        """
+        if not self.head_start or self.fetch == Fetch.NONE or self._known is None:
+            return None
+        costs, _ = self._known
+        if placement.world_size == 1 or costs.exchange_latency_s == 0 or not placement.holds_homes:
+            return None
+        return HeadStart.of(costs.exchange_latency_s + TRIAL_S * placement.resident.size, costs)
 
     def room(self, num_experts: int, world_size: int) -> int | None:
         """Return the experts that a rank has room for in a layer."""

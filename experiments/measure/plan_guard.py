@@ -67,5 +67,6 @@ class _Guard:
         except Exception as error:  # noqa: BLE001  (whatever a policy raises; the other ranks wait for an answer)
             name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             return None, _Seen("", f"{name}{error}")
-        content = plan.tokens.tobytes() + plan.fetch.tobytes() + (b"" if plan.host is None else plan.host.tobytes())
+        content = plan.tokens.tobytes() + plan.fetch.tobytes()
+        content += b"".join(part.tobytes() for part in (plan.host, plan.early) if part is not None)
         return plan, _Seen(hashlib.sha256(content).hexdigest())

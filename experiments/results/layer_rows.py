@@ -47,16 +47,17 @@ def layer_row(times: LayerTimes, rank: int, origin_s: float) -> dict[str, Any]:
     """Return the result columns of one layer on one rank."""
     marks = times.marks
     assert marks.plan is not None, "the layer was not executed to its end"
-    tokens = marks.plan.tokens
-    sent = int(tokens[rank].sum())
-    executed_by_expert = tokens[:, :, rank].sum(axis=0)
+    tokens, early = marks.plan.tokens, marks.plan.early
+    early_by_expert = np.zeros(tokens.shape[1], dtype=np.int64) if early is None else early[rank]
+    planned = int(tokens[rank].sum())
+    executed_by_expert = tokens[:, :, rank].sum(axis=0) + early_by_expert
     return {
         "layer": marks.layer,
         "rank": rank,
         "num_assignments": marks.num_assignments,
         "executed_tokens": int(executed_by_expert.sum()),
-        "sent_tokens": sent - int(tokens[rank, :, rank].sum()),
-        "dropped_tokens": marks.num_assignments - sent,
+        "sent_tokens": planned - int(tokens[rank, :, rank].sum()),
+        "dropped_tokens": marks.num_assignments - planned - int(early_by_expert.sum()),
         "padded_tokens": marks.padded_tokens,
         "num_active_experts": int((executed_by_expert > 0).sum()),
         "num_host_fetches": marks.fetch.num_host_fetches,

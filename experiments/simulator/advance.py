@@ -12,6 +12,7 @@ from experiments.routers.base import FloatArray
 from experiments.simulator.compute import RankMemories
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import check_memory, layer_bytes, mask_bytes
+from experiments.simulator.early import Early
 from experiments.simulator.exchange import Arrivals, ExchangeTimes, last_partner, padded_exchange, plain_exchange
 from experiments.simulator.flows import Flows, capped, plan_flows
 from experiments.simulator.jitter import Jitter
@@ -174,11 +175,16 @@ class SimulatedSystem:
         """Return float64 ``[world_size]``, how many times as long ranks take for a layer as the cost model says."""
         return np.ones(self.cost.topology.world_size) if self._jitter is None else self._jitter.pace()
 
-    def _computing_pace(self, flows: Flows, pace: FloatArray) -> FloatArray:
-        """Return ``pace`` (float64 ``[world_size]``) of ranks that may compute on the same device."""
+    def _computing_pace(self, stages: IntArray, pace: FloatArray) -> FloatArray:
+        """Return ``pace`` (float64 ``[world_size]``) of ranks that may compute on the same device.
+
+        Args:
+            stages: int64 ``[num_stages, num_experts, world_size]``, the rows that they execute.
+            pace: how many times as long a rank takes as the cost model says.
+        """
         if not self.cost.device_sharing:
             return pace
-        return pace * sharing_pace(self.cost.experts_s(flows.stages) * pace, self.cost.device_sharing)
+        return pace * sharing_pace(self.cost.experts_s(stages) * pace, self.cost.device_sharing)
 
     def _layer(self, layer: int, counts: IntArray, start_s: FloatArray, pace: FloatArray) -> SimulatedLayer:
         cost = self.cost
@@ -187,10 +193,19 @@ class SimulatedSystem:
         boundary_s[Phase.METADATA] = start_s + cost.route_s[layer] * pace
         # Nobody knows the counts before the last rank has sent its own.
         boundary_s[Phase.PLAN] = boundary_s[Phase.METADATA].max() + cost.metadata_s
-        placed_s = self._place_anew(layer, counts, boundary_s[Phase.PLAN])
-        flows, exchange, plan_s = self._plan(layer, counts)
+        early = Early.of(
+            self.policy,
+            counts,
+            self._residency.placements[layer],
+            cost,
+            lambda stages: self._computing_pace(stages, pace),
+        )
+        early_end_s, rest = boundary_s[Phase.METADATA] + early.seconds, counts - early.executed.T
+        placed_s = self._place_anew(layer, counts, boundary_s[Phase.PLAN], early_end_s)
+        flows, exchange, plan_s = self._plan(layer, rest)
         exchange, placement = exchange.at(pace), self._residency.placements[layer]
-        boundary_s[Phase.DISPATCH] = self._look_ahead(layer, counts, placed_s + plan_s * pace)
+        planned_s = np.maximum(placed_s + (early.choice_s + plan_s) * pace, early_end_s)
+        boundary_s[Phase.DISPATCH] = self._look_ahead(layer, counts, planned_s)
         ready_s = boundary_s[Phase.DISPATCH] + exchange.gather_s
         arrivals = Arrivals.of(cost, flows, exchange, ready_s, pace)
         boundary_s[Phase.COMPUTE] = ready_s if flows.slices is not None else arrivals.arrived_s[0]
@@ -202,29 +217,39 @@ class SimulatedSystem:
             planned_s=boundary_s[Phase.DISPATCH],
             start_s=boundary_s[Phase.COMPUTE],
             arrivals=arrivals,
-            pace=self._computing_pace(flows, pace),
+            pace=self._computing_pace(flows.stages, pace),
         )
         boundary_s[Phase.COMBINE] = done.end_s
         if arrivals.parts:
             returned_s = arrivals.returned_s(done.stage_end_s)
         else:
             returned_s = last_partner(done.end_s + exchange.group_s, flows.traffic) + exchange.wire_s
-        boundary_s[Phase.END] = returned_s + exchange.add_s + done.restoring_s
+        boundary_s[Phase.END] = returned_s + exchange.add_s + early.add_s * pace + done.restoring_s
+        executed = flows.executed + early.executed
         columns: dict[str, IntArray | FloatArray] = {
             "num_assignments": counts.sum(axis=1),
-            "executed_tokens": flows.executed.sum(axis=0),
+            "executed_tokens": executed.sum(axis=0),
             "sent_tokens": _whole(flows.traffic.sum(axis=1) - flows.traffic.diagonal()),
-            "dropped_tokens": _whole(counts.sum(axis=1) - flows.traffic.sum(axis=1)),
+            "dropped_tokens": _whole(rest.sum(axis=1) - flows.traffic.sum(axis=1)),
             "padded_tokens": flows.rows.sum(axis=0) - flows.executed.sum(axis=0),
-            "num_active_experts": (flows.executed > 0).sum(axis=0),
+            "num_active_experts": (executed > 0).sum(axis=0),
             "predicted_s": np.full(len(start_s), flows.predicted_s or 0.0),
         }
         return SimulatedLayer(layer, boundary_s, columns | done.columns)
 
-    def _place_anew(self, layer: int, counts: IntArray, now_s: FloatArray) -> FloatArray:
-        """Let the policy change the residents; return when every rank can plan."""
+    def _place_anew(self, layer: int, counts: IntArray, now_s: FloatArray, early_end_s: FloatArray) -> FloatArray:
+        """Let the policy change the residents; return when every rank can plan.
+
+        Args:
+            layer: MoE layer in order of execution.
+            counts: int64 ``[world_size, num_experts]``.
+            now_s: float64 ``[world_size]``, when the counts are known.
+            early_end_s: likewise, when nobody reads the slots any more.
+        """
         changed = self._residency.update(layer, counts)
-        return now_s if changed is None else self._memories.replace_residents(layer, changed, now_s)
+        if changed is None:
+            return now_s
+        return self._memories.replace_residents(layer, changed, np.maximum(now_s, early_end_s))
 
     def _look_ahead(self, layer: int, counts: IntArray, now_s: FloatArray) -> FloatArray:
         """Let the policy change the residents of the next layer; return when every rank can go on."""

@@ -7,8 +7,9 @@ import platform
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -83,6 +84,17 @@ class Device(ABC):
         """Return the values as a tensor on the device; the host does not wait for what the device has left to do."""
 
     @abstractmethod
+    def download(self, values: Tensor) -> Callable[[], NDArray[Any]]:
+        """Start to copy a tensor on the device to the host; what is returned waits for that, and for nothing later."""
+
+    @abstractmethod
+    def beside(self) -> AbstractContextManager[None]:
+        """Let what is called within begin behind what was called before, and what is called afterwards not wait for it.
+
+        Whoever reads what came of it, or gives its memory away, waits for it first, as :meth:`download` lets the host.
+        """
+
+    @abstractmethod
     def now(self) -> Mark:
         """Return the time at which all computation called so far is over, without waiting for it."""
 
@@ -139,6 +151,14 @@ class CpuDevice(Device):
         """Return a tensor that shares the array's memory."""
         return torch.from_numpy(values)
 
+    def download(self, values: Tensor) -> Callable[[], NDArray[Any]]:
+        """Return what copies it, so that it may be written again."""
+        return lambda: np.array(values.numpy())
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Do nothing: computation is over when its call returns."""
+        return nullcontext()
+
     def now(self) -> Mark:
         """Return the processor's clock in nanoseconds."""
         return time.perf_counter_ns()
@@ -185,6 +205,31 @@ class CudaDevice(Device):
     def upload(self, values: NDArray[np.integer[Any]]) -> Tensor:
         """Queue a copy from pinned memory on the current stream; from memory that is not pinned the host would wait."""
         return torch.from_numpy(values).pin_memory().to(self._device, non_blocking=True)
+
+    def download(self, values: Tensor) -> Callable[[], NDArray[Any]]:
+        """Queue a copy into pinned memory on the current stream, and an event behind it."""
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(self._device))
+
+        def wait() -> NDArray[Any]:
+            copied.synchronize()
+            return host.numpy()
+
+        return wait
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Make a stream the current one that waits for what the current one has to do now."""
+        side = self._side
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            yield
+
+    @cached_property
+    def _side(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def now(self) -> Mark:
         """Return an event on the current stream."""

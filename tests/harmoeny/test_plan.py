@@ -79,6 +79,17 @@ def test_validate_accepts_a_good_plan_and_names_what_is_wrong_with_others() -> N
     good.validate(counts, placement)
     assert good.imbalance() == pytest.approx(4 / 3)
 
+    # One assignment more on rank 1, which it executed before there was a plan.
+    early = np.array([[0, 0], [0, 1]])
+    begun = replace(good, early=early)
+    begun.validate(counts + early, placement)
+    with pytest.raises(ValueError, match=r"more assignments than counted at \[src, expert\] = \[1, 1\]"):
+        begun.validate(counts, placement)
+    with pytest.raises(ValueError, match=r"assignments lost at \[src, expert\] = \[1, 1\]"):
+        good.validate(counts + early, placement)
+    with pytest.raises(ValueError, match=r"plan.early: negative at \[rank, expert\] = \[1, 1\]"):
+        replace(good, early=-early).validate(counts, placement)
+
     with pytest.raises(ValueError, match=r"plan.tokens: shape \(2, 2, 2\) does not fit counts \(2, 3\)"):
         good.validate(np.zeros((2, 3), dtype=np.int64), placement)
     with pytest.raises(ValueError, match=r"plan.fetch: shape \(1, 2\), must be \(2, 2\)"):

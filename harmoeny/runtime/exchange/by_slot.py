@@ -23,7 +23,7 @@ class SlotRows:
 
     Attributes:
         rows_RH: ``[R, H]``; those behind the last slot's belong to none.
-        row_TK: int64 ``[T, K]``, the row of every assignment, ``T * K`` where the model leaves it out.
+        row_TK: int64 ``[T, K]``, the row of every assignment; none of them, or the last, where it is left out.
         ends: int32 ``[num_slots]``, one behind the last row of every slot.
     """
 
@@ -32,7 +32,9 @@ class SlotRows:
     ends: Tensor
 
 
-def rows_by_slot(hidden_TH: Tensor, expert_ids_TK: Tensor, slot_of_E: Tensor, num_slots: int) -> SlotRows:
+def rows_by_slot(
+    hidden_TH: Tensor, expert_ids_TK: Tensor, slot_of_E: Tensor, num_slots: int, most_rows: int | None = None
+) -> SlotRows:
     """Gather rows in the order of slots where every expert has one; of a slot they are in token order.
 
     Args:
@@ -40,35 +42,38 @@ def rows_by_slot(hidden_TH: Tensor, expert_ids_TK: Tensor, slot_of_E: Tensor, nu
         expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
         slot_of_E: int32 ``[E + 1]``, :data:`NO_SLOT` and then every expert's slot.
         num_slots: number of slots.
+        most_rows: as many are not left out, at most; None: all may be there.
     """
+    num_tokens, top_k = expert_ids_TK.shape
+    num_rows = num_tokens * top_k if most_rows is None else min(num_tokens * top_k, most_rows)
     if fused.is_available(hidden_TH.device):
         numbers_TK, ends = fused.number_assignments(expert_ids_TK, num_slots, slot_of_E)
-        return SlotRows(*fused.spread_tokens(hidden_TH, expert_ids_TK, numbers_TK, slot_of_E, ends), ends)
-    num_tokens, top_k = expert_ids_TK.shape
-    num_rows = num_tokens * top_k
+        return SlotRows(*fused.spread_tokens(hidden_TH, expert_ids_TK, numbers_TK, slot_of_E, ends, num_rows), ends)
     slot_A = slot_of_E.index_select(0, expert_ids_TK.reshape(-1) + 1)
     # One row more than there are assignments stands for those that are left out.
     slot_R, assignment_R = torch.sort(pad(slot_A, (0, 1), value=NO_SLOT), stable=True)
     device = slot_R.device
     slots = torch.arange(num_slots, dtype=slot_R.dtype, device=device)
-    row_R = torch.empty_like(assignment_R).scatter_(0, assignment_R, torch.arange(num_rows + 1, device=device))
+    row_R = torch.empty_like(assignment_R).scatter_(0, assignment_R, torch.arange(len(slot_R), device=device))
     return SlotRows(
-        rows_RH=hidden_TH.index_select(0, (assignment_R // top_k).clamp_(max=num_tokens - 1)),
-        row_TK=row_R[:num_rows].view_as(expert_ids_TK).masked_fill(expert_ids_TK < 0, num_rows),
+        rows_RH=hidden_TH.index_select(0, (assignment_R[: num_rows + 1] // top_k).clamp_(max=num_tokens - 1)),
+        row_TK=row_R[: num_tokens * top_k].view_as(expert_ids_TK).masked_fill(expert_ids_TK < 0, num_rows),
         ends=torch.searchsorted(slot_R, slots, right=True, out_int32=True),
     )
 
 
-def sum_by_token(results_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor) -> Tensor:
+def sum_by_token(results_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, onto: Tensor | None = None) -> Tensor:
     """Return ``[T, H]``, the results of every token, weighted by the router and added up in one pass.
 
     Args:
         results_RH: ``[R, H]``, of the rows of :func:`rows_by_slot`.
         routing_weights_TK: ``[T, K]``.
         row_TK: as it made them.
+        onto: ``[T, H]``, what they are added to, in place where it has no gaps, and returned; None: nothing.
     """
-    num_rows = row_TK.numel()
     if fused.is_available(results_RH.device):
-        return fused.add_up(results_RH, routing_weights_TK, row_TK, num_rows)
+        return fused.add_up(results_RH, routing_weights_TK, row_TK, len(results_RH), onto)
     weights = routing_weights_TK.to(results_RH.dtype)
-    return embedding_bag(row_TK, results_RH, mode="sum", per_sample_weights=weights, padding_idx=num_rows)
+    last = len(results_RH) - 1
+    sums_TH = embedding_bag(row_TK, results_RH, mode="sum", per_sample_weights=weights, padding_idx=last)
+    return sums_TH if onto is None else onto.add_(sums_TH)

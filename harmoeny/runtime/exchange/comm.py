@@ -126,6 +126,33 @@ class Communicator:
         host: IntArray = gathered.cpu().numpy().reshape(self.world_size, counts.numel())
         return np.ascontiguousarray(host)
 
+    def begin_counts(self, counts: Tensor) -> Callable[[], IntArray]:
+        """Start what :meth:`gather_counts` does, so that this rank may compute meanwhile.
+
+        Args:
+            counts: as there; not to be written before they are exchanged.
+
+        Returns:
+            What waits for the counts of all ranks, and returns them; until then nothing else may be exchanged. On CUDA
+            it does not wait for what was queued in between.
+        """
+        device, gathered, works = Device.of(self.device), counts[None], []
+        with device.beside():
+            if self.world_size > 1:
+                gathered = counts.new_empty(self.world_size, counts.numel())
+                works = [_all_gather(gathered.view(-1), counts, group=self._group, async_op=True)]
+            if device.has_own_memory:
+                for work in works:
+                    work.wait()  # the stream does
+                return device.download(gathered)
+
+        def wait() -> IntArray:
+            for work in works:
+                work.wait()
+            return device.download(gathered)()
+
+        return wait
+
     def send_rows(
         self,
         hidden_TH: Tensor,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harmoeny.head_start import HeadStart
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.order import Assignments, Sent
 
@@ -23,6 +24,8 @@ _VECTOR_BYTES = 16
 _TILE_COLUMNS, _TILE_BYTES, _TILE_ELEMENTS = 1024, 8192, 8192
 #: As many are numbered at a time.
 _FEW_ASSIGNMENTS, _MANY_ASSIGNMENTS = 1024, 4096
+#: Of all experts, so many are compared with the others at a time.
+_EXPERTS_AT_ONCE = 16
 #: What a warp finds out about its token, every other warp would find out too.
 _TOKEN_WARPS = 1
 
@@ -59,8 +62,56 @@ def number_assignments(
     return numbers_TK, totals
 
 
+def choose_early(
+    counts_E: Tensor, slot_of_E: Tensor, num_routed: int, num_slots: int, head_start: HeadStart
+) -> tuple[Tensor, Tensor]:
+    """Choose what :func:`harmoeny.head_start.early_rows` chooses for one rank.
+
+    Args:
+        counts_E: int64 ``[E]``, assignments of its tokens.
+        slot_of_E: int32 ``[E + 1]``, anything and then every expert's slot, above all slots where it has none.
+        num_routed: the experts, from the first, that may be early.
+        num_slots: number of slots.
+        head_start: how much.
+
+    Returns:
+        int64 ``[E]``, early assignments of every expert, and int32 ``[num_slots]``, of the slots up to each.
+    """
+    from harmoeny.runtime.exchange.triton_rows import choose_early
+
+    early_E, ends = torch.empty_like(counts_E), slot_of_E.new_empty(num_slots)
+    choose_early[(1,)](
+        counts_E, slot_of_E, len(counts_E), num_routed, num_slots, *head_start, early_E, ends,
+        EXPERTS=max(_EXPERTS_AT_ONCE, _power_of_2(len(counts_E))), AT_ONCE=_EXPERTS_AT_ONCE,
+    )  # fmt: skip
+    return early_E, ends
+
+
+def split_early(expert_ids_TK: Tensor, numbers_TK: Tensor, early_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide a rank's assignments: of every expert the first are early.
+
+    Args:
+        expert_ids_TK: int64 ``[T, K]``; a negative id leaves the assignment out.
+        numbers_TK: int32 ``[T, K]``, as :func:`number_assignments` returns them.
+        early_E: int64 ``[E]``, early assignments of every expert.
+
+    Returns:
+        int64 ``[T, K]`` each, the experts of early assignments and of the others, -1 where they are not among them; and
+        int32 ``[T, K]``, numbers of the others.
+    """
+    from harmoeny.runtime.exchange.triton_rows import split_early
+
+    ids_TK, num = expert_ids_TK.contiguous(), expert_ids_TK.numel()
+    early_ids_TK, rest_ids_TK, rest_numbers_TK = (torch.empty_like(like) for like in (ids_TK, ids_TK, numbers_TK))
+    if num > 0:
+        split_early[(-(-num // _FEW_ASSIGNMENTS),)](
+            ids_TK, numbers_TK, early_E, num, early_ids_TK, rest_ids_TK, rest_numbers_TK, TILE=_FEW_ASSIGNMENTS
+        )
+    return early_ids_TK, rest_ids_TK, rest_numbers_TK
+
+
 def spread_tokens(
-    hidden_TH: Tensor, expert_ids_TK: Tensor, numbers_TK: Tensor, group_of_E: Tensor, ends: Tensor
+    hidden_TH: Tensor, expert_ids_TK: Tensor, numbers_TK: Tensor, group_of_E: Tensor, ends: Tensor, num_rows: int
 ) -> tuple[Tensor, Tensor]:
     """Copy every token to its rows, which are ordered by group.
 
@@ -70,15 +121,16 @@ def spread_tokens(
         numbers_TK: int32 ``[T, K]``, as :func:`number_assignments` returns them.
         group_of_E: int32 ``[E + 1]``, as for it.
         ends: int32 ``[num_groups]``, one behind the last row of every group.
+        num_rows: how many there may be, at most ``T * K``.
 
     Returns:
-        ``[T * K, H]``, with anything in the rows behind the last group; int64 ``[T, K]``, the row of every assignment,
-        ``T * K`` where it is left out.
+        ``[num_rows, H]``, with anything in the rows behind the last group; int64 ``[T, K]``, the row of every
+        assignment, ``T * K`` where it is left out.
     """
     from harmoeny.runtime.exchange.triton_rows import spread_tokens
 
     (num_tokens, top_k), hidden_size = expert_ids_TK.shape, hidden_TH.shape[1]
-    rows_RH = hidden_TH.new_empty(num_tokens * top_k, hidden_size)
+    rows_RH = hidden_TH.new_empty(num_rows, hidden_size)
     row_TK = torch.empty_like(expert_ids_TK, memory_format=torch.contiguous_format)
     if num_tokens > 0:
         spread_tokens[(num_tokens,)](
@@ -166,7 +218,9 @@ def _copies(device: torch.device, addresses: tuple[int, ...], num_bytes: int) ->
     return Device.of(device).upload(np.stack([copy + 1, -copy, np.array(addresses) - copy * num_bytes]))
 
 
-def add_up(rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows: int) -> Tensor:
+def add_up(
+    rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows: int, onto: Tensor | None = None
+) -> Tensor:
     """Add up the results of every token, weighted by the router, in FP32 whatever their type.
 
     Args:
@@ -174,6 +228,8 @@ def add_up(rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows
         routing_weights_TK: ``[T, K]``.
         row_TK: int64 ``[T, K]``, the row of every assignment; it contributes nothing where that is no row.
         num_rows: how many of the rows are results, from the first.
+        onto: ``[T, H]``, what they are added to, in place where it has no gaps; tokens without results are not even
+            read. None: nothing.
 
     Returns:
         ``[T, H]``.
@@ -182,10 +238,10 @@ def add_up(rows_RH: Tensor, routing_weights_TK: Tensor, row_TK: Tensor, num_rows
 
     num_tokens, top_k = row_TK.shape
     columns = min(_tile_columns(rows_RH), max(1, _TILE_ELEMENTS // _power_of_2(top_k)))
-    out = rows_RH.new_empty(num_tokens, rows_RH.shape[1])
+    out = rows_RH.new_empty(num_tokens, rows_RH.shape[1]) if onto is None else onto.contiguous()
     if num_tokens > 0:
         add_up[(num_tokens, -(-rows_RH.shape[1] // columns))](
-            rows_RH.contiguous(), num_rows, row_TK, routing_weights_TK.contiguous(), out,
+            rows_RH.contiguous(), num_rows, row_TK, routing_weights_TK.contiguous(), out, ONTO=onto is not None,
             TOP_K=top_k, NUM_COLUMNS=rows_RH.shape[1], TILE_K=_power_of_2(top_k), TILE_COLUMNS=columns,
         )  # fmt: skip
     return out

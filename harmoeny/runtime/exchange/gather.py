@@ -103,3 +103,23 @@ def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent) -> Ten
     first_T = torch.searchsorted(executed_S, torch.arange(0, len(weight_A), top_k, device=executed_S.device))
     weight_S = weight_A.index_select(0, executed_S)
     return embedding_bag(row_S, rows_SH, first_T, mode="sum", per_sample_weights=weight_S)
+
+
+def add_rows(rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent, onto_TH: Tensor) -> Tensor:
+    """Add the results of a few of a rank's rows, weighted by the router, to what there is of their tokens already.
+
+    Args:
+        rows_SH: ``[S, H]``, results.
+        routing_weights_TK: ``[T, K]``.
+        sent: what the rows are.
+        onto_TH: ``[T, H]``; changed where it has no gaps.
+
+    Returns:
+        ``[T, H]``.
+    """
+    if sent.row_TK is not None:
+        return fused.add_up(rows_SH, routing_weights_TK, sent.row_TK, len(rows_SH), onto_TH)
+    weights_S = routing_weights_TK.reshape(-1).index_select(0, sent.assignment_S).to(rows_SH.dtype)
+    return onto_TH.index_add_(
+        0, tokens_of(sent.assignment_S, routing_weights_TK.shape[1]), rows_SH * weights_S[:, None]
+    )

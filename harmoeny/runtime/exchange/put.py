@@ -83,14 +83,34 @@ class PutCommunicator(Communicator):
 
     def gather_counts(self, counts: Tensor) -> IntArray:
         """Write the counts into a table of every rank; see :meth:`Communicator.gather_counts`."""
-        self._turn = 1 - self._turn
-        table = self._tables_for(counts)[self._turn]
-        write_to_all(counts, table.own_rows)
+        table = self._write_counts(counts)
         self._windows.barrier()
         # Here the host waits for a CUDA device, once per layer: planning is its work. A copy on a CPU too, since the
         # table is written again.
         host: IntArray = np.array(table.counts.cpu().numpy())
         return host
+
+    def begin_counts(self, counts: Tensor) -> Callable[[], IntArray]:
+        """Write the counts; see :meth:`Communicator.begin_counts`."""
+        device = Device.of(self.device)
+        with device.beside():
+            table = self._write_counts(counts)
+            if device.has_own_memory:
+                self._windows.barrier()  # the stream waits
+                return device.download(table.counts)
+
+        def wait() -> IntArray:
+            self._windows.barrier()
+            return device.download(table.counts)()
+
+        return wait
+
+    def _write_counts(self, counts: Tensor) -> _Table:
+        """Write the counts into the table of every rank whose turn it is, and return it."""
+        self._turn = 1 - self._turn
+        table = self._tables_for(counts)[self._turn]
+        write_to_all(counts, table.own_rows)
+        return table
 
     def send_rows(
         self,

@@ -38,6 +38,59 @@ def number_assignments(  # type: ignore[no-untyped-def]
     tl.store(totals + group, total.to(totals.dtype.element_ty))
 
 
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=[
+        "num_experts", "num_routed", "num_slots", "most_rows", "slice_rows", "least_rows", "tile_rows", "batch_rows",
+    ]
+)  # fmt: skip
+def choose_early(  # type: ignore[no-untyped-def]
+    counts, slot_of, num_experts, num_routed, num_slots, most_rows, slice_rows, least_rows, tile_rows, batch_rows,
+    early_of, ends, EXPERTS: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Choose how many assignments of every expert are early, and where those of every slot end; one program."""
+    expert, some = tl.arange(0, EXPERTS), tl.arange(0, AT_ONCE)
+    routed = expert < num_routed
+    count = tl.load(counts + expert, mask=routed, other=0)
+    slot = tl.load(slot_of + 1 + expert, mask=routed, other=num_slots)
+    whole = tl.where(slot < num_slots, count // tile_rows * tile_rows, 0)
+    # What experts before it take, in the order of their rows; of two alike, the lower number is first.
+    before = whole * 0
+    for begin in range(0, num_routed, AT_ONCE):
+        other = begin + some
+        there = other < num_routed
+        other_count = tl.load(counts + other, mask=there, other=0)
+        other_slot = tl.load(slot_of + 1 + other, mask=there, other=num_slots)
+        rows = tl.where(other_slot < num_slots, other_count // tile_rows * tile_rows, 0)
+        alike = (rows[None, :] == whole[:, None]) & (other[None, :] < expert[:, None])
+        is_first = (rows[None, :] > whole[:, None]) | alike
+        before += tl.sum(tl.where(is_first, rows[None, :] + slice_rows, 0), 1)
+    early = tl.minimum(whole, (most_rows - slice_rows - before) // tile_rows * tile_rows)
+    begins = tl.sum(count, 0) <= batch_rows
+    early = tl.where((early >= least_rows) & begins, early, 0)
+    tl.store(early_of + expert, early, mask=expert < num_experts)
+    for begin in range(0, num_slots, AT_ONCE):
+        end = begin + some
+        rows_to = tl.sum(tl.where(slot[None, :] <= end[:, None], early[None, :], 0), 1)
+        tl.store(ends + end, rows_to.to(tl.int32), mask=end < num_slots)
+
+
+@triton.jit(do_not_specialize=["num"])  # type: ignore[untyped-decorator]
+def split_early(  # type: ignore[no-untyped-def]
+    ids, numbers, early_of, num, early_ids, rest_ids, rest_numbers, TILE: tl.constexpr
+):  # fmt: skip
+    """Divide assignments: those with the first numbers of their experts are early; grid: tiles of assignments."""
+    assignment = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    there = assignment < num
+    expert = tl.load(ids + assignment, mask=there, other=-1)
+    chosen = expert >= 0
+    number = tl.load(numbers + assignment, mask=chosen, other=0)
+    first = tl.load(early_of + expert, mask=chosen, other=0).to(tl.int32)
+    is_early = chosen & (number < first)
+    tl.store(early_ids + assignment, tl.where(is_early, expert, -1), mask=there)
+    tl.store(rest_ids + assignment, tl.where(is_early, -1, expert), mask=there)
+    tl.store(rest_numbers + assignment, number - first, mask=there)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def spread_tokens(  # type: ignore[no-untyped-def]
     hidden, ids, numbers, group_of, ends, out, row_of,
@@ -140,9 +193,13 @@ def put_rows(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
 def add_up(  # type: ignore[no-untyped-def]
     rows, num_rows, row_of, weights, out,
-    TOP_K: tl.constexpr, NUM_COLUMNS: tl.constexpr, TILE_K: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+    ONTO: tl.constexpr, TOP_K: tl.constexpr, NUM_COLUMNS: tl.constexpr, TILE_K: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Add up the rows of every token, weighted; a row that is none adds nothing; grid: tokens, tiles of columns."""
+    """Add up the rows of every token, weighted; a row that is none adds nothing; grid: tokens, tiles of columns.
+
+    The sum of a token is what ``out`` gets, or with ``ONTO`` what is added to it, where the token has any row.
+    """
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
     k = tl.arange(0, TILE_K)
@@ -155,4 +212,8 @@ def add_up(  # type: ignore[no-untyped-def]
         other=0.0,
     )
     total = tl.sum(weight[:, None] * values.to(tl.float32), 0)
-    tl.store(out + token * NUM_COLUMNS + column, total.to(out.dtype.element_ty), mask=column < NUM_COLUMNS)
+    target, changes = out + token * NUM_COLUMNS + column, column < NUM_COLUMNS
+    if ONTO:
+        changes = changes & (column < NUM_COLUMNS * tl.sum(there.to(tl.int32), 0))
+        total += tl.load(target, mask=changes, other=0.0).to(tl.float32)
+    tl.store(target, total.to(out.dtype.element_ty), mask=changes)

@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
-
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.dispatch import count_assignments
 from harmoeny.runtime.kernels import make_kernel
+from harmoeny.runtime.layer.head_start import HeadStarts
+from harmoeny.runtime.layer.layer_input import LayerInput, LayerResult
 from harmoeny.runtime.layer.planner import Planner
 from harmoeny.runtime.layer.recorder import Recorder
-from harmoeny.runtime.memory.fetch.base import FetchStats, RankMemory
-from harmoeny.runtime.memory.host import HostStats
+from harmoeny.runtime.memory.fetch.base import RankMemory
 from harmoeny.runtime.memory.waves import Schedule
 
-
-@dataclass(frozen=True)
-class LayerInput:
-    """One rank's tokens in one MoE layer.
-
-    Attributes:
-        layer: MoE layer in order of execution.
-        hidden_TH: ``[num_tokens, hidden_size]``; ranks may differ in num_tokens, and it may be 0.
-        expert_ids_TK: int64 ``[num_tokens, top_k]``; a negative id leaves the assignment out.
-        routing_weights_TK: ``[num_tokens, top_k]``.
-        numbers_TK: int32 ``[num_tokens, top_k]``, which of its expert's assignments on this rank each is; None before
-            they are counted, and where that does not number them.
-    """
-
-    layer: int
-    hidden_TH: Tensor
-    expert_ids_TK: Tensor
-    routing_weights_TK: Tensor
-    numbers_TK: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LayerResult:
-    """What an executor made of a layer on one rank.
-
-    Attributes:
-        output_TH: ``[num_tokens, hidden_size]``, the weighted sum of the experts' outputs.
-        assignment_S: int64 ``[S]``, the executed assignments (token * top_k + k), in any order; None: all that the
-            model itself does not leave out.
-        fetch: what moving weights cost.
-        padded_tokens: rows that this rank executed besides the plan's, to fill buffers of equal size.
-        host: what its host executed.
-    """
-
-    output_TH: Tensor
-    assignment_S: Tensor | None
-    fetch: FetchStats
-    padded_tokens: int = 0
-    host: HostStats = field(default_factory=HostStats)
-
-    def executed_mask(self, expert_ids_TK: Tensor) -> Tensor:
-        """Return bool ``[num_tokens, top_k]``, true where an assignment, of the input's, was executed."""
-        if self.assignment_S is None:
-            return expert_ids_TK >= 0
-        mask = torch.zeros(expert_ids_TK.numel(), dtype=torch.bool, device=self.output_TH.device)
-        mask[self.assignment_S] = True
-        return mask.view_as(expert_ids_TK)
+__all__ = ["Executor", "LayerInput", "LayerResult"]
 
 
 class Executor(ABC):
@@ -90,6 +42,7 @@ class Executor(ABC):
             make_kernel(memory.kernel, slots, filled=filled) for slots in planner.fetcher.memory.pool.layers
         ]
 
+        self._head_starts = HeadStarts(planner, self.kernels, self.comm.device, self.comm.rank)
         if any(kernel.grouped for kernel in self.kernels):
             planner.fetcher.follow_slots()
 
@@ -106,10 +59,23 @@ class Executor(ABC):
         record, num_experts = self.recorder, self.memory.store.layers[given.layer].num_experts
         record.mark()  # metadata
         counts_E, numbers_TK = count_assignments(given.expert_ids_TK, num_experts)
-        counts = self.comm.gather_counts(counts_E)
+        given, begun, early = replace(given, numbers_TK=numbers_TK), None, None
+        head_start = self._head_starts.of(given.layer)
+        if head_start is None:
+            counts = self.comm.gather_counts(counts_E)
+        else:
+            gathered = self.comm.begin_counts(counts_E)
+            begun = self._head_starts.begin(given, counts_E, head_start)
+            counts = gathered()
+            early = self.planner.early(given.layer, counts)
+            begins = early is not None and bool(early[self.comm.rank].any())
+            assert begun is not None or not begins, "a token goes to an expert twice"
         record.mark()  # plan
-        plan = self.planner.plan(given.layer, counts)
-        result = self.execute(replace(given, numbers_TK=numbers_TK), counts, plan)
+        plan = self.planner.plan(given.layer, counts, early)
+        rest = counts if early is None else counts - early
+        result = self.execute(given if begun is None else begun.rest, rest, plan)
+        if begun is not None:
+            result = begun.completed(result)
         record.mark()  # end
         record.describe(plan, int(counts[self.comm.rank].sum()), result.fetch, result.padded_tokens, result.host)
         return result

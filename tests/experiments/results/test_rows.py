@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,17 @@ from tests.conftest import Load
 PLATFORM = Platform("gloo", "CPU of tests", "memcpy")
 
 
-def times(tokens: list[Any], *, num_assignments: int, boundary_s: list[float], layer: int = 0) -> LayerTimes:
+def times(
+    tokens: list[Any],
+    *,
+    num_assignments: int,
+    boundary_s: list[float],
+    layer: int = 0,
+    early: list[list[int]] | None = None,
+) -> LayerTimes:
     counts = np.array(tokens, dtype=np.int64)
     plan = Plan(tokens=counts, fetch=np.zeros((counts.shape[1], counts.shape[0]), dtype=np.bool_))
+    plan = plan if early is None else replace(plan, early=np.array(early))
     moved = FetchStats(num_host_fetches=3, num_peer_fetches=2, num_misses=4, fetch_bytes=640, restores=[Transfer()] * 4)
     moved.num_ahead, moved.num_ahead_used = 3, 1
     host = HostStats(num_tokens=3, activation_bytes=96)
@@ -83,6 +92,15 @@ def test_layer_row_by_hand() -> None:
         "host_wait_s": 0.03125,
         "compute_end_s": 108.75,
     }
+
+
+def test_what_was_executed_before_the_plan_is_executed_and_neither_sent_nor_dropped() -> None:
+    late, begun = (
+        layer_row(times(TOKENS, num_assignments=n, boundary_s=BOUNDARY_S, early=early), rank=0, origin_s=0.0)
+        for n, early in ((12, None), (17, [[2, 0, 3], [0, 9, 0]]))
+    )
+    changed = {"num_assignments": 17, "executed_tokens": 4 + 3 + 1 + 5, "num_active_experts": 3}
+    assert begun == late | changed
 
 
 def test_assignments_are_conserved_over_ranks() -> None:

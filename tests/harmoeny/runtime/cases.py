@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harmoeny.choices import Knowledge
 from harmoeny.cost import ExpertCost
+from harmoeny.head_start import HeadStart
 from harmoeny.placement import BoolArray, IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
@@ -106,9 +107,20 @@ class RandomPlan(Policy):
     name: ClassVar[str] = "random_plan"
     description: ClassVar[str] = "random plans"
 
-    def __init__(self, seed: int, *, drop: bool = False, fetch: str = "async", num_slots: int | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        drop: bool = False,
+        fetch: str = "async",
+        num_slots: int | None = None,
+        early: HeadStart | None = None,
+    ) -> None:
         super().__init__(fetch=fetch, num_slots=num_slots)
-        self.seed, self.drop = seed, drop
+        self.seed, self.drop, self.early = seed, drop, early
+
+    def begin_early(self, placement: Placement) -> HeadStart | None:  # noqa: ARG002
+        return self.early
 
     def plan(self, counts: IntArray, placement: Placement) -> Plan:
         world_size, num_experts = counts.shape

@@ -7,11 +7,13 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
+from harmoeny.head_start import HeadStart
 from harmoeny.runtime.device import span_s
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.experts import ExpertStore
@@ -100,6 +102,45 @@ def test_the_host_waits_once_for_the_counts_and_never_where_it_need_not_plan(
                 torch.cuda.set_sync_debug_mode("default")
     engine.close()
     assert len([w for w in seen if "synchroniz" in str(w.message)]) <= most
+
+
+def test_counts_do_not_wait_for_what_is_queued_after_them() -> None:
+    device = torch.device("cuda")
+    comm, counts = Communicator(device), torch.arange(5, device="cuda")
+    end = torch.cuda.Event()
+    torch.cuda.synchronize()
+    gathered = comm.begin_counts(counts)
+    torch.cuda._sleep(50 * _CYCLES)
+    end.record()
+    assert gathered().tolist() == [[0, 1, 2, 3, 4]]
+    assert not end.query()
+
+
+class AskedForPlans(RandomPlan):
+    """Is asked for a plan even by one rank."""
+
+    exact: ClassVar[bool] = False
+
+
+@pytest.mark.parametrize("kernel", ["auto", "triton", "loop"])
+def test_early_rows_are_exact(kernel: str) -> None:
+    device = torch.device("cuda")
+    experts = random_experts(NUM_EXPERTS, 0, width=16, dtype=torch.bfloat16)
+    engine = start([experts], Communicator(device), kernel=kernel)
+    early = HeadStart(most_rows=40, slice_rows=0, least_rows=4, tile_rows=4, batch_rows=1000)
+    with torch.inference_mode():
+        engine.use(engine.build_system("x", AskedForPlans(0, early=early)))
+        for batch in range(3):
+            t = random_tokens(batch, 64, NUM_EXPERTS, 2, dtype=torch.bfloat16, masked=0.1)
+            engine.recorder.begin_iteration()
+            engine.recorder.begin_layer(0)
+            output = engine.forward(0, t.hidden.cuda(), t.ids.cuda(), t.weights.cuda())
+            wanted = expected_output(experts, t.hidden, t.ids, t.weights, t.ids >= 0)
+            assert (output.cpu().double() - wanted).abs().max() <= 4e-2 * wanted.abs().max()
+            (times,) = engine.recorder.collect()
+            assert times.marks.plan is not None
+            assert times.marks.plan.early is not None
+    engine.close()
 
 
 def test_copies_do_not_block_the_host_and_overlap_with_computation() -> None:

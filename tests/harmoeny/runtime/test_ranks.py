@@ -12,6 +12,7 @@ import torch
 from torch.distributed import distributed_c10d
 
 from baselines.even_split import EvenSplit
+from harmoeny.head_start import HeadStart
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.exchange.comm import Communicator
@@ -44,6 +45,7 @@ def exactness(rank: int, exchange: str = "put") -> float:
         Shuffled(4, fetch="peer", num_slots=4),
         TokenHarMoEny(threshold=1),
         TokenHarMoEny(threshold=1, placement="round_robin"),
+        RandomPlan(6, fetch="peer", early=HeadStart(8, 0, 2, 1, 1000)),
     ]
     worst = 0.0
     for policy in policies:

@@ -75,6 +75,9 @@ class ThreadCommunicator(Communicator):
     def gather_counts(self, counts: Tensor) -> IntArray:
         return np.ascontiguousarray(np.stack([c.numpy() for c in self.world.exchange(self.rank, counts)]))
 
+    def begin_counts(self, counts: Tensor) -> Callable[[], IntArray]:
+        return lambda: self.gather_counts(counts)
+
     def exchange_rows(self, rows: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Tensor:
         assert rows.shape[0] == sum(send_splits)
         parts = [p.clone() for p in torch.split(rows, list(send_splits))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -225,7 +225,7 @@ class FetchStrategy:
                 self._fetch_until(lambda fetch, now=wave.number: fetch.wave <= now)  # type: ignore[misc]
             for slot in wave.slots:
                 if slots[slot].transfer is not None:
-                    self._wait(slots[slot])
+                    self._wait(slots[slot], self._stats)
             execute(wave)
             if self.ahead:
                 self._fetch_until(lambda fetch, finished=wave.number: fetch.after <= finished)  # type: ignore[misc]
@@ -284,14 +284,25 @@ class FetchStrategy:
         """
         self._wanted = frozenset(np.flatnonzero(placement.resident[:, self.memory.comm.rank]).tolist())
 
-    def _wait(self, slot: Slot) -> None:
+    def await_residents(self, layer: int, slots: Iterable[Slot]) -> None:
+        """Let computation go on only when residents are there, before :meth:`begin`; the layer counts the stalls.
+
+        Args:
+            layer: MoE layer in order of execution.
+            slots: those of its residents that are about to be read. Later copies into them come behind that.
+        """
+        for slot in slots:
+            if slot.transfer is not None:
+                self._wait(slot, self._moved[layer])
+
+    def _wait(self, slot: Slot, stats: FetchStats) -> None:
         """Wait for the copy into a slot, and count the stall by what is copied."""
         transfer = slot.transfer
         stalled = self.memory.transfers.wait(slot)
         if stalled is not None:
             assert transfer is not None, "nothing else is waited for"
-            fetched = transfer.urgent or any(transfer is fetch for fetch in self._stats.fetches)
-            (self._stats.fetch_waits if fetched else self._stats.restore_waits).append(stalled)
+            fetched = transfer.urgent or any(transfer is fetch for fetch in stats.fetches)
+            (stats.fetch_waits if fetched else stats.restore_waits).append(stalled)
 
     def _fetch_until(self, begins: Callable[[ScheduledFetch], bool]) -> None:
         """Start fetches, in the order of the schedule, up to the first that does not begin yet."""

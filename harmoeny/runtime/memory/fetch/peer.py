@@ -219,7 +219,7 @@ class PeerFetch(FetchStrategy):
         """Wait until everything is out, and new residents are in: what they are read from may change afterwards."""
         for slot, transfer in self._moved_slots:
             if slot.transfer is transfer:
-                self._wait(slot)
+                self._wait(slot, self._stats)
         self._moved_slots = []
         self._moving.finish()
         self._fetching.finish()

@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from harmoeny.head_start import HeadStart
 from harmoeny.runtime.exchange import fused
-from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot
+from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot, sum_by_token
+from harmoeny.runtime.exchange.early import EarlyRows, early_by_slot
 from harmoeny.runtime.exchange.gather import Gathering, gather_rows, weighted_sum
 from harmoeny.runtime.exchange.order import Assignments, Sent
 from tests.harmoeny.runtime.cases import random_tokens
+from tests.harmoeny.test_head_start import head_starts
 from tests.strategies import examples
 
 ON_CUDA = torch.cuda.is_available()
@@ -59,7 +62,15 @@ def test_results_add_up(
     wanted = torch.zeros(num_tokens, hidden_size, dtype=torch.float64)
     for number, a in enumerate(assignment):
         wanted[a // top_k] += t.weights.double().reshape(-1)[a] * rows[number].cpu().double()
-    torch.testing.assert_close(found.cpu().double(), wanted, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+    atol = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found.cpu().double(), wanted, rtol=1e-2, atol=atol)
+    # Onto others; those of tokens without results, which may be no numbers, stay what they are.
+    onto = torch.from_numpy(rng.standard_normal((num_tokens, hidden_size))).to(DEVICE, dtype)
+    onto[torch.from_numpy((row.reshape(t.ids.shape) < 0).all(axis=1))] = torch.nan
+    before = onto.cpu().double()
+    added = fused.add_up(more, weights, torch.from_numpy(row.reshape(t.ids.shape)).to(DEVICE), len(rows), onto)
+    assert added is onto
+    torch.testing.assert_close(onto.cpu().double(), before + wanted, rtol=1e-2, atol=atol, equal_nan=True)
 
 
 @examples(60)
@@ -105,6 +116,19 @@ def test_rows_by_slot_are_those_of_a_sort(
     assert torch.equal(found.ends, wanted.ends)
     executed = int(wanted.ends[-1])
     assert torch.equal(found.rows_RH[:executed], wanted.rows_RH[:executed])
+    # With as many as there are at most, and results of what is behind them that are no numbers.
+    weights, sums = torch.rand(ids.shape, device=DEVICE).to(dtype), []
+    for fused_too in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused, "is_available", lambda _, there=fused_too: there)
+            few = rows_by_slot(hidden, ids, slot_of, num_slots, most_rows=executed)
+            assert torch.equal(few.ends, wanted.ends)
+            assert torch.equal(few.rows_RH[:executed], wanted.rows_RH[:executed])
+            assert len(few.rows_RH) <= executed + 1
+            results = few.rows_RH.clone()
+            results[executed:] = torch.nan
+            sums.append(sum_by_token(results, weights, few.row_TK, onto=torch.ones_like(hidden)))
+    torch.testing.assert_close(*sums, rtol=2e-2, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 @examples(60)
@@ -143,3 +167,42 @@ def test_rows_are_gathered_in_the_order_of_a_sort(
     row = torch.full((ids.numel(),), -1, device=DEVICE)
     row[wanted_sent.assignment_S] = torch.arange(len(wanted), device=DEVICE)
     assert torch.equal(found_sent.row_TK.flatten(), row)
+
+
+@examples(60)
+@given(
+    counts=st.lists(st.integers(0, 90), min_size=1, max_size=40), shared=st.integers(0, 1), head_start=head_starts,
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_early_rows_are_those_that_pytorchs_calls_choose(
+    counts: list[int], shared: int, head_start: HeadStart, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    num_experts, num_slots = len(counts) + shared, len(counts) + shared + 1
+    slots = rng.permutation(num_slots)[:num_experts]
+    slots[rng.random(num_experts) < 0.4] = NO_SLOT
+    slot_of = torch.tensor([NO_SLOT, *slots.tolist()], dtype=torch.int32, device=DEVICE)
+    wanted_ids = rng.permutation(np.repeat(np.arange(-1, len(counts)), [3, *counts]))
+    ids = torch.from_numpy(wanted_ids[: len(wanted_ids) // 3 * 3]).view(-1, 3).to(DEVICE)
+    if shared:
+        ids = torch.cat([ids, torch.full_like(ids[:, :1], num_experts - 1)], dim=1)
+    hidden = torch.from_numpy(rng.standard_normal((len(ids), 8))).to(DEVICE, torch.float32)
+    numbers, counted = fused.number_assignments(ids, num_experts)
+
+    def divide(numbers: Tensor | None) -> EarlyRows:
+        return early_by_slot(hidden, ids, numbers, counted, slot_of, len(counts), num_slots, head_start)
+
+    found = divide(numbers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "is_available", lambda _: False)
+        wanted = divide(None)
+    assert torch.equal(found.early_ids_TK, wanted.early_ids_TK)
+    assert torch.equal(found.rest_ids_TK, wanted.rest_ids_TK)
+    assert torch.equal(found.by_slot.ends, wanted.by_slot.ends)
+    executed = int(wanted.by_slot.ends[-1])
+    assert torch.equal(found.by_slot.rows_RH[:executed], wanted.by_slot.rows_RH[:executed])
+    is_early = wanted.early_ids_TK >= 0
+    assert torch.equal(found.by_slot.row_TK[is_early], wanted.by_slot.row_TK[is_early])
+    anew, _ = fused.number_assignments(wanted.rest_ids_TK, num_experts)
+    assert found.rest_numbers_TK is not None
+    assert torch.equal(found.rest_numbers_TK[wanted.rest_ids_TK >= 0], anew[wanted.rest_ids_TK >= 0])

@@ -65,9 +65,12 @@ def compile_rows(capability: int, dtype: str, hidden_size: int, alignment: int) 
             {"hidden": dtype, "out": dtype, "group_of": "i32", "ends": "i32"} | where, common | choice, num_warps=1,
         ),
         compile_for(capability, triton_rows.put_rows, {"source": dtype, "blocks": "i64"}, put | {"TILE_ROWS": 4}),
-        compile_for(
-            capability, triton_rows.add_up,
-            {"rows": dtype, "row_of": "i64", "weights": "fp32", "out": dtype}, common | choice,
+        *(
+            compile_for(
+                capability, triton_rows.add_up,
+                {"rows": dtype, "row_of": "i64", "weights": "fp32", "out": dtype}, common | choice | {"ONTO": onto},
+            )
+            for onto in (False, True)
         ),
     ]  # fmt: skip
 
@@ -86,6 +89,10 @@ if __name__ == "__main__":
     compile_for(90, triton_rows.number_assignments, numbered, {"MAPPED": True, "TILE": 4096}, num_warps=8)
     counted = numbered | {"totals": "i64"}
     compile_for(90, triton_rows.number_assignments, counted, {"MAPPED": False, "TILE": 1024, "group_of": None})
+    chosen = {"counts": "i64", "slot_of": "i32", "early_of": "i64", "ends": "i32"}
+    compile_for(90, triton_rows.choose_early, chosen, {"EXPERTS": 256, "AT_ONCE": 16})
+    divided = numbered | {"early_of": "i64", "early_ids": "i64", "rest_ids": "i64", "rest_numbers": "i32"}
+    compile_for(90, triton_rows.split_early, divided, {"TILE": 1024})
     gate = {"WIDTH": 768, "TILE_ROWS": 8, "TILE_COLUMNS": 256}
     assembly = compile_for(90, swiglu_rows, {"gate_up": "bf16", "out": "bf16"}, gate)
     assert "ld.global.v4" in assembly

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from baselines.drop import Drop
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.cost import ExpertCost
+from harmoeny.head_start import HeadStart
 from harmoeny.placement import IntArray, Placement
 from harmoeny.plan import Plan, plan_from_tokens
 from harmoeny.policy import Policy
@@ -31,6 +32,15 @@ from tests.harmoeny.runtime.cases import (
 )
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 from tests.strategies import examples
+
+head_starts = st.builds(
+    HeadStart,
+    most_rows=st.integers(1, 20),
+    slice_rows=st.sampled_from([0, 2]),
+    least_rows=st.integers(1, 4),
+    tile_rows=st.sampled_from([1, 2]),
+    batch_rows=st.sampled_from([12, 1000]),
+)
 
 
 def run_layers(
@@ -56,6 +66,12 @@ def run_layers(
                 expected = expected_output(layers[layer], t.hidden, t.ids, t.weights, kept)
                 if policy.exact and not getattr(policy, "drop", False):
                     assert torch.equal(kept, t.ids >= 0)
+                marks = engine.recorder._layers[-1]
+                if marks.plan is not None:
+                    # No assignment is executed twice.
+                    early = 0 if marks.plan.early is None else marks.plan.early[comm.rank].sum()
+                    assert int(kept.sum()) == marks.plan.tokens[comm.rank].sum() + early
+                    assert marks.num_assignments == int((t.ids >= 0).sum())
                 if output.numel():
                     error = (output.double() - expected).abs().max() / expected.abs().max().clamp(min=1)
                     assert error <= TOLERANCE[output.dtype]
@@ -86,7 +102,8 @@ def test_every_strategy_slot_count_top_k_and_dtype_is_exact(data: st.DataObject)
         ]
         for j, c in enumerate(counts)
     ]
-    policy = RandomPlan(seed, drop=drop, fetch=fetch, num_slots=slots)
+    early = None if slots is not None else data.draw(st.none() | head_starts)
+    policy = RandomPlan(seed, drop=drop, fetch=fetch, num_slots=slots, early=early)
     layout["exchange"] = data.draw(st.sampled_from(["collective", "put"]))
     kernel = data.draw(st.sampled_from(["loop", "grouped_mm"]))
     run_layers(world_size, policy, tokens, num_experts=num_experts, batches=2, kernel=kernel, dtype=dtype, **layout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from baselines.fastermoe import FasterMoE
 from baselines.static_ep import StaticEP
 from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
+from harmoeny.head_start import HeadStart
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
@@ -30,7 +31,7 @@ from harmoeny.runtime.memory.slots import Slot
 from harmoeny.runtime.memory.transfer import ThreadTransfers
 from harmoeny.timed import HarMoEny
 from tests.conftest import Load
-from tests.harmoeny.runtime.cases import CPU, expected_output, random_experts, random_tokens, start
+from tests.harmoeny.runtime.cases import CPU, RandomPlan, expected_output, random_experts, random_tokens, start
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
 
@@ -128,11 +129,15 @@ class NoMoreThanCounts(Communicator):
 
     def __init__(self, counts: IntArray) -> None:
         super().__init__(CPU)
-        self.world_size, self.counts, self.num_gathered = len(counts), counts, 0
+        self.world_size, self.counts, self.num_gathered, self.num_begun = len(counts), counts, 0, 0
 
     def gather_counts(self, counts: Tensor) -> IntArray:  # noqa: ARG002
         self.num_gathered += 1
         return self.counts
+
+    def begin_counts(self, counts: Tensor) -> Callable[[], IntArray]:
+        self.num_begun += 1
+        return lambda: self.gather_counts(counts)
 
     def exchange_rows(self, rows: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Tensor:
         assert rows.shape[0] == sum(send_splits)
@@ -146,12 +151,12 @@ class NoCopies(ThreadTransfers):
         slot.refer(slot.buffers)
 
 
-def layer_on_fake_tensors(kernel: str, comm: Communicator, **options: Any) -> Tensor:
+def layer_on_fake_tensors(kernel: str, comm: Communicator, policy: Policy | None = None, **options: Any) -> Tensor:
     """A layer whose tensors have no content, so that whatever wants to know any of it on the host is an error."""
     experts = random_experts(6, 0, width=16, gated=True, bias=True, dtype=torch.bfloat16)
     transfers = NoCopies(Hardware())
     engine = start([experts], comm, kernel=kernel, transfers=transfers, record=False)
-    engine.use(engine.build_system("x", TokenHarMoEny(threshold=1, **options)))
+    engine.use(engine.build_system("x", policy or TokenHarMoEny(threshold=1, **options)))
     tokens = random_tokens(0, 40, 6, 2, dtype=torch.bfloat16, masked=0.2)
     with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         hidden, ids, weights = (mode.from_tensor(t) for t in (tokens.hidden, tokens.ids, tokens.weights))
@@ -175,6 +180,15 @@ def test_several_ranks_wait_for_nothing_but_the_counts(kernel: str, num_slots: i
     comm = NoMoreThanCounts(np.stack([own, own[::-1]]))
     assert layer_on_fake_tensors(kernel, comm, num_slots=num_slots).shape == (40, 8)
     assert comm.num_gathered == 1
+
+
+def test_a_head_start_does_not_wait_for_the_device() -> None:
+    ids = random_tokens(0, 40, 6, 2, dtype=torch.bfloat16, masked=0.2).ids
+    own = np.bincount(ids[ids >= 0].numpy(), minlength=6)
+    comm = NoMoreThanCounts(np.stack([own, own[::-1]]))
+    early = HeadStart(most_rows=30, slice_rows=0, least_rows=2, tile_rows=2, batch_rows=1000)
+    assert layer_on_fake_tensors("grouped_mm", comm, RandomPlan(3, early=early)).shape == (40, 8)
+    assert comm.num_begun == 1
 
 
 @pytest.mark.parametrize("guarded", [False, True])
