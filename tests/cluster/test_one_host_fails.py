@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.experiments.command import Command
+from tests.programs import Programs
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(120), pytest.mark.usefixtures("text_prepared")]
 
@@ -24,7 +25,7 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _start(folder: Path, rank: int, port: str, variables: dict[str, str]) -> Command:
+def _start(programs: Programs, folder: Path, rank: int, port: str, variables: dict[str, str]) -> Command:
     """Start a rank that is the first of its host."""
     place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     return Command(
@@ -32,18 +33,19 @@ def _start(folder: Path, rank: int, port: str, variables: dict[str, str]) -> Com
         *("run.py", "experiment=smoke", "system=[static_ep]", "router.skew=0.9", f"timeout_s={TIMEOUT_S}"),
         *("wandb.mode=disabled", f"results_dir={folder / 'results'}"),
         variables=place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | variables,
+        programs=programs,
     )
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_cache_that_cannot_be_used_on_one_host(failing: int, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_used_on_one_host(failing: int, programs: Programs, tmp_path: Path) -> None:
     no_folder = tmp_path / "file"
     no_folder.write_text("")
     port = _free_port()
     with ExitStack() as stack:
         ranks = [
             stack.enter_context(
-                _start(tmp_path, rank, port, {"HARMOENY_CACHE": str(no_folder)} if rank == failing else {})
+                _start(programs, tmp_path, rank, port, {"HARMOENY_CACHE": str(no_folder)} if rank == failing else {})
             )
             for rank in range(2)
         ]
