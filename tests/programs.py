@@ -239,6 +239,7 @@ def _become(request: _Request) -> NoReturn:
         for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
             encoding, lines = request.environment.get("PYTHONIOENCODING", "utf-8"), 1 if name == "stderr" else -1
             setattr(sys, name, open(descriptor, mode, encoding=encoding, buffering=lines))  # noqa: PTH123, SIM115
+        _log_to_stderr()
         tempfile.tempdir = None  # it may be another one than before the fork
         multiprocessing.process.ORIGINAL_DIR = str(request.cwd)  # type: ignore[attr-defined]  # for the main script of ranks
         sys.path[:] = [str(request.cwd), *(path for path in sys.path if path and Path(path) != ROOT)]
@@ -257,6 +258,16 @@ def _become(request: _Request) -> NoReturn:
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _log_to_stderr() -> None:
+    """Let libraries log to files of this program: others have the descriptors now that handlers of pytest remember."""
+    for reference in logging._handlerList:  # type: ignore[attr-defined]
+        handler = reference()
+        if isinstance(handler, logging.FileHandler):
+            handler.stream = None  # it is opened anew
+        elif type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr
 
 
 def _exit_status(words: tuple[str, ...]) -> int:
