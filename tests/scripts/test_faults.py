@@ -20,7 +20,7 @@ from tests.programs import Programs
 from tests.smoke import SmokeRun
 
 #: Ranks that are killed, stopped and left alone, and a launcher that is interrupted.
-SEED, ROUNDS = 7, 4
+SEED, ROUNDS = 7, 5
 
 
 @pytest.mark.ranks
