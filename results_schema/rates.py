@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 
-def throughput_tokens_per_s(input_tokens: float, latency_s: float, drain_s: float) -> float:
-    """Return input tokens per second of batches that follow one another, each once the one before left nothing behind.
+def throughput_tokens_per_s(input_tokens: float, latency_s: float, restoring_s: float) -> float:
+    """Return input tokens per second of batches that follow one another.
 
-    Copies that a batch leaves to its drain have to be made, too: a system that postpones them answers sooner, which the
-    latency shows, and is not able to take more batches.
+    Residents that a batch overwrites are copied back behind the next one, if these copies take no longer than that. A
+    system that postpones more answers sooner, which the latency shows, but is not able to take more batches.
 
     Args:
         input_tokens: of the batch, on all ranks.
         latency_s: until its last rank has its first output token.
-        drain_s: how much later its last copy is complete.
+        restoring_s: how long the link of the busiest rank's host is busy with copying residents back.
     """
-    return input_tokens / (latency_s + drain_s)
+    return input_tokens / max(latency_s, restoring_s)

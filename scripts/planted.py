@@ -135,7 +135,7 @@ DEFECTS = (
     Defect("drain is the first rank's", "experiments/results/layer_rows.py",
         "max(r.drain_s for r in ranks)", "ranks[0].drain_s", _ROWS),
     Defect("what a batch leaves behind costs no throughput", "results_schema/rates.py",
-        "(latency_s + drain_s)", "latency_s", _ROWS),
+        "max(latency_s, restoring_s)", "latency_s", _ROWS),
     Defect("a request's time begins with its batch", "experiments/results/request_rows.py",
         'return self.first_token_s - self.arrival_s', 'return self.first_token_s - self.start_s', _ROWS),
     Defect("time per output token counts the first token", "experiments/results/request_rows.py",

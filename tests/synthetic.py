@@ -54,14 +54,14 @@ def write_run(
     skew: float = 0.9,
     seed: int = 0,
     predicts: Collection[str] = (),
-    drain_s: float = 0.0,
+    restore_s: float = 0.01,
 ) -> Synthetic:
-    """Write a finished run; all numbers but the latencies and drains are drawn with ``seed``.
+    """Write a finished run; all numbers but the latencies are drawn with ``seed``.
 
     Systems that predict say 0.8 of what the layer takes on the rank, but nothing in layer 0.
 
     A system's policy is the longest of :data:`KINDS` that its name begins with, else static EP; ``options`` of the
-    policies by system.
+    policies by system. Restores of a layer take up to ``restore_s``, by default too little to count.
     """
     latency_s = latency_s or LATENCY_S
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def write_run(
                     keys
                     | platform
                     | {"layer": layer, "rank": rank}
-                    | _layer(rng, exact=KINDS[_policy(system)]["exact"])
+                    | _layer(rng, exact=KINDS[_policy(system)]["exact"], restore_s=restore_s)
                     for rank in range(WORLD_SIZE)
                 ]
                 if system in predicts and layer > 0:
@@ -94,8 +94,9 @@ def write_run(
                     "input_tokens": INPUT_TOKENS,
                     "latency_s": latency,
                     "ttft_s": 0.75 * latency,
-                    "throughput_tokens_per_s": INPUT_TOKENS / (latency + drain_s),
-                    "drain_s": drain_s,
+                    "throughput_tokens_per_s": INPUT_TOKENS
+                    / max(latency, _restoring_s(run.layer_rows(len(run.iterations)))),
+                    "drain_s": rng.random(),
                 }
             )
     pd.DataFrame(run.layers).to_parquet(folder / "layers.parquet", index=False)
@@ -212,7 +213,7 @@ def change_manifest(folder: Path, **changes: Any) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
-def _layer(rng: random.Random, *, exact: bool) -> dict[str, Any]:
+def _layer(rng: random.Random, *, exact: bool, restore_s: float) -> dict[str, Any]:
     times = {f"{phase}_s": rng.random() for phase in PHASES}
     fetch_s = rng.choice([0.0, rng.random()])
     return times | {
@@ -230,7 +231,7 @@ def _layer(rng: random.Random, *, exact: bool) -> dict[str, Any]:
         "fetch_bytes": rng.randint(0, 1 << 20),
         "fetch_s": fetch_s,
         "fetch_wait_s": rng.random() * fetch_s,
-        "restore_s": rng.random(),
+        "restore_s": rng.random() * restore_s,
         "restore_wait_s": rng.random() * 0.1,
         "layer_s": sum(times.values()),
         "idle_s": rng.random() * 0.1,
@@ -241,6 +242,11 @@ def _layer(rng: random.Random, *, exact: bool) -> dict[str, Any]:
         "host_s": rng.random() * 0.1,
         "host_wait_s": rng.random() * 0.1,
     }
+
+
+def _restoring_s(layers: list[dict[str, Any]]) -> float:
+    """Return how long the busiest rank's link restores."""
+    return float(max(sum(row["restore_s"] for row in layers if row["rank"] == rank) for rank in range(WORLD_SIZE)))
 
 
 def _policy(system: str) -> str:

@@ -117,8 +117,10 @@ def load_run(folder: Path) -> Run:
     run = Run(folder, manifest, config, **frames)
     _check_complete(run, frames)
     # Runs of earlier revisions had another definition.
-    taken = (run.iterations[name] for name in ("input_tokens", "latency_s", "drain_s"))
-    run.iterations["throughput_tokens_per_s"] = list(map(throughput_tokens_per_s, *taken))
+    restoring_s = run.layers.groupby(["iteration", "rank"])["restore_s"].sum().groupby("iteration").max()
+    taken = (run.iterations[name] for name in ("input_tokens", "latency_s"))
+    of_links = run.iterations["iteration"].map(restoring_s)
+    run.iterations["throughput_tokens_per_s"] = list(map(throughput_tokens_per_s, *taken, of_links))
     return run
 
 

@@ -14,6 +14,7 @@ from experiments.measure.records import Records
 from experiments.results.gather import on_rank_0
 from harmoeny.runtime.layer.system import System
 from results_schema.paired import ENOUGH_TO_AVERAGE, Ratio, mirrored_ratio
+from results_schema.rates import throughput_tokens_per_s
 from results_schema.yardstick import has_moved
 
 
@@ -103,7 +104,7 @@ class _Seen:
     """What rank 0 knows of a point's rounds so far.
 
     Attributes:
-        taken_s: by system and round, a batch's latency and what it left behind.
+        taken_s: by system and round, what a batch takes where others follow it.
         calm: by round, whether the machine stayed where it was.
     """
 
@@ -115,15 +116,16 @@ class _Seen:
     def gather(self, records: Records, rig: Rig) -> None:
         """Bring what is new to rank 0; all ranks together."""
         own = (
-            [(it.system, it.start_s, it.end_s, it.drain_s) for it in records.iterations[self._iterations :]],
+            [(it.system, it.start_s, it.end_s, it.restoring_s) for it in records.iterations[self._iterations :]],
             [(one.product_s, one.copy_s) for one in records.yardstick[self._yardstick :]],
         )
         self._iterations, self._yardstick = len(records.iterations), len(records.yardstick)
         ranks = on_rank_0(own, rig.comm)
         for passes in zip(*(passes for passes, _ in ranks), strict=True):
             systems, *times = zip(*passes, strict=True)
-            start_s, end_s, drain_s = (max(of_ranks) for of_ranks in times)
-            self.taken_s.setdefault(systems[0], []).append(end_s - start_s + drain_s)
+            start_s, end_s, restoring_s = (max(of_ranks) for of_ranks in times)
+            taken_s = 1 / throughput_tokens_per_s(1, end_s - start_s, restoring_s)
+            self.taken_s.setdefault(systems[0], []).append(taken_s)
         moments = [
             (max(product_s for product_s, _ in of_ranks), max(copy_s for _, copy_s in of_ranks))
             for of_ranks in zip(*(taken for _, taken in ranks), strict=True)

@@ -42,6 +42,11 @@ class RankIteration:
     input_tokens: int
     layers: list[dict[str, Any]]
 
+    @property
+    def restoring_s(self) -> float:
+        """How long its host's link was busy with copying residents back."""
+        return float(sum(layer["restore_s"] for layer in self.layers))
+
 
 def layer_row(times: LayerTimes, rank: int, origin_s: float) -> dict[str, Any]:
     """Return the result columns of one layer on one rank."""
@@ -119,7 +124,8 @@ def iteration_frame(iterations: list[RankIteration], platform: Platform, scope: 
     rows = []
     for index, ranks in sorted(by_iteration.items()):
         begin = max(r.start_s for r in ranks)
-        latency, drain = max(r.end_s for r in ranks) - begin, max(r.drain_s for r in ranks)
+        latency = max(r.end_s for r in ranks) - begin
+        restoring = max(r.restoring_s for r in ranks)
         num_sequences = sum(r.num_sequences for r in ranks)
         input_tokens = sum(r.input_tokens for r in ranks)
         rows.append(
@@ -134,8 +140,8 @@ def iteration_frame(iterations: list[RankIteration], platform: Platform, scope: 
                 "input_tokens": input_tokens,
                 "latency_s": latency,
                 "ttft_s": sum((r.end_s - begin) * r.num_sequences for r in ranks) / num_sequences,
-                "throughput_tokens_per_s": throughput_tokens_per_s(input_tokens, latency, drain),
-                "drain_s": drain,
+                "throughput_tokens_per_s": throughput_tokens_per_s(input_tokens, latency, restoring),
+                "drain_s": max(r.drain_s for r in ranks),
             }
         )
     return pd.DataFrame(rows)

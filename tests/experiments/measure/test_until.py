@@ -30,7 +30,7 @@ SMALL = (
 
 
 class Measurement:
-    """Rounds of points that take given times, a quarter of them to drain, as one rank sees them."""
+    """Rounds of points that take given times, every second one as long as restores do, as one rank sees them."""
 
     def __init__(self, latency_s: Sequence[dict[str, list[float]]], **options: Any) -> None:
         self._latency_s = latency_s
@@ -61,8 +61,8 @@ class Measurement:
             for latency_s, records in zip(self._latency_s, self.records, strict=True):
                 for name, taken in latency_s.items():
                     start_s = 10.0 * index
-                    end_s, drain_s = start_s + 0.75 * taken[index], 0.25 * taken[index]
-                    one: Any = SimpleNamespace(system=name, start_s=start_s, end_s=end_s, drain_s=drain_s)
+                    times = {"start_s": start_s, "end_s": start_s + taken[index] * (0.5 + 0.5 * (index % 2))}
+                    one: Any = SimpleNamespace(system=name, **times, restoring_s=taken[index])
                     records.iterations.append(one)
                 records.yardstick += [YardstickTime(index, m, 0, 1 + m * (index in moved), 1.0) for m in range(2)]
             index += 1

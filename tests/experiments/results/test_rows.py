@@ -227,11 +227,19 @@ def test_iterations_by_hand() -> None:
         "input_tokens": 400,
         "latency_s": 1.75,  # from 10.25, when the last rank had left the barrier, to 12.0
         "ttft_s": (1 * 1.75 + 3 * 1.0) / 4,
-        "throughput_tokens_per_s": 400 / (1.75 + 0.5),  # the next batch would wait for what this one left behind
+        "throughput_tokens_per_s": 400 / 1.75,
         "drain_s": 0.5,
     }
     assert second["latency_s"] == 4.0
     assert second["ttft_s"] == (1 * 1.0 + 3 * 4.0) / 4
+
+
+def test_throughput_is_of_batches_that_can_follow_one_another() -> None:
+    """Of the next one, which takes 1.75 s, rank 1's link is still busy with restores of 3 s for this one."""
+    first, _, beside, _ = ITERATIONS
+    late = replace(beside, layers=[layer | {"restore_s": 1.5} for layer in beside.layers])
+    (row,) = iteration_frame([first, late], PLATFORM, "model").to_dict("records")
+    assert (row["latency_s"], row["throughput_tokens_per_s"]) == (1.75, 400 / 3.0)
 
 
 def test_routing_by_hand() -> None:
