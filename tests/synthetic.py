@@ -54,7 +54,7 @@ def write_run(
     skew: float = 0.9,
     seed: int = 0,
     predicts: Collection[str] = (),
-    restore_s: float = 0.01,
+    restore_s: float = 1e-4,
 ) -> Synthetic:
     """Write a finished run; all numbers but the latencies are drawn with ``seed``.
 

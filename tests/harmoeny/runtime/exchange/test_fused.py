@@ -116,18 +116,35 @@ def test_rows_by_slot_are_those_of_a_sort(
     assert torch.equal(found.ends, wanted.ends)
     executed = int(wanted.ends[-1])
     assert torch.equal(found.rows_RH[:executed], wanted.rows_RH[:executed])
-    # With as many as there are at most, and results of what is behind them that are no numbers.
-    weights, sums = torch.rand(ids.shape, device=DEVICE).to(dtype), []
+
+
+@examples(60)
+@given(
+    num_tokens=st.sampled_from([1, 5, 12]), top_k=TOP_KS, num_experts=st.integers(1, 6),
+    masked=st.sampled_from([0.0, 0.3, 1.0]), hidden_size=HIDDEN_SIZES, dtype=DTYPES, seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_as_many_rows_as_there_are_at_most_are_enough(
+    num_tokens: int, top_k: int, num_experts: int, masked: float, hidden_size: int, dtype: torch.dtype, seed: int
+) -> None:
+    """What comes of the rows behind them is no number, and is added to nothing."""
+    rng = np.random.default_rng(seed)
+    ids = draw_ids(rng, num_tokens, top_k, num_experts, masked)
+    hidden = torch.from_numpy(rng.standard_normal((num_tokens, hidden_size))).to(DEVICE, dtype)
+    slots = rng.permutation(num_experts)
+    slot_of = torch.tensor([NO_SLOT, *slots.tolist()], dtype=torch.int32, device=DEVICE)
+    executed = int((ids >= 0).sum())
+    weights, sums, rows = torch.rand(ids.shape, device=DEVICE).to(dtype), [], []
     for fused_too in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fused, "is_available", lambda _, there=fused_too: there)
-            few = rows_by_slot(hidden, ids, slot_of, num_slots, most_rows=executed)
-            assert torch.equal(few.ends, wanted.ends)
-            assert torch.equal(few.rows_RH[:executed], wanted.rows_RH[:executed])
+            few = rows_by_slot(hidden, ids, slot_of, num_experts, most_rows=executed)
+            assert int(few.ends[-1]) == executed
             assert len(few.rows_RH) <= executed + 1
+            rows.append(few.rows_RH[:executed])
             results = few.rows_RH.clone()
             results[executed:] = torch.nan
             sums.append(sum_by_token(results, weights, few.row_TK, onto=torch.ones_like(hidden)))
+    assert torch.equal(*rows)
     torch.testing.assert_close(*sums, rtol=2e-2, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
