@@ -41,9 +41,8 @@ class PointProgress:
         self._bar: Progress | None = None
         self._title = title
         if enabled:
-            from harmoeny.compiled import (
-                on_compiling,
-            )  # numba takes long to import, which other lines need not wait for
+            # Numba takes long to import, which other lines need not wait for.
+            from harmoeny.compiled import on_compiling
 
             on_compiling(lambda: self.say("compiling for this machine, once, which may take a minute or two"))
         if enabled and console.is_terminal:

@@ -35,15 +35,19 @@ _UNNOTICED_S = 3.0
 
 
 class _Notice:
-    """Who is told that compiling takes long, what it took so far, and whether it is under way."""
+    """Who is told that compiling takes long, whether somebody was, what it took so far, and whether it is under way."""
 
     tell: Callable[[], None] | None = None
+    told = False
     taken_s = 0.0
     under_way = False
 
 
 def on_compiling(tell: Callable[[], None]) -> None:
-    """Have ``tell`` called, once, where compiling takes seconds: after an installation, or a change of the sources."""
+    """Have ``tell`` called where compiling takes seconds: after an installation, or a change of the sources.
+
+    Once in a process: who comes later than that is not told again.
+    """
     _Notice.tell = tell
 
 
@@ -150,9 +154,9 @@ def _noticed(compile_: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def noticed(signature: Any) -> Any:
         if _Notice.under_way:  # for another function, which counts what this one takes
             return compile_(signature)
-        if _Notice.taken_s > _UNNOTICED_S and _Notice.tell is not None:
+        if _Notice.taken_s > _UNNOTICED_S and _Notice.tell is not None and not _Notice.told:
+            _Notice.told = True
             _Notice.tell()
-            _Notice.tell = None
         _Notice.under_way, begin_s = True, time.monotonic()
         try:
             return compile_(signature)

@@ -104,12 +104,12 @@ class _Seen:
     """What rank 0 knows of a point's rounds so far.
 
     Attributes:
-        taken_s: by system and round, what a batch takes where others follow it.
+        batches_per_s: by system and round, where batches follow one another.
         calm: by round, whether the machine stayed where it was.
     """
 
     def __init__(self) -> None:
-        self.taken_s: dict[str, list[float]] = {}
+        self.batches_per_s: dict[str, list[float]] = {}
         self.calm: list[bool] = []
         self._iterations = self._yardstick = 0
 
@@ -124,8 +124,8 @@ class _Seen:
         for passes in zip(*(passes for passes, _ in ranks), strict=True):
             systems, *times = zip(*passes, strict=True)
             start_s, end_s, restoring_s = (max(of_ranks) for of_ranks in times)
-            taken_s = 1 / throughput_tokens_per_s(1, end_s - start_s, restoring_s)
-            self.taken_s.setdefault(systems[0], []).append(taken_s)
+            batches_per_s = throughput_tokens_per_s(1, end_s - start_s, restoring_s)
+            self.batches_per_s.setdefault(systems[0], []).append(batches_per_s)
         moments = [
             (max(product_s for product_s, _ in of_ranks), max(copy_s for _, copy_s in of_ranks))
             for of_ranks in zip(*(taken for _, taken in ranks), strict=True)
@@ -154,11 +154,11 @@ def compared(benches: Sequence[Bench], seen: Sequence[_Seen]) -> Iterator[Ratio]
 def _fastest(seen: _Seen, systems: Sequence[System]) -> str | None:
     """Return the exact system, no bound, with the highest median throughput, as the report does."""
     candidates = [system.name for system in systems if system.policy.exact and not system.policy.bound]
-    return max(candidates, key=lambda name: median(1 / taken for taken in seen.taken_s[name]), default=None)
+    return max(candidates, key=lambda name: median(seen.batches_per_s[name]), default=None)
 
 
 def _ratio(seen: _Seen, system: str, other: _Seen, base: str) -> Ratio:
     """Return the ratio of throughputs: every system has the same tokens in a round."""
-    pairs = zip(other.taken_s[base], seen.taken_s[system], strict=True)
+    pairs = zip(seen.batches_per_s[system], other.batches_per_s[base], strict=True)
     calm = [one and two for one, two in zip(seen.calm, other.calm, strict=True)]
-    return mirrored_ratio([of_base / own for of_base, own in pairs], calm)
+    return mirrored_ratio([own / of_base for own, of_base in pairs], calm)

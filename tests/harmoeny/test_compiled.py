@@ -46,7 +46,9 @@ def once(x):
 def twice(x):
     return once(once(x))
 
-print([twice(1), twice(2.0), twice(3), once(True)])
+first = [twice(1), twice(2.0), twice(3)]
+compiling.on_compiling(lambda: print("compiling again"))
+print([*first, once(True)])
 """
 
 

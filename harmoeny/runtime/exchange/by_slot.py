@@ -5,12 +5,15 @@ Shape letters: T tokens, K top_k, R rows, H hidden size, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
+from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange import fused
 
 #: Above all slots.
@@ -30,6 +33,14 @@ class SlotRows:
     rows_RH: Tensor
     row_TK: Tensor
     ends: Tensor
+
+
+def slots_by_expert(slots: Mapping[int, int], num_experts: int, device: torch.device) -> Tensor:
+    """Return int32 ``[num_experts + 1]``, :data:`NO_SLOT` and then every expert's slot, :data:`NO_SLOT` without one."""
+    found = np.full(num_experts + 1, NO_SLOT, dtype=np.int32)
+    for expert_id, slot in slots.items():
+        found[expert_id + 1] = slot
+    return Device.of(device).upload(found)
 
 
 def rows_by_slot(

@@ -60,7 +60,7 @@ class Executor(ABC):
         record.mark()  # metadata
         counts_E, numbers_TK = count_assignments(given.expert_ids_TK, num_experts)
         given, begun, early = replace(given, numbers_TK=numbers_TK), None, None
-        head_start = self._head_starts.of(given.layer)
+        head_start = self.planner.head_start(given.layer)
         if head_start is None:
             counts = self.comm.gather_counts(counts_E)
         else:

@@ -16,7 +16,7 @@ from harmoeny.head_start import HeadStart, early_rows
 from harmoeny.placement import IntArray, Placement
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange import fused
-from harmoeny.runtime.exchange.by_slot import NO_SLOT, sum_by_token
+from harmoeny.runtime.exchange.by_slot import slots_by_expert, sum_by_token
 from harmoeny.runtime.exchange.early import early_by_slot
 from harmoeny.runtime.exchange.gather import add_rows, gather_rows
 from harmoeny.runtime.exchange.order import Assignments, exclusive_cumsum
@@ -61,17 +61,13 @@ class HeadStarts:
         self._planner, self._kernels, self._device, self._rank = planner, kernels, device, rank
         self._slots: dict[int, tuple[Placement, Tensor]] = {}
 
-    def of(self, layer: int) -> HeadStart | None:
-        """Return how much of a layer all ranks execute early; None: nothing."""
-        return self._planner.head_start(layer)
-
     def begin(self, given: LayerInput, counts_E: Tensor, head_start: HeadStart) -> Begun | None:
         """Execute the early part of a layer; None: there is none, if no token goes to an expert twice.
 
         Args:
             given: this rank's tokens.
             counts_E: int64 ``[num_experts]``, their assignments.
-            head_start: as of :meth:`of`.
+            head_start: how much all ranks execute early.
         """
         if len(given.hidden_TH) < head_start.least_rows:
             return None
@@ -139,6 +135,5 @@ class HeadStarts:
         known = self._slots.get(layer)
         if known is None or known[0] is not placement:
             slots = {e: slot.index for e, slot in self._planner.fetcher.residents(layer).items()}
-            slot_of = [NO_SLOT, *(slots.get(expert_id, NO_SLOT) for expert_id in range(placement.num_experts))]
-            known = self._slots[layer] = placement, Device.of(self._device).upload(np.array(slot_of, dtype=np.int32))
+            known = self._slots[layer] = placement, slots_by_expert(slots, placement.num_experts, self._device)
         return known[1]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from harmoeny.choices import PLAN_EXECUTOR
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
-from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot, sum_by_token
+from harmoeny.runtime.exchange.by_slot import rows_by_slot, slots_by_expert, sum_by_token
 from harmoeny.runtime.exchange.dispatch import combine, dispatch
 from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.kernels.grouped import GroupedKernel
@@ -82,8 +81,8 @@ class PlanExecutor(Executor):
         residents, num_experts = self.planner.fetcher.residents(layer), self.memory.store.layers[layer].num_experts
         if len(residents) < num_experts:
             return None
-        slots = [residents[expert_id].index for expert_id in range(num_experts)]
-        return torch.tensor([NO_SLOT, *slots], dtype=torch.int32, device=self.comm.device)
+        slots = {expert_id: slot.index for expert_id, slot in residents.items()}
+        return slots_by_expert(slots, num_experts, self.comm.device)
 
     def execute(self, given: LayerInput, counts: IntArray, plan: Plan) -> LayerResult:
         """Carry out any plan, with the system's fetch strategy."""
