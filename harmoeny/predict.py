@@ -279,9 +279,9 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
     them is there, and after the others; where slices are grouped, together, or with the others if there are slots for
     them and waiting takes less than a launch. Those from the host that need a resident's slot begin once the one with
     the fewest assignments was executed. Rows are copied when they are sent and, there and back, where they are
-    executed; results are copied and added. With overlap, a rank's own rows are computed while the others are on their
-    way, and an expert with both is launched twice. A host link that is busy for longer than all of that, as restores
-    may keep it, is what the layer takes in the long run.
+    executed, unless all are of one expert; results are copied and added. With overlap, a rank's own rows are computed
+    while the others are on their way, and an expert with both is launched twice. A host link that is busy for longer
+    than all of that, as restores may keep it, is what the layer takes in the long run.
 
     Args:
         loads: what the ranks do.
@@ -295,7 +295,7 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
     gather_s = loads.routed.max() * costs.copy_token_s
     plain_s = overlapped_s = 0.0
     for rank in range(len(loads.sent)):
-        copied_s = loads.executed[rank] * costs.copy_token_s
+        copied_s = loads.executed[rank] * costs.copy_token_s if loads.work[SLICES, rank] > 1 else 0.0
         arrived_s = gather_s + exchange_s + copied_s
         own_end_s = gather_s + work_s(loads.own, rank, costs)
         all_s, others_s = work_s(loads.work, rank, costs), work_s(loads.others, rank, costs)

@@ -82,10 +82,10 @@ def staged_s(
     """Return how long a layer in stages takes from the plan to the end of the combine, in seconds.
 
     One exchange follows the other, where there is something to exchange, the first while the rest is gathered. A rank
-    computes a stage when its rows are there and were ordered, which own rows alone are already, and the one before is
-    done. Results of a stage go back when all ranks have them, behind all rows. Fetched experts are computed at the end
-    of each stage, when the last of them is there; slots for them are taken to be free in time, as some residents' rows
-    are there soon.
+    computes a stage when its rows are there and were ordered, which own rows alone are already, and those of a single
+    expert, and the one before is done. Results of a stage go back when all ranks have them, behind all rows. Fetched
+    experts are computed at the end of each stage, when the last of them is there; slots for them are taken to be free
+    in time, as some residents' rows are there soon.
 
     Args:
         lines: what every rank executes.
@@ -99,7 +99,7 @@ def staged_s(
         costs: the machine's.
     """
     world_size, num_stages = len(counts), len(stages.cuts) - 1
-    executed, arrives, work, fetched = _stage_work(lines, counts, shares, stages, costs)
+    executed, ordered, work, fetched = _stage_work(lines, counts, shares, stages, costs)
     wire_s = stages_wire_s(lines, counts, shares, columns, stages, loads, exchange_s, costs)
     gather_s = loads.routed.max() * costs.copy_token_s
     # The first rows that travel are on their way while the rest is gathered.
@@ -119,7 +119,7 @@ def staged_s(
         rank_s = 0.0
         for stage in range(num_stages):
             rank_s = max(rank_s, arrived_s[stage])
-            if arrives[stage, rank]:
+            if not ordered[stage, rank]:
                 rank_s += 2 * executed[stage, rank] * costs.copy_token_s
             column = stage * world_size + rank
             if fetched[SLICES, column] > 0:
@@ -136,7 +136,7 @@ def staged_s(
 def _stage_work(
     lines: Lines, counts: IntArray, shares: IntArray, stages: Stages, costs: Costs
 ) -> tuple[IntArray, BoolArray, FloatArray, FloatArray]:
-    """Return every stage's assignments, whether others' are among them, their work, and that of fetched experts alone.
+    """Return every stage's assignments, whether they arrive in order, their work, and that of fetched experts alone.
 
     That is int64 and bool ``[num_stages, world_size]``, and two float64 ``[3, num_stages * world_size]``.
     """
@@ -144,6 +144,7 @@ def _stage_work(
     num_stages = len(cuts) - 1
     executed, work = np.zeros((num_stages, world_size), dtype=np.int64), np.zeros((3, num_stages * world_size))
     fetched, arrives = np.zeros((3, num_stages * world_size)), np.zeros((num_stages, world_size), dtype=np.bool_)
+    experts = np.zeros((num_stages, world_size), dtype=np.int64)
     for rank in range(world_size):
         for i in range(lines.numbers[rank]):
             expert = lines.experts[rank, i]
@@ -153,12 +154,13 @@ def _stage_work(
                 part = min(end, cuts[stage + 1, rank]) - begin
                 executed[stage, rank] += part
                 arrives[stage, rank] |= part > 0 and shares[rank, expert] > counts[rank, expert]
+                experts[stage, rank] += part > 0
                 add_slice(work, stage * world_size + rank, part, 1, costs)
                 if i >= lines.num_held[rank]:
                     add_slice(fetched, stage * world_size + rank, part, 1, costs)
                 begin += part
                 stage += 1
-    return executed, arrives, work, fetched
+    return executed, ~arrives | (experts <= 1), work, fetched
 
 
 @inlined

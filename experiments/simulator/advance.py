@@ -279,7 +279,7 @@ class SimulatedSystem:
             extra_bytes = mask_bytes(cost.work, num_tokens, capacity) if cost.software.padded else 0.0
             flows = Flows(flows.executed, flows.fetch, flows.traffic, computed=executed)
         else:
-            exchange, executed, extra_bytes = plain_exchange(cost, flows.traffic), flows.executed, 0.0
+            exchange, executed, extra_bytes = plain_exchange(cost, flows.traffic, flows.executed), flows.executed, 0.0
         needed = self.held_bytes + layer_bytes(cost.work, exchange.rows, executed) + extra_bytes
         check_memory(needed, self._limit, f"MoE layer {layer}")
         plan_s = cost.plan_s(policy_s, plan_size(flows, counts, placement))

@@ -12,7 +12,7 @@ from experiments.routers.base import FloatArray
 from experiments.simulator.cost import CostModel
 from experiments.simulator.flows import Flows
 from harmoeny.compiled import compiled
-from harmoeny.placement import Placement
+from harmoeny.placement import IntArray, Placement
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class Arrivals:
         """
         all_ready_s, none = ready_s.max(), np.zeros_like(ready_s)
         if flows.stage_traffic is not None:
-            parts = [_stage_exchange(cost, traffic).at(pace) for traffic in flows.stage_traffic]
+            parts = [
+                _stage_exchange(cost, *part).at(pace) for part in zip(flows.stage_traffic, flows.stages, strict=True)
+            ]
             arrived_s = stage_arrivals_s(parts, exchange, ready_s)
             return cls(arrived_s, np.stack([2 * part.group_s for part in parts]), parts, flows.stage_traffic)
         arrived_s = all_ready_s + exchange.wire_s + exchange.group_s
@@ -128,15 +130,17 @@ def last_partner(ready_s: FloatArray, traffic: FloatArray) -> FloatArray:
     return last
 
 
-def plain_exchange(cost: CostModel, traffic: FloatArray) -> ExchangeTimes:
+def plain_exchange(cost: CostModel, traffic: FloatArray, executed: IntArray) -> ExchangeTimes:
     """Return the times of our dispatch: one all-to-all of exactly the assignments.
 
     Args:
         cost: the cost model.
         traffic: float64 ``[world_size(src), world_size(dst)]``, assignments.
+        executed: int64 ``[num_experts, world_size]``, the same by expert and the rank that executes them.
     """
     sent, received = traffic.sum(axis=1), traffic.sum(axis=0)
-    in_order = cost.puts | ((traffic > 0).sum(axis=0) <= 1)
+    # Rows arrive by source and expert.
+    in_order = cost.puts | ((traffic > 0).sum(axis=0) <= 1) | ((executed > 0).sum(axis=0) <= 1)
     return ExchangeTimes(
         rows=sent,
         gather_s=cost.copy_s(sent),
@@ -146,9 +150,9 @@ def plain_exchange(cost: CostModel, traffic: FloatArray) -> ExchangeTimes:
     )
 
 
-def _stage_exchange(cost: CostModel, traffic: FloatArray) -> ExchangeTimes:
+def _stage_exchange(cost: CostModel, traffic: FloatArray, executed: IntArray) -> ExchangeTimes:
     """Return the times of one stage's exchange, in which ranks that neither send nor receive take no part."""
-    times, others = plain_exchange(cost, traffic), traffic - np.diag(traffic.diagonal())
+    times, others = plain_exchange(cost, traffic, executed), traffic - np.diag(traffic.diagonal())
     return replace(times, wire_s=np.where(others.any(axis=0) | others.any(axis=1), times.wire_s, 0.0))
 
 

@@ -12,6 +12,7 @@ from harmoeny.held import with_free
 from harmoeny.placement import IntArray, Placement, place
 from harmoeny.predict import (
     ALONE_S,
+    SLICES,
     TOKENS_S,
     Costs,
     Loads,
@@ -90,7 +91,7 @@ def layer_by_hand(loads: Loads, sources: Sources, *, overlap: bool) -> float:
     gather_s = 0.5 * max(loads.routed)
     ends = []
     for rank in range(len(loads.sent)):
-        group_s = 0.5 * loads.executed[rank]
+        group_s = 0.5 * loads.executed[rank] if loads.work[SLICES, rank] > 1 else 0.0
         arrived_s, fetched_s = gather_s + exchange_s + group_s, sources.fetched[ALONE_S, rank]
         if overlap:
             fetched_s = sources.fetched_own[ALONE_S, rank] + sources.fetched_others[ALONE_S, rank]

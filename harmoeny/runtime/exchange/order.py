@@ -28,8 +28,8 @@ def by_expert(received_WE: IntArray, device: torch.device, order: Sequence[int] 
         order in which they arrived.
     """
     ascending = is_ascending(order)
-    if ascending and np.count_nonzero(received_WE.any(axis=1)) <= 1:
-        return None
+    if ascending and min(np.count_nonzero(received_WE.any(axis=axis)) for axis in (1, 0)) <= 1:
+        return None  # all from one source, or of one expert
     starts_WE = exclusive_cumsum(received_WE.reshape(-1)).reshape(received_WE.shape)
     if not ascending:
         starts_WE, received_WE = starts_WE[:, order], received_WE[:, order]

@@ -157,14 +157,21 @@ def test_rows_that_do_not_stay_in_the_cache_are_read_once_per_tile_of_columns() 
     assert all_stay.wave_s([9, 5]) == 10.0 + 6.0
 
 
-def test_rows_that_are_put_where_they_are_executed_are_not_put_in_order() -> None:
-    counts = [[1, 5], [2, 3]]
-    put = simulate(StaticEP(), counts, replace(UNIT, device_memory_bytes_per_s=8.0, puts=True))
-    sent = simulate(StaticEP(), counts, replace(UNIT, device_memory_bytes_per_s=8.0))
-    # Rank 1 receives 8 rows of 4 bytes, each read and written, and returns as many results.
-    ordering_s = 8 * 2 * 4 / 8.0
-    assert column(sent, "dispatch_s")[1] - column(put, "dispatch_s")[1] == ordering_s
-    assert column(sent, "layer_s")[1] - column(put, "layer_s")[1] == 2 * ordering_s
+def test_rows_are_put_in_order_unless_they_arrive_in_it() -> None:
+    """Rows of several sources and several experts are read and written once more, there and back."""
+
+    def seconds(counts: list[list[int]], *, puts: bool) -> tuple[float, float]:
+        layer = simulate(StaticEP(), counts, replace(UNIT, device_memory_bytes_per_s=8.0, puts=puts))
+        return column(layer, "dispatch_s")[1], column(layer, "layer_s")[1]
+
+    def ordering_s(counts: list[list[int]]) -> tuple[float, float]:
+        (dispatch_s, layer_s), (put_s, layer_put_s) = seconds(counts, puts=False), seconds(counts, puts=True)
+        return dispatch_s - put_s, layer_s - layer_put_s
+
+    # Rank 1 has the second half of the experts. It receives 8 rows of 4 bytes.
+    assert ordering_s([[1, 0, 2, 3], [2, 0, 2, 1]]) == (8 * 2 * 4 / 8.0, 2 * 8 * 2 * 4 / 8.0)
+    assert ordering_s([[1, 0, 5, 0], [2, 0, 3, 0]]) == (0.0, 0.0), "of one expert"
+    assert ordering_s([[1, 0, 5, 3], [2, 0, 0, 0]]) == (0.0, 0.0), "of one source"
 
 
 def test_ranks_of_one_device_slow_each_other_down_while_both_compute() -> None:
