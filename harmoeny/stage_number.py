@@ -11,7 +11,7 @@ from harmoeny.predict import SLICES, TOKENS_S, Costs, Loads, work_s
 #: The most stages of a plan that chooses their number.
 MOST_STAGES = 16
 #: What more stages have to gain, as a share of the time of fewer.
-_LEAST_GAIN = 0.005
+_LEAST_GAIN = 0.001
 #: How much larger than the outermost stages the largest are, and how many stages from the ends.
 _LARGEST, _GROWING = 4, 2
 
@@ -79,12 +79,13 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     """Return how many stages are enough, and how many seconds these gain at best.
 
     With ``X`` what an exchange takes beside its latency ``l``, ``C`` the products of the slowest rank, ``s`` their
-    launch, and ``f`` the first and the last stage's part of its rows, which is no less than that of one of so many
-    experts unless one is cut, N stages take at least
+    launch, ``A`` adding up results, and ``f`` the first and the last stage's part of the rows, which is no less than
+    that of one of so many experts unless one is cut, N stages take at least
     ``C + (N - 1) s + 2 (l + f X)``, where the first rows and the last results wait for products, and at least
     ``2 (N l + X)``, where the link is never idle; with more stages than slices ``C`` is no less than N times reading an
-    expert's weights. Enough are the fewest that no other
-    number is better than by more than 0.5 %. Where the latency of an exchange is not known, there is one stage.
+    expert's weights. Besides ``(1 + f / 2) A``, of which ``(1 - f) A`` hides behind the last results on their way, or
+    as much of it as these take. Enough are the fewest that no other number is better than by more than 0.1 %. Where the
+    latency of an exchange is not known, there is one stage.
 
     Args:
         loads: what the ranks do.
@@ -94,7 +95,8 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     latency_s, cut_s = costs.exchange_latency_s, lost_by_cut_s(loads, costs)
     rows_s = exchange_s - latency_s
     computed_s, most = slowest_work_s(loads, costs), max(int(loads.work[SLICES].max()), 1)
-    plain_s = computed_s + 2 * exchange_s
+    add_s = 2 * loads.routed.max() * costs.copy_token_s
+    plain_s = computed_s + 2 * exchange_s + add_s
     best, best_s = 1, plain_s
     if latency_s > 0:
         whole, weights = reads_most(loads, costs), 1
@@ -108,7 +110,9 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
             if number > most:  # every stage reads weights
                 products_s = max(products_s, number * (costs.launch_s + costs.weights_s))
             waiting_s = products_s + 2 * (latency_s + end_s)
-            stages_s = max(waiting_s, 2 * (number * latency_s + rows_s))
+            last_add_s = add_s * end_s / max(rows_s, 1e-12)
+            hidden_s = min(latency_s + end_s, add_s - last_add_s)
+            stages_s = max(waiting_s, 2 * (number * latency_s + rows_s)) + add_s + last_add_s / 2 - hidden_s
             if stages_s < (1 - _LEAST_GAIN) * best_s:
                 best, best_s = number, stages_s
     return best, plain_s - best_s

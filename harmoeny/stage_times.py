@@ -127,9 +127,20 @@ def staged_s(
             else:
                 rank_s += work_s(work, column, costs)
             end_s[stage] = max(end_s[stage], rank_s)
+    # The last results to travel are added to the sum of all others, which is made while they are on their way.
+    last, travelling, before_s = 0, 0, end_s[num_stages - 1]
     for stage in range(num_stages):
+        if wire_s[stage] > 0:
+            last, travelling = stage, travelling + 1
+    for stage in range(num_stages):
+        if stage == last:
+            before_s = max(before_s, now_s)
         now_s = max(now_s, end_s[stage]) + wire_s[stage]
-    return float(max(now_s + 2 * gather_s, sources.host_link_s.max()))
+    add_s = 2 * gather_s
+    last_s = add_s * executed[last].sum() / max(executed.sum(), 1) if travelling > 1 else add_s
+    again_s = last_s / 2 if travelling > 1 else 0.0  # what is added to is read and written once more
+    now_s = max(before_s + add_s - last_s, now_s) + last_s + again_s
+    return float(max(now_s, sources.host_link_s.max()))
 
 
 @compiled

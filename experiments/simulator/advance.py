@@ -221,10 +221,11 @@ class SimulatedSystem:
         )
         boundary_s[Phase.COMBINE] = done.end_s
         if arrivals.parts:
-            returned_s = arrivals.returned_s(done.stage_end_s)
+            added_s = arrivals.added_s(done.stage_end_s, exchange)
         else:
             returned_s = last_partner(done.end_s + exchange.group_s, flows.traffic) + exchange.wire_s
-        boundary_s[Phase.END] = returned_s + exchange.add_s + early.add_s * pace + done.restoring_s
+            added_s = returned_s + exchange.add_s
+        boundary_s[Phase.END] = added_s + early.add_s * pace + done.restoring_s
         executed = flows.executed + early.executed
         columns: dict[str, IntArray | FloatArray] = {
             "num_assignments": counts.sum(axis=1),

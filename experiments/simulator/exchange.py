@@ -80,16 +80,27 @@ class Arrivals:
         stages_s = np.stack([first_s, *[arrived_s] * (len(flows.stages) - 1)])
         return cls(stages_s, np.broadcast_to(none, stages_s.shape), [], flows.traffic[:0])
 
-    def returned_s(self, stage_end_s: FloatArray) -> FloatArray:
-        """Return when the results of all exchanges are back; float64 ``[world_size]``.
+    def added_s(self, stage_end_s: FloatArray, exchange: ExchangeTimes) -> FloatArray:
+        """Return when the results of exchanges that follow each other are back and added up; float64 ``[world_size]``.
+
+        Those of the last exchange are added to the sum of all others, which is made while they are on their way.
 
         Args:
             stage_end_s: float64 ``[num_stages, world_size]``, when every rank has executed a stage.
+            exchange: what it takes if all is exchanged at once.
         """
         free_s: FloatArray = self.arrived_s[-1]  # rows of all stages were queued first
-        for end_s, part, traffic in zip(stage_end_s, self.parts, self.traffic, strict=True):
+        travelling = [stage for stage, part in enumerate(self.parts) if part.wire_s.any()]
+        last = travelling[-1] if len(travelling) > 1 else None
+        before_s = stage_end_s[-1]
+        for stage, (end_s, part, traffic) in enumerate(zip(stage_end_s, self.parts, self.traffic, strict=True)):
+            if stage == last:
+                before_s = np.maximum(before_s, free_s)
             free_s = np.maximum(last_partner(end_s, traffic), free_s) + part.wire_s
-        return free_s
+        last_s = exchange.add_s if last is None else self.parts[last].add_s
+        again_s = 0.0 if last is None else last_s / 2  # what is added to is read and written once more
+        added_s: FloatArray = np.maximum(before_s + exchange.add_s - last_s, free_s) + last_s + again_s
+        return added_s
 
 
 def stage_arrivals_s(parts: Sequence[ExchangeTimes], exchange: ExchangeTimes, ready_s: FloatArray) -> FloatArray:

@@ -242,11 +242,12 @@ def test_stages_by_hand() -> None:
     # There at 11 and 22, computed at 21 and 32, back at 33 and 44.
     assert seconds(counts, shares, resident, stages, loads, sources, 21.0, costs) == 44.0
     assert layer_s(loads, sources, 21.0, costs)[0] == 21.0 + 20.0 + 21.0
-    # With copies of 0.1 the rows are gathered after 4, those of the first stage after 2, so all is there 2 later, and
-    # results are added in 8. Rows of both experts would be ordered in 4, and their results: here there is one a stage.
+    # With copies of 0.1 the rows are gathered after 4, those of the first stage after 2, so all is there 2 later.
+    # Results are added in 8: half of them before the last are back, these in 4, and in 2 what they are added to. Rows
+    # of both experts would be ordered in 4, and their results: here there is one a stage.
     costs = costs._replace(copy_token_s=0.1)
     loads = loads_of_shares(counts, shares, costs)
-    assert seconds(counts, shares, resident, stages, loads, sources, 21.0, costs) == 44.0 + 2.0 + 8.0
+    assert seconds(counts, shares, resident, stages, loads, sources, 21.0, costs) == 44.0 + 2.0 + 4.0 + 2.0
     assert layer_s(loads, sources, 21.0, costs)[0] == 21.0 + 20.0 + 21.0 + 4.0 + 2 * 4.0 + 8.0
 
 

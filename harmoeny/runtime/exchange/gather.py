@@ -5,6 +5,7 @@ Shape letters: T tokens of this rank, K top_k, S rows sent, H hidden size, E exp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from harmoeny.placement import IntArray
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.layout import rows_as_sent, send_blocks
-from harmoeny.runtime.exchange.order import Assignments, Sent, send_order, tokens_of
+from harmoeny.runtime.exchange.order import Assignments, Sent, ranges, send_order, tokens_of
 
 
 class Gathering:
@@ -76,25 +77,32 @@ def gather_rows(hidden_TH: Tensor, assignments: Assignments, sent_EC: IntArray) 
     return gathering.rows_SH, gathering.sent
 
 
-def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent) -> Tensor:
+def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent, later: Sequence[slice] = ()) -> Tensor:
     """Add up the results of every token, weighted by the router.
 
     Args:
         rows_SH: ``[S, H]``, results.
         routing_weights_TK: ``[T, K]``.
         sent: what the rows are; assignments that are not among them contribute nothing.
+        later: rows that are left out, in order, without overlaps; :func:`add_rows` adds them.
 
     Returns:
         ``[T, H]``.
     """
     if sent.row_TK is not None:
-        return fused.add_up(rows_SH, routing_weights_TK, sent.row_TK, len(rows_SH))
+        row_TK = sent.row_TK.masked_fill(_is_among(sent.row_TK, later), -1) if later else sent.row_TK
+        return fused.add_up(rows_SH, routing_weights_TK, row_TK, len(rows_SH))
     assignment_S, (num_tokens, top_k) = sent.assignment_S, routing_weights_TK.shape
-    if len(rows_SH) == 0:
+    rows_S = None
+    if later:
+        bounds = np.array([0, *(bound for part in later for bound in (part.start, part.stop)), len(rows_SH)])
+        rows_S = ranges(bounds[::2], np.diff(bounds)[::2], rows_SH.device)
+        assignment_S = assignment_S.index_select(0, rows_S)
+    if len(assignment_S) == 0:
         return rows_SH.new_zeros(num_tokens, rows_SH.shape[1])
     # Gathers, weights and adds up in one pass over the rows, in FP32 whatever their type.
     weight_A = routing_weights_TK.to(rows_SH.dtype).reshape(-1)
-    if len(rows_SH) == len(weight_A):
+    if len(assignment_S) == len(weight_A):
         row_A = torch.empty_like(assignment_S)
         row_A.scatter_(0, assignment_S, torch.arange(len(row_A), device=row_A.device))
         first_T = torch.arange(0, len(row_A), top_k, device=row_A.device)
@@ -102,10 +110,13 @@ def weighted_sum(rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent) -> Ten
     executed_S, row_S = torch.sort(assignment_S)
     first_T = torch.searchsorted(executed_S, torch.arange(0, len(weight_A), top_k, device=executed_S.device))
     weight_S = weight_A.index_select(0, executed_S)
+    row_S = row_S if rows_S is None else rows_S.index_select(0, row_S)
     return embedding_bag(row_S, rows_SH, first_T, mode="sum", per_sample_weights=weight_S)
 
 
-def add_rows(rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent, onto_TH: Tensor) -> Tensor:
+def add_rows(
+    rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent, onto_TH: Tensor, only: Sequence[slice] | None = None
+) -> Tensor:
     """Add the results of a few of a rank's rows, weighted by the router, to what there is of their tokens already.
 
     Args:
@@ -113,13 +124,24 @@ def add_rows(rows_SH: Tensor, routing_weights_TK: Tensor, sent: Sent, onto_TH: T
         routing_weights_TK: ``[T, K]``.
         sent: what the rows are.
         onto_TH: ``[T, H]``; changed where it has no gaps.
+        only: the rows that are added, in order, without overlaps; None: all.
 
     Returns:
         ``[T, H]``.
     """
     if sent.row_TK is not None:
-        return fused.add_up(rows_SH, routing_weights_TK, sent.row_TK, len(rows_SH), onto_TH)
-    weights_S = routing_weights_TK.reshape(-1).index_select(0, sent.assignment_S).to(rows_SH.dtype)
-    return onto_TH.index_add_(
-        0, tokens_of(sent.assignment_S, routing_weights_TK.shape[1]), rows_SH * weights_S[:, None]
-    )
+        row_TK = sent.row_TK if only is None else sent.row_TK.masked_fill(~_is_among(sent.row_TK, only), -1)
+        return fused.add_up(rows_SH, routing_weights_TK, row_TK, len(rows_SH), onto_TH)
+    assignment_S = sent.assignment_S
+    if only is not None:
+        rows_SH, assignment_S = (torch.cat([values[part] for part in only]) for values in (rows_SH, assignment_S))
+    weights_S = routing_weights_TK.reshape(-1).index_select(0, assignment_S).to(rows_SH.dtype)
+    return onto_TH.index_add_(0, tokens_of(assignment_S, routing_weights_TK.shape[1]), rows_SH * weights_S[:, None])
+
+
+def _is_among(row_TK: Tensor, parts: Sequence[slice]) -> Tensor:
+    """Return bool ``[T, K]``, whether the row of an assignment is in one of these parts."""
+    is_among = torch.zeros_like(row_TK, dtype=torch.bool)
+    for part in parts:
+        is_among |= (row_TK >= part.start) & (row_TK < part.stop)
+    return is_among

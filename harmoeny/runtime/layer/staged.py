@@ -18,7 +18,7 @@ from harmoeny.lines import Stages, stage_tokens
 from harmoeny.placement import IntArray
 from harmoeny.plan import Plan
 from harmoeny.runtime.exchange.comm import Communicator, PeerCopies
-from harmoeny.runtime.exchange.gather import Gathering, weighted_sum
+from harmoeny.runtime.exchange.gather import Gathering, add_rows, weighted_sum
 from harmoeny.runtime.exchange.order import Assignments, by_expert
 from harmoeny.runtime.kernels.base import Results
 from harmoeny.runtime.layer.executor import Executor, LayerInput, LayerResult
@@ -109,8 +109,13 @@ def execute_in_stages(executor: Executor, given: LayerInput, counts: IntArray, p
 
     fetch = fetcher.run(execute)
     recorder.mark()  # combine
-    returned_SH = exchange.await_results(results.rows())
-    output_TH = weighted_sum(returned_SH, given.routing_weights_TK, gathering.sent)
+    # What comes last is on its way while the rest is added up.
+    returned_SH = exchange.await_all_but_the_last(results.rows())
+    last = exchange.last_rows()
+    output_TH = weighted_sum(returned_SH, given.routing_weights_TK, gathering.sent, last)
+    exchange.await_the_last()
+    if last:
+        output_TH = add_rows(returned_SH, given.routing_weights_TK, gathering.sent, output_TH, last)
     return LayerResult(output_TH, gathering.sent.assignment_S, fetch)
 
 
@@ -251,16 +256,35 @@ class _Exchange:
             )
             self._return_own(stage, results)
 
-    def await_results(self, results_RH: Tensor) -> Tensor:
-        """Return ``[S, H]``, the results of :attr:`sent_SH`; all stages must be finished."""
+    def await_all_but_the_last(self, results_RH: Tensor) -> Tensor:
+        """Return ``[S, H]``, the results of :attr:`sent_SH` but for :meth:`last_rows`; all stages must be finished."""
         self.return_finished(results_RH)
         for stage in self.stages:
             if stage not in self._travelling:
                 self._return_own(stage, _as_arrived(results_RH[stage.rows], stage))
-        _await(works for copies in self._returning for works in copies.receiving)
-        # What was sent may be overwritten from here on.
-        _await(copies.sending for copies in (*self._sending, *self._returning))
+        _await(works for copies in self._returning[: self._num_before()] for works in copies.receiving)
         return self._returned_SH
+
+    def last_rows(self) -> list[slice]:
+        """Return the rows of :attr:`sent_SH` whose results travel last, behind those of other stages."""
+        if len(self._travelling) < 2:
+            return []
+        parts: list[slice] = []
+        for part in sorted(self._travelling[-1].sent.values(), key=lambda part: part.start):
+            if parts and parts[-1].stop == part.start:
+                parts[-1] = slice(parts[-1].start, part.stop)
+            else:
+                parts.append(part)
+        return [part for part in parts if part.start < part.stop]
+
+    def await_the_last(self) -> None:
+        """Wait for all results, and until what was sent may be overwritten."""
+        _await(works for copies in self._returning[self._num_before() :] for works in copies.receiving)
+        _await(copies.sending for copies in (*self._sending, *self._returning))
+
+    def _num_before(self) -> int:
+        """Return how many exchanges of results are waited for before any is added up."""
+        return len(self._returning) - bool(self.last_rows())
 
     def _take_own(self, stage: _Stage) -> None:
         """Copy what this rank sends itself to where it is executed, or to where the rest of the stage arrives."""

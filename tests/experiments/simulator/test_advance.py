@@ -19,7 +19,7 @@ from experiments.simulator import flows
 from experiments.simulator.advance import SimulatedLayer, SimulatedSystem
 from experiments.simulator.cost import CostModel
 from experiments.simulator.device_memory import OutOfMemoryError
-from experiments.simulator.exchange import ExchangeTimes, stage_arrivals_s
+from experiments.simulator.exchange import Arrivals, ExchangeTimes, stage_arrivals_s
 from experiments.simulator.flows import flows_of_executed, plan_flows
 from experiments.simulator.model_work import ModelWork
 from experiments.simulator.sharing import sharing_pace
@@ -129,6 +129,20 @@ def test_the_first_rows_travel_while_the_rest_is_gathered(wire_s: float, wanted:
     stages = [part(1.0, 0.0), part(2.0, wire_s), part(3.0, 5.0)]  # the first stage is each rank's own
     found = stage_arrivals_s(stages, part(6.0, 9.0), np.array([10.0, 11.0]))
     assert found.tolist() == wanted
+
+
+@pytest.mark.parametrize(("wire_s", "wanted"), [(2.0, 22.0), (20.0, 38.0), (0.0, 19.0)])
+def test_results_are_added_up_while_the_last_are_on_their_way(wire_s: float, wanted: float) -> None:
+    """By hand: 4 s for those that are back after 9 s, and 6 s and half as long again for the last, if any travel."""
+    both, traffic = np.ones(2), np.ones((2, 2))
+
+    def part(wire_s: float, add_s: float) -> ExchangeTimes:
+        return ExchangeTimes(both, 0 * both, wire_s * both, 0 * both, add_s * both)
+
+    parts = [part(3.0, 4.0), part(wire_s, 6.0)]
+    arrivals = Arrivals(np.array([[2.0, 2.0], [4.0, 4.0]]), np.zeros((2, 2)), parts, np.stack([traffic, traffic]))
+    found = arrivals.added_s(np.array([[5.0, 6.0], [9.0, 8.0]]), part(5.0, 10.0))
+    assert found.tolist() == [wanted, wanted]
 
 
 def test_a_grouped_kernel_reads_all_weights_of_a_wave_while_it_computes() -> None:

@@ -15,7 +15,7 @@ from harmoeny.head_start import HeadStart
 from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.by_slot import NO_SLOT, rows_by_slot, sum_by_token
 from harmoeny.runtime.exchange.early import EarlyRows, early_by_slot
-from harmoeny.runtime.exchange.gather import Gathering, gather_rows, weighted_sum
+from harmoeny.runtime.exchange.gather import Gathering, add_rows, gather_rows, weighted_sum
 from harmoeny.runtime.exchange.order import Assignments, Sent
 from tests.harmoeny.runtime.cases import random_tokens
 from tests.harmoeny.test_head_start import head_starts
@@ -71,6 +71,15 @@ def test_results_add_up(
     added = fused.add_up(more, weights, torch.from_numpy(row.reshape(t.ids.shape)).to(DEVICE), len(rows), onto)
     assert added is onto
     torch.testing.assert_close(onto.cpu().double(), before + wanted, rtol=1e-2, atol=atol, equal_nan=True)
+    # Some of the rows later than the others.
+    sent = Sent(torch.from_numpy(assignment).to(DEVICE), torch.from_numpy(row.reshape(t.ids.shape)).to(DEVICE))
+    bounds = np.sort(rng.integers(0, len(rows) + 1, 4)).tolist()
+    later = [slice(*bounds[:2]), slice(*bounds[2:])]
+    absent = rows.clone()
+    for part in later:
+        absent[part] = torch.nan
+    found = add_rows(rows, weights, sent, weighted_sum(absent, weights, sent, later), later)
+    torch.testing.assert_close(found.cpu().double(), wanted, rtol=1e-2, atol=2 * atol)  # rounded twice
 
 
 @examples(60)

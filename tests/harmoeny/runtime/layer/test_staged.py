@@ -26,7 +26,9 @@ from harmoeny.plan import Plan
 from harmoeny.policy import Policy
 from harmoeny.rebalance import TokenHarMoEny
 from harmoeny.runtime.exchange.comm import PeerCopies
-from harmoeny.runtime.exchange.gather import Gathering
+from harmoeny.runtime.exchange.gather import Gathering, weighted_sum
+from harmoeny.runtime.exchange.order import Sent
+from harmoeny.runtime.layer import staged
 from tests.harmoeny.runtime.cases import RandomPlan, random_experts, random_tokens, start
 from tests.harmoeny.runtime.layer.test_engine import run_layers
 from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
@@ -155,16 +157,7 @@ def test_tokens_that_are_there_are_executed_and_returned_while_others_are_on_the
 
 
 def test_the_first_rows_travel_before_the_rest_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three stages the first has no rows: with the second's it is gathered, and these are sent."""
-
-    class InStages(StaticEP):
-        knows = frozenset({Knowledge.EXACT})
-
-        def plan(self, counts: IntArray, placement: Placement) -> Plan:
-            plan = super().plan(counts, placement)
-            begins = np.array([[0, 0], [8, 0], [0, 0], [0, 8]])
-            return replace(plan, stages=Stages(begins, np.array([[0, 0], [0, 0], [12, 12], [16, 16]])))
-
+    """With those of the first stage, which has no rows, the second's are gathered, and sent."""
     events: list[str] = []
 
     class Telling(ThreadCommunicator):
@@ -184,13 +177,70 @@ def test_the_first_rows_travel_before_the_rest_is_gathered(monkeypatch: pytest.M
 
     monkeypatch.setattr(Gathering, "gather", telling)
 
+    run_in_stages(Telling)
+    assert events[:5] == ["gather 0 to 4", "exchange 0", "exchange 6", "gather 4 to 6", "exchange 2"]
+
+
+def test_results_are_added_up_while_the_last_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Last:
+        def __init__(self, work: Any) -> None:
+            self._work = work
+
+        def wait(self) -> None:
+            events.append("waits for the last")
+            self._work.wait()
+
+    class Telling(ThreadCommunicator):
+        calls = 0
+
+        def copy_between_peers(
+            self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
+        ) -> PeerCopies:
+            copies, self.calls = super().copy_between_peers(sends, receives), self.calls + 1
+            if self.rank != 0 or self.calls < 6:  # rows of three stages, and results of two
+                return copies
+            return PeerCopies([[Last(work) for work in works] for works in copies.receiving], copies.sending)
+
+    def telling(rows: Tensor, weights: Tensor, sent: Sent, later: Sequence[slice] = ()) -> Tensor:
+        if threading.current_thread().name == "rank 0":
+            events.append(f"adds up without {later}")
+        return weighted_sum(rows, weights, sent, later)
+
+    monkeypatch.setattr(staged, "weighted_sum", telling)
+    run_in_stages(Telling)
+    # Of 4 assignments of each expert the last 2, those of two of them.
+    assert events == [f"adds up without {[slice(12, 16)]}", "waits for the last"]
+
+
+class InStages(StaticEP):
+    """Three stages on two ranks with two experts each: nothing, three quarters of the rows, the rest."""
+
+    knows = frozenset({Knowledge.EXACT})
+
+    def plan(self, counts: IntArray, placement: Placement) -> Plan:
+        plan = super().plan(counts, placement)
+        begins = np.array([[0, 0], [8, 0], [0, 0], [0, 8]])
+        return replace(plan, stages=Stages(begins, np.array([[0, 0], [0, 0], [12, 12], [16, 16]])))
+
+
+def run_in_stages(communicator: type[ThreadCommunicator]) -> None:
+    """Execute a layer of :class:`InStages`, in threads that are called as their ranks, and check the output."""
+
     def rank_main(comm: ThreadCommunicator) -> None:
         threading.current_thread().name = f"rank {comm.rank}"
-        engine = start([random_experts(4, 0)], Telling(comm.world, comm.rank), record=False)
+        layer = random_experts(4, 0)
+        engine = start([layer], communicator(comm.world, comm.rank), record=False)
         engine.use(engine.build_system("x", InStages()))
         ids = torch.arange(4).repeat(4)[:, None]  # every rank has 4 tokens for every expert
-        engine.forward(0, torch.randn(len(ids), 8), ids, torch.ones_like(ids, dtype=torch.float32))
+        hidden = torch.randn(len(ids), 8, generator=torch.Generator().manual_seed(comm.rank))
+        output = engine.forward(0, hidden, ids, torch.ones_like(ids, dtype=torch.float32))
+        for expert in range(4):
+            rows = hidden[ids[:, 0] == expert]
+            out = torch.empty_like(rows)
+            layer.function(layer.expert(expert), rows, out)
+            torch.testing.assert_close(output[ids[:, 0] == expert], out)
         engine.close()
 
     run_threads(2, rank_main)
-    assert events[:5] == ["gather 0 to 4", "exchange 0", "exchange 6", "gather 4 to 6", "exchange 2"]
