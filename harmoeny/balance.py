@@ -7,14 +7,14 @@ import numpy as np
 from harmoeny.cells import executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import Links
-from harmoeny.held import Slots, slots_in
+from harmoeny.held import Slots, shares_at_home
 from harmoeny.level_nodes import MOST_AT_ONCE, level_any
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import home_tokens, tokens_of_shares
-from harmoeny.predict import Costs, FloatArray, costs_of, loads_of_shares
+from harmoeny.predict import Costs, FloatArray, costs_of, loads_of_shares, no_senders, no_sources
 from harmoeny.sources import choose_sources
 from harmoeny.stage_times import soonest_stages, trial_s
-from harmoeny.weighed import LEAST_GAIN, Chosen, Weighed, times_of, weigh, where_held
+from harmoeny.weighed import LEAST_GAIN, Chosen, Held, Weighed, times_of, weigh, where_held
 from harmoeny.wire import exchange_s
 from harmoeny.worth import hottest_of, many_stay, numbers_spread, worth_trying
 
@@ -59,7 +59,14 @@ def plan_by_time(
     """
     world_size, num_experts = counts.shape
     machine = costs_of(costs)
-    chosen = choose_shares(counts, home, resident, room, machine, Links(on_way, seconds), overlap, staged, spread)
+    held = where_held(counts, home, resident, room, machine)
+    if held.single:
+        stays, overlapped, predicted_s = _stays_at_home(held, counts, machine, overlap, staged, spread)
+        if stays:
+            nothing = np.zeros((2, num_experts, world_size), dtype=np.bool_)
+            return home_tokens(counts, home), nothing, no_senders(), 0, overlapped, predicted_s
+    links = Links(on_way, seconds)
+    chosen = _choose_from(held, counts, home, resident, machine, links, overlap, staged, spread)
     fetches = np.zeros((2, num_experts, world_size), dtype=np.bool_)
     begins, cuts, senders = chosen.stages.begins, chosen.stages.cuts, chosen.senders
     how = np.empty((len(begins) + len(cuts) + len(senders), world_size), dtype=np.int64)
@@ -79,6 +86,34 @@ def plan_by_time(
         for rank in range(world_size):
             fetches[1, expert, rank] = chosen.from_peer[expert, rank]
     return tokens_of_shares(counts, executed, int(machine.node_ranks)), fetches, *rest
+
+
+@compiled
+def _stays_at_home(
+    held: Held, counts: IntArray, costs: Costs, overlap: bool, staged: bool, spread: bool
+) -> tuple[bool, bool, float]:
+    """Return whether nothing can be gained on executing everything at home, the only place where it is held.
+
+    That is what :func:`choose_shares` finds out, too, in more time; arguments as there.
+
+    Returns:
+        Also ``overlapped`` and ``predicted_s`` of :class:`Chosen` of that.
+    """
+    nothing = no_sources(*counts.shape)
+    overlapped, predicted_s, num_stages, staged_s = times_of(held.loads, nothing, held.exchange_s, costs, overlap)
+    evens, most_spread = worth_trying(held.totals, held.loads, True, held.slots.free, predicted_s, costs)
+    limit_s = (1 - LEAST_STAGED_GAIN) * predicted_s
+    in_stages = staged and _worth_staging(num_stages, staged_s, limit_s, counts, costs)
+    return evens == 0 and (most_spread == 0 or not spread) and not in_stages, overlapped, predicted_s
+
+
+@inlined
+def _worth_staging(num_stages: int, staged_s: float, limit_s: float, counts: IntArray, costs: Costs) -> bool:
+    """Return whether a candidate in so many stages may be through before ``limit_s``, with what trying it takes.
+
+    What stages cost is not known where the latency of an exchange is not.
+    """
+    return num_stages >= 2 and costs.exchange_latency_s > 0 and staged_s < limit_s - trial_s(counts, costs)
 
 
 @inlined
@@ -121,8 +156,26 @@ def choose_shares(
         staged: rows may be exchanged and executed in stages.
         spread: hot experts may be brought to all ranks.
     """
-    slots = slots_in(room, home, resident)
-    first, totals, single = where_held(counts, home, resident, slots, costs, overlap)
+    held = where_held(counts, home, resident, room, costs)
+    return _choose_from(held, counts, home, resident, costs, links, overlap, staged, spread)
+
+
+@compiled
+def _choose_from(
+    held: Held,
+    counts: IntArray,
+    home: IntArray,
+    resident: BoolArray,
+    costs: Costs,
+    links: Links,
+    overlap: bool,
+    staged: bool,
+    spread: bool,
+) -> Chosen:
+    """Choose as :func:`choose_shares` does, whose arguments these are, with what is held where already known."""
+    slots, totals, single = held.slots, held.totals, held.single
+    shares = shares_at_home(totals, home, len(counts)) if single else held.shares
+    first = weigh(shares, held.loads, no_sources(*counts.shape), held.exchange_s, costs, overlap, single)
     best = soonest = first.chosen
     evens, most_spread = worth_trying(totals, first.loads, single, slots.free, first.chosen.predicted_s, costs)
     # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
@@ -204,9 +257,8 @@ def _sooner(
         # They have a stage of their own, need not be ordered, and the exchange can hide behind them.
         number += 1
         saved_s = 2 * (costs.copy_token_s * (loads.executed - loads.received).max() + weighed.exchange_s)
-    limit_s = min(soonest.predicted_s, (1 - LEAST_STAGED_GAIN) * best_s) - trial_s(counts, costs)
-    # What stages cost is not known where the latency of an exchange is not.
-    if number < 2 or costs.exchange_latency_s == 0 or weighed.staged_s - saved_s >= limit_s:
+    limit_s = min(soonest.predicted_s, (1 - LEAST_STAGED_GAIN) * best_s)
+    if not _worth_staging(number, weighed.staged_s - saved_s, limit_s, counts, costs):
         return soonest
     stages, predicted_s = soonest_stages(
         number, counts, chosen.shares, resident, loads, weighed.sources, weighed.exchange_s, chosen.predicted_s, costs

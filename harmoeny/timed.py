@@ -242,9 +242,11 @@ class HarMoEny(Policy):
 
         Then who executes what is decided as if that were there.
         """
-        if self.caches and not placement.holds_homes:
-            return 0, placement.resident | placement.at_home, True
-        return self.room(*placement.resident.shape) or 0, placement.resident, False
+        if self.num_slots is None:
+            return self.room(*placement.resident.shape) or 0, placement.resident, False
+        if placement.holds_homes:
+            return self.num_slots, placement.resident, False
+        return 0, placement.resident | placement.at_home, True
 
     def update_placement(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:  # noqa: ARG002
         """Place a layer anew where that would have paid in every batch of the latest half of the window.

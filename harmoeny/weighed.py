@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from harmoeny.cells import totals_of
 from harmoeny.compiled import compiled
-from harmoeny.held import Slots, shares_at_home, shares_where_held
+from harmoeny.held import Slots, shares_where_held, slots_in
 from harmoeny.lines import Stages, no_stages
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, Loads, Sources, layer_s, loads_at_home, loads_of_shares, no_sources
+from harmoeny.predict import Costs, Loads, Sources, layer_s, loads_at_home, loads_of_shares
 from harmoeny.stage_number import best_stages
 from harmoeny.wire import exchange_at_home_s, exchange_s
 
@@ -39,6 +41,27 @@ class Chosen(NamedTuple):
     predicted_s: float
     at_home: bool
     node_ranks: int
+
+
+class Held(NamedTuple):
+    """Everything executed where it is held.
+
+    Attributes:
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first; of no size
+            where all are executed at home.
+        loads: what the ranks do.
+        exchange_s: what the exchange takes one way.
+        slots: of the ranks.
+        totals: int64 ``[num_experts]``, assignments of every expert.
+        single: whether every expert is held once, so at home.
+    """
+
+    shares: IntArray
+    loads: Loads
+    exchange_s: float
+    slots: Slots
+    totals: IntArray
+    single: bool
 
 
 class Weighed(NamedTuple):
@@ -93,29 +116,23 @@ def times_of(
 
 
 @compiled
-def where_held(
-    counts: IntArray, home: IntArray, resident: BoolArray, slots: Slots, costs: Costs, overlap: bool
-) -> tuple[Weighed, IntArray, bool]:
-    """Return the candidate that executes everything where it is held, and so fetches nothing.
+def where_held(counts: IntArray, home: IntArray, resident: BoolArray, room: int, costs: Costs) -> Held:
+    """Return what ranks do where everything is executed where it is held, so that nothing is fetched.
 
     Args:
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.
         home: int64 ``[num_experts]``.
         resident: bool ``[num_experts, world_size]``.
-        slots: of the ranks.
+        room: slots of a rank, never fewer than the experts whose home it is; 0: those.
         costs: the machine's.
-        overlap: a rank's own rows may be executed while the others are on their way.
-
-    Returns:
-        It; int64 ``[num_experts]``, assignments of every expert; and whether every expert is held once.
     """
-    world_size, num_experts = counts.shape
+    num_experts = len(home)
+    slots = slots_in(room, home, resident)
     single, totals = (slots.number - slots.free).sum() == num_experts, totals_of(counts)
     if single:
-        held, loads = shares_at_home(totals, home, world_size), loads_at_home(counts, totals, home, costs)
+        loads = loads_at_home(counts, totals, home, costs)
         one_way_s = exchange_at_home_s(counts, home, loads, costs)
-    else:
-        held = shares_where_held(counts, home, resident, costs)
-        loads = loads_of_shares(counts, held, costs)
-        one_way_s = exchange_s(counts, held, loads, costs)
-    return weigh(held, loads, no_sources(world_size, num_experts), one_way_s, costs, overlap, single), totals, single
+        return Held(np.empty((0, 0), dtype=np.int64), loads, one_way_s, slots, totals, single)
+    held = shares_where_held(counts, home, resident, costs)
+    loads = loads_of_shares(counts, held, costs)
+    return Held(held, loads, exchange_s(counts, held, loads, costs), slots, totals, single)

@@ -99,6 +99,27 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
     assert chosen.predicted_s == pytest.approx(predicted_s) or predicted_s <= chosen.predicted_s / (1 - LEAST_GAIN)
 
 
+@examples(200)
+@given(
+    batches(max_world_size=8, max_experts=24, max_tokens=400), costs_of_machines, st.integers(0, 2),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)  # fmt: skip
+def test_a_plan_is_what_is_chosen_also_where_little_is_computed(
+    batch: Batch, costs: Costs, num_free: int, allowed: tuple[bool, bool, bool]
+) -> None:
+    counts, placement = batch
+    room = int(placement.resident.sum(axis=0).max()) + num_free
+    ranks = counts, placement.home, placement.resident, room
+    chosen = choose_shares(*ranks, costs, NO_LINKS, *allowed)
+    tokens, fetches, _, num_stages, overlapped, predicted_s = plan_by_time(
+        *ranks, np.array(costs), *NO_LINKS, *allowed
+    )  # fmt: skip
+    np.testing.assert_array_equal(tokens.sum(axis=0), chosen.shares.T)
+    np.testing.assert_array_equal(fetches[0], (chosen.shares.T > 0) & ~placement.resident)
+    assert (num_stages, overlapped) == (max(chosen.stages.num_stages, 0), chosen.overlapped)
+    assert predicted_s == pytest.approx(chosen.predicted_s)
+
+
 @examples(100)
 @given(batches(max_world_size=6, max_experts=10, max_tokens=60), costs_of_machines)
 def test_levelling_moves_assignments_and_loses_none(batch: Batch, costs: Costs) -> None:
