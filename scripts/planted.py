@@ -67,6 +67,7 @@ _ADVANCE = "tests/experiments/simulator/test_advance.py"
 _VIRTUAL = "tests/experiments/simulator/test_virtual.py"
 _ENGINE = "tests/harmoeny/runtime/layer/test_engine.py"
 _FETCH = "tests/harmoeny/runtime/memory/test_fetch.py"
+_STAGED = "tests/harmoeny/runtime/layer/test_staged.py"
 _KEPT = "tests/experiments/results/test_kept.py"
 
 DEFECTS = (
@@ -231,6 +232,19 @@ DEFECTS = (
         "+ early_by_expert\n", "+ 0 * early_by_expert\n", _ROWS),
     Defect("a fetch needs no slot", "harmoeny/predict.py",
         "if sources.waiting[rank] == 0:", "if True:", "tests/harmoeny/test_predict.py"),
+    Defect("what comes last is added up before it is there", "harmoeny/runtime/layer/staged.py",
+        "return len(self._returning) - bool(self.last_rows())", "return 0", _STAGED),
+    Defect("nothing is added up before the last results are there", "harmoeny/runtime/layer/staged.py",
+        "if len(self._travelling) < 2:", "if True:", _STAGED),
+    Defect("the last results are added twice", "harmoeny/runtime/exchange/gather.py",
+        "if later:\n        bounds", "if False:\n        bounds", "tests/harmoeny/runtime/exchange/test_gather.py"),
+    Defect("rows of several experts are taken to arrive in order", "harmoeny/runtime/exchange/order.py",
+        "for axis in (1, 0)) <= 1:", "for axis in (1, 0)) <= 2:", "tests/harmoeny/runtime/exchange/test_order.py"),
+    Defect("simulated results are added up before they are back", "experiments/simulator/exchange.py",
+        "np.maximum(before_s + exchange.add_s - last_s, free_s)", "(before_s + exchange.add_s - last_s)", _ADVANCE),
+    Defect("a plan stays at home although moving pays", "harmoeny/balance.py",
+        "return evens == 0 and (most_spread == 0 or not spread)", "return (most_spread == 0 or not spread)",
+        "tests/harmoeny/test_balance.py"),
     Defect("a plan's assignments get lost in moves", "harmoeny/level.py",
         "shares[receiver, expert] -= amount", "shares[receiver, expert] -= amount + 1",
         "tests/harmoeny/test_balance.py"),
