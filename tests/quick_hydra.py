@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -56,23 +57,47 @@ def _names_where_needed(overrides: Overrides, defaults: list[Any], self_added: b
 
 
 class _Merged(list[Any]):
-    """A list of defaults with a name for what they were merged into."""
+    """A list of defaults with a name for what they were merged into, and where they are read from."""
 
-    def __init__(self, defaults: list[Any], key: Hashable) -> None:
+    def __init__(self, defaults: list[Any], key: Hashable, sources: Hashable) -> None:
         super().__init__(defaults)
-        self.key = key
+        self.key, self.sources = key, sources
 
 
-class _Onto:
-    """Loads one configuration first, in place of a file."""
+class _Loader:
+    """Loads each configuration once, in place of Hydra's loader: one that is given first, then copies of files'.
 
-    def __init__(self, loader: ConfigLoaderImpl, first: DictConfig) -> None:
-        self._loader, self._first = loader, first
+    Args:
+        loader: Hydra's.
+        first: in place of a file; None: there is none.
+        known: what was loaded before, by what asks for it.
+    """
+
+    def __init__(self, loader: ConfigLoaderImpl, first: DictConfig | None, known: dict[str, Copies]) -> None:
+        self._loader, self._first, self._known = loader, first, known
 
     def _load_single_config(self, *, default: Any, repo: Any) -> Any:
         if default is None:
             return SimpleNamespace(config=self._first)
-        return self._loader._load_single_config(default=default, repo=repo)
+        key = repr(default)
+        if key not in self._known:
+            self._known[key] = Copies(self._loader._load_single_config(default=default, repo=repo).config)
+        return SimpleNamespace(config=self._known[key].copy())
+
+
+class _Read:
+    """A repository of Hydra's that reads no file twice, for those who change nothing of what they get."""
+
+    def __init__(self, repo: Any, known: dict[str, Any]) -> None:
+        self._repo, self._known = repo, known
+
+    def load_config(self, config_path: str) -> Any:
+        if config_path not in self._known and (found := self._repo.load_config(config_path=config_path)) is not None:
+            self._known[config_path] = found
+        return self._known.get(config_path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._repo, name)
 
 
 class _Chosen:
@@ -81,6 +106,8 @@ class _Chosen:
     def __init__(self) -> None:
         self._lists: dict[Hashable, tuple[list[Any], dict[str, Any]]] = {}
         self._configs: dict[Hashable, Copies] = {}
+        self._read: defaultdict[Hashable, dict[str, Any]] = defaultdict(dict)
+        self._loaded: defaultdict[Hashable, dict[str, Copies]] = defaultdict(dict)
         self._schemas: list[Any] = []
         self._merge = ConfigLoaderImpl._compose_config_from_defaults_list
 
@@ -94,12 +121,13 @@ class _Chosen:
         choices = [o.input_line for o in overrides_list if not o.is_sweep_override() and o not in values]
         key = (sources, *choices, *sorted(named.items()))
         if key not in self._lists:
-            made = create_defaults_list(repo=repo, overrides_list=overrides_list, **named)
+            read: Any = _Read(repo, self._read[sources])
+            made = create_defaults_list(repo=read, overrides_list=overrides_list, **named)
             self._lists[key] = (made.defaults, made.overrides.known_choices)
         defaults, known = self._lists[key]
         overrides: Any = SimpleNamespace(known_choices=dict(known))
         tree: Any = None  # which only --info shows
-        return DefaultsList(_Merged(defaults, key), tree, values, overrides)
+        return DefaultsList(_Merged(defaults, key, sources), tree, values, overrides)
 
     def config(self, loader: ConfigLoaderImpl, *, defaults: list[Any], repo: Any) -> DictConfig:
         """Return what Hydra's own `_compose_config_from_defaults_list` does."""
@@ -111,13 +139,15 @@ class _Chosen:
             return config
         return self._configs[defaults.key].copy()
 
-    def _merged(self, loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> DictConfig:
+    def _merged(self, loader: ConfigLoaderImpl, defaults: _Merged, repo: Any) -> DictConfig:
         """Merge onto what most lists begin with: all of Hydra's own, and our schema."""
+        known = self._loaded[defaults.sources]
         number = next((i + 1 for i, default in enumerate(defaults) if default.config_path == "schema"), 0)
-        begin = tuple(map(repr, defaults[:number]))
+        begin = (defaults.sources, *map(repr, defaults[:number]))
         if begin not in self._configs:
-            self._configs[begin] = Copies(self._merge(loader, defaults=defaults[:number], repo=repo))
-        onto: Any = _Onto(loader, self._configs[begin].copy())
+            first: Any = _Loader(loader, None, known)
+            self._configs[begin] = Copies(self._merge(first, defaults=defaults[:number], repo=repo))
+        onto: Any = _Loader(loader, self._configs[begin].copy(), known)
         rest: list[Any] = [None, *defaults[number:]]
         return self._merge(onto, defaults=rest, repo=repo)
 
@@ -125,8 +155,8 @@ class _Chosen:
         """Forget everything where tests have registered others."""
         schemas = list(_schemas(ConfigStore.instance().repo))
         if schemas != self._schemas:
-            self._lists.clear()
-            self._configs.clear()
+            for known in (self._lists, self._configs, self._read, self._loaded):
+                known.clear()
             self._schemas = schemas
 
 
