@@ -120,8 +120,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Fork the process that starts programs; let the collected modules cost no time later."""
     starts_programs = any("programs" in getattr(item, "fixturenames", ()) for item in session.items)
     quickly = ExitStack()
-    if "matplotlib" in sys.modules:
-        from tests.quick_figures import drawn_quickly
+    if "matplotlib" in sys.modules or starts_programs:
+        from tests.quick_figures import draw_once, drawn_quickly
 
         quickly.enter_context(drawn_quickly())
     if "hydra" in sys.modules or starts_programs:
@@ -131,6 +131,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.add_cleanup(quickly.close)
     if starts_programs:
         _load_compilers()
+        draw_once()
         _collect_seldom()
         session.config.stash[_PROGRAMS] = Programs()
     _collect_seldom()
@@ -161,8 +162,8 @@ def _load_compilers() -> None:
     """
     import numba
 
-    import_module("torch._dynamo")
-    import_module("experiments.launch.preload")
+    for name in ("torch._dynamo", "experiments.launch.preload", "pyarrow.dataset"):
+        import_module(name)
     numba.njit(lambda x: x)(1)
 
 

@@ -1,8 +1,9 @@
 """Programs under test, forked from a process that has imported their libraries: a start takes moments, not seconds.
 
-That process is forked off before the first test, so that no test leaves anything in it, and every program imports the
-project's own modules anew, as under a new interpreter; so does the fork server of its ranks (tests/quick_ranks.py).
-Where the interpreter's start is tested, tests start a real one (subprocess).
+That process is forked off before the first test, so that no test leaves anything in it, and has imported the project's
+own modules anew, which nothing has used since, as under a new interpreter; the fork server of a program's ranks
+(tests/quick_ranks.py) begins likewise. A program that finds other files imports them itself. Where the interpreter's
+start is tested, tests start a real one (subprocess).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, NoReturn
@@ -35,6 +37,16 @@ from tests.quick_ranks import fork_rank_server
 
 ROOT = Path(__file__).resolve().parent.parent
 _OWN = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"hydra_plugins"}
+#: What run.py comes to import, and its ranks, but for what derives from Hydra's plugins, which it executes anew.
+_PRELOAD = (
+    "experiments.launch.preload", "experiments.launch.leave",
+    "experiments.compose.choices", "experiments.compose.job", "experiments.compose.schema",
+    "analysis.report_callback", "analysis.report.finish", "analysis.figures.kit.base",
+)  # fmt: skip
+#: Where Hydra has plugins of its own.
+_PLUGINS = "hydra._internal.core_plugins."
+#: Our modules read it when they are imported.
+_COMPILED = "NUMBA_CACHE_DIR"
 #: Of a launcher around the tests; a program under test is started without one.
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MOST_FILES = 4096
@@ -187,8 +199,10 @@ def _serve(requests: socket.socket) -> None:
     warnings.resetwarnings()
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", category)  # as Python does
-    for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
-        del sys.modules[name]
+    _forget(list(filter(_is_own, sys.modules)))
+    loaded = {name: import_module(name) for name in _PRELOAD}
+    loaded["analysis.figures.kit.base"].discover()
+    _compose_once(loaded["experiments.compose.schema"].register_options)
     running: dict[int, tuple[int, int]] = {}  # by its descriptor: a program's process id, and where its status goes
     asked = [requests]
     while asked or running:
@@ -215,6 +229,33 @@ def _serve(requests: socket.socket) -> None:
         _tell(status, pid)
 
 
+def _compose_once(register_options: Callable[[], None]) -> None:
+    """Let tests/quick_hydra.py remember what most programs compose, and Hydra nothing."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+    from hydra.types import RunMode
+
+    state, modules = Singleton.get_state(), dict(sys.modules)
+    register_options()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.compose_config("config", [], RunMode.MULTIRUN, with_log_configuration=False)
+    Singleton.set_state(state)
+    # With plugins that it executes anew, what derives from them has to follow.
+    _forget({name for name in sys.modules if name not in modules and (_is_own(name) or name.startswith(_PLUGINS))})
+
+
+def _is_own(module: str) -> bool:
+    return module.partition(".")[0] in _OWN
+
+
+def _forget(modules: Collection[str]) -> None:
+    for name in modules:
+        del sys.modules[name]
+
+
 def _tell(status: int, number: int) -> None:
     with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
         os.write(status, f"{number}\n".encode())
@@ -233,6 +274,8 @@ def _become(request: _Request) -> NoReturn:
     code = 1
     try:
         os.setsid()
+        if request.cwd != ROOT or request.environment.get(_COMPILED) != os.environ.get(_COMPILED):
+            _forget(list(filter(_is_own, sys.modules)))
         os.chdir(request.cwd)
         os.environ.clear()
         os.environ.update(request.environment)

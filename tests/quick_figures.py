@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import matplotlib as mpl
+import plotly.graph_objects as go
 import pytest
 from matplotlib.backends import _backend_pdf_ps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+
+from analysis.present.style import RC
 
 #: Dots per inch, at most, of a PNG that nobody looks at.
 _DPI = 80
@@ -43,6 +49,16 @@ def drawn_quickly() -> Iterator[None]:
         patch.setattr(fonts, "font_as_file", BytesIO)
         patch.setattr(Figure, "set_dpi", lambda figure, dpi: set_dpi(figure, min(dpi, _DPI)))
         yield
+
+
+def draw_once() -> None:
+    """Load what matplotlib and Plotly load for the first figure, and cut its font."""
+    go.Figure([go.Bar(x=[1], y=[1]), go.Scatter(x=[1], y=[1])], go.Layout()).to_plotly_json()
+    figure = Figure(figsize=(1, 1), layout="constrained")
+    figure.subplots().set_title("title")
+    with mpl.rc_context(cast(Any, RC)):
+        for canvas, suffix in ((FigureCanvasAgg, "png"), (FigureCanvasPdf, "pdf")):
+            canvas(figure).print_figure(BytesIO(), format=suffix)
 
 
 def _printable(fontfile: Any) -> set[int]:
