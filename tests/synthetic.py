@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import yaml
+from pyarrow import parquet
 
 from results_schema.tables import PHASES
 
@@ -99,8 +101,8 @@ def write_run(
                     "drain_s": rng.random(),
                 }
             )
-    pd.DataFrame(run.layers).to_parquet(folder / "layers.parquet", index=False)
-    pd.DataFrame(run.iterations).to_parquet(folder / "iterations.parquet", index=False)
+    for table in ("layers", "iterations"):
+        parquet.write_table(pa.Table.from_pylist(getattr(run, table)), folder / f"{table}.parquet")
     config = {
         "router": {"_target_": "x.SkewRouter", "skew": skew, "num_hot": 1},
         "systems": {name: {"_target_": "x", **(options or {}).get(name, {})} for name in latency_s},

@@ -128,9 +128,9 @@ def _per_rank(name: str) -> Compute:
 
 def _imbalance(rows: Rows) -> pd.Series:
     """Imbalance over all layers, every layer weighted by its tokens."""
-    of_layers = rows.by_layer["executed_tokens"].agg(["max", "mean"])
-    sums = of_layers.groupby("iteration").sum()
-    return (sums["max"] / sums["mean"]).fillna(1.0)
+    of_ranks = rows.by_layer["executed_tokens"]
+    largest, mean = (of_layers.groupby("iteration").sum() for of_layers in (of_ranks.max(), of_ranks.mean()))
+    return (largest / mean).fillna(1.0)
 
 
 def _by_layer(column: str) -> Compute:

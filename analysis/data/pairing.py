@@ -34,15 +34,16 @@ def run_ratio(run: Run, numerator: pd.Series[Any], denominator: pd.Series[Any], 
     Raises:
         ValueError: they share no round, or a ratio is not finite.
     """
-    both = pd.concat({"numerator": numerator, "denominator": denominator}, axis=1, join="inner").sort_index()
+    rounds = numerator.index.intersection(denominator.index).sort_values()
+    above, below = (values.loc[rounds].to_numpy() for values in (numerator, denominator))
     if not group_of(run).get("mirrored"):
-        return paired_ratio(both["numerator"], both["denominator"])
+        return paired_ratio(above, below)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (both["numerator"] / both["denominator"]).tolist()
+        ratios = (above / below).tolist()
     if not ratios or not np.isfinite(ratios).all() or min(ratios) <= 0:
         raise ValueError(f"ratios: {ratios}, must be at least one finite number above 0")
     moved = set(moved_rounds(run)) | set(moved_rounds(other or run))
-    return Estimate(*mirrored_ratio(ratios, [index not in moved for index in both.index]))
+    return Estimate(*mirrored_ratio(ratios, [index not in moved for index in rounds]))
 
 
 def moved_rounds(run: Run) -> list[int]:

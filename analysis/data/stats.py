@@ -57,9 +57,16 @@ def median_intervals(samples: npt.NDArray[np.float64]) -> list[Estimate]:
         ValueError: no samples, or one that is not finite.
     """
     n = samples.shape[1]
-    for values in samples:
-        if n == 0 or not np.isfinite(values).all():
-            raise ValueError(f"samples: {values.tolist()}, must be at least one finite number")
+    if n == 0 or not np.isfinite(samples).all():
+        (values, *_) = (values for values in samples if n == 0 or not np.isfinite(values).all())
+        raise ValueError(f"samples: {values.tolist()}, must be at least one finite number")
+    return list(_intervals(samples.tobytes(), n))
+
+
+@lru_cache(maxsize=512)  # a run's summary, table, figures and page ask for the same ones
+def _intervals(content: bytes, n: int) -> tuple[Estimate, ...]:
+    """Return what `median_intervals` does, of the samples' bytes."""
+    samples = np.frombuffer(content).reshape(-1, n)
     middle = np.median(samples, axis=1)
     ends = np.stack([middle, middle])
     (varied,) = np.nonzero(np.ptp(samples, axis=1) > 0)
@@ -70,7 +77,7 @@ def median_intervals(samples: npt.NDArray[np.float64]) -> list[Estimate]:
         medians = (ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2
         ends[:, some] = np.quantile(medians, [_TAIL, 1 - _TAIL], axis=1)
     found = zip(middle, *ends, strict=True)
-    return [Estimate(float(median), float(low), float(high), n) for median, low, high in found]
+    return tuple(Estimate(float(median), float(low), float(high), n) for median, low, high in found)
 
 
 @lru_cache(maxsize=2)

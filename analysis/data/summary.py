@@ -60,7 +60,7 @@ def _estimates(values: pd.DataFrame) -> dict[str, dict[str, float]]:
     for chosen in (known.all(axis=1), *np.eye(len(samples), dtype=bool)[known.any(axis=1) & ~known.all(axis=1)]):
         of = np.ascontiguousarray(samples[chosen][:, known[chosen].all(axis=0)])
         for name, estimate, spread in zip(values.columns[chosen], median_intervals(of), spreads(of), strict=True):
-            found[name] = asdict(estimate) | spread
+            found[name] = vars(estimate) | spread
     return {name: found[name] for name in values if name in found}
 
 
