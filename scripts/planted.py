@@ -142,7 +142,7 @@ DEFECTS = (
     Defect("time per output token counts the first token", "experiments/results/request_rows.py",
         "per_sequence / steps", "per_sequence / (steps + 1)", _ROWS),
     Defect("imbalance is of the mean", "analysis/data/metrics.py",
-        '(sums["max"] / sums["mean"])', '(sums["mean"] / sums["mean"])', _METRICS),
+        "(largest / mean).fillna(1.0)", "(mean / mean).fillna(1.0)", _METRICS),
     Defect("shares are of the largest whole", "analysis/data/metrics.py",
         "(rows.sums[part] / rows.sums[whole]).fillna(0.0)", "(rows.sums[part] / rows.sums[whole].max()).fillna(0.0)",
         _METRICS),
