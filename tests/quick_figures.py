@@ -32,7 +32,7 @@ class _Subset(NamedTuple):
 
 @contextmanager
 def drawn_quickly() -> Iterator[None]:
-    """Cut fonts for PDFs once, to the letters that any needs, and draw PNGs with few dots, in this block."""
+    """In this block, measure a text once, cut fonts for PDFs once, to the letters that any needs, and draw few dots."""
     with pytest.MonkeyPatch.context() as patch:
         fonts: Any = _backend_pdf_ps
         subset, as_file, set_dpi = fonts.get_glyphs_subset, fonts.font_as_file, Figure.set_dpi
@@ -45,6 +45,15 @@ def drawn_quickly() -> Iterator[None]:
                     known[fontfile] = _Subset(as_file(made.font).getvalue(), dict(made.glyph_index_map))
             return nullcontext(known[fontfile])
 
+        sizes: dict[Any, Any] = {}
+
+        def size(renderer: Any, text: str, font: Any, ismath: Any, dpi: float) -> Any:
+            key = (type(renderer), text, font.copy(), ismath, dpi)
+            if key not in sizes:
+                sizes[key] = renderer.get_text_width_height_descent(text, font, ismath)
+            return sizes[key]
+
+        patch.setattr(mpl.text, "_get_text_metrics_with_cache", size)
         patch.setattr(fonts, "get_glyphs_subset", remembered)
         patch.setattr(fonts, "font_as_file", BytesIO)
         patch.setattr(Figure, "set_dpi", lambda figure, dpi: set_dpi(figure, min(dpi, _DPI)))
