@@ -199,7 +199,8 @@ def _choose_from(
         if weighed.chosen.predicted_s < best.predicted_s:
             best = weighed.chosen
         if staged:
-            soonest = _sooner(soonest, weighed, best.predicted_s, bool(number > 0), counts, resident, costs)
+            own = bool(number > 0) or (not single and many_stay(loads))
+            soonest = _sooner(soonest, weighed, best.predicted_s, own, counts, resident, costs)
     if staged:
         own = not single and many_stay(first.loads)
         soonest = _sooner(soonest, first, best.predicted_s, own, counts, resident, costs)

@@ -26,7 +26,7 @@ from harmoeny.trace import RoutingTrace
 from harmoeny.weighed import Chosen
 from harmoeny.worth import TRIAL_S
 
-#: What a new placement has to gain, as a share of a layer's time.
+#: What a new placement has to gain, as a share of a layer's time, unless it needs fewer fetches.
 _LEAST_GAIN = 0.01
 #: Batches that a new placement is expected to serve, over which its copies are spread.
 _SERVED_BATCHES = 128
@@ -268,17 +268,20 @@ class HarMoEny(Policy):
         known = history[-min(self.window, len(history)) :]
         middle = len(known) // 2
         earlier, latest = known[:middle], known[middle:]
-        now_s = self._predicted_s(latest, placement)
-        best, best_s = None, now_s.sum() * (1 - _LEAST_GAIN)
+        now_s, now_fetches = self._predicted(latest, placement)
+        best, best_s = None, np.inf
         for candidate in placements_for(np.mean(earlier, axis=0), placement, self._num_slots(placement), costs):
             copied = candidate.resident & ~placement.resident
             ready_s = move_sources(copied, placement.resident, placement.home, costs, self._links).ready_s
             copied_s = float(ready_s.max()) / _SERVED_BATCHES
-            then_s = self._predicted_s(latest, candidate) + copied_s
-            if then_s.sum() >= best_s or (then_s >= now_s).any():
+            then_s, fetches = self._predicted(latest, candidate)
+            then_s = then_s + copied_s
+            # What is fetched in every batch keeps links busy, and processors where these copy: once is better.
+            least_gain = 0.0 if fetches < now_fetches else _LEAST_GAIN
+            if then_s.sum() >= min(best_s, now_s.sum() * (1 - least_gain)) or (then_s >= now_s).any():
                 continue
             # Where hot experts move, one that fits the earlier batches may suit the latest by chance.
-            gained_s = self._predicted_s(earlier, placement) - self._predicted_s(earlier, candidate)
+            gained_s = self._predicted(earlier, placement)[0] - self._predicted(earlier, candidate)[0]
             if (now_s - then_s).mean() >= _LEAST_KEPT * gained_s.mean():
                 best, best_s = candidate, then_s.sum()
         return best
@@ -310,14 +313,18 @@ class HarMoEny(Policy):
         now_s, then_s = (self.choose(whole, placement).predicted_s for placement in (following, changed))
         return changed if then_s < now_s * (1 - _LEAST_GAIN_AHEAD) else None
 
-    def _predicted_s(self, batches: Sequence[IntArray], placement: Placement) -> FloatArray:
-        """Return float64 ``[num_batches]``, how long each would take, with what its plan takes beyond the shortest."""
-        times = []
+    def _predicted(self, batches: Sequence[IntArray], placement: Placement) -> tuple[FloatArray, int]:
+        """Return float64 ``[num_batches]``, how long each would take, and how many fetches there would be in all.
+
+        Times are with what a batch's plan takes beyond the shortest.
+        """
+        times, num_fetches = [], 0
         for counts in batches:
             chosen = self.choose(counts, placement)
-            fetches = bool(((chosen.shares.T > 0) & ~placement.resident).any())
-            times.append(chosen.predicted_s + fetches * TRIAL_S * counts.size)
-        return np.array(times)
+            fetches = int(((chosen.shares.T > 0) & ~placement.resident).sum())
+            times.append(chosen.predicted_s + (fetches > 0) * TRIAL_S * counts.size)
+            num_fetches += fetches
+        return np.array(times), num_fetches
 
     def retain(self, layer: int, history: Sequence[IntArray], placement: Placement) -> Placement | None:
         """Keep, on ranks with fewer slots than experts, what the next batch is expected to need most.

@@ -148,7 +148,7 @@ def numbers_spread(
 def many_stay(loads: Loads) -> bool:
     """Return whether so many assignments are executed where their tokens are that whole experts are among them.
 
-    Of experts in one place as many stay as there are ranks to one; here, a quarter of the others do as well.
+    Of experts in one place as many stay as there are ranks to one; here, an eighth of the others do as well.
     """
     world_size, stay = len(loads.executed), (loads.executed - loads.received).sum()
-    return bool(4 * world_size * stay > (world_size + 3) * loads.executed.sum())
+    return bool(8 * world_size * stay > (world_size + 7) * loads.executed.sum())

@@ -97,3 +97,25 @@ class TestPlacements:
     def test_settle_switches_that_off(self) -> None:
         fixed = HarMoEny(fetch="async", settle=False).calibrated(ExpertCost(token_s=1.0, fetch_s=500.0))
         assert fixed.update_placement(0, [self.batch(0, 1)] * 3, self.placement) is None
+
+
+def test_a_hot_expert_that_stays_hot_is_moved_once_although_fetches_hide() -> None:
+    """Fetched in every batch it costs next to nothing, by these costs; moved once it costs nothing at all."""
+    costs = {
+        "token_s": 1e-4, "launch_s": 4e-4, "weights_s": 0.0, "exchange_token_s": 1e-6, "exchange_latency_s": 0.0,
+        "copy_token_s": 0.0, "fetch_s": 3e-3, "peer_fetch_s": 6e-3, "tile_tokens": 1.0, "grouped": 0.0,
+        "node_ranks": 0.0, "inside_share": 1.0, "network_share": 1.0, "pair_share": 1.0,
+    }  # fmt: skip
+    policy = HarMoEny(costs=costs).with_spare_slots(0, 16, 2)
+    placement = policy.place(0, 16, 2)
+    counts = np.full((2, 16), 36)
+    counts[:, :2] = 260  # both on rank 0
+    history = [counts] * 3
+    then = policy.update_placement(0, history, placement)
+    assert then is not None
+    now, after = policy.plan(counts, placement), policy.plan(counts, then)
+    assert now.fetch.any()
+    assert not after.fetch.any()
+    assert now.predicted_s is not None
+    assert after.predicted_s is not None
+    assert 0.99 * now.predicted_s < after.predicted_s < now.predicted_s, "no more than a new placement has to gain"
