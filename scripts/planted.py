@@ -233,7 +233,7 @@ DEFECTS = (
     Defect("a fetch needs no slot", "harmoeny/predict.py",
         "if sources.waiting[rank] == 0:", "if True:", "tests/harmoeny/test_predict.py"),
     Defect("what comes last is added up before it is there", "harmoeny/runtime/layer/staged.py",
-        "return len(self._returning) - bool(self.last_rows())", "return 0", _STAGED),
+        "return len(self._returning) - bool(self.last_rows)", "return 0", _STAGED),
     Defect("nothing is added up before the last results are there", "harmoeny/runtime/layer/staged.py",
         "if len(self._travelling) < 2:", "if True:", _STAGED),
     Defect("the last results are added twice", "harmoeny/runtime/exchange/gather.py",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,7 +112,7 @@ def execute_in_stages(executor: Executor, given: LayerInput, counts: IntArray, p
     recorder.mark()  # combine
     # What comes last is on its way while the rest is added up.
     returned_SH = exchange.await_all_but_the_last(results.rows())
-    last = exchange.last_rows()
+    last = exchange.last_rows
     output_TH = weighted_sum(returned_SH, given.routing_weights_TK, gathering.sent, last)
     exchange.await_the_last()
     if last:
@@ -257,7 +258,7 @@ class _Exchange:
             self._return_own(stage, results)
 
     def await_all_but_the_last(self, results_RH: Tensor) -> Tensor:
-        """Return ``[S, H]``, the results of :attr:`sent_SH` but for :meth:`last_rows`; all stages must be finished."""
+        """Return ``[S, H]``, the results of :attr:`sent_SH` but for :attr:`last_rows`; all stages must be finished."""
         self.return_finished(results_RH)
         for stage in self.stages:
             if stage not in self._travelling:
@@ -265,8 +266,9 @@ class _Exchange:
         _await(works for copies in self._returning[: self._num_before()] for works in copies.receiving)
         return self._returned_SH
 
+    @cached_property
     def last_rows(self) -> list[slice]:
-        """Return the rows of :attr:`sent_SH` whose results travel last, behind those of other stages."""
+        """The rows of :attr:`sent_SH` whose results travel last, behind those of other stages."""
         if len(self._travelling) < 2:
             return []
         parts: list[slice] = []
@@ -284,7 +286,7 @@ class _Exchange:
 
     def _num_before(self) -> int:
         """Return how many exchanges of results are waited for before any is added up."""
-        return len(self._returning) - bool(self.last_rows())
+        return len(self._returning) - bool(self.last_rows)
 
     def _take_own(self, stage: _Stage) -> None:
         """Copy what this rank sends itself to where it is executed, or to where the rest of the stage arrives."""
