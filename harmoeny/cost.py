@@ -53,6 +53,10 @@ class ExpertCost:
         overlaps: whether rows travel while a rank computes.
         links: which links an expert crosses between two ranks, and for how long.
         relays: whether ranks that fetch an expert may hand it on to others.
+        copy_share: share of a copy's time from host memory that it takes from its rank's computation, where the
+            processor that computes copies too.
+        idle_speedup: how many times as fast a rank computes while all others are idle, where ranks share what computes;
+            all other costs are those while all compute.
         host_token_s: seconds in which the rank's host executes one more token, its row's way there and back included;
             0: the host computes nothing.
         host_launch_s: seconds that a slice takes there whatever its tokens.
@@ -78,6 +82,8 @@ class ExpertCost:
     overlaps: bool = True
     links: Links = NO_LINKS
     relays: bool = False
+    copy_share: float = 0.0
+    idle_speedup: float = 1.0
     host_token_s: float = 0.0
     host_launch_s: float = 0.0
     host_weights_s: float = 0.0

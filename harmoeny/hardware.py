@@ -253,6 +253,7 @@ class Hardware:
             node_ranks=node_ranks,
             inside_share=inside_share,
             network_share=network_share,
+            copy_share=self.host_link_processor_share,
             pair_share=1.0 if pair_bytes_per_s is None or sender is None else max(1.0, sender / pair_bytes_per_s),
         )
         return replace(cost, **self._host_costs(expert_bytes, flops_per_token, token_bytes))

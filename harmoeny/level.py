@@ -8,7 +8,7 @@ from harmoeny.cells import executed_by
 from harmoeny.compiled import compiled, inlined
 from harmoeny.held import Slots
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, FloatArray, Loads, add_slice, fetches_s, loads_of_shares, work_s
+from harmoeny.predict import Costs, FloatArray, Loads, add_slice, fetches_s, loads_of_shares, taken_s, work_s
 
 #: Gain of a move below which the greedy loop ends, as a share of the slowest rank's time.
 _LEAST_MOVE = 3e-3
@@ -20,7 +20,8 @@ def level(
 ) -> None:
     """Let the slowest rank give of its largest expert to whoever is ready first with it, as long as that helps.
 
-    A rank's time is that of its slices and of the rows that it sends or receives, there and back. The shares of the
+    A rank's time is that of its slices, of what copies take from them, and of the rows that it sends or receives, there
+    and back. The shares of the
     fastest prefix of the moves are kept, as the first moves of several equally slow ranks do not help by themselves: as
     many as there are ranks may help nothing.
 
@@ -47,13 +48,15 @@ def level(
     num_moves = num_kept = 0
     fastest_s = np.inf
     while True:
-        exchange_s = computed_s = fetched_s = restored_s = total_s = 0.0
+        exchange_s = computed_s = fetched_s = restored_s = total_s = together_s = 0.0
         for rank in range(world_size):
             total_s += busy_s[rank]
             exchange_s = max(exchange_s, parts_s[0, rank])
             computed_s = max(computed_s, parts_s[1, rank])
+            together_s += parts_s[1, rank]
             fetched_s = max(fetched_s, parts_s[2, rank])
             restored_s = max(restored_s, parts_s[3, rank])
+        computed_s = max(computed_s / costs.idle_speedup, together_s / world_size)
         end_s = max(exchange_s + max(exchange_s + computed_s, fetched_s), restored_s)
         if end_s < fastest_s * (1 - _LEAST_MOVE):
             fastest_s, num_kept = end_s, num_moves
@@ -94,16 +97,18 @@ def _time_rank(
     Args:
         rank: the rank.
         busy_s: float64 ``[world_size]``, its slices and rows, there and back; updated.
-        parts_s: float64 ``[4, world_size]``, its rows one way, its slices, its fetches and its restores; updated.
+        parts_s: float64 ``[4, world_size]``, its rows one way, its slices with what copies take from them, its fetches
+            and its restores; updated.
         loads: what the ranks do.
         num_fetches: experts that it fetches.
         slots: of the ranks.
         costs: the machine's.
     """
     parts_s[0, rank] = costs.exchange_token_s * max(loads.sent[rank], loads.received[rank])
-    parts_s[1, rank] = work_s(loads.work, rank, costs)
+    restored = min(num_fetches, slots.number[rank]) - slots.free[rank]
+    parts_s[1, rank] = work_s(loads.work, rank, costs) + taken_s(num_fetches, restored, costs)
     parts_s[2, rank] = fetches_s(num_fetches, costs)
-    parts_s[3, rank] = (min(num_fetches, slots.number[rank]) - slots.free[rank]) * costs.fetch_s
+    parts_s[3, rank] = restored * costs.fetch_s
     busy_s[rank] = parts_s[1, rank] + 2 * parts_s[0, rank]
 
 
@@ -132,6 +137,8 @@ def _receiver(
         new = shares[rank, expert] == 0
         fetched = new and not resident[expert, rank]
         begin_s = busy_s[rank] + (costs.launch_s if fetched or (new and costs.grouped == 0) else 0.0)
+        if fetched:
+            begin_s += taken_s(1, 0, costs)
         gap_s = busy_s[giver] - begin_s
         # Nobody ends before it begins, so most are out already.
         if begin_s >= best_s or rank == giver or (fetched and full and fetches[rank] >= slots[rank]):

@@ -35,6 +35,8 @@ class Costs(NamedTuple):
         pair_share: what a single expert takes from one rank to another, as a multiple of the mean of the many that a
             rank sends to all others at once, over links of their own; no seconds.
         relays: 1 where ranks that fetch an expert hand it on to others, else 0; no seconds.
+        copy_share: share of a copy's time from host memory that it takes from its rank's computation; no seconds.
+        idle_speedup: how many times as fast a rank computes while all others are idle; no seconds.
     """
 
     token_s: float
@@ -52,6 +54,8 @@ class Costs(NamedTuple):
     network_share: float
     pair_share: float
     relays: float = 0.0
+    copy_share: float = 0.0
+    idle_speedup: float = 1.0
 
 
 #: Rows of what ranks compute, float64 ``[3, world_size]``: the number of slices, the time of their assignments with
@@ -120,10 +124,11 @@ def machine_costs(cost: ExpertCost) -> Costs:
 
 @compiled
 def costs_of(values: FloatArray) -> Costs:
-    """Return float64 ``[15]``, numbers in their order, as costs."""
+    """Return float64 ``[17]``, numbers in their order, as costs."""
     return Costs(
         values[0], values[1], values[2], values[3], values[4], values[5], values[6],
         values[7], values[8], values[9], values[10], values[11], values[12], values[13], values[14],
+        values[15], values[16],
     )  # fmt: skip
 
 
@@ -135,6 +140,12 @@ def fetches_s(number: int, costs: Costs) -> float:
         return host_s
     expert_s = costs.peer_fetch_s - costs.exchange_latency_s
     return float(min(host_s, costs.exchange_latency_s + max(float(number), costs.pair_share) * expert_s))
+
+
+@inlined
+def taken_s(num_fetches: int, num_restores: int, costs: Costs) -> float:
+    """Return what copies from host memory take from their rank's computation."""
+    return costs.copy_share * (num_fetches + max(num_restores, 0)) * costs.fetch_s
 
 
 @inlined
@@ -281,7 +292,9 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
     the fewest assignments was executed. Rows are copied when they are sent and, there and back, where they are
     executed, unless all are of one expert; results are copied and added. With overlap, a rank's own rows are computed
     while the others are on their way, and an expert with both is launched twice. A host link that is busy for longer
-    than all of that, as restores may keep it, is what the layer takes in the long run.
+    than all of that, as restores may keep it, is what the layer takes in the long run. Where the processor copies, its
+    rank computes later by :attr:`Costs.copy_share` of that. Where ranks share what computes, each is faster once others
+    are through, but all together are not: nothing is gained by evening out what does that anyway.
 
     Args:
         loads: what the ranks do.
@@ -293,12 +306,14 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
         Without overlap of exchange and computation, and with it.
     """
     gather_s = loads.routed.max() * costs.copy_token_s
-    plain_s = overlapped_s = 0.0
+    plain_s = overlapped_s = together_s = 0.0
     for rank in range(len(loads.sent)):
         copied_s = loads.executed[rank] * costs.copy_token_s if loads.work[SLICES, rank] > 1 else 0.0
+        lost_s = costs.copy_share * sources.host_link_s[rank]
         arrived_s = gather_s + exchange_s + copied_s
         own_end_s = gather_s + work_s(loads.own, rank, costs)
         all_s, others_s = work_s(loads.work, rank, costs), work_s(loads.others, rank, costs)
+        together_s += all_s + lost_s
         rank_s, split_s = arrived_s + all_s, max(arrived_s, own_end_s) + others_s
         fetched, ready_s = sources.fetched[SLICES, rank], sources.ready_s[rank]
         if fetched > 0:
@@ -306,17 +321,24 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
             held_s = rest_s(loads.work, sources.fetched, rank, costs)
             late_s = _behind_arrival_s(sources, rank, costs)
             there_s = max(ready_s, arrived_s + late_s) if late_s > 0 else ready_s
-            rank_s = max(arrived_s + held_s, there_s) + work_s(sources.fetched, rank, costs) + turns_s
+            rank_s = max(arrived_s + held_s + lost_s, there_s) + work_s(sources.fetched, rank, costs) + turns_s
             # Slots are free for fetches when all rows of their residents were computed.
             own_held_s = gather_s + rest_s(loads.own, sources.fetched_own, rank, costs)
-            split_s = max(arrived_s, own_held_s) + rest_s(loads.others, sources.fetched_others, rank, costs)
+            split_s = max(arrived_s, own_held_s) + rest_s(loads.others, sources.fetched_others, rank, costs) + lost_s
             apart_s = work_s(sources.fetched_own, rank, costs) + work_s(sources.fetched_others, rank, costs)
             there_s = max(ready_s, max(arrived_s, own_held_s) + late_s) if late_s > 0 else ready_s
             split_s = max(split_s, there_s) + apart_s + 2 * turns_s
             if costs.grouped > 0 and sources.joins[rank]:
-                rank_s = min(rank_s, max(arrived_s, ready_s) + all_s)
-                split_s = min(split_s, max(arrived_s, own_end_s, ready_s) + others_s + costs.launch_s)
+                rank_s = min(rank_s, max(arrived_s + lost_s, ready_s) + all_s)
+                begin_s = max(max(arrived_s, own_end_s) + lost_s, ready_s)
+                split_s = min(split_s, begin_s + others_s + costs.launch_s)
+        if costs.idle_speedup > 1:
+            faster_s = (1 - 1 / costs.idle_speedup) * (all_s + lost_s)
+            rank_s, split_s = max(rank_s - faster_s, ready_s), max(split_s - faster_s, ready_s)
         plain_s, overlapped_s = max(plain_s, rank_s + copied_s), max(overlapped_s, split_s + copied_s)
+    if costs.idle_speedup > 1:
+        mean_s = gather_s + together_s / len(loads.sent)
+        plain_s, overlapped_s = max(plain_s, exchange_s + mean_s), max(overlapped_s, mean_s)
     back_s, link_s = exchange_s + 2 * gather_s, sources.host_link_s.max()
     return max(plain_s + back_s, link_s), max(overlapped_s + back_s, link_s)
 

@@ -159,7 +159,7 @@ class HarMoEny(Policy):
         for name, value in self.costs.items():
             if name not in _COST_NAMES:
                 raise ValueError(f"costs.{name}: {value}, must be one of {', '.join(_COST_NAMES)}")
-            positive = name in ("token_s", "fetch_s", "tile_tokens")
+            positive = name in ("token_s", "fetch_s", "tile_tokens", "idle_speedup")
             if not 0 <= value < float("inf") or (positive and value == 0):
                 raise ValueError(f"costs.{name}: {value}, must be a number {'above' if positive else 'of at least'} 0")
 

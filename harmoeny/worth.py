@@ -8,7 +8,7 @@ from harmoeny.compiled import compiled
 from harmoeny.held import Slots
 from harmoeny.level_nodes import MOST_AT_ONCE
 from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, Loads, fetches_s, work_s
+from harmoeny.predict import Costs, Loads, fetches_s, taken_s, work_s
 from harmoeny.weighed import LEAST_GAIN
 
 #: What another candidate has to gain, in seconds per rank and expert: twice what trying it takes
@@ -51,7 +51,8 @@ def worth_trying(
         busy_s = work_s(loads.work, rank, costs) + 2 * costs.exchange_token_s * rows
         latest_s, soonest_s = max(latest_s, busy_s), min(soonest_s, busy_s)
         total_s += busy_s
-    uneven_s = latest_s - total_s / world_size
+    # Where ranks share what computes, the slowest is faster once others are through.
+    uneven_s = max(latest_s / costs.idle_speedup, total_s / world_size) - total_s / world_size
     if single and (most_free == 0 or costs.grouped == 0):
         uneven_s = min(uneven_s, latest_s - soonest_s - costs.launch_s)
     if not fetches_pay:
@@ -117,7 +118,8 @@ def numbers_spread(
                 launches += 1
         if costs.peer_fetch_s <= 0 and (fetches > slots.number).any():
             break
-        saved_s += (rows * row_s - launches * (costs.launch_s + costs.weights_s)) / world_size
+        launched_s = costs.launch_s + costs.weights_s + taken_s(1, 0, costs)
+        saved_s += (rows * row_s - launches * launched_s) / world_size
         restores = 0
         for rank in range(world_size):
             restores = max(restores, min(fetches[rank], slots.number[rank]) - slots.free[rank])

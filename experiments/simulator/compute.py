@@ -228,7 +228,7 @@ class RankMemories:
 
     def _rank(self, rank: int) -> _Rank:
         if rank not in self._ranks:
-            transfers = VirtualTransfers(self._cost.copy_share)
+            transfers = VirtualTransfers(self._cost.expert.copy_share)
             comm = VirtualCommunicator(rank, self._cost.topology.world_size, transfers)
             memory = RankMemory(self._store, SlotPool(self._store, META), transfers, comm, self._cost.expert)
             self._ranks[rank] = _Rank(transfers, comm, make_fetcher(self._policy, self._first_placements, memory))

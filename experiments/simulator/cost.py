@@ -31,7 +31,6 @@ class CostModel:
         expert: costs of an expert as schedules and policies see them.
         puts: whether rows arrive in the order of work.
         device_sharing: what ranks of one device take from each other.
-        copy_share: share of a copy's time that it takes from computation.
         grouped: whether a wave of experts is computed at once.
     """
 
@@ -56,7 +55,6 @@ class CostModel:
         self.expert = replace(expert, fetch_together_s=float(together_s.max()), links=links, relays=True)
         self.work, self.topology, self.software = work, topology, software
         self._hardware = hardware
-        self.copy_share = hardware.host_link_processor_share
         self.puts, self.device_sharing = hardware.puts, hardware.device_sharing
         self.grouped = hardware.kernel != KernelName.LOOP
         self._bytes_per_s = hardware.device_memory_bytes_per_s or np.inf

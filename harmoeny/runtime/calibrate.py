@@ -38,8 +38,10 @@ _TOGETHER_S, _MOST_TOGETHER = 5e-3, 256
 #: Fields of :class:`ExpertCost` that ranks measure.
 _MEASURED = (
     "token_s", "fetch_s", "exchange_token_s", "peer_fetch_s", "launch_s", "weights_s", "exchange_latency_s",
-    "copy_token_s", "fetch_together_s",
+    "copy_token_s", "fetch_together_s", "copy_share", "idle_speedup",
 )  # fmt: skip
+#: Copies beside a slice that takes about twice as long as all of them.
+_NUM_BESIDE = 2
 #: More than the caches of a processor or a device hold.
 _SCRATCH_BYTES = 64 * 2**20
 
@@ -56,10 +58,15 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: Tr
         The mean over ranks of their medians, the same on every rank.
     """
     comm.barrier()
-    slot = LayerSlots(experts, comm.device).reserve(1)[0]
+    slots = LayerSlots(experts, comm.device).reserve(1 + _NUM_BESIDE)
+    slot = slots[0]
     launch_s, token_s = fit_expert(lambda num_tokens: expert_s(experts, slot, transfers, num_tokens))
     cost = ExpertCost(token_s=token_s, fetch_s=fetch_s(experts, slot, transfers), launch_s=launch_s)
+    if transfers.fills_slots:
+        num_tokens = min(max(1, round(2 * _NUM_BESIDE * cost.fetch_s / token_s)), _TOKENS)
+        cost = replace(cost, copy_share=copy_share(experts, slots, transfers, comm, num_tokens, cost.fetch_s))
     if comm.world_size > 1:
+        cost = replace(cost, idle_speedup=idle_speedup(experts, slot, transfers, comm))
         dtype = next(iter(experts.weights.values())).dtype
         rows = torch.zeros(_TOKENS * comm.world_size, experts.hidden_size, dtype=dtype, device=comm.device)
         row_s = all_to_all_s(rows, comm) / (_TOKENS * (comm.world_size - 1))
@@ -221,13 +228,8 @@ def expert_s(experts: LayerExperts, slot: Slot, transfers: Transfers, num_tokens
 
     Caches are cold, as they are for an expert whose turn comes after all others had theirs.
     """
-    transfers.submit(CopyRequest(slot, 0, experts.expert(0)))
-    transfers.wait(slot)
-    rows = _rows(experts, num_tokens, slot.layer.device)
-    out = torch.empty_like(rows)
-    return median_s(
-        lambda _: experts.function(slot.weights, rows, out), slot.layer.device, before=cold_caches(slot.layer.device)
-    )
+    compute = _computation(experts, slot, transfers, num_tokens)
+    return median_s(compute, slot.layer.device, before=cold_caches(slot.layer.device))
 
 
 def cold_caches(device: torch.device) -> Callable[[], object]:
@@ -270,6 +272,73 @@ def fetch_together_s(
     transfers.drain()
     # Neither the first nor the last, since others may not have begun, or be through.
     return median(span_s(copy.span) for copy in copies[number // 4 : -(number // 4)] if copy.span is not None)
+
+
+def copy_share(
+    experts: LayerExperts,
+    slots: Sequence[Slot],
+    transfers: Transfers,
+    comm: Communicator,
+    num_tokens: int,
+    copy_s: float,
+) -> float:
+    """Return the share of copies' time by which they delay what is computed beside them; all ranks together.
+
+    Args:
+        experts: the layer.
+        slots: the first computes, and experts are copied into the others.
+        transfers: what copies.
+        comm: the ranks.
+        num_tokens: of the slice that is computed, which should take longer than the copies.
+        copy_s: how long one copy takes otherwise.
+    """
+    computes, *copied = slots
+    compute = _computation(experts, computes, transfers, num_tokens)
+
+    def prepare() -> None:
+        transfers.drain()
+        comm.barrier()
+
+    def compute_beside(call: int) -> None:
+        for i, slot in enumerate(copied):
+            expert_id = (call * len(copied) + i) % experts.num_experts
+            transfers.submit(CopyRequest(slot, expert_id, experts.expert(expert_id)))
+        compute(call)
+
+    alone_s = median_s(compute, comm.device, before=prepare)
+    beside_s = median_s(compute_beside, comm.device, before=prepare)
+    for slot in copied:
+        transfers.wait(slot)
+    return min(max(0.0, beside_s - alone_s) / (len(copied) * copy_s), 1.0)
+
+
+def idle_speedup(experts: LayerExperts, slot: Slot, transfers: Transfers, comm: Communicator) -> float:
+    """Return how many times as fast a rank computes while all others wait; all ranks together, each in its turn.
+
+    Args:
+        experts: the layer.
+        slot: a slot of it.
+        transfers: what copies.
+        comm: the ranks.
+    """
+    compute = _computation(experts, slot, transfers, _FEW_TOKENS)
+    together_s = median_s(compute, comm.device, before=comm.barrier)
+    alone_s = together_s
+    for rank in range(comm.world_size):
+        comm.barrier()
+        if comm.rank == rank:
+            alone_s = median_s(compute, comm.device)
+    comm.barrier()
+    return min(max(1.0, together_s / alone_s), float(comm.world_size))
+
+
+def _computation(experts: LayerExperts, slot: Slot, transfers: Transfers, num_tokens: int) -> Callable[[int], object]:
+    """Return what computes a slice of so many tokens of an expert in a slot."""
+    transfers.submit(CopyRequest(slot, 0, experts.expert(0)))
+    transfers.wait(slot)
+    rows = _rows(experts, num_tokens, slot.layer.device)
+    out = torch.empty_like(rows)
+    return lambda _: experts.function(slot.weights, rows, out)
 
 
 def median_s(
