@@ -45,6 +45,8 @@ costs_of_machines = st.builds(
     network_share=st.just(1.3),
     pair_share=st.sampled_from([1.0, 2.5]),
     relays=st.sampled_from([0.0, 1.0]),
+    copy_share=st.sampled_from([0.0, 0.8]),
+    idle_speedup=st.sampled_from([1.0, 2.0]),
 )
 
 

@@ -129,6 +129,25 @@ def test_a_layer_is_its_slowest_rank_through_all_phases(ready_s: list[float], li
     assert overlapped_s == layer_by_hand(loads, sources, overlap=True)
 
 
+def test_copies_delay_what_their_rank_computes_where_its_processor_makes_them() -> None:
+    loads = loads_of_shares(np.array([[6, 4], [8, 4]]), np.array([[14, 0], [0, 8]]), COSTS)
+    sources = sources_of([0.0, 20.0], [0.0, 40.0], {1: [4]}, joins=False)  # a fetch and a restore, of 20 each
+    free_s = layer_s(loads, sources, rows_s(loads, COSTS), COSTS)
+    taken_s = layer_s(loads, sources, rows_s(loads, COSTS), COSTS._replace(copy_share=0.5))
+    # Of slices, the other rank is the slower one without copies; not where a launch more is made for own rows.
+    slowest_s, other_s = 3 + 8.0, 3 + 14.0
+    assert np.subtract(taken_s, free_s).tolist() == [slowest_s + 20 - other_s, 20]
+
+
+@pytest.mark.parametrize(("speedup", "busy_s"), [(1.0, 33.0), (1.5, 22.0), (2.0, (33 + 5) / 2)])
+def test_ranks_that_share_what_computes_are_through_together_at_the_earliest(speedup: float, busy_s: float) -> None:
+    """Each alone is faster; together, as if all did as much."""
+    loads = loads_of_shares(np.array([[15, 1], [15, 1]]), np.array([[30, 0], [0, 2]]), COSTS)
+    costs = COSTS._replace(idle_speedup=speedup)
+    plain_s, _ = layer_s(loads, no_sources(2, 2), rows_s(loads, costs), costs)
+    assert plain_s == pytest.approx(busy_s + 2 * rows_s(loads, costs) + 3 * 0.5 * 16)
+
+
 def test_grouped_fetched_experts_share_a_launch_and_that_of_the_others_where_they_have_slots() -> None:
     costs = COSTS._replace(grouped=1.0)
     loads = loads_of_shares(np.array([[6, 4, 5]]), np.array([[6, 4, 5]]), costs)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from harmoeny.hardware import Hardware
-from harmoeny.runtime.calibrate import fit_expert, measure_expert_cost, with_host_cost
+from harmoeny.runtime.calibrate import copy_share, fit_expert, idle_speedup, measure_expert_cost, with_host_cost
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.host import make_host
 from harmoeny.runtime.memory.links import make_transfers
+from harmoeny.runtime.memory.slots import LayerSlots, Transfer
+from harmoeny.runtime.memory.transfer import CopyRequest, ThreadTransfers
 from tests.harmoeny.runtime.cases import random_experts
+from tests.harmoeny.runtime.thread_ranks import ThreadCommunicator, run_threads
 
 
 @pytest.mark.parametrize(
@@ -41,3 +50,57 @@ def test_it_leaves_the_callers_random_numbers_as_they_are() -> None:
     transfers.close()
     host.close()
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+#: What a slice and a copy take where they are made up: longer than a thread needs to wake up.
+_SLICE_S, _COPY_S = 10e-3, 10e-3
+
+
+class CopiesOfTheProcessor(ThreadTransfers):
+    """Copies that take no time by themselves; what they take from the next slice is noted."""
+
+    def __init__(self) -> None:
+        super().__init__(Hardware())
+        self.owed = 0
+
+    def submit(self, request: CopyRequest) -> Transfer:
+        self.owed += 1
+        return super().submit(request)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_how_much_copies_take_from_computation_is_measured(share: float) -> None:
+    transfers, comm = CopiesOfTheProcessor(), Communicator(torch.device("cpu"))
+
+    def compute(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
+        time.sleep(_SLICE_S + share * transfers.owed * _COPY_S)
+        transfers.owed = 0
+
+    experts = replace(random_experts(4, 0), function=compute)
+    slots = LayerSlots(experts, comm.device).reserve(3)
+    found = copy_share(experts, slots, transfers, comm, 1, _COPY_S)
+    transfers.close()
+    assert found == pytest.approx(share, abs=0.2)
+
+
+@pytest.mark.parametrize(("shared", "speedup"), [(False, 1.0), (True, 3.0)])
+def test_how_much_ranks_take_from_each_other_is_measured(shared: bool, speedup: float) -> None:
+    lock, computing = threading.Lock(), 0
+
+    def compute(weights: Mapping[str, Tensor], rows: Tensor, out: Tensor) -> None:
+        nonlocal computing
+        with lock:
+            computing += 1
+        for _ in range(10):  # so long in turn as there are others
+            time.sleep(_SLICE_S / 10 * (computing if shared else 1))
+        with lock:
+            computing -= 1
+
+    def measure(comm: ThreadCommunicator) -> float:
+        experts = replace(random_experts(4, 0), function=compute)
+        transfers = make_transfers(comm.device, Hardware())
+        found = idle_speedup(experts, LayerSlots(experts, comm.device).reserve(1)[0], transfers, comm)
+        transfers.close()
+        return found
+
+    assert run_threads(3, measure) == pytest.approx([speedup] * 3, rel=0.3)
