@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
+from socket import gethostname
 from statistics import median
 from typing import Any
 
@@ -66,7 +68,7 @@ def measure_expert_cost(experts: LayerExperts, comm: Communicator, transfers: Tr
         num_tokens = min(max(1, round(2 * _NUM_BESIDE * cost.fetch_s / token_s)), _TOKENS)
         cost = replace(cost, copy_share=copy_share(experts, slots, transfers, comm, num_tokens, cost.fetch_s))
     if comm.world_size > 1:
-        cost = replace(cost, idle_speedup=idle_speedup(experts, slot, transfers, comm))
+        cost = replace(cost, idle_speedup=idle_speedup(comm))
         dtype = next(iter(experts.weights.values())).dtype
         rows = torch.zeros(_TOKENS * comm.world_size, experts.hidden_size, dtype=dtype, device=comm.device)
         row_s = all_to_all_s(rows, comm) / (_TOKENS * (comm.world_size - 1))
@@ -212,7 +214,7 @@ def fit_expert(slice_s: Callable[[int], float]) -> tuple[float, float]:
         slice_s: measures a slice of so many tokens, in seconds.
     """
     few, many = _FEW_TOKENS, _TOKENS
-    few_s, many_s = slice_s(few), slice_s(many)
+    one_s, few_s, many_s = slice_s(1), slice_s(few), slice_s(many)
     while many_s < _TIMES_AS_LONG * few_s and many < _MOST_TOKENS:
         # A GPU takes as long for a few hundred tokens as for one: weights are read, and kernels launched.
         many *= 4
@@ -220,7 +222,8 @@ def fit_expert(slice_s: Callable[[int], float]) -> tuple[float, float]:
     if many_s <= few_s:
         return 0.0, many_s / many
     token_s = (many_s - few_s) / (many - few)
-    return max(0.0, few_s - few * token_s), token_s
+    # No launch takes longer than a slice of one token, whatever noise says.
+    return min(max(0.0, few_s - few * token_s), one_s), token_s
 
 
 def expert_s(experts: LayerExperts, slot: Slot, transfers: Transfers, num_tokens: int) -> float:
@@ -312,24 +315,19 @@ def copy_share(
     return min(max(0.0, beside_s - alone_s) / (len(copied) * copy_s), 1.0)
 
 
-def idle_speedup(experts: LayerExperts, slot: Slot, transfers: Transfers, comm: Communicator) -> float:
-    """Return how many times as fast a rank computes while all others wait; all ranks together, each in its turn.
+def idle_speedup(comm: Communicator) -> float:
+    """Return how many times as fast a rank computes while all others are idle; all ranks together.
 
-    Args:
-        experts: the layer.
-        slot: a slot of it.
-        transfers: what copies.
-        comm: the ranks.
+    Not measured, since other programs would be measured, too: ranks on processors share what these have, a core per
+    thread. Those on devices of their own share nothing.
     """
-    compute = _computation(experts, slot, transfers, _FEW_TOKENS)
-    together_s = median_s(compute, comm.device, before=comm.barrier)
-    alone_s = together_s
-    for rank in range(comm.world_size):
-        comm.barrier()
-        if comm.rank == rank:
-            alone_s = median_s(compute, comm.device)
-    comm.barrier()
-    return min(max(1.0, together_s / alone_s), float(comm.world_size))
+    if Device.of(comm.device).has_own_memory:
+        return 1.0
+    num_cores = len(os.sched_getaffinity(0))
+    num_threads = sum(
+        n for host, n in comm.gather_objects((gethostname(), torch.get_num_threads())) if host == gethostname()
+    )
+    return max(1.0, num_threads / max(num_cores, torch.get_num_threads()))
 
 
 def _computation(experts: LayerExperts, slot: Slot, transfers: Transfers, num_tokens: int) -> Callable[[int], object]:
