@@ -22,6 +22,9 @@ from harmoeny.runtime.layer.system import System
 from harmoeny.runtime.memory.sharing import share_model
 from harmoeny.runtime.start import start_rank
 
+#: Batches that policies rehearse at most: those that place anew do so more often.
+_MOST_REHEARSED = 32
+
 
 @dataclass
 class Rig:
@@ -145,8 +148,12 @@ class Bench:
         return self.warm_up if round_index < 0 else self.batches[round_index]
 
     def begin_loop(self) -> None:
-        """Let all systems forget what they saw: none may have learned from what is measured now."""
+        """Let all systems forget what they saw: none may have learned from what is measured now.
+
+        Before that they rehearse: nothing that policies do only now and then may have to be compiled while it is timed.
+        """
         for system in self.systems:
+            system.planner.rehearse(min(self.point.most_rounds, _MOST_REHEARSED))
             system.planner.reset()
 
 

@@ -44,6 +44,10 @@ class Planner:
         self._residency.reset()
         self.fetcher.reset()
 
+    def rehearse(self, num_batches: int) -> None:
+        """Have whatever planning so many batches takes compiled and loaded; nothing is remembered of it."""
+        self._residency.rehearse(num_batches)
+
     def head_start(self, layer: int) -> HeadStart | None:
         """Return how much ranks execute of a layer before it is planned; the policy is asked once per placement."""
         placement = self.placements[layer]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from harmoeny.history import History
 from harmoeny.placement import IntArray, Placement
 from harmoeny.policy import Policy, check_knowledge, places_anew
@@ -42,6 +44,20 @@ class Residency:
         """Forget all batches and return to the placements of the beginning."""
         self.placements[:] = self._first_placements
         self._history = [History(self._policy.history_window) for _ in self.placements]
+
+    def rehearse(self, num_batches: int) -> None:
+        """Let a copy of the policy see so many batches like the latest of the first layer, and forget it.
+
+        What a policy does only now and then is compiled, or its machine code loaded, before batches are timed.
+        """
+        if not self._learns or not self._history[0]:
+            return
+        policy, history = deepcopy(self._policy), History(self._policy.history_window)
+        counts, placement = self._history[0][-1], self.placements[0].routed
+        for _ in range(num_batches):
+            placement = policy.update_placement(0, history, placement) or placement
+            policy.plan(counts, placement)
+            history.append(counts)
 
     def update(self, layer: int, counts: IntArray) -> Placement | None:
         """Let the policy change a layer before a batch is planned, and remember the batch for the next time.
