@@ -192,7 +192,8 @@ def _choose_from(
         one_way_s = exchange_s(counts, shares, loads, costs)
         if number != numbers[0]:
             _, at_best_s, _, staged_s = times_of(loads, first.sources, one_way_s, costs, overlap)
-            if at_best_s >= best.predicted_s and staged_s >= soonest.predicted_s:
+            limit_s = min(best.predicted_s, soonest.predicted_s / (1 - LEAST_STAGED_GAIN))
+            if at_best_s >= limit_s and staged_s >= soonest.predicted_s:
                 continue  # even if nothing had to be fetched for it
         sources = choose_sources(counts, shares, home, resident, slots, costs, links)
         weighed = weigh(shares, loads, sources, one_way_s, costs, overlap, False)
