@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
 
-from experiments.cores import usable_cores
 from experiments.launch.calls import call_on_ranks
 from experiments.routers.base import FloatArray
 from harmoeny.choices import KernelName
+from harmoeny.cores import usable_cores
 from harmoeny.hardware import Hardware
 from harmoeny.models.base import DTYPES
 from harmoeny.runtime.device import Device, best_device_type

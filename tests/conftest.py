@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 from hypothesis import Phase, settings
 
-from experiments.cores import usable_cores
+from harmoeny.cores import usable_cores
 from tests.programs import Programs
 
 # What takes seconds to import is imported by the fixtures: pytest-xdist's own process, which only hands tests out,

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from experiments.compose.plugins import chosen_plugin
 from experiments.console import hide_progress, say
-from experiments.cores import usable_cores
+from harmoeny.cores import usable_cores
 
 #: The launcher of ``hydra/launcher=cores``.
 CORES_LAUNCHER = "hydra_plugins.harmoeny_cores.Cores"

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import psutil
 
-from experiments.cores import usable_cores
+from harmoeny.cores import usable_cores
 
 #: Below the ports that systems hand out by themselves.
 _PORTS = range(20000, 30000)

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from experiments.cores import usable_cores
 from experiments.point.point import Point
+from harmoeny.cores import usable_cores
 from harmoeny.policy import Policy
 from harmoeny.runtime.device import Device, gpu_names
 from results_schema.manifest import Status

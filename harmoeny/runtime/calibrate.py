@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harmoeny.choices import Exchange
+from harmoeny.cores import usable_cores
 from harmoeny.cost import ExpertCost
 from harmoeny.runtime.device import Device, span_s
 from harmoeny.runtime.exchange.comm import Communicator
@@ -323,11 +323,9 @@ def idle_speedup(comm: Communicator) -> float:
     """
     if Device.of(comm.device).has_own_memory:
         return 1.0
-    num_cores = len(os.sched_getaffinity(0))
-    num_threads = sum(
-        n for host, n in comm.gather_objects((gethostname(), torch.get_num_threads())) if host == gethostname()
-    )
-    return max(1.0, num_threads / max(num_cores, torch.get_num_threads()))
+    host, own_threads = gethostname(), torch.get_num_threads()
+    num_threads = sum(n for of, n in comm.gather_objects((host, own_threads)) if of == host)
+    return max(1.0, num_threads / max(usable_cores().number, own_threads))
 
 
 def _computation(experts: LayerExperts, slot: Slot, transfers: Transfers, num_tokens: int) -> Callable[[int], object]:

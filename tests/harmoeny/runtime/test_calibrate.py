@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from harmoeny.cores import Cores
 from harmoeny.hardware import Hardware
+from harmoeny.runtime import calibrate
 from harmoeny.runtime.calibrate import copy_share, fit_expert, idle_speedup, measure_expert_cost, with_host_cost
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.memory.host import make_host
@@ -87,7 +89,7 @@ def test_ranks_that_share_cores_are_faster_while_others_are_idle(
     num_cores: int, num_threads: int, speedup: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With three ranks, and so many threads each; more threads than cores are no faster."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(num_cores)))
+    monkeypatch.setattr(calibrate, "usable_cores", lambda: Cores(num_cores, None, None))
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     assert run_threads(3, idle_speedup) == [speedup] * 3
 

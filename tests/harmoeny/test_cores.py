@@ -11,9 +11,9 @@ from uuid import uuid4
 
 import pytest
 
-from experiments.cores import Cores, cpu_quota, usable_cores
 from experiments.launch.environment import num_threads
 from experiments.results.manifest import new_manifest
+from harmoeny.cores import Cores, cpu_quota, usable_cores
 from tests.conftest import Load
 
 V2 = "34 24 0:30 {root} /sys/fs/cgroup ro,nosuid,nodev,noexec,relatime - cgroup2 cgroup rw,nsdelegate"
@@ -155,7 +155,7 @@ def test_a_quota_above_the_cores_limits_nothing(tree: Tree, monkeypatch: pytest.
 
 def test_threads_and_manifest_follow_the_quota(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr("experiments.cores.cpu_quota", lambda *_: 6.5)
+    monkeypatch.setattr("harmoeny.cores.cpu_quota", lambda *_: 6.5)
     assert [num_threads(ranks) for ranks in (1, 2, 4, 8)] == [6, 3, 1, 1]
     host = new_manifest(load("experiment=smoke"))["host"]
     assert (host["num_cores"], host["cpu_quota"]) == (6, 6.5)
@@ -177,7 +177,7 @@ def half_a_core() -> Iterator[Path]:
 def test_a_real_quota(half_a_core: Path) -> None:
     code = (
         f"open('{half_a_core / 'tasks'}', 'w').write('0')\n"
-        "from experiments.cores import usable_cores\n"
+        "from harmoeny.cores import usable_cores\n"
         "print(usable_cores())"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
