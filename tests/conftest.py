@@ -45,8 +45,8 @@ _GARBAGE = (100_000, 50, 100)
 _PROGRAMS = pytest.StashKey[Programs]()
 Compose: TypeAlias = "Callable[..., DictConfig]"
 Load: TypeAlias = "Callable[..., Point]"
-#: A fifth of the examples, for `make check`; tests.strategies.examples applies it.
-settings.register_profile("quick", max_examples=20)
+#: A tenth of the examples, for `make check`; tests.strategies.examples applies it.
+settings.register_profile("quick", max_examples=10)
 #: For scripts.planted: that a test fails is all that counts, and a smaller example may take minutes to find.
 settings.register_profile("unshrunk", phases=(Phase.explicit, Phase.generate))
 
