@@ -45,10 +45,10 @@ test-lowest: ## run the library's tests with the lowest releases that pyproject.
 	$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pytest tests/harmoeny tests/results_schema
 
-check: $(INSTALLED) ## what you run while you work: linters, and beside each other the type checker and all tests that start no ranks
+check: $(INSTALLED) ## what you run while you work: linters, and beside each other the type checker and all tests that start no ranks and no other program
 	$(STYLE)
 	said=$$(mktemp); $(TYPES) > $$said 2>&1 & types=$$!; \
-	$(PYTEST) --hypothesis-profile quick -m 'not ranks'; tests=$$?; \
+	$(PYTEST) --hypothesis-profile quick -m 'not ranks and not programs'; tests=$$?; \
 	wait $$types; typed=$$?; cat $$said; rm $$said; exit $$((tests + typed))
 
 bench: $(INSTALLED) ## measure the parts that have a time budget (scripts/bench)

@@ -8,11 +8,12 @@ import math
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -36,16 +37,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 #: What mostly waits, and is therefore first where nothing is known of how long files take.
 WAITING = ROOT / "tests" / "cluster"
-#: Fixtures that start ranks.
-RANK_FIXTURES = {"smoke", "joined_smoke"}
+#: What tests are marked as that take one of these fixtures.
+MARKS = {"smoke": "ranks", "joined_smoke": "ranks", "programs": "programs"}
 _seconds: defaultdict[str, float] = defaultdict(float)
 #: New objects before the youngest are looked through, and how often until the others are; Python's are 700, 10, 10.
 _GARBAGE = (100_000, 50, 100)
 _PROGRAMS = pytest.StashKey[Programs]()
 Compose: TypeAlias = "Callable[..., DictConfig]"
 Load: TypeAlias = "Callable[..., Point]"
-#: A fifth of the examples, for `make check`; tests.strategies.examples applies it.
-settings.register_profile("quick", max_examples=20)
+#: A tenth of the examples, for `make check`; tests.strategies.examples applies it.
+settings.register_profile("quick", max_examples=10)
 #: For scripts.planted: that a test fails is all that counts, and a smaller example may take minutes to find.
 settings.register_profile("unshrunk", phases=(Phase.explicit, Phase.generate))
 
@@ -53,14 +54,15 @@ settings.register_profile("unshrunk", phases=(Phase.explicit, Phase.generate))
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Start a worker more than there are cores where tests wait for ranks: a worker imports for seconds."""
-    return usable_cores().number + int(config.option.markexpr != "not ranks")
+    return usable_cores().number + int("not ranks" not in config.option.markexpr)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what starts ranks through a fixture; begin with the files that took longest, so that no worker idles."""
+    """Mark what starts ranks or programs through a fixture; begin with what took longest, so that no worker idles."""
     for item in items:
-        if isinstance(item, pytest.Function) and RANK_FIXTURES & set(item.fixturenames):
-            item.add_marker(pytest.mark.ranks)
+        if isinstance(item, pytest.Function):
+            for mark in {MARKS[name] for name in item.fixturenames if name in MARKS}:
+                item.add_marker(mark)
     seconds = _seconds_before(config)
 
     def order(item: pytest.Item) -> float:
@@ -137,6 +139,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     _collect_seldom()
     if "torch" in sys.modules:
         _compute_alone(sys.modules["torch"])
+    if "not programs" in session.config.option.markexpr:
+        quickly.enter_context(_no_other_program())
+
+
+@contextmanager
+def _no_other_program() -> Iterator[None]:
+    """Let a test fail that starts a program in this block; Git may say which revision a manifest is of."""
+    start = subprocess.Popen.__init__
+
+    def started(process: subprocess.Popen[Any], args: Any, *others: Any, **named: Any) -> None:
+        assert args[0] == "git", f"this test is to be marked `programs`: it starts {args}"
+        start(process, args, *others, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", started)
+        yield
 
 
 def _collect_seldom() -> None:

@@ -25,7 +25,7 @@ def examples(number: int = 100, **others: Any) -> settings:
 
 
 def share_of(number: int) -> int:
-    """Return how many of so many examples the profile tries: `quick` a fifth of them, all others each."""
+    """Return how many of so many examples the profile tries: `quick` a tenth of them, all others each."""
     return round(number * settings().max_examples / 100)
 
 

@@ -36,6 +36,7 @@ def old_python(tmp_path: Path) -> str:
     return f"{tmp_path}:/usr/bin:/bin"
 
 
+@pytest.mark.programs
 def test_make_alone_lists_every_target() -> None:
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert targets is not None
@@ -43,6 +44,7 @@ def test_make_alone_lists_every_target() -> None:
     assert sorted(listed) == sorted(targets[1].split())
 
 
+@pytest.mark.programs
 def test_demo_is_the_main_experiment_and_ci_runs_every_check() -> None:
     assert "python run.py experiment=skew_sweep" in make("-n", "demo").stdout
     checks = make("-n", "test").stdout
@@ -52,6 +54,7 @@ def test_demo_is_the_main_experiment_and_ci_runs_every_check() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("target", ["demo", "test", "bench"])
 def test_an_old_python_is_refused_in_one_line(target: str, old_python: str, tmp_path: Path) -> None:
     answer = make(target, f"VENV={tmp_path / 'venv'}", PATH=old_python)
@@ -62,6 +65,7 @@ def test_an_old_python_is_refused_in_one_line(target: str, old_python: str, tmp_
     assert not (tmp_path / "venv").exists()
 
 
+@pytest.mark.programs
 def test_an_installed_environment_is_kept_until_the_dependencies_change(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     venv.mkdir()

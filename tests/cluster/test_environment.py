@@ -214,6 +214,7 @@ def test_an_interface_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatc
         check_gloo_interface()
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize(
     ("variables", "name"),
     [

@@ -169,6 +169,7 @@ def test_the_written_down_cluster_is_simulated(programs: Programs, extended: Pat
     assert set(run.layers["rank"]) == set(range(16))
 
 
+@pytest.mark.programs
 def test_the_examples_are_as_clean_as_the_project(extended: Path) -> None:
     files = [file for file in saved_examples() if file.endswith(".py")]
     for command in (["check"], ["format", "--check"]):

@@ -225,6 +225,7 @@ def test_a_full_disk_is_no_reason_to_fail(loops: Loops, monkeypatch: pytest.Monk
     assert loops.call() == COMPILED
 
 
+@pytest.mark.programs
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a folder read-only")
 def test_a_read_only_checkout_and_home_are_no_reason_to_fail(tmp_path: Path) -> None:
     mount = f"mount --bind {ROOT} {ROOT} && mount -o remount,ro,bind {ROOT} && mount -t tmpfs -o ro tmpfs {tmp_path}"

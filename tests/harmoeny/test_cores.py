@@ -174,6 +174,7 @@ def half_a_core() -> Iterator[Path]:
     folder.rmdir()
 
 
+@pytest.mark.programs
 def test_a_real_quota(half_a_core: Path) -> None:
     code = (
         f"open('{half_a_core / 'tasks'}', 'w').write('0')\n"

@@ -151,6 +151,7 @@ class TestCommand:
             name, "a part", lambda out: [sys.executable, "-c", code, str(out)], limit_s, lambda _: [Row("x", "1")]
         )
 
+    @pytest.mark.programs
     def test_results_of_what_came_first_survive_what_fails(self, tmp_path: Path) -> None:
         parts = [self.part("good", "print('fine')"), self.part("bad", "raise SystemExit('the reason')")]
         statuses, printed = self.run(parts, tmp_path)
@@ -159,6 +160,7 @@ class TestCommand:
         assert (tmp_path / "good.log").read_text(encoding="utf-8") == "fine\n"
         assert re.search(r"\| good, \d+ s \| x \| 1 \|  \|  \|", (tmp_path / "table.md").read_text(encoding="utf-8"))
 
+    @pytest.mark.programs
     def test_a_part_and_its_children_end_at_the_limit(self, tmp_path: Path) -> None:
         child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
         code = (
@@ -174,10 +176,12 @@ class TestCommand:
         pid = int((tmp_path / "slow" / "pid").read_text(encoding="utf-8"))
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
+    @pytest.mark.programs
     def test_what_finds_no_time_is_said(self, tmp_path: Path) -> None:
         parts = [self.part("first", "import time; time.sleep(2)"), self.part("second", "")]
         assert self.run(parts, tmp_path, minutes=2 / 60)[0][1] == "no time left"
 
+    @pytest.mark.programs
     def test_no_results_are_a_failure(self, tmp_path: Path) -> None:
         part = Part("model", "the model", lambda _: [sys.executable, "-c", ""], 30, PARTS["model"].rows)
         assert self.run([part], tmp_path)[0] == ["failed"]
@@ -198,6 +202,7 @@ class TestCommand:
     def test_this_environment_has_what_it_needs(self) -> None:
         assert missing_packages() == []
 
+    @pytest.mark.programs
     @pytest.mark.parametrize(
         ("option", "status", "said"),
         [

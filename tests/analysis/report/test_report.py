@@ -66,6 +66,7 @@ def test_command_writes_the_page_and_says_where(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err.splitlines()[-1].endswith("nothing: must be a folder of results")
 
 
+@pytest.mark.programs
 def test_every_start_of_run_py_imports_the_callback_and_none_of_what_it_reports_with() -> None:
     heavy = ("matplotlib", "numpy", "pandas", "plotly", "scipy", "wandb")
     code = f"import sys, analysis.report_callback; print([name for name in {heavy} if name in sys.modules])"

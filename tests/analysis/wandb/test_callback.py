@@ -12,7 +12,7 @@ from analysis.report_callback import Report
 from tests.analysis.wandb.records import read_back
 from tests.synthetic import change_manifest, write_run, write_sweep
 
-pytestmark = pytest.mark.usefixtures("no_account", "few")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_account", "few")]  # one of W&B
 
 
 def job(folder: Path, mode: RunMode) -> JobReturn:

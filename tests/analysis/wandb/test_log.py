@@ -17,7 +17,7 @@ from analysis.wandb.log import is_logged, log_run, log_sweep, sweep_group
 from tests.analysis.wandb.records import read_back
 from tests.synthetic import change_manifest, write_run, write_sweep
 
-pytestmark = pytest.mark.usefixtures("no_account", "few")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_account", "few")]  # one of W&B
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from analysis.wandb.upload import upload
 from tests.analysis.wandb.server import serving
 from tests.synthetic import write_run
 
+pytestmark = pytest.mark.programs  # one of W&B
+
 
 @pytest.fixture
 def runs(no_account: None, tmp_path: Path) -> list[Run]:

@@ -348,6 +348,7 @@ class TestCommandLine:
                 load(*(re.sub(r"^(router\.skew=[^,]*),.*", r"\1", o) for o in overrides))
 
 
+@pytest.mark.programs
 def test_started_elsewhere_it_says_where_to_go(tmp_path: Path) -> None:
     answer = subprocess.run(
         [sys.executable, ROOT / "run.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60

@@ -26,6 +26,7 @@ with atomic_path(Path(sys.argv[1])) as temporary:
 """
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("old", [None, "the old content"])
 def test_a_crash_while_writing_never_shows(tmp_path: Path, old: str | None) -> None:
     target = tmp_path / "layers.parquet"

@@ -36,6 +36,7 @@ print(json.dumps([digest, [name for name in {NEVER_IMPORTED} if name in sys.modu
 
 
 class TestPyDoc:
+    @pytest.mark.programs
     def test_another_process_collects_the_same_and_imports_no_source(self, tmp_path: Path) -> None:
         here = PyDoc().documents()
         environment = os.environ | {"HARMOENY_CACHE": str(tmp_path), "PYTHONHASHSEED": "17"}

@@ -87,6 +87,7 @@ def await_end(daemon: Callable[[], bool], tmp_path: Path) -> None:
     assert not folders(tmp_path)
 
 
+@pytest.mark.programs
 def test_ranks_find_the_daemon_and_their_share_of_it(daemon: Callable[[], bool], tmp_path: Path) -> None:
     before = dict(os.environ)
     with shared_gpus(4, "mps"):
@@ -99,12 +100,14 @@ def test_ranks_find_the_daemon_and_their_share_of_it(daemon: Callable[[], bool],
     assert dict(os.environ) == before
 
 
+@pytest.mark.programs
 def test_it_ends_with_an_error(daemon: Callable[[], bool], tmp_path: Path) -> None:
     with pytest.raises(KeyError), shared_gpus(2, "mps"):
         raise KeyError
     await_end(daemon, tmp_path)
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_it_ends_with_its_launcher(number: signal.Signals, daemon: Callable[[], bool], tmp_path: Path) -> None:
     launcher = subprocess.Popen(
@@ -118,6 +121,7 @@ def test_it_ends_with_its_launcher(number: signal.Signals, daemon: Callable[[], 
     await_end(daemon, tmp_path)
 
 
+@pytest.mark.programs
 def test_a_daemon_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(BROKEN, tmp_path, monkeypatch)
     reason = (

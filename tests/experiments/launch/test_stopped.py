@@ -108,6 +108,7 @@ def _stop(pid: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.programs
 class TestWatch:
     """The launcher's view, without ranks: processes that only exist."""
 

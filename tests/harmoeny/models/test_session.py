@@ -139,12 +139,14 @@ def test_quantised_experts_are_refused(tmp_path: Path) -> None:
     assert set(model.state_dict()) == before
 
 
+@pytest.mark.programs
 def test_import_is_cheap() -> None:
     code = "import sys, harmoeny; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.strip() == "[]"
 
 
+@pytest.mark.programs
 def test_modules_of_models_import_transformers_only_when_a_model_is_used() -> None:
     code = (
         "import importlib, pkgutil, sys, harmoeny.models, harmoeny.session; "

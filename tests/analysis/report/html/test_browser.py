@@ -14,7 +14,7 @@ from tests.analysis.report.html.browser import need_chromium
 from tests.synthetic import LATENCY_S, write_sweep
 
 #: Chromium may have to be installed first, after what other tests install.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.programs, pytest.mark.timeout(400)]
 
 PLOTS = 6
 #: Systems that are drawn as bars, with two skews each.

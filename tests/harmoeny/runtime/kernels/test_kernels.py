@@ -193,6 +193,7 @@ def test_a_norm_is_applied_to_the_output(kernel: str) -> None:
     torch.testing.assert_close(doubled, 2 * plain)
 
 
+@pytest.mark.programs
 @NO_TRITON
 def test_the_kernels_compile_for_gpus(tmp_path: Path) -> None:
     ran = subprocess.run(

@@ -119,6 +119,7 @@ def test_ranks_that_a_policy_cannot_run_on_are_refused() -> None:
     run_threads(2, rank_main)
 
 
+@pytest.mark.programs
 def test_importing_deepspeeds_executor_does_not_import_deepspeed() -> None:
     code = "import sys; import baselines.executors.deepspeed; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
