@@ -78,6 +78,31 @@ def test_whoever_sends_has_the_expert_and_links_carry_one_after_the_other(
 
 
 @pytest.mark.parametrize(
+    ("halved", "senders", "message"),
+    [
+        ([[False, True]], None, "shape"),
+        ([[True, False, False]], None, "sent by no peer"),
+        ([[False, True, False]], [[-1, 0, 1]], "handed on by who has half"),
+        ([[False, False, True]], [[-1, 0, 1]], None),
+        ([[False, True, True]], [[-1, 0, 0]], None),
+    ],
+)
+def test_a_plan_with_other_halves_is_refused(
+    halved: list[list[bool]], senders: list[list[int]] | None, message: str | None
+) -> None:
+    tokens = np.zeros((3, 1, 3), np.int64)
+    tokens[0, 0, 1:] = 5
+    placement, fetch = place("contiguous", 1, 3), np.array([[False, True, True]])
+    given = None if senders is None else np.array(senders)
+    plan = Plan(tokens, fetch, fetch, senders=given, halved=np.array(halved))
+    if message is None:
+        plan.validate(tokens.sum(axis=2), placement)
+        return
+    with pytest.raises(ValueError, match=f"plan.halved: {message}"):
+        plan.validate(tokens.sum(axis=2), placement)
+
+
+@pytest.mark.parametrize(
     ("senders", "message"),
     [([[-1, 0, -1]], "not those"), ([[-1, 2, 0]], "lacks the expert"), ([[-1, 0, 1]], None), ([[-1, 1, 0]], "lacks")],
 )
