@@ -11,7 +11,7 @@ from harmoeny.held import Slots, shares_at_home
 from harmoeny.level_nodes import MOST_AT_ONCE, level_any
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import home_tokens, tokens_of_shares
-from harmoeny.predict import Costs, FloatArray, costs_of, loads_of_shares, no_senders, no_sources
+from harmoeny.predict import Costs, FloatArray, Sources, costs_of, loads_of_shares, no_senders, no_sources
 from harmoeny.sources import choose_sources
 from harmoeny.stage_times import soonest_stages, trial_s
 from harmoeny.weighed import LEAST_GAIN, Chosen, Held, Weighed, times_of, weigh, where_held
@@ -21,6 +21,8 @@ from harmoeny.worth import hottest_of, many_stay, numbers_spread, worth_trying
 #: What stages have to gain on one exchange of everything, as a share of its time: they move nothing, and what they take
 #: is predicted more exactly than what moves gain.
 LEAST_STAGED_GAIN = 0.01
+#: What halves have to gain on whole fetches, and on none, as a share of that time: making more plans takes time, too.
+LEAST_HALVED_GAIN = 0.05
 
 
 @compiled
@@ -52,10 +54,10 @@ def plan_by_time(
 
     Returns:
         Few arrays, as handing over each takes a third of a microsecond: tokens, int64
-        ``[world_size, num_experts, world_size]``; fetches, and those that other ranks send, bool
-        ``[2, num_experts, world_size]``; what there is of the stages' ``begins`` and ``cuts`` and of the senders, one
-        behind the other, int64 ``[num_rows, world_size]``. Then the number of stages,
-        0 if there are none, and of :class:`Chosen` ``overlapped`` and ``predicted_s``.
+        ``[world_size, num_experts, world_size]``; fetches, those that other ranks send, and those of which they send
+        half, bool ``[3, num_experts, world_size]``; what there is of the stages' ``begins`` and ``cuts`` and of the
+        senders, one behind the other, int64 ``[num_rows, world_size]``. Then the number of stages, 0 if there are
+        none, and of :class:`Chosen` ``overlapped`` and ``predicted_s``.
     """
     world_size, num_experts = counts.shape
     machine = costs_of(costs)
@@ -63,11 +65,11 @@ def plan_by_time(
     if held.single:
         stays, overlapped, predicted_s = _stays_at_home(held, counts, machine, overlap, staged, spread)
         if stays:
-            nothing = np.zeros((2, num_experts, world_size), dtype=np.bool_)
+            nothing = np.zeros((3, num_experts, world_size), dtype=np.bool_)
             return home_tokens(counts, home), nothing, no_senders(), 0, overlapped, predicted_s
     links = Links(on_way, seconds)
     chosen = _choose_from(held, counts, home, resident, machine, links, overlap, staged, spread)
-    fetches = np.zeros((2, num_experts, world_size), dtype=np.bool_)
+    fetches = np.zeros((3, num_experts, world_size), dtype=np.bool_)
     begins, cuts, senders = chosen.stages.begins, chosen.stages.cuts, chosen.senders
     how = np.empty((len(begins) + len(cuts) + len(senders), world_size), dtype=np.int64)
     if len(how) > 0:
@@ -85,6 +87,8 @@ def plan_by_time(
     for expert in range(num_experts):
         for rank in range(world_size):
             fetches[1, expert, rank] = chosen.from_peer[expert, rank]
+    if chosen.halved.size > 0:
+        fetches[2] = chosen.halved
     return tokens_of_shares(counts, executed, int(machine.node_ranks)), fetches, *rest
 
 
@@ -195,8 +199,14 @@ def _choose_from(
             limit_s = min(best.predicted_s, soonest.predicted_s / (1 - LEAST_STAGED_GAIN))
             if at_best_s >= limit_s and staged_s >= soonest.predicted_s:
                 continue  # even if nothing had to be fetched for it
-        sources = choose_sources(counts, shares, home, resident, slots, costs, links)
+        sources = choose_sources(counts, shares, home, resident, slots, costs, links, False)
         weighed = weigh(shares, loads, sources, one_way_s, costs, overlap, False)
+        if _worth_halving(sources, one_way_s, costs):
+            sources = choose_sources(counts, shares, home, resident, slots, costs, links, True)
+            halved = weigh(shares, loads, sources, one_way_s, costs, overlap, False)
+            whole_s = min(weighed.chosen.predicted_s, first.chosen.predicted_s)
+            if halved.chosen.predicted_s < (1 - LEAST_HALVED_GAIN) * whole_s:
+                weighed = halved
         if weighed.chosen.predicted_s < best.predicted_s:
             best = weighed.chosen
         if staged:
@@ -208,6 +218,13 @@ def _choose_from(
     if best.predicted_s >= (1 - LEAST_GAIN) * first.chosen.predicted_s:
         best = first.chosen
     return soonest if soonest.predicted_s < (1 - LEAST_STAGED_GAIN) * best.predicted_s else best
+
+
+@inlined
+def _worth_halving(sources: Sources, one_way_s: float, costs: Costs) -> bool:
+    """Return whether the layer may wait for fetches that end sooner where both sources bring half."""
+    ready_s = sources.ready_s.max()
+    return costs.halves > 0 and costs.peer_fetch_s > 0 and ready_s > max(one_way_s, costs.fetch_s / 2)
 
 
 @compiled
@@ -268,5 +285,13 @@ def _sooner(
     if predicted_s >= soonest.predicted_s:
         return soonest
     return Chosen(
-        chosen.shares, chosen.from_peer, chosen.senders, False, stages, predicted_s, chosen.at_home, chosen.node_ranks
+        chosen.shares,
+        chosen.from_peer,
+        chosen.senders,
+        chosen.halved,
+        False,
+        stages,
+        predicted_s,
+        chosen.at_home,
+        chosen.node_ranks,
     )

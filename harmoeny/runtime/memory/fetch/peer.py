@@ -12,7 +12,7 @@ from torch import Tensor
 from harmoeny.choices import Exchange, Fetch
 from harmoeny.moves import move_sources
 from harmoeny.placement import BoolArray, IntArray, Placement, with_slot
-from harmoeny.predict import machine_costs
+from harmoeny.predict import machine_costs, no_halves
 from harmoeny.relay import num_hops, relayed_s
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
@@ -138,14 +138,15 @@ class PeerFetch(FetchStrategy):
         home, costs = self._placements[layer].home, self._costs
         if costs.peer_fetch_s <= 0:  # not measured
             costs = costs._replace(peer_fetch_s=costs.fetch_s)
-        links = self.memory.cost.links
-        if senders is None:
-            arrived_s = arrivals_s(fetch, home, costs, links)
-        else:
-            arrived_s = relayed_s(senders, home, nodes(len(fetch[0]), costs), costs, links)
-        self._arrived_s = float(arrived_s[self._comm.rank])
+        links, half = self.memory.cost.links, no_halves()
         if halved is not None:
-            self._halved_here = frozenset(np.flatnonzero((fetch & halved)[:, self._comm.rank]).tolist())
+            half = fetch & halved
+            self._halved_here = frozenset(np.flatnonzero(half[:, self._comm.rank]).tolist())
+        if senders is None:
+            arrived_s = arrivals_s(fetch, half, home, costs, links)
+        else:
+            arrived_s = relayed_s(senders, half, home, nodes(len(fetch[0]), costs), costs, links)
+        self._arrived_s = float(arrived_s[self._comm.rank])
         self._fetching = self._exchange(self._comm, layer, fetch, home, senders, halved)
 
     def _exchange(
