@@ -201,7 +201,7 @@ class HarMoEny(Policy):
             counts, placement.home, resident, room, costs, *self._links, self.overlap, self._staged(small), self.spread
         )
         fetch, from_peer = fetches[0], fetches[1]  # not unpacked: that takes longer
-        halved = fetches[2] if fetches[2].any() else None
+        halved = fetches[2] if len(fetches) > 2 else None
         groups = [range(len(counts))] if overlapped else None
         if not small:
             stages = senders = None

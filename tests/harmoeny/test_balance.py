@@ -86,16 +86,17 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
     room = int(placement.resident.sum(axis=0).max()) + num_free
     slots = slots_in(room, placement.home, placement.resident)
     arguments = (counts, placement.home, placement.resident, room, costs, overlap)
-    tokens, (fetch, from_peer, halved), senders, overlapped, predicted_s = plan(*arguments)
+    tokens, (fetch, from_peer, *halves), senders, overlapped, predicted_s = plan(*arguments)
+    halved = halves[0] if halves else None
     made = Plan(tokens, fetch, from_peer, senders=senders if senders.size else None, halved=halved)
     made.validate(counts, placement)
     assert not (from_peer & ~fetch).any()
     from_host = (fetch & ~from_peer).sum(axis=0)
     assert (from_host <= np.maximum(room, placement.resident.sum(axis=0))).all(), "there is a slot for every fetch"
     shares = np.ascontiguousarray(made.executed().T)
-    times = predicted(counts, shares, placement, slots, costs, halve=bool(halved.any()))
+    times = predicted(counts, shares, placement, slots, costs, halve=halved is not None)
     assert predicted_s == pytest.approx(times[int(overlapped)])
-    assert costs.halves > 0 or not halved.any()
+    assert halved is None or (costs.halves > 0 and halved.any())
     assert overlap or not overlapped
     held = predicted(
         counts, shares_where_held(counts, placement.home, placement.resident, costs), placement, slots, costs
