@@ -11,16 +11,18 @@ from harmoeny.held import Slots, shares_at_home
 from harmoeny.level_nodes import MOST_AT_ONCE, level_any
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import home_tokens, tokens_of_shares
-from harmoeny.predict import Costs, FloatArray, costs_of, loads_of_shares, no_senders, no_sources
+from harmoeny.predict import Costs, FloatArray, Sources, costs_of, loads_of_shares, no_senders, no_sources
 from harmoeny.sources import choose_sources
 from harmoeny.stage_times import soonest_stages, trial_s
 from harmoeny.weighed import LEAST_GAIN, Chosen, Held, Weighed, times_of, weigh, where_held
-from harmoeny.wire import exchange_s
+from harmoeny.wire import exchange_s, nodes
 from harmoeny.worth import hottest_of, many_stay, numbers_spread, worth_trying
 
 #: What stages have to gain on one exchange of everything, as a share of its time: they move nothing, and what they take
 #: is predicted more exactly than what moves gain.
 LEAST_STAGED_GAIN = 0.01
+#: What halves have to gain on whole fetches, and on none, as a share of that time: making more plans takes time, too.
+LEAST_HALVED_GAIN = 0.05
 
 
 @compiled
@@ -52,9 +54,9 @@ def plan_by_time(
 
     Returns:
         Few arrays, as handing over each takes a third of a microsecond: tokens, int64
-        ``[world_size, num_experts, world_size]``; fetches, and those that other ranks send, bool
-        ``[2, num_experts, world_size]``; what there is of the stages' ``begins`` and ``cuts`` and of the senders, one
-        behind the other, int64 ``[num_rows, world_size]``. Then the number of stages,
+        ``[world_size, num_experts, world_size]``; fetches, those that other ranks send, and, if there are any, those of
+        which they send half, bool ``[2 or 3, num_experts, world_size]``; what there is of the stages' ``begins`` and
+        ``cuts`` and of the senders, one behind the other, int64 ``[num_rows, world_size]``. Then the number of stages,
         0 if there are none, and of :class:`Chosen` ``overlapped`` and ``predicted_s``.
     """
     world_size, num_experts = counts.shape
@@ -67,7 +69,7 @@ def plan_by_time(
             return home_tokens(counts, home), nothing, no_senders(), 0, overlapped, predicted_s
     links = Links(on_way, seconds)
     chosen = _choose_from(held, counts, home, resident, machine, links, overlap, staged, spread)
-    fetches = np.zeros((2, num_experts, world_size), dtype=np.bool_)
+    fetches = np.zeros((3 if chosen.halved.size > 0 else 2, num_experts, world_size), dtype=np.bool_)
     begins, cuts, senders = chosen.stages.begins, chosen.stages.cuts, chosen.senders
     how = np.empty((len(begins) + len(cuts) + len(senders), world_size), dtype=np.int64)
     if len(how) > 0:
@@ -85,6 +87,8 @@ def plan_by_time(
     for expert in range(num_experts):
         for rank in range(world_size):
             fetches[1, expert, rank] = chosen.from_peer[expert, rank]
+    if len(fetches) > 2:
+        fetches[2] = chosen.halved
     return tokens_of_shares(counts, executed, int(machine.node_ranks)), fetches, *rest
 
 
@@ -195,8 +199,14 @@ def _choose_from(
             limit_s = min(best.predicted_s, soonest.predicted_s / (1 - LEAST_STAGED_GAIN))
             if at_best_s >= limit_s and staged_s >= soonest.predicted_s:
                 continue  # even if nothing had to be fetched for it
-        sources = choose_sources(counts, shares, home, resident, slots, costs, links)
+        sources = choose_sources(counts, shares, home, resident, slots, costs, links, False)
         weighed = weigh(shares, loads, sources, one_way_s, costs, overlap, False)
+        if _worth_halving(shares, resident, sources, one_way_s, weighed.chosen.predicted_s, costs):
+            sources = choose_sources(counts, shares, home, resident, slots, costs, links, True)
+            halved = weigh(shares, loads, sources, one_way_s, costs, overlap, False)
+            whole_s = min(weighed.chosen.predicted_s, first.chosen.predicted_s)
+            if halved.chosen.predicted_s < (1 - LEAST_HALVED_GAIN) * whole_s:
+                weighed = halved
         if weighed.chosen.predicted_s < best.predicted_s:
             best = weighed.chosen
         if staged:
@@ -208,6 +218,40 @@ def _choose_from(
     if best.predicted_s >= (1 - LEAST_GAIN) * first.chosen.predicted_s:
         best = first.chosen
     return soonest if soonest.predicted_s < (1 - LEAST_STAGED_GAIN) * best.predicted_s else best
+
+
+@compiled
+def _worth_halving(
+    shares: IntArray, resident: BoolArray, sources: Sources, one_way_s: float, predicted_s: float, costs: Costs
+) -> bool:
+    """Return whether a layer may be that much faster where both sources bring half of what it waits for.
+
+    Args:
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
+        resident: bool ``[num_experts, world_size]``.
+        sources: of whole fetches.
+        one_way_s: what the exchange takes one way.
+        predicted_s: what the layer takes with them.
+        costs: the machine's.
+    """
+    if costs.halves == 0 or costs.peer_fetch_s <= 0:
+        return False
+    world_size, num_experts = shares.shape
+    ready_s, gain_s = sources.ready_s.max(), LEAST_HALVED_GAIN * predicted_s
+    if ready_s - max(one_way_s, max(ready_s, costs.fetch_s) / 2) <= gain_s:
+        return False
+    node, halves = nodes(world_size, costs), np.zeros(world_size, dtype=np.bool_)
+    for expert in range(num_experts):
+        last = -1
+        for rank in range(world_size - 1, -1, -1):
+            if shares[rank, expert] > 0 and not resident[expert, rank]:
+                if last < 0 or node[last] != node[rank]:
+                    halves[rank] = True  # nobody behind it on its node wants the expert
+                last = rank
+    late = 0
+    for rank in range(world_size):
+        late += not halves[rank] and sources.ready_s[rank] > ready_s - gain_s
+    return late == 0
 
 
 @compiled
@@ -268,5 +312,13 @@ def _sooner(
     if predicted_s >= soonest.predicted_s:
         return soonest
     return Chosen(
-        chosen.shares, chosen.from_peer, chosen.senders, False, stages, predicted_s, chosen.at_home, chosen.node_ranks
+        chosen.shares,
+        chosen.from_peer,
+        chosen.senders,
+        chosen.halved,
+        False,
+        stages,
+        predicted_s,
+        chosen.at_home,
+        chosen.node_ranks,
     )

@@ -54,6 +54,10 @@ class ChosenShares(Protocol):
         """Return int64 ``[num_experts, world_size]``, as of a plan, or of no size: home ranks."""
 
     @property
+    def halved(self) -> BoolArray:
+        """Return bool ``[num_experts, world_size]``, as of a plan, or of no size: none."""
+
+    @property
     def overlapped(self) -> bool:
         """Return whether a rank's own rows are executed while all others are on their way."""
 

@@ -26,4 +26,5 @@ def move_sources(copied: BoolArray, resident: BoolArray, home: IntArray, costs: 
     free = np.full(world_size, num_experts, dtype=np.int64)
     moved = np.ascontiguousarray(copied.T.astype(np.int64))
     kept = resident & ~copied
-    return choose_sources(moved, moved, home, kept, with_free(free, kept), costs._replace(relays=0.0), links)
+    alone = costs._replace(relays=0.0)
+    return choose_sources(moved, moved, home, kept, with_free(free, kept), alone, links, False)

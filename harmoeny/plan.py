@@ -32,6 +32,9 @@ class Plan:
         senders: int64 ``[num_experts, world_size]``, who sends each of :attr:`from_peer`, -1 where nobody does: the
             expert's home rank, or a lower rank than the receiver that gets the expert from another, too, and hands it
             on. None: all home ranks.
+        halved: bool ``[num_experts, world_size]``, of what peers send, the fetches of which only the first half of
+            every matrix, by rows, comes from the sender, and the rest from host memory; who gets an expert like that
+            hands it on to nobody. None: none.
         early: int64 ``[world_size, num_experts]``, assignments that ranks executed of their own before there was a
             plan; not among :attr:`tokens`. None: none; whoever executes plans sets it, never a policy.
     """
@@ -44,6 +47,7 @@ class Plan:
     host: BoolArray | None = None
     stages: Stages | None = None
     senders: IntArray | None = None
+    halved: BoolArray | None = None
     early: IntArray | None = None
 
     @property
@@ -123,6 +127,7 @@ class Plan:
         if needless.any():
             raise ValueError(f"plan.fetch: fetched without need at [expert, rank] = {_first(needless)}")
         self._validate_senders(placement)
+        self._validate_halved(placement)
 
     def _validate_senders(self, placement: Placement) -> None:
         """Check :attr:`senders`."""
@@ -138,6 +143,22 @@ class Plan:
         )
         if (wrong := self.from_peer & (self.senders != home) & ~earlier).any():
             raise ValueError(f"plan.senders: lacks the expert at [expert, rank] = {_first(wrong)}")
+
+    def _validate_halved(self, placement: Placement) -> None:
+        """Check :attr:`halved`."""
+        if self.halved is None:
+            return
+        if self.halved.shape != self.fetch.shape:
+            raise ValueError(f"plan.halved: shape {self.halved.shape}, must be {self.fetch.shape}")
+        sent = self.fetch if self.from_peer is None else self.fetch & self.from_peer
+        if (wrong := self.halved & ~sent).any():
+            raise ValueError(f"plan.halved: sent by no peer at [expert, rank] = {_first(wrong)}")
+        if self.senders is None:
+            return
+        handed_on = (self.senders >= 0) & (self.senders != placement.home[:, None])
+        wrong = handed_on & np.take_along_axis(self.halved, np.maximum(self.senders, 0), axis=1)
+        if wrong.any():
+            raise ValueError(f"plan.halved: handed on by who has half at [expert, rank] = {_first(wrong)}")
 
     def _validated_host(self) -> BoolArray:
         """Return :attr:`host`, with nothing where it is None, after a check of it."""

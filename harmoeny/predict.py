@@ -37,6 +37,7 @@ class Costs(NamedTuple):
         relays: 1 where ranks that fetch an expert hand it on to others, else 0; no seconds.
         copy_share: share of a copy's time from host memory that it takes from its rank's computation; no seconds.
         idle_speedup: how many times as fast a rank computes while all others are idle; no seconds.
+        halves: 1 where a fetch may come half from host memory and half from another rank, else 0; no seconds.
     """
 
     token_s: float
@@ -56,6 +57,7 @@ class Costs(NamedTuple):
     relays: float = 0.0
     copy_share: float = 0.0
     idle_speedup: float = 1.0
+    halves: float = 0.0
 
 
 #: Rows of what ranks compute, float64 ``[3, world_size]``: the number of slices, the time of their assignments with
@@ -91,6 +93,7 @@ class Sources(NamedTuple):
     Attributes:
         from_peer: bool ``[num_experts, world_size]``, the fetches that other ranks send.
         senders: int64 ``[num_experts, world_size]``, who sends them, -1 where nobody does; of no size: home ranks.
+        halved: bool ``[num_experts, world_size]``, of which only half, and the rest the host; of no size: none.
         ready_s: float64 ``[world_size]``, when a rank's last fetch is there, counted from the plan.
         host_link_s: float64 ``[world_size]``, how long its host link is busy, restores included.
         fetched: float64 ``[3, world_size]``, computing the fetched experts; rows as of :class:`Loads`.
@@ -98,13 +101,14 @@ class Sources(NamedTuple):
         fetched_others: likewise, the received rows alone.
         joins: bool ``[world_size]``, whether there is a slot for each of them before any resident is executed.
         turns: int64 ``[world_size]``, how often all slots are filled for them; 0 where nothing is fetched.
-        waiting: int64 ``[world_size]``, fetches from the host that cannot begin before a resident was executed.
+        waiting: float64 ``[world_size]``, fetches from the host that cannot begin before a resident was executed.
         makes_room: float64 ``[3, world_size]``, computing the resident with the fewest assignments, which is then
             executed first; rows as of :class:`Loads`.
     """
 
     from_peer: BoolArray
     senders: IntArray
+    halved: BoolArray
     ready_s: FloatArray
     host_link_s: FloatArray
     fetched: FloatArray
@@ -112,23 +116,23 @@ class Sources(NamedTuple):
     fetched_others: FloatArray
     joins: BoolArray
     turns: IntArray
-    waiting: IntArray
+    waiting: FloatArray
     makes_room: FloatArray
 
 
 def machine_costs(cost: ExpertCost) -> Costs:
     """Return what calibration knows as costs; fetches take as long as they do while all ranks fetch."""
-    costs = Costs(*(float(getattr(cost, name)) for name in Costs._fields))
-    return costs._replace(fetch_s=max(cost.fetch_s, cost.fetch_together_s))
+    known = {name: float(getattr(cost, name)) for name in Costs._fields if name != "halves"}
+    return Costs(**known | {"fetch_s": max(cost.fetch_s, cost.fetch_together_s)}, halves=1.0)
 
 
 @compiled
 def costs_of(values: FloatArray) -> Costs:
-    """Return float64 ``[17]``, numbers in their order, as costs."""
+    """Return float64 ``[18]``, numbers in their order, as costs."""
     return Costs(
         values[0], values[1], values[2], values[3], values[4], values[5], values[6],
         values[7], values[8], values[9], values[10], values[11], values[12], values[13], values[14],
-        values[15], values[16],
+        values[15], values[16], values[17],
     )  # fmt: skip
 
 
@@ -267,12 +271,18 @@ def no_senders() -> IntArray:
 
 
 @compiled
+def no_halves() -> BoolArray:
+    """Return the halves where every fetch has one source: of no size."""
+    return np.empty((0, 0), dtype=np.bool_)
+
+
+@compiled
 def no_sources(world_size: int, num_experts: int) -> Sources:
     """Return the sources of a plan that fetches nothing."""
     idle_s = np.zeros(world_size)
     none, joins = np.zeros((num_experts, world_size), dtype=np.bool_), np.ones(world_size, dtype=np.bool_)
     work, turns = np.zeros((3, world_size)), np.zeros(world_size, dtype=np.int64)
-    return Sources(none, no_senders(), idle_s, idle_s, work, work, work, joins, turns, turns, work)
+    return Sources(none, no_senders(), no_halves(), idle_s, idle_s, work, work, work, joins, turns, idle_s, work)
 
 
 @compiled

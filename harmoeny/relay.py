@@ -39,38 +39,61 @@ def idle_queues(world_size: int, links: Links) -> Queues:
 
 
 @inlined
-def arrival_s(src: int, dst: int, since_s: float, node: IntArray, queues: Queues, costs: Costs, links: Links) -> float:
-    """Return when an expert that ``src`` has since then would be at ``dst``, behind what is queued already."""
+def part_sent(halved: BoolArray, expert: int, rank: int) -> float:
+    """Return how much of an expert a rank is sent, if anything; ``halved``: as of :class:`Sources`."""
+    return 0.5 if halved.size > 0 and halved[expert, rank] else 1.0
+
+
+@inlined
+def arrival_s(
+    src: int, dst: int, part: float, since_s: float, node: IntArray, queues: Queues, costs: Costs, links: Links
+) -> float:
+    """Return when an expert that ``src`` has since then would be at ``dst``, behind what is queued already.
+
+    Args:
+        src: the sender.
+        dst: the receiver.
+        part: how much of the expert is sent: 1 or 0.5.
+        since_s: when ``src`` has it.
+        node: int64 ``[world_size]``, of the ranks.
+        queues: of the links.
+        costs: the machine's.
+        links: between its ranks.
+    """
     if len(queues.link_s) > 0:
         end_s = since_s
         for i in range(links.on_way.shape[2]):
             link = links.on_way[src, dst, i]
             if link >= 0:
-                end_s = max(end_s, max(since_s, queues.link_s[link]) + links.seconds[src, dst, i])
+                end_s = max(end_s, max(since_s, queues.link_s[link]) + part * links.seconds[src, dst, i])
         return end_s
     kind = int(node[src] != node[dst])
     share = costs.network_share if kind == 1 else costs.inside_share
-    expert_s = (costs.peer_fetch_s - costs.exchange_latency_s) * share
+    expert_s = part * (costs.peer_fetch_s - costs.exchange_latency_s) * share
     begin_s = max(since_s, max(queues.sending_s[kind, src], queues.receiving_s[kind, dst]))
     return float(max(begin_s + expert_s, since_s + costs.pair_share * expert_s))
 
 
 @inlined
-def enqueue(src: int, dst: int, since_s: float, node: IntArray, queues: Queues, costs: Costs, links: Links) -> float:
+def enqueue(
+    src: int, dst: int, part: float, since_s: float, node: IntArray, queues: Queues, costs: Costs, links: Links
+) -> float:
     """Queue an expert and return when it is there; arguments as of :func:`arrival_s`."""
-    end_s = arrival_s(src, dst, since_s, node, queues, costs, links)
-    occupy(src, dst, since_s, end_s, node, queues, links)
+    end_s = arrival_s(src, dst, part, since_s, node, queues, costs, links)
+    occupy(src, dst, part, since_s, end_s, node, queues, links)
     return end_s
 
 
 @inlined
-def occupy(src: int, dst: int, since_s: float, end_s: float, node: IntArray, queues: Queues, links: Links) -> None:
+def occupy(
+    src: int, dst: int, part: float, since_s: float, end_s: float, node: IntArray, queues: Queues, links: Links
+) -> None:
     """Keep links busy with an expert that will be there at ``end_s``; arguments as of :func:`arrival_s`."""
     if len(queues.link_s) > 0:
         for i in range(links.on_way.shape[2]):
             link = links.on_way[src, dst, i]
             if link >= 0:
-                queues.link_s[link] = max(since_s, queues.link_s[link]) + links.seconds[src, dst, i]
+                queues.link_s[link] = max(since_s, queues.link_s[link]) + part * links.seconds[src, dst, i]
     else:
         kind = int(node[src] != node[dst])
         queues.sending_s[kind, src] = queues.receiving_s[kind, dst] = end_s
@@ -79,6 +102,7 @@ def occupy(src: int, dst: int, since_s: float, end_s: float, node: IntArray, que
 @inlined
 def choose_sender(
     dst: int,
+    part: float,
     having: IntArray,
     num_having: int,
     heads: IntArray,
@@ -93,6 +117,7 @@ def choose_sender(
 
     Args:
         dst: the receiver.
+        part: as of :func:`arrival_s`.
         having: int64, first the ranks that have or get it: its home, then others in ascending order, before ``dst``.
         num_having: how many these are.
         heads: int64, likewise the first of them on every node.
@@ -109,29 +134,32 @@ def choose_sender(
     best, best_s = NOBODY, np.inf
     for place in range(first, num_having):
         src = having[place]
-        end_s = arrival_s(src, dst, since_s[src], node, queues, costs, links)
+        end_s = arrival_s(src, dst, part, since_s[src], node, queues, costs, links)
         if end_s < best_s:
             best, best_s = src, end_s
     if node[home] == node[dst]:
-        end_s = arrival_s(home, dst, since_s[home], node, queues, costs, links)
+        end_s = arrival_s(home, dst, part, since_s[home], node, queues, costs, links)
         if end_s < best_s:
             best, best_s = home, end_s
     elif first == num_having:
         for place in range(num_heads):
             src = heads[place]
-            end_s = arrival_s(src, dst, since_s[src], node, queues, costs, links)
+            end_s = arrival_s(src, dst, part, since_s[src], node, queues, costs, links)
             if end_s < best_s:
                 best, best_s = src, end_s
     return best, best_s
 
 
 @compiled
-def relayed_s(senders: IntArray, home: IntArray, node: IntArray, costs: Costs, links: Links) -> FloatArray:
+def relayed_s(
+    senders: IntArray, halved: BoolArray, home: IntArray, node: IntArray, costs: Costs, links: Links
+) -> FloatArray:
     """Return float64 ``[world_size]``, when a rank has all that others send it, after fetches begin; 0: nothing.
 
     Args:
         senders: int64 ``[num_experts, world_size]``, who sends every rank an expert, ``NOBODY`` where nobody does: the
             expert's home, or a rank before this one that gets it, too.
+        halved: bool ``[num_experts, world_size]``, of which only half; of no size: none.
         home: int64 ``[num_experts]``.
         node: int64 ``[world_size]``.
         costs: the machine's.
@@ -145,7 +173,8 @@ def relayed_s(senders: IntArray, home: IntArray, node: IntArray, costs: Costs, l
             src = senders[expert, rank]
             if src == NOBODY:
                 continue
-            end_s = enqueue(src, rank, since_s[src], node, queues, costs, links) + costs.exchange_latency_s
+            part = part_sent(halved, expert, rank)
+            end_s = enqueue(src, rank, part, since_s[src], node, queues, costs, links) + costs.exchange_latency_s
             since_s[rank] = end_s
             arrived_s[rank] = max(arrived_s[rank], end_s)
     return arrived_s

@@ -66,6 +66,7 @@ def make_plan(policy: Policy, counts: IntArray, placement: Placement) -> Plan:
         predicted_s=None,  # it was of the routed experts alone
         stages=None if plan.stages is None else _with_shared(plan.stages, pairs.sum(axis=0), num_shared),
         senders=None if plan.senders is None else _more(plan.senders, num_shared, NOBODY),
+        halved=None if plan.halved is None else _more(plan.halved, num_shared, False),
     )
 
 

@@ -201,6 +201,7 @@ class HarMoEny(Policy):
             counts, placement.home, resident, room, costs, *self._links, self.overlap, self._staged(small), self.spread
         )
         fetch, from_peer = fetches[0], fetches[1]  # not unpacked: that takes longer
+        halved = fetches[2] if len(fetches) > 2 else None
         groups = [range(len(counts))] if overlapped else None
         if not small:
             stages = senders = None
@@ -209,12 +210,14 @@ class HarMoEny(Policy):
                 stages, how = Stages(how[: len(fetch)], how[len(fetch) : end]), how[end:]
             if len(how) > 0:
                 senders = how
-            return Plan(tokens, fetch, from_peer, groups, predicted_s, stages=stages, senders=senders)
+            return Plan(tokens, fetch, from_peer, groups, predicted_s, stages=stages, senders=senders, halved=halved)
         executed = tokens.sum(axis=0)
         host = self._on_host(executed, placement)
         fetch = (executed > 0) & ~placement.resident & ~host
         self._planned = _Planned(counts, executed, fetch, host)
-        return Plan(tokens, fetch, from_peer & ~placement.at_home, None if host.any() else groups, host=host)
+        from_peer = from_peer & ~placement.at_home
+        halved = None if halved is None else halved & fetch & from_peer
+        return Plan(tokens, fetch, from_peer, None if host.any() else groups, host=host, halved=halved)
 
     def executed(self, counts: IntArray, placement: Placement) -> IntArray:
         """Return int64 ``[num_experts, world_size]`` of the plan."""

@@ -26,6 +26,7 @@ class Chosen(NamedTuple):
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
         from_peer: bool ``[num_experts, world_size]``, the fetches that other ranks send.
         senders: int64 ``[num_experts, world_size]``, who sends them, -1 where nobody does; of no size: home ranks.
+        halved: bool ``[num_experts, world_size]``, of which only half, and the rest the host; of no size: none.
         overlapped: whether a rank's own rows are executed while the others are on their way.
         stages: as of a plan; of no size: there is one.
         predicted_s: seconds from the plan to the end of the combine.
@@ -36,6 +37,7 @@ class Chosen(NamedTuple):
     shares: IntArray
     from_peer: BoolArray
     senders: IntArray
+    halved: BoolArray
     overlapped: bool
     stages: Stages
     predicted_s: float
@@ -91,7 +93,15 @@ def weigh(
     """Return shares with their time; ``one_way_s``: what their exchange takes."""
     overlapped, predicted_s, num_stages, staged_s = times_of(loads, sources, one_way_s, costs, overlap)
     chosen = Chosen(
-        shares, sources.from_peer, sources.senders, overlapped, no_stages(), predicted_s, at_home, int(costs.node_ranks)
+        shares,
+        sources.from_peer,
+        sources.senders,
+        sources.halved,
+        overlapped,
+        no_stages(),
+        predicted_s,
+        at_home,
+        int(costs.node_ranks),
     )
     return Weighed(chosen, loads, sources, one_way_s, num_stages, staged_s)
 

@@ -84,7 +84,7 @@ LAYERS = Table(
         *_numbers("round", "iteration", "layer", "rank", "num_assignments"),
         *_numbers("executed_tokens", "sent_tokens", "dropped_tokens", "padded_tokens", unit="tokens"),
         *_numbers("num_active_experts", "num_host_fetches", "num_peer_fetches", "num_restores"),
-        *(Column(name, "int64", added=0) for name in ("num_ahead", "num_ahead_used")),
+        *(Column(name, "int64", added=0) for name in ("num_halved_fetches", "num_ahead", "num_ahead_used")),
         *_numbers("fetch_bytes", unit="bytes"),
         *_seconds("fetch_s", "fetch_wait_s", "restore_s", "restore_wait_s"),
         *_seconds(*(f"{phase}_s" for phase in PHASES)),

@@ -68,6 +68,7 @@ def layer_row(times: LayerTimes, rank: int, origin_s: float) -> dict[str, Any]:
         "num_host_fetches": marks.fetch.num_host_fetches,
         "num_peer_fetches": marks.fetch.num_peer_fetches,
         "num_restores": len(marks.fetch.restores),
+        "num_halved_fetches": marks.fetch.num_halved_fetches,
         "num_ahead": marks.fetch.num_ahead,
         "num_ahead_used": marks.fetch.num_ahead_used,
         "fetch_bytes": marks.fetch.fetch_bytes,

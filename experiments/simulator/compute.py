@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,8 +29,8 @@ from harmoeny.runtime.memory.waves import Wave
 from harmoeny.shared import slots_of
 
 _COUNTS = (
-    "num_host_fetches", "num_peer_fetches", "num_restores", "fetch_bytes", "host_tokens", "activation_bytes",
-    "num_misses", "num_ahead", "num_ahead_used",
+    "num_host_fetches", "num_peer_fetches", "num_halved_fetches", "num_restores", "fetch_bytes", "host_tokens",
+    "activation_bytes", "num_misses", "num_ahead", "num_ahead_used",
 )  # fmt: skip
 _TIMES = ("fetch_s", "fetch_wait_s", "restore_s", "restore_wait_s", "host_s", "host_wait_s")
 
@@ -160,8 +160,9 @@ class RankMemories:
         from_peers = np.zeros_like(missing)
         if self._policy.fetch == Fetch.PEER:
             from_peers = flows.fetch if flows.from_peer is None else flows.fetch & flows.from_peer
-        arrival_s = planned_s + self._peers_s(from_peers, placement, flows.senders)
-        host_s = cost.weights_from_host_s((missing & ~from_peers).sum(axis=0))
+        halved = np.zeros_like(missing) if flows.halved is None else from_peers & flows.halved
+        arrival_s = planned_s + self._peers_s(from_peers, placement, flows.senders, halved)
+        host_s = cost.weights_from_host_s((missing & ~from_peers).sum(axis=0) + (missing & halved).sum(axis=0) / 2)
         stage_end_s, end_s = np.empty_like(arrivals.arrived_s), start_s
         for stage, (arrived_s, ordering_s) in enumerate(zip(arrivals.arrived_s, arrivals.ordering_s, strict=True)):
             end_s = np.maximum(end_s, arrived_s) + ordering_s + cost.experts_s(stages[stage : stage + 1]) * pace
@@ -184,6 +185,7 @@ class RankMemories:
                 np.ascontiguousarray(stages[:, :, rank]),
                 from_peer=flows.from_peer,
                 senders=flows.senders,
+                halved=flows.halved,
                 grouped=cost.grouped,
                 head_s=head_s,
                 rest_s=rest_s,
@@ -256,14 +258,22 @@ class RankMemories:
         stats = own.fetcher.run(execute)
         return stats, np.maximum.accumulate(end_s)
 
-    def _peers_s(self, from_peers: BoolArray, placement: Placement, senders: IntArray | None = None) -> FloatArray:
-        """Return float64 ``[world_size]``, how long ranks wait for weights that peers send or hand on."""
+    def _peers_s(
+        self,
+        from_peers: BoolArray,
+        placement: Placement,
+        senders: IntArray | None = None,
+        halved: BoolArray | None = None,
+    ) -> FloatArray:
+        """Return float64 ``[world_size]``, how long ranks wait for weights, or halves, that peers send or hand on."""
         if not from_peers.any():
             return np.zeros(placement.world_size)
         if senders is not None:
-            return self._cost.weights_handed_on_s(senders, placement.home)
-        pairs = zip(*np.nonzero(from_peers), strict=True)
-        return self._cost.weights_from_peers_s(Counter((int(placement.home[e]), int(dst)) for e, dst in pairs))
+            return self._cost.weights_handed_on_s(senders, placement.home, halved)
+        sent: dict[tuple[int, int], float] = defaultdict(float)
+        for expert_id, dst in np.argwhere(from_peers).tolist():
+            sent[int(placement.home[expert_id]), dst] += 0.5 if halved is not None and halved[expert_id, dst] else 1.0
+        return self._cost.weights_from_peers_s(sent)
 
 
 def _columns(stats: FetchStats, copy_s: float) -> dict[str, int | float]:
@@ -271,6 +281,7 @@ def _columns(stats: FetchStats, copy_s: float) -> dict[str, int | float]:
     return {
         "num_host_fetches": stats.num_host_fetches,
         "num_peer_fetches": stats.num_peer_fetches,
+        "num_halved_fetches": stats.num_halved_fetches,
         "num_misses": stats.num_misses,
         "num_restores": len(stats.restores),
         "fetch_bytes": stats.fetch_bytes,

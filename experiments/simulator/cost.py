@@ -15,7 +15,7 @@ from experiments.simulator.plan_size import PlanSize
 from experiments.simulator.topology import Topology
 from harmoeny.choices import KernelName
 from harmoeny.hardware import Hardware
-from harmoeny.placement import IntArray
+from harmoeny.placement import BoolArray, IntArray
 
 #: Size of one count in the exchange of counts.
 _COUNT_BYTES = 8
@@ -165,19 +165,19 @@ class CostModel:
         flops = 2.0 * num_tokens * self.work.num_experts * capacity * self.work.hidden_size
         return flops / self._dense_flops_per_s
 
-    def weights_from_peers_s(self, sent: Mapping[tuple[int, int], int]) -> FloatArray:
+    def weights_from_peers_s(self, sent: Mapping[tuple[int, int], float]) -> FloatArray:
         """Return when every rank has its weights; ``sent``: number of experts by (src, dst)."""
         matrix = np.zeros((self.topology.world_size,) * 2)
         for (src, dst), number in sent.items():
-            matrix[src, dst] = float(number * self.work.expert_bytes)
+            matrix[src, dst] = number * self.work.expert_bytes
         return self.topology.exchange_s(matrix)
 
-    def weights_handed_on_s(self, senders: IntArray, home: IntArray) -> FloatArray:
+    def weights_handed_on_s(self, senders: IntArray, home: IntArray, halved: BoolArray | None = None) -> FloatArray:
         """Return when every rank has its weights, where ranks hand on what they fetch; arguments as of a plan."""
-        return self.topology.handed_on_s(self.work.expert_bytes, senders, home)
+        return self.topology.handed_on_s(self.work.expert_bytes, senders, home, halved)
 
-    def weights_from_host_s(self, num_fetches: IntArray) -> FloatArray:
-        """Return the time of one fetch per rank; ``num_fetches``: int64 ``[world_size]``."""
+    def weights_from_host_s(self, num_fetches: IntArray | FloatArray) -> FloatArray:
+        """Return the time of one fetch per rank; ``num_fetches``: ``[world_size]``, halves count as such."""
         return self.topology.host_fetch_s(self.work.expert_bytes, num_fetches)
 
     def _operators_s(self, operators: Sequence[Sequence[float]] | FloatArray) -> float:

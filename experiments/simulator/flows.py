@@ -39,6 +39,7 @@ class Flows:
         predicted_s: seconds from the plan to the end of the combine, as the policy predicts them; None: it does not.
         host: bool ``[num_experts, world_size]``, what a rank executes on its host; None: nothing.
         senders: int64 ``[num_experts, world_size]``, as of a plan; None: home ranks.
+        halved: bool ``[num_experts, world_size]``, as of a plan; None: none.
     """
 
     executed: IntArray
@@ -51,6 +52,7 @@ class Flows:
     predicted_s: float | None = None
     host: BoolArray | None = None
     senders: IntArray | None = None
+    halved: BoolArray | None = None
 
     @property
     def rows(self) -> IntArray:
@@ -109,6 +111,7 @@ def plan_flows(policy: Policy, counts: IntArray, placement: Placement) -> Flows:
         predicted_s=plan.predicted_s,
         host=plan.host,
         senders=plan.senders,
+        halved=plan.halved,
     )
 
 
@@ -149,6 +152,7 @@ def _flows_of_shares(counts: IntArray, chosen: ChosenShares, placement: Placemen
         stage_traffic=pairs if staged else None,
         predicted_s=chosen.predicted_s,
         senders=senders,
+        halved=chosen.halved if chosen.halved.any() else None,
     )
 
 

@@ -11,7 +11,7 @@ from experiments.routers.base import FloatArray
 from harmoeny.compiled import compiled
 from harmoeny.cost import NO_LINKS, Links
 from harmoeny.hardware import Hardware
-from harmoeny.placement import IntArray
+from harmoeny.placement import BoolArray, IntArray
 
 
 class Topology:
@@ -68,7 +68,9 @@ class Topology:
         outside_s = np.where(outside_s > 0, outside_s + hardware.network_latency_s, 0.0)
         return self._with_latency(np.maximum(inside_s, outside_s))
 
-    def handed_on_s(self, num_bytes: float, senders: IntArray, home: IntArray) -> FloatArray:
+    def handed_on_s(
+        self, num_bytes: float, senders: IntArray, home: IntArray, halved: BoolArray | None = None
+    ) -> FloatArray:
         """Return when every rank has all of the equal parts that it is sent: every link carries one after the other.
 
         A part goes on when all of it is there. Links take parts in the order of the arguments, ranks ascending.
@@ -77,6 +79,7 @@ class Topology:
             num_bytes: size of a part.
             senders: int64 ``[num_parts, world_size]``, who sends a part to a rank; negative: nobody.
             home: int64 ``[num_parts]``, who has it in the beginning.
+            halved: bool ``[num_parts, world_size]``, of which parts only half goes there; None: of none.
 
         Returns:
             float64 ``[world_size]``, in seconds; 0 where nothing is sent.
@@ -101,8 +104,9 @@ class Topology:
                     way = [(end, outside_s) for end, _ in way]
                     latency_s += hardware.network_latency_s
             together_s = max(busy_s.get(end, 0.0) for end, _ in way) if not links.on_way.size else 0.0
+            share = 0.5 if halved is not None and halved[part, dst] else 1.0
             for end, seconds in way:
-                busy_s[end] = max(begin_s, together_s, busy_s.get(end, 0.0)) + seconds
+                busy_s[end] = max(begin_s, together_s, busy_s.get(end, 0.0)) + share * seconds
             has_s[part, dst] = max(busy_s[end] for end, _ in way) + latency_s
             arrived_s[dst] = max(arrived_s[dst], has_s[part, dst])
         return arrived_s
@@ -150,14 +154,14 @@ class Topology:
         latency_s = hardware.all_to_all_latency_s + (hardware.network_latency_s if self.node[-1] > 0 else 0.0)
         return part * (self.world_size - 1) / (float(self.exchange_s(sent).max()) - latency_s)
 
-    def host_fetch_s(self, expert_bytes: float, num_fetches: IntArray) -> FloatArray:
+    def host_fetch_s(self, expert_bytes: float, num_fetches: IntArray | FloatArray) -> FloatArray:
         """Return how long one fetch takes on every rank, on average over the layer, while all begin at the same time.
 
         What ranks share is shared evenly by those that have not fetched all yet; each gets no more than its own link.
 
         Args:
             expert_bytes: size of an expert.
-            num_fetches: int64 ``[world_size]``, fetches of every rank.
+            num_fetches: ``[world_size]``, fetches of every rank; half an expert counts as half a fetch.
         """
         hardware = self._hardware
         own_rate = hardware.host_link_bytes_per_s
@@ -174,7 +178,7 @@ class Topology:
                     end_s, _shared_s(num_fetches.astype(np.float64) * expert_bytes, group, own_rate, limit)
                 )
         fetch_s: FloatArray = hardware.host_link_latency_s + np.where(
-            num_fetches > 0, end_s / np.maximum(num_fetches, 1), expert_bytes / own_rate
+            num_fetches > 0, end_s / np.where(num_fetches > 0, num_fetches, 1), expert_bytes / own_rate
         )
         return fetch_s
 

@@ -29,7 +29,8 @@ class _Restore(NamedTuple):
 class VirtualTransfers(Transfers):
     """Copies over one rank's host link, one at a time, beside its computation; all times are seconds of one clock.
 
-    A fetch overtakes the restores that have not begun. Weights from peers take nothing of the host link.
+    A fetch overtakes the restores that have not begun. Weights from peers take nothing of the host link,
+    and those of which peers send half take half a copy of it.
 
     Attributes:
         now_s: the clock of the rank's computation; whoever advances the rank may set it.
@@ -63,11 +64,12 @@ class VirtualTransfers(Transfers):
             self._arrived_s = self.now_s
             request.arrival()
             transfer.span = (self.now_s, self._arrived_s)
+            if request.rest is not None:
+                self._fetch(transfer, self.copy_s / 2)
+                begin_s, copied_s = transfer.span
+                transfer.span = (begin_s, max(copied_s, self._arrived_s))
         elif request.urgent:
-            while self._restores and max(self.free_s, self._restores[0].ready_s) < self.now_s:
-                self._restore_next()
-            self._occupy(transfer, self.now_s, self.copy_s)
-            self.owed_s += self._processor_share * self.copy_s
+            self._fetch(transfer, self.copy_s)
         else:
             self._restores.append(_Restore(transfer, self.now_s, self.copy_s))
             self.restoring_s += self._processor_share * self.copy_s
@@ -117,6 +119,13 @@ class VirtualTransfers(Transfers):
         """Set the clock back to 0; nothing may be under way."""
         assert not self._slots, "drain first"
         self.now_s = self.free_s = self.owed_s = self.restoring_s = 0.0
+
+    def _fetch(self, transfer: Transfer, duration_s: float) -> None:
+        """Occupy the link with a fetch from host memory, behind the restores that have begun."""
+        while self._restores and max(self.free_s, self._restores[0].ready_s) < self.now_s:
+            self._restore_next()
+        self._occupy(transfer, self.now_s, duration_s)
+        self.owed_s += self._processor_share * duration_s
 
     def _restore_next(self) -> None:
         self._occupy(*self._restores.popleft())

@@ -226,7 +226,7 @@ def test_shared_experts_of_all_tokens_are_executed(name: str, counts_kind: str) 
     np.testing.assert_array_equal(
         plan.tokens[:, :num_experts], alone.tokens, err_msg="routed experts are planned alike"
     )
-    of_experts = (plan.fetch, plan.from_peer, plan.host, plan.senders)
+    of_experts = (plan.fetch, plan.from_peer, plan.host, plan.senders, plan.halved)
     assert all(len(part) == num_experts + num_shared for part in of_experts if part is not None)
     shared = plan.tokens[:, num_experts:]
     np.testing.assert_array_equal(shared.sum(axis=2), counts[:, num_experts:])

@@ -47,12 +47,15 @@ costs_of_machines = st.builds(
     relays=st.sampled_from([0.0, 1.0]),
     copy_share=st.sampled_from([0.0, 0.8]),
     idle_speedup=st.sampled_from([1.0, 2.0]),
+    halves=st.sampled_from([0.0, 1.0]),
 )
 
 
-def predicted(counts: IntArray, shares: IntArray, placement: Placement, slots: Slots, costs: Costs) -> FloatArray:
+def predicted(
+    counts: IntArray, shares: IntArray, placement: Placement, slots: Slots, costs: Costs, *, halve: bool = False
+) -> FloatArray:
     """Return the times of shares, without overlap and with it."""
-    sources = choose_sources(counts, shares, placement.home, placement.resident, slots, costs, NO_LINKS)
+    sources = choose_sources(counts, shares, placement.home, placement.resident, slots, costs, NO_LINKS, halve)
     loads = loads_of_shares(counts, shares, costs)
     return np.array(layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs))
 
@@ -65,13 +68,13 @@ def plan(
     costs: Costs,
     overlap: bool,
     spread: bool = True,
-) -> tuple[IntArray, BoolArray, BoolArray, IntArray, bool, float]:
+) -> tuple[IntArray, BoolArray, IntArray, bool, float]:
     """Plan with these costs, without stages."""
-    tokens, (fetch, from_peer), senders, num_stages, overlapped, predicted_s = plan_by_time(
+    tokens, fetches, senders, num_stages, overlapped, predicted_s = plan_by_time(
         counts, home, resident, room, np.array(costs), *NO_LINKS, overlap, False, spread
     )
     assert num_stages == 0
-    return tokens, fetch, from_peer, senders, overlapped, predicted_s
+    return tokens, fetches, senders, overlapped, predicted_s
 
 
 @examples(200)
@@ -83,15 +86,17 @@ def test_any_batch_is_planned_whole_and_never_slower_than_where_it_is_held(
     room = int(placement.resident.sum(axis=0).max()) + num_free
     slots = slots_in(room, placement.home, placement.resident)
     arguments = (counts, placement.home, placement.resident, room, costs, overlap)
-    tokens, fetch, from_peer, senders, overlapped, predicted_s = plan(*arguments)
-    made = Plan(tokens, fetch, from_peer, senders=senders if senders.size else None)
+    tokens, (fetch, from_peer, *halves), senders, overlapped, predicted_s = plan(*arguments)
+    halved = halves[0] if halves else None
+    made = Plan(tokens, fetch, from_peer, senders=senders if senders.size else None, halved=halved)
     made.validate(counts, placement)
     assert not (from_peer & ~fetch).any()
     from_host = (fetch & ~from_peer).sum(axis=0)
     assert (from_host <= np.maximum(room, placement.resident.sum(axis=0))).all(), "there is a slot for every fetch"
     shares = np.ascontiguousarray(made.executed().T)
-    times = predicted(counts, shares, placement, slots, costs)
+    times = predicted(counts, shares, placement, slots, costs, halve=halved is not None)
     assert predicted_s == pytest.approx(times[int(overlapped)])
+    assert halved is None or (costs.halves > 0 and halved.any())
     assert overlap or not overlapped
     held = predicted(
         counts, shares_where_held(counts, placement.home, placement.resident, costs), placement, slots, costs
@@ -214,7 +219,7 @@ def least_largest_load(base: IntArray, left: IntArray, resident: BoolArray) -> f
 def test_an_even_batch_stays_at_home() -> None:
     counts, placement = np.full((4, 16), 50), place("contiguous", 16, 4)
     costs = COSTS._replace(fetch_s=1e4)
-    tokens, fetch, *_ = plan(counts, placement.home, placement.resident, 0, costs, False)
+    tokens, (fetch, *_), *_ = plan(counts, placement.home, placement.resident, 0, costs, False)
     assert not fetch.any()
     np.testing.assert_array_equal(tokens.sum(axis=0).argmax(axis=1), placement.home)
 
@@ -224,7 +229,7 @@ def test_few_assignments_stay_at_home_because_weights_take_longer() -> None:
     counts, placement = np.zeros((4, 16), np.int64), place("contiguous", 16, 4)
     counts[:, 0], counts[:, 1:] = 4, 1
     costs = COSTS._replace(token_s=0.01, weights_s=40.0, exchange_token_s=0.0, peer_fetch_s=30.0)
-    _, fetch, *_ = plan(counts, placement.home, placement.resident, 0, costs, True)
+    _, (fetch, *_), *_ = plan(counts, placement.home, placement.resident, 0, costs, True)
     assert not fetch.any()
 
 
@@ -232,7 +237,7 @@ def test_a_hot_expert_is_executed_where_its_tokens_are_if_that_saves_the_exchang
     counts, placement = np.full((4, 8), 5), place("contiguous", 8, 4)
     counts[:, 0] = 1000
     costs = COSTS._replace(exchange_token_s=10.0)
-    tokens, fetch, *_ = plan(counts, placement.home, placement.resident, 3, costs, False)
+    tokens, (fetch, *_), *_ = plan(counts, placement.home, placement.resident, 3, costs, False)
     assert fetch[0].tolist() == [False, True, True, True]
     assert tokens[np.arange(4), 0, np.arange(4)].min() > 980, "all but what evens the others out"
     *_, predicted_s = plan(counts, placement.home, placement.resident, 3, costs, False)
@@ -248,7 +253,7 @@ def fastest_s(
     best_s = np.inf
     for i in range(len(splits)):
         shares = splits[i]  # iterating would give arrays of another type, for which all is compiled again
-        sources = choose_sources(counts, shares, home, resident, slots, costs, links)
+        sources = choose_sources(counts, shares, home, resident, slots, costs, links, False)
         loads = loads_of_shares(counts, shares, costs)
         best_s = min(best_s, layer_s(loads, sources, exchange_s(counts, shares, loads, costs), costs)[0])
     return best_s

@@ -21,6 +21,7 @@ from harmoeny.predict import (
     layer_s,
     loads_at_home,
     loads_of_shares,
+    no_halves,
     no_loads,
     no_senders,
     no_sources,
@@ -113,9 +114,9 @@ def sources_of(ready_s: list[float], link_s: list[float], slices: dict[int, list
     turns = np.array([int(rank in slices) for rank in range(world_size)])
     none = np.zeros((3, world_size))
     from_peer = np.zeros((2, world_size), dtype=np.bool_)
-    held, waiting = np.full(world_size, joins), np.zeros(world_size, dtype=np.int64)
+    held, waiting = np.full(world_size, joins), np.zeros(world_size)
     busy = np.array(ready_s), np.array(link_s)
-    return Sources(from_peer, no_senders(), *busy, fetched, fetched, none, held, turns, waiting, none)
+    return Sources(from_peer, no_senders(), no_halves(), *busy, fetched, fetched, none, held, turns, waiting, none)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_fetches_that_need_a_residents_slot_begin_when_it_was_executed() -> None
     sources = sources_of([100.0], [0.0], {0: [4]}, joins=False)
     makes_room = np.zeros((3, 1))
     add_slice(makes_room, 0, 5, 1, COSTS)
-    late = sources._replace(waiting=np.array([1]), makes_room=makes_room)
+    late = sources._replace(waiting=np.array([1.0]), makes_room=makes_room)
     # Gathered in 7.5 s, exchanged in 1, reordered in 7.5; a resident in 3 + 5, a fetch in 100; own rows: 7.5 + 9 + 8.
     (plain_s, overlapped_s), (late_s, late_overlapped_s) = (layer_s(loads, s, 1.0, COSTS) for s in (sources, late))
     assert late_s - plain_s == 7.5 + 1.0 + 7.5 + 8.0
@@ -184,7 +185,7 @@ def test_fetches_from_the_host_wait_where_all_slots_hold_what_is_executed() -> N
 
     def waiting(shares: IntArray, free: list[int], costs: Costs) -> list[int]:
         slots = with_free(np.array(free), placement.resident)
-        found = choose_sources(shares, shares, placement.home, placement.resident, slots, costs, NO_LINKS)
+        found = choose_sources(shares, shares, placement.home, placement.resident, slots, costs, NO_LINKS, False)
         assert found.makes_room[TOKENS_S].tolist() == [5.0, 4.0], "the one with the fewest assignments"
         return list(found.waiting)
 
@@ -200,7 +201,14 @@ def test_fetches_come_from_whoever_has_time() -> None:
     shares[1:, 0] = 5  # expert 0 is fetched by all other ranks
     idle = np.zeros(4, dtype=np.int64)
     found = choose_sources(
-        shares, shares, placement.home, placement.resident, with_free(idle + 9, placement.resident), COSTS, NO_LINKS
+        shares,
+        shares,
+        placement.home,
+        placement.resident,
+        with_free(idle + 9, placement.resident),
+        COSTS,
+        NO_LINKS,
+        False,
     )
     # The home sends one after the other: 31, 61, 91 s; the host's link would take 100 s.
     assert found.from_peer[0].tolist() == [False, True, True, True]
@@ -209,13 +217,20 @@ def test_fetches_come_from_whoever_has_time() -> None:
     # With slower peers the third is sooner there from the host.
     slow = COSTS._replace(peer_fetch_s=46.0)
     found = choose_sources(
-        shares, shares, placement.home, placement.resident, with_free(idle + 9, placement.resident), slow, NO_LINKS
+        shares,
+        shares,
+        placement.home,
+        placement.resident,
+        with_free(idle + 9, placement.resident),
+        slow,
+        NO_LINKS,
+        False,
     )
     assert found.from_peer[0].tolist() == [False, True, True, False]
     assert found.ready_s.tolist() == [0.0, 91.0, 91.0, 100.0]
     # Without a free slot every fetch is followed by a restore over the host's link.
     found = choose_sources(
-        shares, shares, placement.home, placement.resident, with_free(idle, placement.resident), slow, NO_LINKS
+        shares, shares, placement.home, placement.resident, with_free(idle, placement.resident), slow, NO_LINKS, False
     )
     assert found.from_peer[0].tolist() == [False, True, True, True]
     assert found.host_link_s.tolist() == [0.0, 100.0, 100.0, 100.0]
@@ -232,6 +247,7 @@ def test_without_peers_everything_comes_from_the_host() -> None:
         with_free(np.array([1, 0]), placement.resident),
         COSTS._replace(peer_fetch_s=0.0),
         NO_LINKS,
+        False,
     )
     assert not found.from_peer.any()
     assert found.ready_s.tolist() == [100.0, 100.0]
@@ -246,7 +262,7 @@ def test_only_what_is_executed_and_not_held_is_fetched(batch: Batch, seed: int) 
     shares = np.ascontiguousarray(rng.integers(0, 3, counts.shape))
     free = rng.integers(0, 3, placement.world_size)
     found = choose_sources(
-        counts, shares, placement.home, placement.resident, with_free(free, placement.resident), COSTS, NO_LINKS
+        counts, shares, placement.home, placement.resident, with_free(free, placement.resident), COSTS, NO_LINKS, False
     )
     fetched = (shares.T > 0) & ~placement.resident
     assert not (found.from_peer & ~fetched).any()

@@ -188,7 +188,7 @@ def test_wrong_stages_are_refused() -> None:
 def test_one_stage_takes_what_a_layer_without_stages_takes(batch: Batch, costs: Costs, seed: int) -> None:
     counts, placement = batch
     shares, slots = any_shares(batch, seed), slots_in(0, placement.home, placement.resident)
-    sources = choose_sources(counts, shares, placement.home, placement.resident, slots, costs, NO_LINKS)
+    sources = choose_sources(counts, shares, placement.home, placement.resident, slots, costs, NO_LINKS, False)
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
     stages = cut(counts, shares, placement.resident, 1)
@@ -208,7 +208,7 @@ def test_stages_hide_no_more_than_there_is(batch: Batch, costs: Costs, num_stage
     counts, placement = batch
     shares = any_shares(batch, seed)
     slots = slots_in(0, placement.home, placement.resident)
-    sources = choose_sources(counts, shares, placement.home, placement.resident, slots, costs, NO_LINKS)
+    sources = choose_sources(counts, shares, placement.home, placement.resident, slots, costs, NO_LINKS, False)
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
     stages = cut(counts, shares, placement.resident, num_stages)
@@ -234,7 +234,7 @@ def test_stages_by_hand() -> None:
     shares = np.array([[20, 20, 0, 0], [0, 0, 20, 20]])
     resident = np.ascontiguousarray(shares.T > 0)
     sources = choose_sources(
-        counts, shares, np.array([0, 0, 1, 1]), resident, with_free(np.zeros(2, int), resident), costs, NO_LINKS
+        counts, shares, np.array([0, 0, 1, 1]), resident, with_free(np.zeros(2, int), resident), costs, NO_LINKS, False
     )
     loads = loads_of_shares(counts, shares, costs)
     stages = cut(counts, shares, resident, 2)
@@ -289,7 +289,7 @@ def test_more_stages_are_tried_where_a_layer_takes_long(batch: Batch, costs: Cos
     counts, placement = batch
     shares, resident = any_shares(batch, seed), placement.resident
     slots = slots_in(0, placement.home, resident)
-    sources = choose_sources(counts, shares, placement.home, resident, slots, costs, NO_LINKS)
+    sources = choose_sources(counts, shares, placement.home, resident, slots, costs, NO_LINKS, False)
     loads = loads_of_shares(counts, shares, costs)
     one_way_s = exchange_s(counts, shares, loads, costs)
 

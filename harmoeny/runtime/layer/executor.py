@@ -93,8 +93,9 @@ class Executor(ABC):
         if plan.fetch[:, rank].any():
             head_s, rest_s = self.memory.cost.head_s(plan.tokens.sum(axis=1), rank, plan.first_traffic())
         schedule = self.planner.fetcher.begin(
-            layer, plan.fetch, executed_SE, from_peer=plan.from_peer, senders=plan.senders, grouped=kernel.grouped,
-            head_s=head_s, rest_s=rest_s, host_E=None if plan.host is None else plan.host[:, rank],
+            layer, plan.fetch, executed_SE, from_peer=plan.from_peer, senders=plan.senders, halved=plan.halved,
+            grouped=kernel.grouped, head_s=head_s, rest_s=rest_s,
+            host_E=None if plan.host is None else plan.host[:, rank],
         )  # fmt: skip
         kernel.begin(schedule)
         return schedule

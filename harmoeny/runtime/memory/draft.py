@@ -6,6 +6,8 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
+import numpy as np
+
 from harmoeny.choices import WorkOrder
 from harmoeny.cost import ExpertCost
 from harmoeny.runtime.memory.residents import EMPTY, settled
@@ -32,14 +34,22 @@ class Predicted(NamedTuple):
     Attributes:
         cost: predicts how long fetches and slices take.
         arrivals: seconds from when fetches can begin until weights from peers are there, by expert.
+        halved: those of them of which half comes from the host.
         head_s: how much sooner fetches can begin than slices.
         rest_s: how much later the rows of stages behind the first are there than its own.
     """
 
     cost: ExpertCost
     arrivals: Mapping[int, float]
+    halved: Set[int]
     head_s: float
     rest_s: float
+
+    def from_host(self, expert_id: int) -> float:
+        """Return how much of an expert comes from the host: 0, a half or 1."""
+        if expert_id not in self.arrivals:
+            return 1.0
+        return 0.5 if expert_id in self.halved else 0.0
 
 
 def draft_schedule(
@@ -91,10 +101,11 @@ def closing(
 
 
 class _Fetch(NamedTuple):
-    """The next fetch: its slot, when it is predicted to be complete, and whether it is needed at all."""
+    """The next fetch: its slot, when it and the host's link are predicted to be through, and whether it is needed."""
 
     slot: int
     ready_s: float
+    link_s: float
     needed: bool
 
 
@@ -141,9 +152,9 @@ class _Draft:
     def next_fetch(self, expert_id: int) -> _Fetch | None:
         """Choose the slot for an expert; None while residents that still have slices fill all slots."""
         if expert_id in self._slot_of:
-            return _Fetch(self._slot_of[expert_id], 0.0, needed=False)
-        arrival_s = self._times.arrivals.get(expert_id)
-        earliest_s = self._fetched_ends_s[0] if arrival_s is not None else max(self._link_s, self._fetched_ends_s[0])
+            return _Fetch(self._slot_of[expert_id], 0.0, self._link_s, needed=False)
+        from_host = self._times.from_host(expert_id)
+        earliest_s = max(self._link_s, self._fetched_ends_s[0]) if from_host else self._fetched_ends_s[0]
         choices = [
             (max(earliest_s, self._free_s[slot]), self._stays(content, self._home[slot]), slot)
             for slot, content in enumerate(self._content)
@@ -152,9 +163,10 @@ class _Draft:
         if not choices:
             return None
         start_s, _, slot = min(choices)
-        if arrival_s is not None:
-            return _Fetch(slot, max(start_s, arrival_s - self._times.head_s), needed=True)
-        return _Fetch(slot, start_s + self._times.cost.fetch_s, needed=True)
+        copied_s = start_s + from_host * self._times.cost.fetch_s
+        arrival_s = self._times.arrivals.get(expert_id, -np.inf)
+        link_s = copied_s if from_host else self._link_s
+        return _Fetch(slot, max(copied_s, arrival_s - self._times.head_s), link_s, needed=True)
 
     def _stays(self, content: int, home: int) -> bool:
         """Return whether an expert that lies in a slot, before the layer's ``home``, would be copied there again."""
@@ -177,8 +189,7 @@ class _Draft:
         if fetch.needed:
             self._slot_of.pop(self._content[slot], None)
             self._content[slot], self._slot_of[part.expert_id] = part.expert_id, slot
-            if part.expert_id not in self._times.arrivals:
-                self._link_s = fetch.ready_s
+            self._link_s = fetch.link_s
         self._compute_s = max(self._compute_s, fetch.ready_s)
         self._append(part, slot, fetch if fetch.needed else None)
         self._fetched_ends_s.append(self._compute_s)

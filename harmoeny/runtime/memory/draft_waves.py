@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence, Set
 
+import numpy as np
+
 from harmoeny.choices import WorkOrder
 from harmoeny.runtime.memory.draft import NONE, PAPER_LEAD, Predicted, Slice, closing
 from harmoeny.runtime.memory.residents import EMPTY
@@ -50,12 +52,12 @@ class _Waves:
         cost, arrivals, head_s = times.cost, times.arrivals, times.head_s
         held = {e for e in home if e != EMPTY}
         self.hits = [p for p in parts if p.expert_id in held]
-        from_host_later = {e: arrival_s > cost.fetch_s for e, arrival_s in arrivals.items()}
+        from_host_later = {e: arrival_s > cost.fetch_s for e, arrival_s in arrivals.items() if e not in times.halved}
         self.misses = sorted(
             (p for p in parts if p.expert_id not in held),
             key=lambda p: (p.stage, from_host_later.get(p.expert_id, not all(from_host_later.values()))),
         )
-        self._home, self._cost, self._arrivals, self._times = home, cost, arrivals, times
+        self._home, self._cost, self._times = home, cost, times
         self._wanted = wanted
         self._content = list(home)
         self._slot_of = {e: slot for slot, e in enumerate(home) if e != EMPTY}
@@ -81,11 +83,11 @@ class _Waves:
             self._content[slot], self._slot_of[part.expert_id] = part.expert_id, slot
             self._awaited.add(part.expert_id)
             self._fetches.append((part.expert_id, slot, self._last_use[slot]))
-            if part.expert_id in self._arrivals:
-                ready_s = max(self._arrivals[part.expert_id] - self._times.head_s, self._free_s[slot])
-            else:
-                ready_s = self._link_s = max(self._link_s, self._free_s[slot]) + self._cost.fetch_s
-            self._ready_s[part.expert_id] = ready_s
+            ready_s, from_host = self._free_s[slot], self._times.from_host(part.expert_id)
+            if from_host:
+                ready_s = self._link_s = max(self._link_s, ready_s) + from_host * self._cost.fetch_s
+            arrival_s = self._times.arrivals.get(part.expert_id, -np.inf)
+            self._ready_s[part.expert_id] = max(ready_s, arrival_s - self._times.head_s)
 
     def _next_slot(self) -> int | None:
         """Return the slot that is free first; None while all hold experts that are still to be executed."""
@@ -116,8 +118,9 @@ class _Waves:
         stage = self.hits[0].stage
         wave = [p for p in self.hits[:most] if p.stage == stage]
         waiting = {p.expert_id for p in self.misses} - self._slot_of.keys()
-        from_host = len(waiting - self._arrivals.keys())
-        hidden_s = min(from_host * self._cost.fetch_s, self._wave_s(wave))
+        parts = [part for part in map(self._times.from_host, waiting) if part > 0]
+        from_host = len(parts)
+        hidden_s = min(sum(parts) * self._cost.fetch_s, self._wave_s(wave))
         if len(wave) > 1 and from_host and hidden_s > self._cost.launch_s:
             wave = wave[-min(from_host, PAPER_LEAD, len(wave) - 1) :]  # the fewest tokens: their slots are free soonest
         number = len(wave)

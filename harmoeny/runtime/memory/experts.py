@@ -17,6 +17,12 @@ from harmoeny.runtime.memory.pinning import pages_of, with_own_pages
 ExpertFunction = Callable[[Mapping[str, Tensor], Tensor, Tensor], None]
 
 
+def halves_of(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return views of the first half of the rows of one expert's weight, which may be none, and of the rest."""
+    rows = weight.reshape(-1) if weight.ndim == 0 else weight
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+
 @dataclass(frozen=True)
 class LayerExperts:
     """All experts of one MoE layer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ class EmulatedTransfers(ThreadTransfers):
     """An emulated link that takes no processor, as a DMA engine: what it does when is worked out once somebody asks.
 
     A copy thread would have to be woken at the end of every copy, which takes milliseconds where all cores compute.
-    Only weights from peers, which have to be waited for first, are left to it.
+    Only weights from peers, which have to be waited for first, are left to it; of halves of them only the waiting.
     """
 
     def __init__(self, hardware: Hardware) -> None:
@@ -42,11 +43,12 @@ class EmulatedTransfers(ThreadTransfers):
 
     def submit(self, request: CopyRequest) -> Transfer:
         """Queue a copy for the link."""
-        if request.arrival is not None:
+        if request.arrival is not None and request.rest is None:
             return super().submit(request)
         slot = request.slot
         self.wait(slot)
-        transfer, now_ns = Transfer(urgent=request.urgent), time.perf_counter_ns()
+        arriving = None if request.arrival is None else self.beside(request.arrival)
+        transfer, now_ns = _LinkTransfer(urgent=request.urgent, arriving=arriving), time.perf_counter_ns()
         self._go_on_until(now_ns)
         self._waiting.append(_Waiting(URGENT if request.urgent else LATER, now_ns, request, transfer))
         slot.expert_id, slot.transfer = request.expert_id, transfer
@@ -55,14 +57,29 @@ class EmulatedTransfers(ThreadTransfers):
     def wait(self, slot: Slot) -> Span | None:
         """Sleep until the slot's copy is complete."""
         transfer = slot.transfer
-        if transfer is None or isinstance(transfer, ThreadTransfer):
+        if not isinstance(transfer, _LinkTransfer):
             return super().wait(slot)
         begin = time.perf_counter_ns()
         self._go_on_until(begin)
         while transfer.span is None:  # nothing is submitted while this thread waits
             self._go_on_until(max(self._free_ns, begin))
         slot.transfer = None
-        return self._sleep_until(transfer.span[1], begin)
+        span = self._sleep_until(transfer.span[1], begin)
+        return span if transfer.arriving is None else self._await_half(transfer, transfer.arriving, begin, span)
+
+    @staticmethod
+    def _await_half(transfer: Transfer, arriving: ThreadTransfer, begin: int, span: Span | None) -> Span | None:
+        """Block until the half that a peer sends is there, too; return how long this thread waited for both."""
+        late = not arriving.done.is_set()
+        arriving.wait()
+        assert transfer.span is not None
+        assert arriving.span is not None
+        begun, copied = transfer.span
+        arrived = arriving.span[1]
+        assert isinstance(copied, int)
+        assert isinstance(arrived, int)
+        transfer.span = begun, max(copied, arrived)
+        return (begin, time.perf_counter_ns()) if late else span
 
     def drain(self) -> None:
         """Sleep until the link is idle."""
@@ -81,9 +98,10 @@ class EmulatedTransfers(ThreadTransfers):
             copy = min((copy for copy in self._waiting if copy.submitted_ns <= start_ns), key=lambda copy: copy.urgency)
             self._waiting.remove(copy)
             request = copy.request
-            self._free_ns = start_ns + round(self.hardware.host_link_s(request.slot.expert_bytes) * 1e9)
+            whole_s, rest = self.hardware.host_link_s(request.slot.expert_bytes), request.rest
+            self._free_ns = start_ns + round((whole_s if rest is None else whole_s / 2) * 1e9)
             copy.transfer.span = (start_ns, self._free_ns)
-            request.slot.refer(request.source)
+            request.slot.refer(request.source if rest is None else rest)
 
     @staticmethod
     def _sleep_until(end_ns: Mark, now_ns: int) -> Span | None:
@@ -92,6 +110,13 @@ class EmulatedTransfers(ThreadTransfers):
             return None
         time.sleep((end_ns - now_ns) * 1e-9)
         return now_ns, time.perf_counter_ns()
+
+
+@dataclass(eq=False)
+class _LinkTransfer(Transfer):
+    """A copy over the emulated link; ``arriving``: the half of the weights that comes from a peer, if one does."""
+
+    arriving: ThreadTransfer | None = None
 
 
 class _Waiting(NamedTuple):

@@ -25,6 +25,7 @@ def make_schedule(
     work_order: str = WorkOrder.COVERED,
     grouped: bool = False,
     arrivals: Mapping[int, float] | None = None,
+    halved: Set[int] = frozenset(),
     head_s: float = 0.0,
     rest_s: float = 0.0,
     host_E: BoolArray | None = None,
@@ -53,6 +54,7 @@ def make_schedule(
         grouped: execute many slices at once.
         arrivals: when weights from peers are predicted to be there, by expert, in seconds after fetches can begin; all
             others come from the host, one after the other.
+        halved: those of these experts of which the second half comes from the host, in its turn.
         head_s: how much sooner fetches can begin than slices: what the dispatch takes.
         rest_s: how much later the rows of stages behind the first are there than its own.
         host_E: bool ``[num_experts]``, what the host executes, of the only stage; None: nothing.
@@ -64,8 +66,8 @@ def make_schedule(
     if host_E is not None and host_E.any():
         device_SE = np.where(host_E, 0, executed_SE)
         device = make_schedule(
-            device_SE, home, cost, work_order=work_order, grouped=grouped, arrivals=arrivals, head_s=head_s,
-            rest_s=rest_s, wanted=wanted,
+            device_SE, home, cost, work_order=work_order, grouped=grouped, arrivals=arrivals, halved=halved,
+            head_s=head_s, rest_s=rest_s, wanted=wanted,
         )  # fmt: skip
         return _beside_host(device, executed_SE[0], host_E, grouped=grouped)
     content = np.asarray(home)
@@ -77,7 +79,7 @@ def make_schedule(
         columns = (stages, experts, num_tokens, np.cumsum(num_tokens) - num_tokens)
         parts = list(map(Slice, *(column[priority].tolist() for column in columns)))
         draft = draft_waves if grouped else draft_schedule
-        times = Predicted(cost, arrivals or {}, head_s, rest_s)
+        times = Predicted(cost, arrivals or {}, halved, head_s, rest_s)
         return draft(parts, home, times, work_order=work_order, wanted=wanted)
     restores, after = ((), None) if wanted is None else closing(home, home, wanted)
     stage, expert_ids, slots, starts, num_tokens = order.tolist()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harmoeny.runtime.device import Span
-from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts
+from harmoeny.runtime.memory.experts import ExpertStore, LayerExperts, halves_of
 from harmoeny.runtime.memory.residents import EMPTY
 
 
@@ -59,6 +59,18 @@ class Slot:
         buffers = self.buffers
         for name, buffer in buffers.items():
             buffer.copy_(source[name], non_blocking=non_blocking)
+        self.weights = buffers
+
+    def fill_rest(self, source: Mapping[str, Tensor], *, non_blocking: bool = False) -> None:
+        """Copy the second halves of an expert's weights into the slot; ``source``: the whole weights."""
+        for name, buffer in self.buffers.items():
+            halves_of(buffer)[1].copy_(halves_of(source[name])[1], non_blocking=non_blocking)
+
+    def fill_first(self, source: Mapping[str, Tensor], *, non_blocking: bool = False) -> None:
+        """Copy the first halves of an expert's weights into the slot; ``source``: those that have any rows."""
+        buffers = self.buffers
+        for name, first in source.items():
+            halves_of(buffers[name])[0].copy_(first, non_blocking=non_blocking)
         self.weights = buffers
 
     def refer(self, source: Mapping[str, Tensor]) -> None:

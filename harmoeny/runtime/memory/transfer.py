@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from harmoeny.hardware import Hardware
-from harmoeny.runtime.device import Span
+from harmoeny.runtime.device import Mark, Span
 from harmoeny.runtime.memory.slots import Slot, Transfer
 
-#: What goes first in a queue of copies.
-URGENT, LATER, _STOP = 0, 1, 2
+#: What goes first in a queue of copies: fetches, what halved ones wait for, restores.
+URGENT, _ARRIVING, LATER, _STOP = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class CopyRequest:
         source: its weights by name.
         urgent: a fetch, which goes before all copies that are not urgent.
         arrival: waits until ``source`` itself is complete, where a peer sends it.
+        rest: the weights in host memory, where ``source`` has only the first half of each and the others are copied
+            from there; only with ``arrival``.
     """
 
     slot: Slot
@@ -40,6 +42,7 @@ class CopyRequest:
     source: Mapping[str, Tensor]
     urgent: bool = True
     arrival: Callable[[], object] | None = None
+    rest: Mapping[str, Tensor] | None = None
 
 
 class Transfers(ABC):
@@ -123,30 +126,46 @@ class ThreadTransfers(Transfers):
 
     def submit(self, request: CopyRequest) -> Transfer:
         """Queue a copy for the copy thread."""
-        slot = request.slot
+        slot, rest = request.slot, request.rest
         self.wait(slot)
 
         def copy() -> None:
             if request.arrival is not None:
                 request.arrival()
-            self.move(slot, request.source)
+            if rest is None:
+                self.move(slot, request.source)
+            elif self.fills_slots:
+                slot.fill_first(request.source)
+            else:
+                slot.refer(rest)
 
-        transfer = self._queue(copy, urgent=request.urgent)
+        if rest is None:
+            transfer = self._queue(copy, urgent=request.urgent)
+        else:
+            host = self._queue(lambda: self.move_rest(slot, rest), urgent=True)
+            transfer = self._queue(copy, urgent=True, behind=host)
         slot.expert_id, slot.transfer = request.expert_id, transfer
         return transfer
 
-    def beside(self, work: Callable[[], None]) -> ThreadTransfer:
+    def beside(self, work: Callable[[], object]) -> ThreadTransfer:
         """Queue work for the copy thread."""
         return self._queue(work, urgent=True)
 
-    def _queue(self, work: Callable[[], None], *, urgent: bool) -> ThreadTransfer:
+    def _queue(
+        self, work: Callable[[], object], *, urgent: bool, behind: ThreadTransfer | None = None
+    ) -> ThreadTransfer:
+        """Queue work; ``behind``: the other half of it, which was queued before and has to be done."""
         transfer = ThreadTransfer(urgent=urgent)
         self._open = [t for t in self._open if not t.done.is_set()]
         self._open.append(transfer)
 
         def job() -> None:
             try:
-                begin = time.perf_counter_ns()
+                begin: Mark = time.perf_counter_ns()
+                if behind is not None:
+                    behind.wait()
+                    assert behind.span is not None
+                    begin = behind.span[0]
                 work()
                 transfer.span = (begin, time.perf_counter_ns())
             except BaseException as error:  # noqa: BLE001  (raised where the copy is waited for)
@@ -154,7 +173,9 @@ class ThreadTransfers(Transfers):
             finally:
                 transfer.done.set()
 
-        self._jobs.put((URGENT if urgent else LATER, next(self._sequence), job))
+        # Whatever is to be copied from host memory need not wait for what peers send.
+        first = URGENT if urgent else LATER
+        self._jobs.put((first if behind is None else _ARRIVING, next(self._sequence), job))
         return transfer
 
     def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:
@@ -164,6 +185,13 @@ class ThreadTransfers(Transfers):
         else:
             time.sleep(self.hardware.host_link_s(slot.expert_bytes))
             slot.refer(source)
+
+    def move_rest(self, slot: Slot, rest: Mapping[str, Tensor]) -> None:
+        """Copy the second half of the weights into the slot; runs in the copy thread."""
+        if self.fills_slots:
+            slot.fill_rest(rest)
+        else:
+            time.sleep(self.hardware.host_link_s(slot.expert_bytes) / 2)
 
     def wait(self, slot: Slot) -> Span | None:
         """Block this thread until the slot's copy is complete."""
@@ -224,9 +252,11 @@ class StreamTransfers(Transfers):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         # Two streams, so that a fetch never queues behind the restores of earlier layers. What is queued on either goes
-        # to the same copy engine, whatever the streams' priorities: hence never more than one restore is.
+        # to the same copy engine, whatever the streams' priorities: hence never more than one restore is. A third, so
+        # that no fetch queues behind halves that peers still send.
         self._fetches = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._restores = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._arrivals = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._waiting: deque[_Copy] = deque()
         self._restored: torch.cuda.Event | None = None
 
@@ -253,12 +283,27 @@ class StreamTransfers(Transfers):
         stream.wait_event(copy.after)
         if copy.earlier is not None and copy.earlier.span is not None:
             stream.wait_event(_end(copy.earlier))
+        if request.rest is not None:
+            transfer.span = self._queue_halves(request, request.rest, stream)
+            return
         with torch.cuda.stream(stream):
             if request.arrival is not None:
                 request.arrival()
             begin = _event(stream)
             self.move(request.slot, request.source)
             transfer.span = (begin, _event(stream))
+
+    def _queue_halves(self, request: CopyRequest, rest: Mapping[str, Tensor], stream: torch.cuda.Stream) -> Span:
+        """Queue the half from host memory, and behind it the other."""
+        assert request.arrival is not None, "no peer sends the other half"
+        with torch.cuda.stream(stream):
+            begin = _event(stream)
+            self.move_rest(request.slot, rest)
+        self._arrivals.wait_event(_event(stream))
+        with torch.cuda.stream(self._arrivals):
+            request.arrival()
+            self.move_first(request.slot, request.source)
+        return begin, _event(self._arrivals)
 
     def go_on(self) -> None:
         """Queue the next restore, unless one is under way."""
@@ -280,6 +325,14 @@ class StreamTransfers(Transfers):
         """Queue the copies on the current stream."""
         slot.fill(source, non_blocking=True)
 
+    def move_rest(self, slot: Slot, rest: Mapping[str, Tensor]) -> None:
+        """Queue the copies of the second halves on the current stream."""
+        slot.fill_rest(rest, non_blocking=True)
+
+    def move_first(self, slot: Slot, source: Mapping[str, Tensor]) -> None:
+        """Queue the copies of the first halves on the current stream."""
+        slot.fill_first(source, non_blocking=True)
+
     def wait(self, slot: Slot) -> Span | None:
         """Let the compute stream wait for the copy, with an event on either side of the wait."""
         self.go_on()
@@ -300,6 +353,7 @@ class StreamTransfers(Transfers):
         while self._waiting:
             self._restore(self._waiting.popleft())
         self._fetches.synchronize()
+        self._arrivals.synchronize()
         self._restores.synchronize()
 
 

@@ -42,7 +42,7 @@ def times(
     plan = Plan(tokens=counts, fetch=np.zeros((counts.shape[1], counts.shape[0]), dtype=np.bool_))
     plan = plan if early is None else replace(plan, early=np.array(early))
     moved = FetchStats(num_host_fetches=3, num_peer_fetches=2, num_misses=4, fetch_bytes=640, restores=[Transfer()] * 4)
-    moved.num_ahead, moved.num_ahead_used = 3, 1
+    moved.num_ahead, moved.num_ahead_used, moved.num_halved_fetches = 3, 1, 1
     host = HostStats(num_tokens=3, activation_bytes=96)
     marks = LayerMarks(layer, plan=plan, num_assignments=num_assignments, fetch=moved, padded_tokens=7, host=host)
     return LayerTimes(
@@ -70,6 +70,7 @@ def test_layer_row_by_hand() -> None:
         "num_host_fetches": 3,
         "num_peer_fetches": 2,
         "num_restores": 4,
+        "num_halved_fetches": 1,
         "num_ahead": 3,
         "num_ahead_used": 1,
         "fetch_bytes": 640,

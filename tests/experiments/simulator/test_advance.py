@@ -386,6 +386,8 @@ def test_shares_say_what_a_plan_that_is_too_large_would(monkeypatch: pytest.Monk
         np.testing.assert_array_equal(chosen.from_peer, planned.from_peer)
         # Where a cut goes through an expert, every source's part of it is rounded.
         np.testing.assert_allclose(chosen.stages, planned.stages, rtol=0, atol=len(counts) - 1)
+        halved, halved_too = (np.zeros_like(f.fetch) if f.halved is None else f.halved for f in (chosen, planned))
+        np.testing.assert_array_equal(halved, halved_too)
         assert (chosen.senders is None) == (planned.senders is None)
         if planned.senders is not None and chosen.senders is not None:
             np.testing.assert_array_equal(chosen.senders, planned.senders)

@@ -156,11 +156,12 @@ def test_arrivals_over_links_are_those_of_the_exchange(world_size: int, seed: in
     topology = Topology(hardware, world_size)
     home, expert_bytes = rng.integers(0, world_size, 12), 80.0
     from_peer = (rng.random((12, world_size)) < 0.3) & (home[:, None] != np.arange(world_size))
+    halved = from_peer & (rng.random(from_peer.shape) < 0.4)
     sent_bytes = np.zeros((world_size, world_size))
     for expert, rank in np.argwhere(from_peer):
-        sent_bytes[home[expert], rank] += expert_bytes
+        sent_bytes[home[expert], rank] += expert_bytes / 2 if halved[expert, rank] else expert_bytes
     costs = machine_costs(ExpertCost(1.0, 9.0, peer_fetch_s=9.0, exchange_latency_s=0.5))
-    arrived_s = arrivals_s(from_peer, home, costs, topology.links(expert_bytes))
+    arrived_s = arrivals_s(from_peer, halved, home, costs, topology.links(expert_bytes))
     receives = from_peer.any(axis=0)
     np.testing.assert_allclose(arrived_s[receives], topology.exchange_s(sent_bytes)[receives])
     assert (arrived_s[~receives] == 0).all()

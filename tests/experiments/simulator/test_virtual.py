@@ -201,6 +201,22 @@ def test_weights_from_a_peer_do_not_use_the_host_link() -> None:
     assert rank.transfers.free_s == 0.0
 
 
+@pytest.mark.parametrize(("copy_s", "end_s"), [(4.0, 5.5), (8.0, 6.5)])
+def test_half_the_weights_from_a_peer_take_half_a_copy_of_the_link(copy_s: float, end_s: float) -> None:
+    rank = Rank([0, 1], fetch="peer", order="covered")
+    rank.comm.arrival_s, rank.transfers.copy_s = 3.5, copy_s
+    fetch = np.zeros((NUM_EXPERTS, 2), np.bool_)
+    fetch[7, 0] = True
+    rank.transfers.now_s = 0.5
+    rank.strategy.begin(0, fetch, executed({0: 1, 7: 2}), halved=fetch)
+    rank.transfers.now_s = 1.0
+    stats = rank.strategy.run(rank.compute)
+    done = Done.of(stats, rank.transfers.now_s)
+    assert (done.end_s, done.fetch_s) == pytest.approx((end_s, end_s - 2.0 - 0.5)), "the later of both halves"
+    assert (stats.num_host_fetches, stats.num_peer_fetches, stats.num_halved_fetches) == (0, 1, 1)
+    assert rank.transfers.free_s == 0.5 + copy_s / 2
+
+
 @pytest.mark.parametrize(("fetch", "start_s"), [("async", 1.0), ("sync", 3.0)])
 def test_a_resident_that_is_being_replaced_is_waited_for(fetch: str, start_s: float) -> None:
     rank = Rank([1], fetch=fetch, order="covered")

@@ -101,6 +101,13 @@ def random_senders(from_peer: BoolArray, home: IntArray, rng: np.random.Generato
     return senders
 
 
+def hands_on(senders: IntArray) -> BoolArray:
+    """Return bool ``[num_experts, world_size]``, who sends an expert to anybody."""
+    ranks = np.arange(senders.shape[1])
+    found: BoolArray = (senders[:, :, None] == ranks).any(axis=1)
+    return found
+
+
 class RandomPlan(Policy):
     """Sends assignments anywhere, fetches from anywhere, drops some if asked: the runtime must execute any plan."""
 
@@ -115,9 +122,10 @@ class RandomPlan(Policy):
         fetch: str = "async",
         num_slots: int | None = None,
         early: HeadStart | None = None,
+        halves: bool = True,
     ) -> None:
         super().__init__(fetch=fetch, num_slots=num_slots)
-        self.seed, self.drop, self.early = seed, drop, early
+        self.seed, self.drop, self.early, self.halves = seed, drop, early, halves
 
     def begin_early(self, placement: Placement) -> HeadStart | None:  # noqa: ARG002
         return self.early
@@ -136,10 +144,12 @@ class RandomPlan(Policy):
         if self.seed % 3 == 0:
             return plan
         from_peer = rng.random(plan.fetch.shape) < 0.5
+        halved = plan.fetch & from_peer & (rng.random(plan.fetch.shape) < 0.4 * self.halves)
         if self.seed % 3 == 1:
-            return replace(plan, from_peer=from_peer)
+            return replace(plan, from_peer=from_peer, halved=halved)
         from_peer &= plan.fetch
-        return replace(plan, from_peer=from_peer, senders=random_senders(from_peer, placement.home, rng))
+        senders = random_senders(from_peer, placement.home, rng)
+        return replace(plan, from_peer=from_peer, senders=senders, halved=halved & ~hands_on(senders))
 
 
 class Shuffled(RandomPlan):

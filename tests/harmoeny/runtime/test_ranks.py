@@ -68,6 +68,32 @@ def test_exact_on_three_ranks(tmp_path: Path, exchange: str) -> None:
     assert max(run_ranks(3, exactness, tmp_path, exchange)) < 1e-5
 
 
+def halves_and_wholes(rank: int, exchange: str) -> tuple[bool, int]:
+    """Return whether outputs are bit for bit those of whole fetches, and how many fetches were halved."""
+    experts = random_experts(9, seed=1, gated=True, bias=True, width=9)
+    engine = start([experts], Communicator(CPU), exchange=exchange, cost=replace(COST, peer_fetch_s=1e-5))
+    outputs: list[list[torch.Tensor]] = []
+    halved = 0
+    for halves in (False, True):
+        outputs.append([])
+        for seed in (1, 2, 5, 8):  # those but the first hand weights on
+            engine.use(engine.build_system("x", RandomPlan(seed, fetch="peer", num_slots=4, halves=halves)))
+            tokens = random_tokens(seed + 10 * rank, 20, 9, 2)
+            engine.recorder.begin_iteration()
+            engine.recorder.begin_layer(0)
+            outputs[-1].append(engine.forward(0, tokens.hidden, tokens.ids, tokens.weights))
+            halved += sum(times.marks.fetch.num_halved_fetches for times in engine.recorder.collect())
+        engine.finish()
+    return all(map(torch.equal, *outputs)), halved
+
+
+@pytest.mark.parametrize("exchange", ["collective", "put"])
+def test_an_expert_that_comes_half_from_a_peer_is_the_same(tmp_path: Path, exchange: str) -> None:
+    found = run_ranks(3, halves_and_wholes, tmp_path, exchange)
+    assert all(same for same, _ in found)
+    assert sum(halved for _, halved in found) > 3
+
+
 def exactness_and_memory(rank: int) -> tuple[float, int, int]:
     """Return the largest relative error, by how much this rank's memory grew, and the size of the store, in bytes."""
     error = exactness(rank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -32,6 +32,7 @@ class FetchStats:
     Attributes:
         num_host_fetches: experts fetched from host memory, new residents too.
         num_peer_fetches: experts fetched from another rank.
+        num_halved_fetches: those of them of which half came from host memory.
         num_misses: executed experts that were in no slot when the layer began.
         fetch_bytes: size of the fetched experts.
         fetches: one transfer per fetched expert.
@@ -44,6 +45,7 @@ class FetchStats:
 
     num_host_fetches: int = 0
     num_peer_fetches: int = 0
+    num_halved_fetches: int = 0
     num_misses: int = 0
     fetch_bytes: int = 0
     fetches: list[Transfer] = field(default_factory=list)
@@ -176,6 +178,7 @@ class FetchStrategy:
         *,
         from_peer: BoolArray | None = None,
         senders: IntArray | None = None,
+        halved: BoolArray | None = None,
         grouped: bool = False,
         head_s: float = 0.0,
         rest_s: float = 0.0,
@@ -190,6 +193,7 @@ class FetchStrategy:
                 :func:`harmoeny.runtime.memory.schedule.make_schedule` explains it.
             from_peer: bool ``[num_experts, world_size]``, what of it peers send, where they can; None: all.
             senders: int64 ``[num_experts, world_size]``, which of them, as of a plan; None: home ranks.
+            halved: bool ``[num_experts, world_size]``, what peers send only half of, as of a plan; None: none.
             grouped: as it explains it too, and so the others.
             head_s: seconds.
             rest_s: seconds.
@@ -200,10 +204,11 @@ class FetchStrategy:
         ahead, self._ahead[layer] = self._ahead[layer], []
         self._stats.num_ahead = len(ahead)
         self._stats.num_ahead_used = int(executed_SE[:, ahead].any(axis=0).sum())
-        self._open_sources(layer, fetch if from_peer is None else fetch & from_peer, senders)
+        self._open_sources(layer, fetch if from_peer is None else fetch & from_peer, senders, halved)
         self._schedule = make_schedule(
             executed_SE, self._home[layer], self.memory.cost, work_order=self._work_order, grouped=grouped,
-            arrivals=self._arrivals(), head_s=head_s, rest_s=rest_s, host_E=host_E, wanted=self._wanted,
+            arrivals=self._arrivals(), halved=self._halved(), head_s=head_s, rest_s=rest_s, host_E=host_E,
+            wanted=self._wanted,
         )  # fmt: skip
         self._wanted = None
         if self._schedule.fetches or self._schedule.host:
@@ -350,12 +355,16 @@ class FetchStrategy:
         self._moved[layer].num_host_fetches += 1
         return self._copy(layer, slot, expert_id, urgent=urgent)
 
-    def _open_sources(self, layer: int, fetch: BoolArray, senders: IntArray | None) -> None:
+    def _open_sources(self, layer: int, fetch: BoolArray, senders: IntArray | None, halved: BoolArray | None) -> None:
         """Prepare sources other than the store for a layer's fetches."""
 
     def _arrivals(self) -> dict[int, float]:
         """Return when weights from other sources than the store are predicted to be there, by expert, from now on."""
         return {}
+
+    def _halved(self) -> Set[int]:
+        """Return the experts of which only half comes from another source than the store."""
+        return frozenset()
 
     def _close_sources(self) -> None:
         """Release them."""

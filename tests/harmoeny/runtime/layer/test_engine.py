@@ -147,6 +147,7 @@ def test_records_name_the_source_of_every_fetch_and_phases_follow_each_other() -
                 wanted = int(plan.fetch[:, rank].sum())
                 from_peer = int((plan.fetch & plan.from_peer)[:, rank].sum()) if peer else 0
                 assert (stats.num_peer_fetches, stats.num_host_fetches) == (from_peer, wanted - from_peer)
+                assert stats.num_halved_fetches == (int(plan.halved[:, rank].sum()) if peer else 0)
                 # Two matrices of 8 x 12 numbers of 4 bytes.
                 assert stats.fetch_bytes == wanted * 2 * 8 * 12 * 4
                 assert times.boundary_s == sorted(times.boundary_s)

@@ -56,7 +56,8 @@ class RandomPlaces(RandomPlan):
         host = executed & (rng.random(executed.shape) < 0.5)
         at_home = placement.home[:, None] == np.arange(len(counts))
         from_peer = (plan.fetch if plan.from_peer is None else plan.from_peer) & ~at_home
-        plan = replace(plan, host=host, fetch=plan.fetch & ~host, from_peer=from_peer, senders=None)
+        halved = None if plan.halved is None else plan.halved & from_peer & ~host
+        plan = replace(plan, host=host, fetch=plan.fetch & ~host, from_peer=from_peer, senders=None, halved=halved)
         plan.validate(counts, placement, exact=not self.drop)
         return plan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Mapping
 from typing import ClassVar
@@ -16,7 +17,7 @@ from harmoeny.cost import ExpertCost
 from harmoeny.hardware import Hardware
 from harmoeny.placement import IntArray, Placement
 from harmoeny.runtime.device import span_s
-from harmoeny.runtime.memory.experts import LayerExperts
+from harmoeny.runtime.memory.experts import LayerExperts, halves_of
 from harmoeny.runtime.memory.fetch import make_fetcher
 from harmoeny.runtime.memory.fetch.base import FetchOptions, FetchStats, FetchStrategy, RankMemory
 from harmoeny.runtime.memory.fetch.none import NoFetch
@@ -241,6 +242,94 @@ def test_an_emulated_link_is_done_when_it_would_be_whether_anybody_looks_or_not(
     assert nanoseconds(late)[0] >= begin + 100_000_000
     assert all((slot.weights["up"] == expert).all() for slot, expert in zip(slots, (2, 1, 2), strict=True))
     link.close()
+
+
+def numbered_experts() -> LayerExperts:
+    """All numbers differ; matrices have an even number of rows, an odd one and one, and others are no matrices."""
+    weights: dict[str, Tensor] = {}
+    for i, shape in enumerate([(6, 4), (5, 3), (1, 8), (7,), (1,), ()]):
+        size = NUM_EXPERTS * int(np.prod(shape))
+        weights[f"w{i}"] = torch.arange(size, dtype=torch.float32).view(NUM_EXPERTS, *shape) + 1000 * i
+    return LayerExperts(weights, lambda *_: None, 4)
+
+
+@pytest.mark.parametrize("kind", ["copied", "thread", "emulated"])
+def test_an_expert_of_which_peers_send_half_is_the_whole_one(kind: str) -> None:
+    """What is not to be read from a source is wrong there, unless it is where a slot refers to."""
+    experts = numbered_experts()
+    hardware = Hardware(host_link="memcpy" if kind == "copied" else "emulated", host_link_bytes_per_s=1e6)
+    link = EmulatedTransfers(hardware) if kind == "emulated" else ThreadTransfers(hardware)
+    slots, arrived, log = LayerSlots(experts, CPU).reserve(2), threading.Event(), []
+    for slot in slots:
+        weights = experts.expert(slot.index + 1)
+        halves = {name: halves_of(weight)[0].clone() for name, weight in weights.items()}
+        rest = weights
+        if kind == "copied":
+            rest = {name: weight.clone() for name, weight in weights.items()}
+            for weight in rest.values():
+                halves_of(weight)[0].fill_(-1.0)
+        sent = {name: half for name, half in halves.items() if len(half) > 0}
+        assert sorted(sent) == ["w0", "w1", "w3"]
+        source = {name: torch.full_like(half, -1.0) for name, half in sent.items()}
+
+        def arrival(source: dict[str, Tensor] = source, sent: dict[str, Tensor] = sent) -> None:
+            assert arrived.wait(30)
+            for name, half in sent.items():
+                source[name].copy_(half)
+            log.append("arrived")
+
+        link.submit(CopyRequest(slot, slot.index + 1, source, arrival=arrival, rest=rest))
+    if kind == "copied":
+        deadline = time.monotonic() + 30
+        while not (slots[1].buffers["w0"][3:] == experts.weights["w0"][2, 3:]).all():
+            assert time.monotonic() < deadline, "what the host has is copied before anything arrives"
+            time.sleep(0.001)
+    assert log == []
+    threading.Timer(0.02, arrived.set).start()
+    for slot in slots:
+        transfer = slot.transfer
+        link.wait(slot)
+        for name, weight in experts.expert(slot.index + 1).items():
+            assert torch.equal(slot.weights[name], weight), name
+        assert transfer is not None
+        assert transfer.span is not None
+    assert log == ["arrived", "arrived"]
+    link.close()
+
+
+def test_half_an_expert_takes_half_of_an_emulated_link() -> None:
+    experts = marked_experts()
+    link = make_transfers(CPU, Hardware(host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.02))
+    whole, half, late = LayerSlots(experts, CPU).reserve(3)
+
+    def request(slot: Slot, seconds: float) -> CopyRequest:
+        weights = experts.expert(slot.index)
+        return CopyRequest(slot, slot.index, weights, arrival=lambda: time.sleep(seconds), rest=weights)
+
+    transfers = [link.submit(request(half, 0.0)), link.submit(CopyRequest(whole, 0, experts.expert(0)))]
+    transfers.append(link.submit(request(late, 0.1)))
+    for slot in (half, whole, late):
+        assert link.wait(slot) is not None
+    (begin, half_ns), (whole_begin, whole_ns), (_, late_ns) = map(nanoseconds, transfers)
+    assert half_ns - begin == 10_000_000
+    assert (whole_begin, whole_ns - whole_begin) == (half_ns, 20_000_000)
+    assert late_ns - begin >= 100_000_000, "when the peer's half was there"
+    link.close()
+
+
+def test_half_an_expert_that_fails_to_arrive_is_raised_where_it_is_waited_for() -> None:
+    experts = marked_experts()
+
+    def arrival() -> None:
+        raise OSError("the peer is gone")
+
+    emulated = Hardware(host_link="emulated", host_link_bytes_per_s=experts.expert_bytes / 0.001)
+    for link in (ThreadTransfers(Hardware()), make_transfers(CPU, emulated)):
+        (slot,) = LayerSlots(experts, CPU).reserve(1)
+        link.submit(CopyRequest(slot, 0, {}, arrival=arrival, rest=experts.expert(0)))
+        with pytest.raises(RuntimeError, match="copying an expert failed: the peer is gone"):
+            link.wait(slot)
+        link.close()
 
 
 def test_a_copy_that_fails_is_raised_where_it_is_waited_for() -> None:

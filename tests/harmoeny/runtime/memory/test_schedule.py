@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -222,6 +223,29 @@ def test_a_wave_waits_for_weights_for_less_than_a_launch() -> None:
     assert found(0.0, e10=2.0, e11=2.0) == [[0, 1, 10, 11]]
     assert found(0.0, e10=8.0, e11=13.0) == [[0, 1], [10, 11]], "at 11 s one is there, two seconds later the other"
     assert found(0.0, e10=8.0, e11=15.0) == [[0, 1], [10], [11]]
+
+
+def test_halves_from_the_host_take_their_turns_on_its_link_and_wait_for_those_from_peers() -> None:
+    executed, home = work(e0=4, e1=4, e10=60, e11=60), [0, 1, EMPTY, EMPTY]
+    cost = replace(COST, launch_s=3.0)
+
+    def found(head_s: float, halved: set[int], **arrivals: float) -> list[list[int]]:
+        from_peers = {int(name[1:]): seconds for name, seconds in arrivals.items()}
+        schedule = make_schedule(executed, home, cost, grouped=True, arrivals=from_peers, halved=halved, head_s=head_s)
+        return waves(schedule)
+
+    # The host's link brings halves at 5 and 10 s, and an expert behind a half at 15 s; residents end at 11 s.
+    assert found(0.0, {10, 11}, e10=2.0, e11=2.0) == [[0, 1], [10, 11]]
+    assert found(0.0, {10}, e10=2.0) == [[0, 1], [10], [11]]
+    assert found(8.0, {10, 11}, e10=2.0, e11=2.0) == [[0, 1, 10, 11]], "two seconds after the rows"
+    assert found(8.0, {10}, e10=2.0) == [[0, 1, 10], [11]]
+    assert found(8.0, {10, 11}, e10=15.0, e11=15.0) == [[0, 1], [10, 11]], "as late as what peers send"
+    # One by one, after 5 s of head start: a half is there when rows are, the next 5 s later.
+    one_by_one = partial(
+        make_schedule, work(e0=4, e1=4, e10=3, e11=2), home, COST, arrivals={10: 3.0, 11: 3.0}, head_s=5.0
+    )
+    assert waves(one_by_one(halved={10})) == [[10], [11], [0], [1]]
+    assert waves(one_by_one(halved={10, 11})) == [[10], [0], [11], [1]]
 
 
 def test_grouped_weights_from_peers_share_a_wave_behind_the_residents_whose_slots_they_need() -> None:

@@ -101,6 +101,12 @@ def recorded(log: Log) -> StreamTransfers:
         def move(self, slot: Slot, source: Mapping[str, Tensor]) -> None:  # noqa: ARG002
             log.queue("copy", {slot.index}, {slot.expert_id})
 
+        def move_rest(self, slot: Slot, rest: Mapping[str, Tensor]) -> None:  # noqa: ARG002
+            log.queue("rest", {slot.index}, {slot.expert_id})
+
+        def move_first(self, slot: Slot, source: Mapping[str, Tensor]) -> None:  # noqa: ARG002
+            log.queue("first", {slot.index}, {slot.expert_id})
+
     return Recorded(META)
 
 
@@ -235,3 +241,24 @@ class TestRestores:
         assert self.copied(log) == [0, 4]
         assert (first.span is None, dropped.span is None) == (False, True)
         assert slots[1].expert_id == 4
+
+
+def test_halves_from_the_host_wait_for_none_from_peers(log: Log) -> None:
+    transfers, slots = recorded(log), LayerSlots(random_experts(NUM_EXPERTS, 0), META).reserve(2)
+    log.queue("compute", set(), set())
+    for slot in slots:
+
+        def arrival(index: int = slot.index) -> None:
+            log.queue("arrival", {index}, set())
+
+        transfers.submit(CopyRequest(slot, slot.index, {}, arrival=arrival, rest={}))
+    for slot in slots:
+        transfers.wait(slot)
+        log.queue("compute", {slot.index}, {slot.expert_id})
+    by = {(work.kind, *work.slots): work for work in log.work}
+    for index in range(2):
+        assert by["rest", index].after == {0, *(by["rest", i].number for i in range(index))}, "no arrival"
+        assert by["rest", index].number in by["first", index].after, "the slot's content before is read no more"
+        assert by["arrival", index].number in by["first", index].after
+        assert {by["rest", index].number, by["first", index].number} <= by["compute", index].after
+    transfers.drain()
