@@ -11,7 +11,7 @@ from harmoeny.held import Slots, shares_at_home
 from harmoeny.level_nodes import MOST_AT_ONCE, level_any
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.plan import home_tokens, tokens_of_shares
-from harmoeny.predict import Costs, FloatArray, Sources, costs_of, loads_of_shares, no_senders, no_sources
+from harmoeny.predict import SLICES, Costs, FloatArray, Sources, costs_of, loads_of_shares, no_senders, no_sources
 from harmoeny.sources import choose_sources
 from harmoeny.stage_times import soonest_stages, trial_s
 from harmoeny.weighed import LEAST_GAIN, Chosen, Held, Weighed, times_of, weigh, where_held
@@ -237,8 +237,11 @@ def _worth_halving(
     if costs.halves == 0 or costs.peer_fetch_s <= 0:
         return False
     world_size, num_experts = shares.shape
-    ready_s, gain_s = sources.ready_s.max(), LEAST_HALVED_GAIN * predicted_s
-    if ready_s - max(one_way_s, max(ready_s, costs.fetch_s) / 2) <= gain_s:
+    latest, gain_s = sources.ready_s.argmax(), LEAST_HALVED_GAIN * predicted_s
+    ready_s, peer_s = sources.ready_s[latest], costs.peer_fetch_s - costs.exchange_latency_s
+    # With both sources busy until the last of its experts is there.
+    both_s = sources.fetched[SLICES, latest] * costs.fetch_s * peer_s / (costs.fetch_s + peer_s)
+    if ready_s - max(max(one_way_s, both_s), max(ready_s, costs.fetch_s) / 2) <= gain_s:
         return False
     node, halves = nodes(world_size, costs), np.zeros(world_size, dtype=np.bool_)
     for expert in range(num_experts):
@@ -276,7 +279,7 @@ def _evened_out(
     return shares
 
 
-@compiled
+@inlined
 def _sooner(
     soonest: Chosen,
     weighed: Weighed,
