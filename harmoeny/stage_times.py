@@ -87,6 +87,8 @@ def staged_s(
     experts are computed at the end of each stage, when the last of them is there; slots for them are taken to be free
     in time, as some residents' rows are there soon.
 
+    What processors do beside computing does not count: no latency of their exchanges is known, so they have no stages.
+
     Args:
         lines: what every rank executes.
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.

@@ -31,6 +31,8 @@ from tests.strategies import batches, examples
 
 Batch = tuple[IntArray, Placement]
 some_batches = batches(max_world_size=6, max_experts=16, max_tokens=200)
+#: Processors, which copy and are shared, know no latency of exchanges, and so have no stages.
+costs_of_devices = costs_of_machines.map(lambda costs: costs._replace(copy_share=0.0, idle_speedup=1.0))
 
 
 def any_shares(batch: Batch, seed: int) -> IntArray:
@@ -184,7 +186,7 @@ def test_wrong_stages_are_refused() -> None:
 
 
 @examples(150)
-@given(some_batches, costs_of_machines, st.integers(0, 2**32 - 1))
+@given(some_batches, costs_of_devices, st.integers(0, 2**32 - 1))
 def test_one_stage_takes_what_a_layer_without_stages_takes(batch: Batch, costs: Costs, seed: int) -> None:
     counts, placement = batch
     shares, slots = any_shares(batch, seed), slots_in(0, placement.home, placement.resident)
@@ -203,7 +205,7 @@ def test_one_stage_takes_what_a_layer_without_stages_takes(batch: Batch, costs: 
 
 
 @examples(150)
-@given(some_batches, costs_of_machines, st.integers(2, 5), st.integers(0, 2**32 - 1))
+@given(some_batches, costs_of_devices, st.integers(2, 5), st.integers(0, 2**32 - 1))
 def test_stages_hide_no_more_than_there_is(batch: Batch, costs: Costs, num_stages: int, seed: int) -> None:
     counts, placement = batch
     shares = any_shares(batch, seed)
@@ -252,7 +254,7 @@ def test_stages_by_hand() -> None:
 
 
 @examples(150)
-@given(costs_of_machines, st.integers(1, 6), st.integers(1, 20), st.sampled_from([3, 30, 300]))
+@given(costs_of_devices, st.integers(1, 6), st.integers(1, 20), st.sampled_from([3, 30, 300]))
 def test_no_other_number_of_stages_is_much_faster(costs: Costs, world_size: int, held: int, rows: int) -> None:
     counts = np.full((world_size, held * world_size), rows)
     placement = place("contiguous", held * world_size, world_size)
@@ -284,7 +286,7 @@ def test_no_other_number_of_stages_is_much_faster(costs: Costs, world_size: int,
 
 
 @examples(100)
-@given(some_batches, costs_of_machines, st.integers(2, 6), st.integers(0, 2**32 - 1))
+@given(some_batches, costs_of_devices, st.integers(2, 6), st.integers(0, 2**32 - 1))
 def test_more_stages_are_tried_where_a_layer_takes_long(batch: Batch, costs: Costs, number: int, seed: int) -> None:
     counts, placement = batch
     shares, resident = any_shares(batch, seed), placement.resident
