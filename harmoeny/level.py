@@ -21,9 +21,8 @@ def level(
     """Let the slowest rank give of its largest expert to whoever is ready first with it, as long as that helps.
 
     A rank's time is that of its slices, of what copies take from them, and of the rows that it sends or receives, there
-    and back. The shares of the
-    fastest prefix of the moves are kept, as the first moves of several equally slow ranks do not help by themselves: as
-    many as there are ranks may help nothing.
+    and back. The shares of the fastest prefix of the moves are kept, as the first moves of several equally slow ranks
+    do not help by themselves: as many as there are ranks may help nothing.
 
     Args:
         shares: int64 ``[world_size, num_experts]``; updated.

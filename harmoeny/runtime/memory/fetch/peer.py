@@ -183,10 +183,10 @@ class PeerFetch(FetchStrategy):
         started = _Arriving()
         hops = num_hops(sent, senders, home)[expert_ids, receivers] if handed_on else np.ones_like(sources)
         own = (sources == comm.rank) | (receivers == comm.rank)
+        half = np.zeros_like(sent) if halved is None else halved
         for hop in range(1, int(hops.max()) + 1):
             now = own & (hops == hop)
             pairs = zip(expert_ids[now].tolist(), sources[now].tolist(), receivers[now].tolist(), strict=True)
-            half = np.zeros_like(sent) if halved is None else halved
             self._send(comm, layer, [_Sent(e, src, dst, bool(half[e, dst])) for e, src, dst in pairs], started)
         return started
 

@@ -260,6 +260,8 @@ def test_an_expert_of_which_peers_send_half_is_the_whole_one(kind: str) -> None:
     hardware = Hardware(host_link="memcpy" if kind == "copied" else "emulated", host_link_bytes_per_s=1e6)
     link = EmulatedTransfers(hardware) if kind == "emulated" else ThreadTransfers(hardware)
     slots, arrived, log = LayerSlots(experts, CPU).reserve(2), threading.Event(), []
+    submitted = threading.Event()
+    link.beside(lambda: submitted.wait(30))  # else the copy thread may wait for the first before the second is there
     for slot in slots:
         weights = experts.expert(slot.index + 1)
         halves = {name: halves_of(weight)[0].clone() for name, weight in weights.items()}
@@ -279,6 +281,7 @@ def test_an_expert_of_which_peers_send_half_is_the_whole_one(kind: str) -> None:
             log.append("arrived")
 
         link.submit(CopyRequest(slot, slot.index + 1, source, arrival=arrival, rest=rest))
+    submitted.set()
     if kind == "copied":
         deadline = time.monotonic() + 30
         while not (slots[1].buffers["w0"][3:] == experts.weights["w0"][2, 3:]).all():
