@@ -11,10 +11,9 @@ import numpy as np
 from baselines.kit.ahead import PrefetchingCache
 from baselines.kit.with_host import WithHost
 from harmoeny.compiled import compiled
-from harmoeny.placement import BoolArray, IntArray, Placement, hold_fetched, hold_highest
+from harmoeny.placement import BoolArray, FloatArray, IntArray, Placement, hold_fetched, hold_highest
 from harmoeny.places import PlaceCosts, device_slice_s, host_slice_s, places_end_s, spare_copies
 from harmoeny.plan import home_executed
-from harmoeny.predict import FloatArray
 
 #: Scores that weigh less than this are forgotten.
 _LEAST_WEIGHT = 1e-3

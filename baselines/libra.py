@@ -10,10 +10,9 @@ import numpy as np
 from harmoeny.choices import Fetch, Knowledge
 from harmoeny.compiled import compiled
 from harmoeny.following import accuracy, expect, transitions
-from harmoeny.placement import BoolArray, IntArray, Placement, even_room
+from harmoeny.placement import BoolArray, FloatArray, IntArray, Placement, even_room
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
-from harmoeny.predict import FloatArray
 from harmoeny.trace import RoutingTrace
 
 #: Remote assignments move in amounts of at least the mean load over this.

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from harmoeny.cells import executed_by
-from harmoeny.compiled import compiled, inlined
+from harmoeny.cells import executed_by, largest_at
+from harmoeny.compiled import borrowing, compiled, inlined
 from harmoeny.cost import Links
 from harmoeny.held import Slots, shares_at_home
 from harmoeny.level_nodes import MOST_AT_ONCE, level_any
-from harmoeny.placement import BoolArray, IntArray
+from harmoeny.lines import no_stages
+from harmoeny.placement import BoolArray, FloatArray, IntArray
 from harmoeny.plan import home_tokens, tokens_of_shares
-from harmoeny.predict import SLICES, Costs, FloatArray, Sources, costs_of, loads_of_shares, no_senders, no_sources
+from harmoeny.predict import SLICES, Costs, Loads, Sources, costs_of, loads_of_shares, no_senders, no_sources
 from harmoeny.sources import choose_sources
 from harmoeny.stage_times import soonest_stages, trial_s
-from harmoeny.weighed import LEAST_GAIN, Chosen, Held, Weighed, times_of, weigh, where_held
+from harmoeny.weighed import LEAST_GAIN, Chosen, Held, Times, chosen_of, times_of, where_held
 from harmoeny.wire import exchange_s, nodes
-from harmoeny.worth import hottest_of, many_stay, numbers_spread, worth_trying
+from harmoeny.worth import many_stay, numbers_spread, worth_trying
 
 #: What stages have to gain on one exchange of everything, as a share of its time: they move nothing, and what they take
 #: is predicted more exactly than what moves gain.
@@ -104,11 +105,11 @@ def _stays_at_home(
         Also ``overlapped`` and ``predicted_s`` of :class:`Chosen` of that.
     """
     nothing = no_sources(*counts.shape)
-    overlapped, predicted_s, num_stages, staged_s = times_of(held.loads, nothing, held.exchange_s, costs, overlap)
-    evens, most_spread = worth_trying(held.totals, held.loads, True, held.slots.free, predicted_s, costs)
-    limit_s = (1 - LEAST_STAGED_GAIN) * predicted_s
-    in_stages = staged and _worth_staging(num_stages, staged_s, limit_s, counts, costs)
-    return evens == 0 and (most_spread == 0 or not spread) and not in_stages, overlapped, predicted_s
+    times = times_of(held.loads, nothing, held.exchange_s, costs, overlap)
+    evens, most_spread = worth_trying(held.totals, held.loads, True, held.slots.free, times.predicted_s, costs)
+    limit_s = (1 - LEAST_STAGED_GAIN) * times.predicted_s
+    in_stages = staged and _worth_staging(times.num_stages, times.staged_s, limit_s, counts, costs)
+    return evens == 0 and (most_spread == 0 or not spread) and not in_stages, times.overlapped, times.predicted_s
 
 
 @inlined
@@ -178,57 +179,66 @@ def _choose_from(
 ) -> Chosen:
     """Choose as :func:`choose_shares` does, whose arguments these are, with what is held where already known."""
     slots, totals, single = held.slots, held.totals, held.single
-    shares = shares_at_home(totals, home, len(counts)) if single else held.shares
-    first = weigh(shares, held.loads, no_sources(*counts.shape), held.exchange_s, costs, overlap, single)
-    best = soonest = first.chosen
-    evens, most_spread = worth_trying(totals, first.loads, single, slots.free, first.chosen.predicted_s, costs)
+    at_first = shares_at_home(totals, home, len(counts)) if single else held.shares
+    nothing = no_sources(*counts.shape)
+    first_times = times_of(held.loads, nothing, held.exchange_s, costs, overlap)
+    first = chosen_of(at_first, nothing, no_stages(), first_times.overlapped, first_times.predicted_s, single, costs)
+    best = soonest = first
+    evens, most_spread = worth_trying(totals, held.loads, single, slots.free, first.predicted_s, costs)
     # Where ranks are many, and even, nodes hold what their ranks want: another candidate takes longer than it gains.
     if not spread or (evens == 0 and len(counts) > MOST_AT_ONCE):
         most_spread = 0
-    numbers = np.empty(0, dtype=np.int64)
-    hottest = hottest_of(totals, most_spread)
+    hottest, numbers = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     if evens > 0 or most_spread > 0:
-        numbers = numbers_spread(hottest, counts, first.chosen.shares, home, resident, slots, costs)
+        hottest, numbers = numbers_spread(totals, most_spread, counts, at_first, home, resident, slots, costs)
         numbers = numbers if evens else numbers[:-1]
     for number in numbers:
-        shares = _evened_out(first.chosen.shares, hottest[:number], counts, resident, slots, costs)
+        shares = _evened_out(at_first, hottest[:number], counts, resident, slots, costs)
         loads = loads_of_shares(counts, shares, costs)
         one_way_s = exchange_s(counts, shares, loads, costs)
         if number != numbers[0]:
-            _, at_best_s, _, staged_s = times_of(loads, first.sources, one_way_s, costs, overlap)
+            at_best = times_of(loads, nothing, one_way_s, costs, overlap)
             limit_s = min(best.predicted_s, soonest.predicted_s / (1 - LEAST_STAGED_GAIN))
-            if at_best_s >= limit_s and staged_s >= soonest.predicted_s:
+            if at_best.predicted_s >= limit_s and at_best.staged_s >= soonest.predicted_s:
                 continue  # even if nothing had to be fetched for it
         sources = choose_sources(counts, shares, home, resident, slots, costs, links, False)
-        weighed = weigh(shares, loads, sources, one_way_s, costs, overlap, False)
-        if _worth_halving(shares, resident, sources, one_way_s, weighed.chosen.predicted_s, costs):
-            sources = choose_sources(counts, shares, home, resident, slots, costs, links, True)
-            halved = weigh(shares, loads, sources, one_way_s, costs, overlap, False)
-            whole_s = min(weighed.chosen.predicted_s, first.chosen.predicted_s)
-            if halved.chosen.predicted_s < (1 - LEAST_HALVED_GAIN) * whole_s:
-                weighed = halved
-        if weighed.chosen.predicted_s < best.predicted_s:
-            best = weighed.chosen
+        times = times_of(loads, sources, one_way_s, costs, overlap)
+        if _halves_may_pay(sources, one_way_s, times.predicted_s, costs) and _all_halve(
+            shares, resident, sources.ready_s, times.predicted_s, costs
+        ):
+            halved = choose_sources(counts, shares, home, resident, slots, costs, links, True)
+            halved_times = times_of(loads, halved, one_way_s, costs, overlap)
+            if halved_times.predicted_s < (1 - LEAST_HALVED_GAIN) * min(times.predicted_s, first.predicted_s):
+                sources, times = halved, halved_times
+        if times.predicted_s < best.predicted_s:
+            best = chosen_of(shares, sources, no_stages(), times.overlapped, times.predicted_s, False, costs)
         if staged:
             own = bool(number > 0) or (not single and many_stay(loads))
-            soonest = _sooner(soonest, weighed, best.predicted_s, own, counts, resident, costs)
+            limit_s = min(soonest.predicted_s, (1 - LEAST_STAGED_GAIN) * best.predicted_s)
+            num_stages = _stages_tried(times, loads, one_way_s, own, limit_s, counts, costs)
+            if num_stages > 0:
+                soonest = _sooner(
+                    soonest, num_stages, times, shares, loads, sources, one_way_s, False, counts, resident, costs
+                )
     if staged:
-        own = not single and many_stay(first.loads)
-        soonest = _sooner(soonest, first, best.predicted_s, own, counts, resident, costs)
-    if best.predicted_s >= (1 - LEAST_GAIN) * first.chosen.predicted_s:
-        best = first.chosen
+        own = not single and many_stay(held.loads)
+        limit_s = min(soonest.predicted_s, (1 - LEAST_STAGED_GAIN) * best.predicted_s)
+        num_stages = _stages_tried(first_times, held.loads, held.exchange_s, own, limit_s, counts, costs)
+        if num_stages > 0:
+            soonest = _sooner(
+                soonest, num_stages, first_times, at_first, held.loads, nothing, held.exchange_s, single, counts,
+                resident, costs,
+            )  # fmt: skip
+    if best.predicted_s >= (1 - LEAST_GAIN) * first.predicted_s:
+        best = first
     return soonest if soonest.predicted_s < (1 - LEAST_STAGED_GAIN) * best.predicted_s else best
 
 
-@compiled
-def _worth_halving(
-    shares: IntArray, resident: BoolArray, sources: Sources, one_way_s: float, predicted_s: float, costs: Costs
-) -> bool:
-    """Return whether a layer may be that much faster where both sources bring half of what it waits for.
+@borrowing
+def _halves_may_pay(sources: Sources, one_way_s: float, predicted_s: float, costs: Costs) -> bool:
+    """Return whether a layer may be that much faster where both sources bring half of what its latest rank waits for.
 
     Args:
-        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
-        resident: bool ``[num_experts, world_size]``.
         sources: of whole fetches.
         one_way_s: what the exchange takes one way.
         predicted_s: what the layer takes with them.
@@ -236,13 +246,26 @@ def _worth_halving(
     """
     if costs.halves == 0 or costs.peer_fetch_s <= 0:
         return False
-    world_size, num_experts = shares.shape
-    latest, gain_s = sources.ready_s.argmax(), LEAST_HALVED_GAIN * predicted_s
+    latest = largest_at(sources.ready_s)
     ready_s, peer_s = sources.ready_s[latest], costs.peer_fetch_s - costs.exchange_latency_s
     # With both sources busy until the last of its experts is there.
     both_s = sources.fetched[SLICES, latest] * costs.fetch_s * peer_s / (costs.fetch_s + peer_s)
-    if ready_s - max(max(one_way_s, both_s), max(ready_s, costs.fetch_s) / 2) <= gain_s:
-        return False
+    soonest_s = max(max(one_way_s, both_s), max(ready_s, costs.fetch_s) / 2)
+    return bool(ready_s - soonest_s > LEAST_HALVED_GAIN * predicted_s)
+
+
+@compiled
+def _all_halve(shares: IntArray, resident: BoolArray, ready_s: FloatArray, predicted_s: float, costs: Costs) -> bool:
+    """Return whether all ranks that would be late have a fetch that may be halved.
+
+    Args:
+        shares: int64 ``[world_size, num_experts]``, assignments that every rank executes.
+        resident: bool ``[num_experts, world_size]``.
+        ready_s: float64 ``[world_size]``, when their whole fetches are there.
+        predicted_s: what the layer takes with them.
+        costs: the machine's.
+    """
+    world_size, num_experts = shares.shape
     node, halves = nodes(world_size, costs), np.zeros(world_size, dtype=np.bool_)
     for expert in range(num_experts):
         last = -1
@@ -251,10 +274,8 @@ def _worth_halving(
                 if last < 0 or node[last] != node[rank]:
                     halves[rank] = True  # nobody behind it on its node wants the expert
                 last = rank
-    late = 0
-    for rank in range(world_size):
-        late += not halves[rank] and sources.ready_s[rank] > ready_s - gain_s
-    return late == 0
+    in_time_s = ready_s.max() - LEAST_HALVED_GAIN * predicted_s
+    return bool((halves | (ready_s <= in_time_s)).all())
 
 
 @compiled
@@ -279,12 +300,42 @@ def _evened_out(
     return shares
 
 
+@borrowing
+def _stages_tried(
+    times: Times, loads: Loads, one_way_s: float, own: bool, limit_s: float, counts: IntArray, costs: Costs
+) -> int:
+    """Return how many stages a candidate is tried in, 0 if it cannot be through in time.
+
+    Args:
+        times: what it takes.
+        loads: what the ranks do.
+        one_way_s: what its exchange takes one way.
+        own: whole experts' assignments are executed where their tokens are.
+        limit_s: when it has to be through, with what trying it takes.
+        counts: int64 ``[world_size, num_experts]``.
+        costs: the machine's.
+    """
+    number, saved_s = times.num_stages, 0.0
+    if own:
+        # They have a stage of their own, need not be ordered, and the exchange can hide behind them.
+        number += 1
+        stay = 0
+        for rank in range(len(counts)):
+            stay = max(stay, loads.executed[rank] - loads.received[rank])
+        saved_s = 2 * (costs.copy_token_s * stay + one_way_s)
+    return number if _worth_staging(number, times.staged_s - saved_s, limit_s, counts, costs) else 0
+
+
 @inlined
 def _sooner(
     soonest: Chosen,
-    weighed: Weighed,
-    best_s: float,
-    own: bool,
+    num_stages: int,
+    times: Times,
+    shares: IntArray,
+    loads: Loads,
+    sources: Sources,
+    one_way_s: float,
+    at_home: bool,
     counts: IntArray,
     resident: BoolArray,
     costs: Costs,
@@ -293,35 +344,20 @@ def _sooner(
 
     Args:
         soonest: the soonest so far.
-        weighed: the candidate.
-        best_s: the time of the best without stages, on which too little may be gained.
-        own: whole experts' assignments are executed where their tokens are.
+        num_stages: how many seem enough.
+        times: what the candidate takes without.
+        shares: int64 ``[world_size, num_experts]``, its own.
+        loads: what the ranks do.
+        sources: what they fetch.
+        one_way_s: what its exchange takes one way.
+        at_home: as of :class:`Chosen`.
         counts: int64 ``[world_size, num_experts]``.
         resident: bool ``[num_experts, world_size]``.
         costs: the machine's.
     """
-    number, saved_s = weighed.num_stages, 0.0
-    chosen, loads = weighed.chosen, weighed.loads
-    if own:
-        # They have a stage of their own, need not be ordered, and the exchange can hide behind them.
-        number += 1
-        saved_s = 2 * (costs.copy_token_s * (loads.executed - loads.received).max() + weighed.exchange_s)
-    limit_s = min(soonest.predicted_s, (1 - LEAST_STAGED_GAIN) * best_s)
-    if not _worth_staging(number, weighed.staged_s - saved_s, limit_s, counts, costs):
-        return soonest
-    stages, predicted_s = soonest_stages(
-        number, counts, chosen.shares, resident, loads, weighed.sources, weighed.exchange_s, chosen.predicted_s, costs
+    stages, stages_s = soonest_stages(
+        num_stages, counts, shares, resident, loads, sources, one_way_s, times.predicted_s, costs
     )
-    if predicted_s >= soonest.predicted_s:
+    if stages_s >= soonest.predicted_s:
         return soonest
-    return Chosen(
-        chosen.shares,
-        chosen.from_peer,
-        chosen.senders,
-        chosen.halved,
-        False,
-        stages,
-        predicted_s,
-        chosen.at_home,
-        chosen.node_ranks,
-    )
+    return chosen_of(shares, sources, stages, False, stages_s, at_home, costs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harmoeny.compiled import compiled, inlined
-from harmoeny.placement import BoolArray, IntArray
+from harmoeny.placement import BoolArray, FloatArray, IntArray
 
 
 @compiled
@@ -42,6 +42,22 @@ def executed_by(rank: int, shares: IntArray, found: IntArray) -> int:
         found[number] = expert
         number += shares[rank, expert] != 0
     return number
+
+
+@inlined
+def largest_at(values: IntArray | FloatArray) -> int:
+    """Return where the first of the largest of ``[n]`` numbers is, n at least 1; as ``argmax``, in half of the time."""
+    largest, place = values[0], 0
+    for i in range(1, len(values)):
+        if values[i] > largest:
+            largest, place = values[i], i
+    return place
+
+
+@inlined
+def largest(values: IntArray | FloatArray) -> float:
+    """Return the largest of ``[n]`` numbers, n at least 1."""
+    return float(values[largest_at(values)])
 
 
 @compiled

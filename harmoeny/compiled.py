@@ -58,7 +58,20 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     several processes one compiles while the others wait. Where none of the folders can be written, or the disk is
     full, every process compiles for itself.
     """
-    dispatcher = numba.njit(nogil=True)(function)
+    return _kept(numba.njit(nogil=True)(function), function)
+
+
+def borrowing(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function that makes no array and returns none, so that it need not count references to any.
+
+    Counting one takes as long as tens of additions, and numba does it again and again in loops that call
+    :func:`inlined` functions. What a caller holds stays as long as the call.
+    """
+    return _kept(numba.njit(nogil=True, _nrt=False)(function), function)
+
+
+def _kept(dispatcher: Any, function: Callable[P, R]) -> Callable[P, R]:
+    """Return a dispatcher that keeps its function's machine code."""
     require("numba", "functions must have a _cache", holds=hasattr(dispatcher, "_cache"))
     with suppress(RuntimeError):  # numba found no folder that can be written
         dispatcher._cache = _Cache(function)

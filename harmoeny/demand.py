@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from harmoeny.compiled import compiled
-from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import FloatArray
+from harmoeny.placement import BoolArray, FloatArray, IntArray
 
 #: Weight of what is known of popularity, from one batch to the next, and of what is known of experts that come again.
 _POPULAR_KEPT, _AGAIN_KEPT = 0.98, 0.98

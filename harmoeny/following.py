@@ -9,8 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from harmoeny.compiled import compiled
-from harmoeny.placement import IntArray
-from harmoeny.predict import FloatArray
+from harmoeny.placement import FloatArray, IntArray
 from harmoeny.trace import RoutingTrace
 
 #: Share of predictions that has to be right, and how many times as many as popularity alone gives.

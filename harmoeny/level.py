@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from harmoeny.cells import executed_by
-from harmoeny.compiled import compiled, inlined
+from harmoeny.cells import executed_by, largest_at
+from harmoeny.compiled import borrowing, compiled, inlined
 from harmoeny.held import Slots
-from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, FloatArray, Loads, add_slice, fetches_s, loads_of_shares, taken_s, work_s
+from harmoeny.placement import BoolArray, FloatArray, IntArray
+from harmoeny.predict import Costs, Loads, add_slice, fetches_s, loads_of_shares, taken_s, work_s
 
 #: Gain of a move below which the greedy loop ends, as a share of the slowest rank's time.
 _LEAST_MOVE = 3e-3
@@ -33,17 +33,49 @@ def level(
         to_mean: nobody gives or takes beyond the mean, for what would have to travel.
     """
     world_size, num_experts = counts.shape
-    loads = loads_of_shares(counts, shares, costs)
-    sent, received, work = loads.sent, loads.received, loads.work
-    busy_s, fetches = np.zeros(world_size), np.zeros(world_size, dtype=np.int64)
-    parts_s = np.empty((4, world_size))
+    loads, seconds = loads_of_shares(counts, shares, costs), np.empty((5, world_size))
+    fetches, moves = np.zeros(world_size, dtype=np.int64), np.empty((world_size + num_experts, 4), dtype=np.int64)
     found = np.empty(num_experts, dtype=np.int64)
+    _move(shares, counts, resident, loads, seconds[0], seconds[1:], fetches, moves, found, slots, costs, to_mean)
+
+
+@borrowing
+def _move(
+    shares: IntArray,
+    counts: IntArray,
+    resident: BoolArray,
+    loads: Loads,
+    busy_s: FloatArray,
+    parts_s: FloatArray,
+    fetches: IntArray,
+    moves: IntArray,
+    found: IntArray,
+    slots: Slots,
+    costs: Costs,
+    to_mean: bool,
+) -> None:
+    """Do as :func:`level` says, whose arguments are the others.
+
+    Args:
+        shares: int64 ``[world_size, num_experts]``; updated.
+        counts: int64 ``[world_size, num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+        loads: those of the shares; updated, what own and received rows take apart aside.
+        busy_s: float64 ``[world_size]``, as of :func:`_time_rank`; overwritten.
+        parts_s: float64 ``[4, world_size]``, likewise.
+        fetches: int64 ``[world_size]``, zeros; what ranks fetch is added.
+        moves: int64 ``[most_moves, 4]``, expert, giver, receiver and how many; overwritten.
+        found: as of :func:`executed_by`.
+        slots: of the ranks.
+        costs: the machine's.
+        to_mean: nobody gives or takes beyond the mean.
+    """
+    world_size, most_moves = len(counts), len(moves)
+    sent, received, work = loads.sent, loads.received, loads.work
     for rank in range(world_size):
         for i in range(executed_by(rank, shares, found)):
             fetches[rank] += not resident[found[i], rank]
         _time_rank(rank, busy_s, parts_s, loads, fetches[rank], slots, costs)
-    most_moves = world_size + num_experts
-    moves = np.empty((most_moves, 4), dtype=np.int64)
     num_moves = num_kept = 0
     fastest_s = np.inf
     while True:
@@ -61,8 +93,8 @@ def level(
             fastest_s, num_kept = end_s, num_moves
         if num_moves == most_moves or num_moves - num_kept > world_size:
             break
-        giver = int(busy_s.argmax())
-        expert = int(shares[giver].argmax())
+        giver = largest_at(busy_s)
+        expert = largest_at(shares[giver])
         mean_s = total_s / world_size if to_mean else np.inf
         receiver, amount = _receiver(
             giver, expert, shares, counts, resident, busy_s, mean_s, fetches, slots.number, costs
@@ -79,10 +111,11 @@ def level(
             add_slice(work, rank, after, 1, costs)
             shares[rank, expert] = after
             _time_rank(rank, busy_s, parts_s, loads, fetches[rank], slots, costs)
-        moves[num_moves] = (expert, giver, receiver, amount)
+        moves[num_moves, 0], moves[num_moves, 1] = expert, giver
+        moves[num_moves, 2], moves[num_moves, 3] = receiver, amount
         num_moves += 1
     for i in range(num_moves - 1, num_kept - 1, -1):
-        expert, giver, receiver, amount = moves[i]
+        expert, giver, receiver, amount = moves[i, 0], moves[i, 1], moves[i, 2], moves[i, 3]
         shares[giver, expert] += amount
         shares[receiver, expert] -= amount
 

@@ -9,8 +9,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from harmoeny.compiled import compiled
-from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import FloatArray
+from harmoeny.placement import BoolArray, FloatArray, IntArray
 
 
 @compiled

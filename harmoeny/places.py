@@ -8,8 +8,7 @@ import numpy as np
 
 from harmoeny.compiled import compiled
 from harmoeny.cost import ExpertCost
-from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import FloatArray
+from harmoeny.placement import BoolArray, FloatArray, IntArray
 
 #: Of so many experts of a rank, at most, all choices are tried.
 _FEW = 6

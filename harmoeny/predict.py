@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from harmoeny.cells import executed_by
-from harmoeny.compiled import compiled, inlined
+from harmoeny.cells import executed_by, largest
+from harmoeny.compiled import borrowing, compiled, inlined
 from harmoeny.cost import ExpertCost
-from harmoeny.placement import BoolArray, IntArray
-
-FloatArray = npt.NDArray[np.float64]
+from harmoeny.placement import BoolArray, FloatArray, IntArray
 
 
 class Costs(NamedTuple):
@@ -136,7 +133,7 @@ def costs_of(values: FloatArray) -> Costs:
     )  # fmt: skip
 
 
-@compiled
+@borrowing
 def fetches_s(number: int, costs: Costs) -> float:
     """Return how long a rank takes to fetch so many experts from the faster source, if that is idle."""
     host_s = number * costs.fetch_s
@@ -212,9 +209,15 @@ def loads_at_home(counts: IntArray, total: IntArray, home: IntArray, costs: Cost
         home: int64 ``[num_experts]``.
         costs: the machine's.
     """
+    loads = no_loads(len(counts))
+    _add_at_home(loads, counts, total, home, costs)
+    return loads
+
+
+@borrowing
+def _add_at_home(loads: Loads, counts: IntArray, total: IntArray, home: IntArray, costs: Costs) -> None:
+    """Add to ``loads``; arguments as of :func:`loads_at_home`."""
     world_size, num_experts = counts.shape
-    loads = no_loads(world_size)
-    work, own_work, others_work = loads.work, loads.own, loads.others
     for rank in range(world_size):
         routed = 0
         for expert in range(num_experts):
@@ -226,10 +229,9 @@ def loads_at_home(counts: IntArray, total: IntArray, home: IntArray, costs: Cost
         loads.sent[rank] -= own
         loads.received[rank] += total[expert] - own
         loads.executed[rank] += total[expert]
-        add_slice(work, rank, total[expert], 1, costs)
-        add_slice(own_work, rank, own, 1, costs)
-        add_slice(others_work, rank, total[expert] - own, 1, costs)
-    return loads
+        add_slice(loads.work, rank, total[expert], 1, costs)
+        add_slice(loads.own, rank, own, 1, costs)
+        add_slice(loads.others, rank, total[expert] - own, 1, costs)
 
 
 @compiled
@@ -241,10 +243,15 @@ def loads_of_shares(counts: IntArray, shares: IntArray, costs: Costs) -> Loads:
         shares: int64 ``[world_size, num_experts]``, assignments that every rank executes, its own first.
         costs: the machine's.
     """
+    loads = no_loads(len(counts))
+    _add_shares(loads, counts, shares, np.empty(counts.shape[1], dtype=np.int64), costs)
+    return loads
+
+
+@borrowing
+def _add_shares(loads: Loads, counts: IntArray, shares: IntArray, found: IntArray, costs: Costs) -> None:
+    """Add to ``loads``; ``found``: as of :func:`executed_by`, the others as of :func:`loads_of_shares`."""
     world_size, num_experts = counts.shape
-    loads = no_loads(world_size)
-    work, own_work, others_work = loads.work, loads.own, loads.others
-    found = np.empty(num_experts, dtype=np.int64)
     for rank in range(world_size):
         routed = received = total = 0
         for expert in range(num_experts):
@@ -254,14 +261,13 @@ def loads_of_shares(counts: IntArray, shares: IntArray, costs: Costs) -> Loads:
             own, executed = counts[rank, found[i]], shares[rank, found[i]]
             sent -= min(executed, own)
             total += executed
-            add_slice(work, rank, executed, 1, costs)
-            add_slice(own_work, rank, min(executed, own), 1, costs)
+            add_slice(loads.work, rank, executed, 1, costs)
+            add_slice(loads.own, rank, min(executed, own), 1, costs)
             if executed > own:
                 received += executed - own
-                add_slice(others_work, rank, executed - own, 1, costs)
+                add_slice(loads.others, rank, executed - own, 1, costs)
         loads.routed[rank], loads.sent[rank] = routed, sent
         loads.received[rank], loads.executed[rank] = received, total
-    return loads
 
 
 @compiled
@@ -285,14 +291,14 @@ def no_sources(world_size: int, num_experts: int) -> Sources:
     return Sources(none, no_senders(), no_halves(), idle_s, idle_s, work, work, work, joins, turns, idle_s, work)
 
 
-@compiled
+@borrowing
 def rows_s(loads: Loads, costs: Costs) -> float:
     """Return how long an exchange takes: as long as the rank that sends or receives most."""
-    rows = max(loads.sent.max(), loads.received.max())
+    rows = max(largest(loads.sent), largest(loads.received))
     return float(costs.exchange_latency_s + rows * costs.exchange_token_s)
 
 
-@compiled
+@borrowing
 def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> tuple[float, float]:
     """Return how long a layer takes from the plan to the end of the combine, in seconds.
 
@@ -315,7 +321,7 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
     Returns:
         Without overlap of exchange and computation, and with it.
     """
-    gather_s = loads.routed.max() * costs.copy_token_s
+    gather_s = largest(loads.routed) * costs.copy_token_s
     plain_s = overlapped_s = together_s = 0.0
     for rank in range(len(loads.sent)):
         copied_s = loads.executed[rank] * costs.copy_token_s if loads.work[SLICES, rank] > 1 else 0.0
@@ -349,7 +355,7 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
     if costs.idle_speedup > 1:
         mean_s = gather_s + together_s / len(loads.sent)
         plain_s, overlapped_s = max(plain_s, exchange_s + mean_s), max(overlapped_s, mean_s)
-    back_s, link_s = exchange_s + 2 * gather_s, sources.host_link_s.max()
+    back_s, link_s = exchange_s + 2 * gather_s, largest(sources.host_link_s)
     return max(plain_s + back_s, link_s), max(overlapped_s + back_s, link_s)
 
 

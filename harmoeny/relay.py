@@ -8,8 +8,8 @@ import numpy as np
 
 from harmoeny.compiled import compiled, inlined
 from harmoeny.cost import Links
-from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import Costs, FloatArray
+from harmoeny.placement import BoolArray, FloatArray, IntArray
+from harmoeny.predict import Costs
 
 #: Where nobody sends.
 NOBODY = -1
@@ -35,7 +35,8 @@ class Queues(NamedTuple):
 def idle_queues(world_size: int, links: Links) -> Queues:
     """Return the queues of links that are idle."""
     num_links = links.on_way.max() + 1 if links.on_way.size > 0 else 0
-    return Queues(np.zeros((2, world_size)), np.zeros((2, world_size)), np.zeros(num_links))
+    ends = np.zeros((2, 2, world_size))
+    return Queues(ends[0], ends[1], np.zeros(num_links))
 
 
 @inlined

@@ -7,8 +7,8 @@ import numpy as np
 from harmoeny.cells import totals_of
 from harmoeny.compiled import compiled
 from harmoeny.packing import copies_by_load, longest_first, renumber
-from harmoeny.placement import BoolArray, IntArray, Placement
-from harmoeny.predict import Costs, FloatArray
+from harmoeny.placement import BoolArray, FloatArray, IntArray, Placement
+from harmoeny.predict import Costs
 from harmoeny.wire import nodes
 
 #: What a swap of two homes has to lower the busiest rank's time by, as a share of it: every swap copies two experts, so

@@ -5,7 +5,8 @@ Source: EPS-MoE, arXiv 2410.12247: how many groups of experts pay.
 
 from __future__ import annotations
 
-from harmoeny.compiled import compiled, inlined
+from harmoeny.cells import largest
+from harmoeny.compiled import borrowing, inlined
 from harmoeny.predict import SLICES, TOKENS_S, Costs, Loads, work_s
 
 #: The most stages of a plan that chooses their number.
@@ -46,14 +47,14 @@ def _slices_and_s(loads: Loads) -> tuple[float, float]:
     return slices, tokens_s
 
 
-@compiled
+@borrowing
 def reads_most(loads: Loads, costs: Costs) -> bool:
     """Return whether slices take about as long as reading their weights, or less."""
     slices, tokens_s = _slices_and_s(loads)
     return bool(tokens_s < 2 * slices * costs.weights_s)
 
 
-@compiled
+@borrowing
 def lost_by_cut_s(loads: Loads, costs: Costs) -> float:
     """Return how much longer a rank computes if an expert is cut, in seconds.
 
@@ -74,7 +75,7 @@ def lost_by_cut_s(loads: Loads, costs: Costs) -> float:
     return float(lost_s)
 
 
-@compiled
+@borrowing
 def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, float]:
     """Return how many stages are enough, and how many seconds these gain at best.
 
@@ -94,8 +95,8 @@ def best_stages(loads: Loads, exchange_s: float, costs: Costs) -> tuple[int, flo
     """
     latency_s, cut_s = costs.exchange_latency_s, lost_by_cut_s(loads, costs)
     rows_s = exchange_s - latency_s
-    computed_s, most = slowest_work_s(loads, costs), max(int(loads.work[SLICES].max()), 1)
-    add_s = 2 * loads.routed.max() * costs.copy_token_s
+    computed_s, most = slowest_work_s(loads, costs), max(int(largest(loads.work[SLICES])), 1)
+    add_s = 2 * largest(loads.routed) * costs.copy_token_s
     plain_s = computed_s + 2 * exchange_s + add_s
     best, best_s = 1, plain_s
     if latency_s > 0:

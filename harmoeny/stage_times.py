@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from harmoeny.compiled import compiled, inlined
+from harmoeny.cells import largest
+from harmoeny.compiled import borrowing, compiled, inlined
 from harmoeny.lines import Stages, no_stages, stage_at
-from harmoeny.placement import BoolArray, IntArray
-from harmoeny.predict import SLICES, Costs, FloatArray, Loads, Sources, add_slice, rest_s, work_s
+from harmoeny.placement import BoolArray, FloatArray, IntArray
+from harmoeny.predict import SLICES, Costs, Loads, Sources, add_slice, rest_s, work_s
 from harmoeny.stage_number import MOST_STAGES, reads_most
 from harmoeny.stage_wire import Columns, columns_of, stages_wire_s
 from harmoeny.stages import Lines, cut_for, group, line_up
@@ -100,34 +103,74 @@ def staged_s(
         exchange_s: what one exchange of everything would take one way.
         costs: the machine's.
     """
-    world_size, num_stages = len(counts), len(stages.cuts) - 1
-    executed, ordered, work, fetched = _stage_work(lines, counts, shares, stages, costs)
     wire_s = stages_wire_s(lines, counts, shares, columns, stages, loads, exchange_s, costs)
-    gather_s = loads.routed.max() * costs.copy_token_s
+    work = _stage_work(lines, counts, shares, stages, costs)
+    return _through_s(work, wire_s, np.zeros((2, len(wire_s))), loads, sources, costs)
+
+
+class _StageWork(NamedTuple):
+    """What ranks do at every stage.
+
+    Attributes:
+        executed: int64 ``[num_stages, world_size]``, assignments.
+        experts: int64 ``[num_stages, world_size]``, of how many experts these are.
+        arrives: bool ``[num_stages, world_size]``, whether any of them are others'.
+        rows: int64 ``[num_stages]``, assignments of all ranks.
+        work: float64 ``[3, num_stages * world_size]``, computing them; rows as of :class:`Loads`.
+        fetched: likewise, the fetched experts alone.
+    """
+
+    executed: IntArray
+    experts: IntArray
+    arrives: BoolArray
+    rows: IntArray
+    work: FloatArray
+    fetched: FloatArray
+
+
+@borrowing
+def _through_s(
+    stage_work: _StageWork, wire_s: FloatArray, seconds: FloatArray, loads: Loads, sources: Sources, costs: Costs
+) -> float:
+    """Return what :func:`staged_s` does, whose arguments the last three are.
+
+    Args:
+        stage_work: what ranks do.
+        wire_s: float64 ``[num_stages]``, what the exchange of every stage takes one way.
+        seconds: float64 ``[2, num_stages]``, zeros; becomes when a stage's rows are there, and when its results are.
+        loads: what the ranks do.
+        sources: what they fetch.
+        costs: the machine's.
+    """
+    num_stages, world_size = stage_work.executed.shape
+    arrived_s, end_s, rows = seconds[0], seconds[1], stage_work.rows
+    gather_s = largest(loads.routed) * costs.copy_token_s
+    all_rows = 0
+    for stage in range(num_stages):
+        all_rows += rows[stage]
     # The first rows that travel are on their way while the rest is gathered.
-    first = 0
+    first, first_rows = 0, rows[0]
     while first + 1 < num_stages and wire_s[first] == 0:
         first += 1
-    arrived_s = np.empty(num_stages)
-    now_s = gather_s * executed[: first + 1].sum() / max(executed.sum(), 1)
+        first_rows += rows[first]
+    now_s = gather_s * first_rows / max(all_rows, 1)
     for stage in range(num_stages):
         if stage == first + 1:
             now_s = max(now_s, gather_s)
         now_s += wire_s[stage]
         arrived_s[stage] = max(now_s, gather_s)
     now_s = arrived_s[num_stages - 1]
-    end_s = np.zeros(num_stages)
     for rank in range(world_size):
         rank_s = 0.0
         for stage in range(num_stages):
             rank_s = max(rank_s, arrived_s[stage])
-            if not ordered[stage, rank]:
-                rank_s += 2 * executed[stage, rank] * costs.copy_token_s
+            if stage_work.arrives[stage, rank] and stage_work.experts[stage, rank] > 1:
+                rank_s += 2 * stage_work.executed[stage, rank] * costs.copy_token_s
             column = stage * world_size + rank
-            if fetched[SLICES, column] > 0:
-                rank_s = _with_fetched_s(rank_s, work, fetched, column, sources, rank, costs)
+            if stage_work.fetched[SLICES, column] > 0:
+                rank_s = _with_fetched_s(rank_s, stage_work.work, stage_work.fetched, column, sources, rank, costs)
             else:
-                rank_s += work_s(work, column, costs)
+                rank_s += work_s(stage_work.work, column, costs)
             end_s[stage] = max(end_s[stage], rank_s)
     # The last results to travel are added to the sum of all others, which is made while they are on their way.
     last, travelling, before_s = 0, 0, end_s[num_stages - 1]
@@ -139,41 +182,48 @@ def staged_s(
             before_s = max(before_s, now_s)
         now_s = max(now_s, end_s[stage]) + wire_s[stage]
     add_s = 2 * gather_s
-    last_s = add_s * executed[last].sum() / max(executed.sum(), 1) if travelling > 1 else add_s
+    last_s = add_s * rows[last] / max(all_rows, 1) if travelling > 1 else add_s
     again_s = last_s / 2 if travelling > 1 else 0.0  # what is added to is read and written once more
     now_s = max(before_s + add_s - last_s, now_s) + last_s + again_s
-    return float(max(now_s, sources.host_link_s.max()))
+    return float(max(now_s, largest(sources.host_link_s)))
 
 
 @compiled
-def _stage_work(
-    lines: Lines, counts: IntArray, shares: IntArray, stages: Stages, costs: Costs
-) -> tuple[IntArray, BoolArray, FloatArray, FloatArray]:
-    """Return every stage's assignments, whether they arrive in order, their work, and that of fetched experts alone.
+def _stage_work(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages, costs: Costs) -> _StageWork:
+    """Return what ranks do at every stage; arguments as of :func:`staged_s`."""
+    num_stages, world_size = len(stages.cuts) - 1, len(shares)
+    numbers, work = np.zeros((2, num_stages, world_size), dtype=np.int64), np.zeros((2, 3, num_stages * world_size))
+    arrives, rows = np.zeros((num_stages, world_size), dtype=np.bool_), np.zeros(num_stages, dtype=np.int64)
+    stage_work = _StageWork(numbers[0], numbers[1], arrives, rows, work[0], work[1])
+    _add_lines(stage_work, lines, counts, shares, stages, costs)
+    return stage_work
 
-    That is int64 and bool ``[num_stages, world_size]``, and two float64 ``[3, num_stages * world_size]``.
-    """
+
+@borrowing
+def _add_lines(
+    stage_work: _StageWork, lines: Lines, counts: IntArray, shares: IntArray, stages: Stages, costs: Costs
+) -> None:
+    """Add to ``stage_work``; the others as of :func:`staged_s`."""
     world_size, cuts = len(shares), stages.cuts
-    num_stages = len(cuts) - 1
-    executed, work = np.zeros((num_stages, world_size), dtype=np.int64), np.zeros((3, num_stages * world_size))
-    fetched, arrives = np.zeros((3, num_stages * world_size)), np.zeros((num_stages, world_size), dtype=np.bool_)
-    experts = np.zeros((num_stages, world_size), dtype=np.int64)
     for rank in range(world_size):
         for i in range(lines.numbers[rank]):
             expert = lines.experts[rank, i]
+            arrives = shares[rank, expert] > counts[rank, expert]
             begin = stages.begins[expert, rank]
             end, stage = begin + shares[rank, expert], stage_at(cuts, rank, begin)
             while begin < end:
                 part = min(end, cuts[stage + 1, rank]) - begin
-                executed[stage, rank] += part
-                arrives[stage, rank] |= part > 0 and shares[rank, expert] > counts[rank, expert]
-                experts[stage, rank] += part > 0
-                add_slice(work, stage * world_size + rank, part, 1, costs)
-                if i >= lines.num_held[rank]:
-                    add_slice(fetched, stage * world_size + rank, part, 1, costs)
+                if part > 0:
+                    column = stage * world_size + rank
+                    stage_work.executed[stage, rank] += part
+                    stage_work.experts[stage, rank] += 1
+                    stage_work.arrives[stage, rank] |= arrives
+                    stage_work.rows[stage] += part
+                    add_slice(stage_work.work, column, part, 1, costs)
+                    if i >= lines.num_held[rank]:
+                        add_slice(stage_work.fetched, column, part, 1, costs)
                 begin += part
                 stage += 1
-    return executed, ~arrives | (experts <= 1), work, fetched
 
 
 @inlined

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harmoeny.cells import by_expert, executed_by
-from harmoeny.compiled import compiled, inlined
+from harmoeny.cells import by_expert, executed_by, largest
+from harmoeny.compiled import borrowing, compiled, inlined
 from harmoeny.level_nodes import MOST_AT_ONCE
 from harmoeny.lines import Stages, only_stage, stage_at
-from harmoeny.placement import IntArray
+from harmoeny.placement import FloatArray, IntArray
 from harmoeny.plan import find_moves
-from harmoeny.predict import Costs, FloatArray, Loads
+from harmoeny.predict import Costs, Loads
 from harmoeny.stages import Lines
 from harmoeny.wire import slowest_s
 
@@ -85,8 +85,10 @@ def stages_wire_s(
         return _between_nodes_s(columns, stages, costs)
     rows = _most_rows(lines, counts, shares, stages)
     # All that an exchange takes beside its latency goes by the rows of the busiest rank.
-    row_s = (exchange_s - costs.exchange_latency_s) / max(loads.sent.max(), loads.received.max(), 1)
-    return np.where(rows > 0, costs.exchange_latency_s + rows * row_s, 0.0)
+    row_s = (exchange_s - costs.exchange_latency_s) / max(largest(loads.sent), largest(loads.received), 1)
+    for stage in range(len(rows)):
+        rows[stage] = costs.exchange_latency_s + rows[stage] * row_s if rows[stage] > 0 else 0.0
+    return rows
 
 
 @compiled
@@ -95,11 +97,38 @@ def _most_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages)
 
     What is sent is exact where all ranks that get rows of an expert execute it at one stage; else it is in proportion.
     """
+    (world_size, num_experts), num_stages = counts.shape, len(stages.cuts) - 1
+    moved, rows = np.zeros((2, num_stages, world_size)), np.zeros(num_stages)
+    arriving, ends = np.zeros((num_experts, num_stages + 1)), np.full((2, num_experts), -1)
+    _add_most(rows, moved, arriving, ends, lines, counts, shares, stages)
+    return rows
+
+
+@borrowing
+def _add_most(
+    rows: FloatArray,
+    moved: FloatArray,
+    arriving: FloatArray,
+    ends: IntArray,
+    lines: Lines,
+    counts: IntArray,
+    shares: IntArray,
+    stages: Stages,
+) -> None:
+    """Find the most rows of every stage; the last four as of :func:`stages_wire_s`.
+
+    Args:
+        rows: float64 ``[num_stages]``, zeros; becomes what :func:`_most_rows` returns.
+        moved: float64 ``[2, num_stages, world_size]``, zeros; becomes what every rank sends, and what it receives.
+        arriving: float64 ``[num_experts, num_stages + 1]``, zeros; becomes an expert's rows that travel, last all.
+        ends: int64 ``[2, num_experts]``, all -1; becomes the first and the last stage at which these travel.
+        lines: what every rank executes.
+        counts: int64 ``[world_size, num_experts]``.
+        shares: int64 ``[world_size, num_experts]``.
+        stages: when.
+    """
     (world_size, num_experts), cuts = counts.shape, stages.cuts
-    num_stages = len(cuts) - 1
-    sent, received = np.zeros((num_stages, world_size)), np.zeros((num_stages, world_size))
-    arriving, total = np.zeros((num_experts, num_stages)), np.zeros(num_experts)
-    first, last = np.full(num_experts, num_stages), np.full(num_experts, -1)  # stages that an expert's rows travel at
+    num_stages, sent, received, first, last = len(rows), moved[0], moved[1], ends[0], ends[1]
     for rank in range(world_size):
         for i in range(lines.numbers[rank]):
             expert = lines.experts[rank, i]
@@ -109,8 +138,9 @@ def _most_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages)
                 continue
             begin = stages.begins[expert, rank]
             end, stage = begin + share, stage_at(cuts, rank, begin)
-            total[expert] += more
-            first[expert] = min(first[expert], stage)
+            arriving[expert, num_stages] += more
+            if first[expert] < 0 or stage < first[expert]:
+                first[expert] = stage
             if end <= cuts[stage + 1, rank]:
                 received[stage, rank] += more
                 arriving[expert, stage] += more
@@ -126,19 +156,19 @@ def _most_rows(lines: Lines, counts: IntArray, shares: IntArray, stages: Stages)
             last[expert] = max(last[expert], stage - 1)
     for expert in range(num_experts):
         stage = first[expert]
+        if stage < 0:
+            continue
         if stage == last[expert]:  # as for most
             for rank in range(world_size):
                 sent[stage, rank] += max(counts[rank, expert] - shares[rank, expert], 0)
-        elif last[expert] >= 0:
+        else:
             for rank in range(world_size):
                 less = max(counts[rank, expert] - shares[rank, expert], 0)
                 for stage in range(first[expert], last[expert] + 1):
-                    sent[stage, rank] += less * arriving[expert, stage] / total[expert]
-    rows: FloatArray = np.zeros(num_stages)
+                    sent[stage, rank] += less * arriving[expert, stage] / arriving[expert, num_stages]
     for stage in range(num_stages):
         for rank in range(world_size):
             rows[stage] = max(rows[stage], sent[stage, rank], received[stage, rank])
-    return rows
 
 
 class _Sent(NamedTuple):

@@ -16,11 +16,11 @@ from harmoeny.following import accuracy, expect_alike, reliable
 from harmoeny.head_start import HeadStart
 from harmoeny.lines import Stages
 from harmoeny.moves import move_sources
-from harmoeny.placement import BoolArray, IntArray, Placement, even_room
+from harmoeny.placement import BoolArray, FloatArray, IntArray, Placement, even_room
 from harmoeny.places import PlaceCosts, choose_host, spare_copies
 from harmoeny.plan import Plan
 from harmoeny.policy import Policy
-from harmoeny.predict import Costs, FloatArray, machine_costs
+from harmoeny.predict import Costs, machine_costs
 from harmoeny.settle import placements_for, renew_copies
 from harmoeny.trace import RoutingTrace
 from harmoeny.weighed import Chosen

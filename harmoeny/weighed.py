@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from harmoeny.cells import totals_of
-from harmoeny.compiled import compiled
+from harmoeny.compiled import borrowing, compiled
 from harmoeny.held import Slots, shares_where_held, slots_in
-from harmoeny.lines import Stages, no_stages
+from harmoeny.lines import Stages
 from harmoeny.placement import BoolArray, IntArray
 from harmoeny.predict import Costs, Loads, Sources, layer_s, loads_at_home, loads_of_shares
 from harmoeny.stage_number import best_stages
@@ -66,51 +66,49 @@ class Held(NamedTuple):
     single: bool
 
 
-class Weighed(NamedTuple):
-    """A candidate.
+class Times(NamedTuple):
+    """What a candidate takes.
 
     Attributes:
-        chosen: what would be chosen, without stages.
-        loads: what the ranks do.
-        sources: what they fetch.
-        exchange_s: what its exchange takes one way.
+        overlapped: whether a rank's own rows are executed while the others are on their way.
+        predicted_s: seconds from the plan to the end of the combine, without stages.
         num_stages: how many stages may pay; 1: none.
         staged_s: what it takes in these, if products and exchange overlap as well as they can.
     """
 
-    chosen: Chosen
-    loads: Loads
-    sources: Sources
-    exchange_s: float
+    overlapped: bool
+    predicted_s: float
     num_stages: int
     staged_s: float
 
 
 @compiled
-def weigh(
-    shares: IntArray, loads: Loads, sources: Sources, one_way_s: float, costs: Costs, overlap: bool, at_home: bool
-) -> Weighed:
-    """Return shares with their time; ``one_way_s``: what their exchange takes."""
-    overlapped, predicted_s, num_stages, staged_s = times_of(loads, sources, one_way_s, costs, overlap)
-    chosen = Chosen(
+def chosen_of(
+    shares: IntArray,
+    sources: Sources,
+    stages: Stages,
+    overlapped: bool,
+    predicted_s: float,
+    at_home: bool,
+    costs: Costs,
+) -> Chosen:
+    """Return shares as what was chosen; ``sources``: of what they fetch, the others as of :class:`Chosen`."""
+    return Chosen(
         shares,
         sources.from_peer,
         sources.senders,
         sources.halved,
         overlapped,
-        no_stages(),
+        stages,
         predicted_s,
         at_home,
         int(costs.node_ranks),
     )
-    return Weighed(chosen, loads, sources, one_way_s, num_stages, staged_s)
 
 
-@compiled
-def times_of(
-    loads: Loads, sources: Sources, one_way_s: float, costs: Costs, overlap: bool
-) -> tuple[bool, float, int, float]:
-    """Return ``overlapped`` and ``predicted_s`` of :class:`Chosen`, and ``num_stages`` and ``staged_s`` of a candidate.
+@borrowing
+def times_of(loads: Loads, sources: Sources, one_way_s: float, costs: Costs, overlap: bool) -> Times:
+    """Return what a candidate takes.
 
     Args:
         loads: what the ranks do.
@@ -122,7 +120,7 @@ def times_of(
     plain_s, overlapped_s = layer_s(loads, sources, one_way_s, costs)
     overlapped = overlap and overlapped_s < (1 - LEAST_GAIN) * plain_s
     num_stages, gain_s = best_stages(loads, one_way_s, costs)
-    return overlapped, overlapped_s if overlapped else plain_s, num_stages, plain_s - gain_s
+    return Times(overlapped, overlapped_s if overlapped else plain_s, num_stages, plain_s - gain_s)
 
 
 @compiled

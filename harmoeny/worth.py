@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from harmoeny.compiled import compiled
+from harmoeny.cells import largest, largest_at
+from harmoeny.compiled import borrowing, compiled
 from harmoeny.held import Slots
 from harmoeny.level_nodes import MOST_AT_ONCE
 from harmoeny.placement import BoolArray, IntArray
@@ -18,7 +19,7 @@ TRIAL_S = 2e-8
 _MOST_SPREAD = 32
 
 
-@compiled
+@borrowing
 def worth_trying(
     totals: IntArray, loads: Loads, single: bool, free: IntArray, predicted_s: float, costs: Costs
 ) -> tuple[int, int]:
@@ -38,7 +39,7 @@ def worth_trying(
     """
     world_size, num_experts = len(free), len(totals)
     least_gain_s = LEAST_GAIN * predicted_s + TRIAL_S * world_size * num_experts
-    most_free = free.max()
+    most_free = largest(free)
     fetched_s = fetches_s(1, costs) + costs.launch_s + costs.exchange_latency_s
     if most_free == 0:
         fetched_s = max(fetched_s, costs.fetch_s)
@@ -59,38 +60,30 @@ def worth_trying(
         return int(uneven_s > least_gain_s), 0
     # A rank's host link has to be through with the restores when the layer ends.
     most_spread = int(min(_MOST_SPREAD, num_experts, int(predicted_s / costs.fetch_s) + most_free))
-    saved_s = 2 * (costs.exchange_token_s + costs.copy_token_s) * most_spread * totals.max() / world_size
+    saved_s = 2 * (costs.exchange_token_s + costs.copy_token_s) * most_spread * largest(totals) / world_size
     if max(uneven_s, 0.0) + saved_s <= least_gain_s:
         most_spread = 0
     return int(uneven_s > least_gain_s), most_spread
 
 
 @compiled
-def hottest_of(totals: IntArray, number: int) -> IntArray:
-    """Return int64 ``[number]``, the experts with most assignments (``[num_experts]``), hottest first."""
-    left, hottest = totals.copy(), np.empty(number, dtype=np.int64)
-    for i in range(number):
-        hottest[i] = left.argmax()
-        left[hottest[i]] = -1
-    return hottest
-
-
-@compiled
 def numbers_spread(
-    hottest: IntArray,
+    totals: IntArray,
+    most: int,
     counts: IntArray,
     held: IntArray,
     home: IntArray,
     resident: BoolArray,
     slots: Slots,
     costs: Costs,
-) -> IntArray:
-    """Return int64, of how many of the hottest experts it is tried to bring them to all ranks, none last.
+) -> tuple[IntArray, IntArray]:
+    """Return which experts it is tried to bring to all ranks, and how many of them, each int64, none last.
 
-    First comes how many that should be, if :func:`level` then evens out perfectly.
+    These are the hottest, in order. First comes how many should be brought, if :func:`level` then evens out perfectly.
 
     Args:
-        hottest: int64, the candidates in order.
+        totals: int64 ``[num_experts]``, assignments of every expert.
+        most: the most that may be.
         counts: int64 ``[world_size, num_experts]``.
         held: int64 ``[world_size, num_experts]``, shares without that.
         home: int64 ``[num_experts]``.
@@ -98,17 +91,62 @@ def numbers_spread(
         slots: of the ranks.
         costs: the machine's.
     """
-    best = 0
-    if len(hottest) == 0:
-        return np.array([0])
+    if most == 0:
+        return np.empty(0, dtype=np.int64), np.array([0])
     world_size = len(counts)
+    hottest, left = np.empty(most, dtype=np.int64), totals.copy()
+    best = _best_number(
+        hottest, left, np.zeros((2, world_size), dtype=np.int64), counts, held, home, resident, slots, costs
+    )
+    if best == 0:
+        return hottest, np.array([0])
+    # Experts beyond the slots take turns in them: fewer may be faster then.
+    fits = min(best, int(slots.number.min()))
+    if fits == best or world_size > MOST_AT_ONCE:
+        return hottest, np.array([best, 0])
+    quarter = best // 4
+    return hottest, np.array([best, fits, 0]) if quarter in (0, fits) else np.array([best, fits, quarter, 0])
+
+
+@borrowing
+def _best_number(
+    hottest: IntArray,
+    left: IntArray,
+    moved: IntArray,
+    counts: IntArray,
+    held: IntArray,
+    home: IntArray,
+    resident: BoolArray,
+    slots: Slots,
+    costs: Costs,
+) -> int:
+    """Return how many experts should be brought to all ranks; arguments as of :func:`numbers_spread`.
+
+    Args:
+        hottest: int64 ``[most]``, those that were looked at; overwritten.
+        left: int64 ``[num_experts]``, assignments of every expert; updated.
+        moved: int64 ``[2, world_size]``, zeros; what ranks fetch and what they send is added.
+        counts: int64 ``[world_size, num_experts]``.
+        held: int64 ``[world_size, num_experts]``.
+        home: int64 ``[num_experts]``.
+        resident: bool ``[num_experts, world_size]``.
+        slots: of the ranks.
+        costs: the machine's.
+    """
+    world_size, (fetches, sent) = len(counts), moved
     row_s = 2 * (costs.exchange_token_s + costs.copy_token_s)
     expert_s = costs.peer_fetch_s - costs.exchange_latency_s
-    fetches, sent = np.zeros(world_size, dtype=np.int64), np.zeros(world_size, dtype=np.int64)
+    launched_s = costs.launch_s + costs.weights_s + taken_s(1, 0, costs)
+    best = most_fetched = most_sent = total = 0
     saved_s = best_saved_s = 0.0
-    even_s = counts.sum() * (costs.token_s + row_s) / world_size
-    for number, expert in enumerate(hottest):
-        rows = launches = 0
+    for expert in range(len(left)):
+        total += left[expert]
+    even_s = total * (costs.token_s + row_s) / world_size
+    for number in range(len(hottest)):
+        expert = largest_at(left)
+        hottest[number], left[expert] = expert, -1
+        rows = launches = restores = 0
+        fits = True
         for rank in range(world_size):
             own = counts[rank, expert]
             rows += max(own - held[rank, expert], 0)
@@ -116,18 +154,18 @@ def numbers_spread(
                 fetches[rank] += 1
                 sent[home[expert]] += 1
                 launches += 1
-        if costs.peer_fetch_s <= 0 and (fetches > slots.number).any():
-            break
-        launched_s = costs.launch_s + costs.weights_s + taken_s(1, 0, costs)
-        saved_s += (rows * row_s - launches * launched_s) / world_size
-        restores = 0
-        for rank in range(world_size):
+            most_fetched = max(most_fetched, fetches[rank])
+            fits &= fetches[rank] <= slots.number[rank]
             restores = max(restores, min(fetches[rank], slots.number[rank]) - slots.free[rank])
-        link_s = fetches.max() * costs.fetch_s
+        if costs.peer_fetch_s <= 0 and not fits:
+            break
+        saved_s += (rows * row_s - launches * launched_s) / world_size
+        link_s = most_fetched * costs.fetch_s
         if costs.peer_fetch_s > 0 and link_s > 0:  # both sources at once, each at its rate
-            in_turn = max(sent.max(), fetches.max())
+            most_sent = max(most_sent, sent[home[expert]])
+            in_turn = float(max(most_sent, most_fetched))
             if costs.relays > 0:  # a rank hands on what it gets, beside the first rounds of a tree
-                in_turn = min(in_turn, fetches.max() - 1 + np.ceil(np.log2(world_size)))
+                in_turn = min(in_turn, most_fetched - 1 + np.ceil(np.log2(world_size)))
             peer_s = in_turn * expert_s
             link_s = peer_s * link_s / (peer_s + link_s)
         late_s = max(link_s, restores * costs.fetch_s) - (even_s - saved_s)
@@ -136,21 +174,17 @@ def numbers_spread(
             best, best_saved_s = number + 1, net_s
         if late_s > 0:
             break  # with more of them weights are there later still
-    # Experts beyond the slots take turns in them: fewer may be faster then.
-    fits = min(best, int(slots.number.min()))
-    if best == 0:
-        return np.array([0])
-    if fits == best or world_size > MOST_AT_ONCE:
-        return np.array([best, 0])
-    quarter = best // 4
-    return np.array([best, fits, 0]) if quarter in (0, fits) else np.array([best, fits, quarter, 0])
+    return best
 
 
-@compiled
+@borrowing
 def many_stay(loads: Loads) -> bool:
     """Return whether so many assignments are executed where their tokens are that whole experts are among them.
 
     Of experts in one place as many stay as there are ranks to one; here, an eighth of the others do as well.
     """
-    world_size, stay = len(loads.executed), (loads.executed - loads.received).sum()
-    return bool(8 * world_size * stay > (world_size + 7) * loads.executed.sum())
+    world_size, stay, executed = len(loads.executed), 0, 0
+    for rank in range(world_size):
+        stay += loads.executed[rank] - loads.received[rank]
+        executed += loads.executed[rank]
+    return bool(8 * world_size * stay > (world_size + 7) * executed)

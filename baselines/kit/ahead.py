@@ -11,8 +11,7 @@ import numpy as np
 from baselines.kit.cache import CachePolicy
 from harmoeny.choices import Knowledge
 from harmoeny.following import accuracy, expect, transitions
-from harmoeny.placement import IntArray
-from harmoeny.predict import FloatArray
+from harmoeny.placement import FloatArray, IntArray
 from harmoeny.trace import RoutingTrace
 
 

@@ -9,10 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from harmoeny.choices import Knowledge
-from harmoeny.placement import BoolArray, IntArray, Placement, hold_highest
+from harmoeny.placement import BoolArray, FloatArray, IntArray, Placement, hold_highest
 from harmoeny.plan import Plan, home_executed, home_tokens
 from harmoeny.policy import Policy
-from harmoeny.predict import FloatArray
 
 #: Batches after which who used an expert last is forgotten.
 _REMEMBERED = 64

@@ -14,9 +14,9 @@ from harmoeny.cost import NO_LINKS, Links
 from harmoeny.held import Slots, shares_at_home, shares_where_held, slots_in, with_free
 from harmoeny.level import level
 from harmoeny.level_nodes import level_any
-from harmoeny.placement import BoolArray, IntArray, Placement, place
+from harmoeny.placement import BoolArray, FloatArray, IntArray, Placement, place
 from harmoeny.plan import Plan, tokens_of_shares
-from harmoeny.predict import Costs, FloatArray, layer_s, loads_at_home, loads_of_shares
+from harmoeny.predict import Costs, layer_s, loads_at_home, loads_of_shares
 from harmoeny.sources import choose_sources
 from harmoeny.weighed import LEAST_GAIN
 from harmoeny.wire import exchange_at_home_s, exchange_s
