@@ -18,7 +18,7 @@ from harmoeny.choices import KernelName
 from harmoeny.cost import ExpertCost
 from harmoeny.models.base import DTYPES
 from harmoeny.models.moe_stack import MoEStack
-from harmoeny.runtime.calibrate import all_to_all_s, cold_caches, expert_s, fetch_s, median_s
+from harmoeny.runtime.calibrate import all_to_all_s, beside_copies_s, cold_caches, expert_s, fetch_s, median_s
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.kernels import make_kernel
@@ -118,7 +118,7 @@ def measure(device: torch.device, expert: Expert, rounds: int, kernel_name: str 
             else:
                 found["expert", num_tokens].append(expert_s(layers[-1], slots[-1], transfers, num_tokens))
         comm.barrier()
-        found["beside_copies", _NUM_BESIDE].append(beside_copies_s(layers[-1], device, transfers))
+        found["beside_copies", _NUM_BESIDE].append(_beside_copies_s(layers[-1], device, transfers))
         for rows in sent:
             comm.barrier()
             found["copy", 2 * rows.nbytes].append(copy_s(rows))
@@ -198,29 +198,10 @@ def copy_s(rows: Tensor) -> float:
     return median_s(copy_all, rows.device, before=cold_caches(rows.device)) / _NUM_COPIES
 
 
-def beside_copies_s(experts: LayerExperts, device: torch.device, transfers: Transfers) -> float:
-    """Return the median time of one expert's computation while others are copied, in seconds."""
+def _beside_copies_s(experts: LayerExperts, device: torch.device, transfers: Transfers) -> float:
+    """Return the median time of one expert's computation while others are copied, with cold caches, in seconds."""
     slots = LayerSlots(experts, device).reserve(1 + _NUM_BESIDE)
-    computing, *copied = slots
-    transfers.submit(CopyRequest(computing, 0, experts.expert(0)))
-    transfers.wait(computing)
-    sample = next(iter(experts.weights.values()))
-    rows = torch.randn(BESIDE_TOKENS, experts.hidden_size).to(device=device, dtype=sample.dtype)
-    out = torch.empty_like(rows)
-    empty_caches = cold_caches(device)
-
-    def prepare() -> None:
-        transfers.drain()
-        empty_caches()
-
-    def compute(_: int) -> None:
-        for i, slot in enumerate(copied):
-            transfers.submit(CopyRequest(slot, i + 1, experts.expert(i + 1)))
-        experts.function(computing.weights, rows, out)
-
-    seconds = median_s(compute, device, before=prepare)
-    transfers.drain()
-    return seconds
+    return beside_copies_s(experts, slots, transfers, BESIDE_TOKENS, cold_caches(device))
 
 
 def _narrow_layer(engine: ExpertParallel) -> Callable[[], float]:

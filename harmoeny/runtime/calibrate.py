@@ -295,12 +295,32 @@ def copy_share(
         num_tokens: of the slice that is computed, which should take longer than the copies.
         copy_s: how long one copy takes otherwise.
     """
+    alone_s, beside_s = (beside_copies_s(experts, s, transfers, num_tokens, comm.barrier) for s in (slots[:1], slots))
+    return min(max(0.0, beside_s - alone_s) / ((len(slots) - 1) * copy_s), 1.0)
+
+
+def beside_copies_s(
+    experts: LayerExperts,
+    slots: Sequence[Slot],
+    transfers: Transfers,
+    num_tokens: int,
+    before: Callable[[], object],
+) -> float:
+    """Return the median time of one expert's computation while others are copied, in seconds.
+
+    Args:
+        experts: the layer.
+        slots: the first computes, and experts are copied into the others.
+        transfers: what copies.
+        num_tokens: of the slice that is computed.
+        before: called before every time, untimed, when nothing is copied.
+    """
     computes, *copied = slots
     compute = _computation(experts, computes, transfers, num_tokens)
 
     def prepare() -> None:
         transfers.drain()
-        comm.barrier()
+        before()
 
     def compute_beside(call: int) -> None:
         for i, slot in enumerate(copied):
@@ -308,11 +328,9 @@ def copy_share(
             transfers.submit(CopyRequest(slot, expert_id, experts.expert(expert_id)))
         compute(call)
 
-    alone_s = median_s(compute, comm.device, before=prepare)
-    beside_s = median_s(compute_beside, comm.device, before=prepare)
-    for slot in copied:
-        transfers.wait(slot)
-    return min(max(0.0, beside_s - alone_s) / (len(copied) * copy_s), 1.0)
+    seconds = median_s(compute_beside, computes.layer.device, before=prepare)
+    transfers.drain()
+    return seconds
 
 
 def idle_speedup(comm: Communicator) -> float:
