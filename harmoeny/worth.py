@@ -77,9 +77,10 @@ def numbers_spread(
     slots: Slots,
     costs: Costs,
 ) -> tuple[IntArray, IntArray]:
-    """Return which experts it is tried to bring to all ranks, and how many of them, each int64, none last.
+    """Return the hottest experts in order, int64 ``[most]``, and int64, how many of them to try to bring to all ranks.
 
-    These are the hottest, in order. First comes how many should be brought, if :func:`level` then evens out perfectly.
+    First comes how many that should be, if :func:`level` then evens out perfectly, and none last. The hottest are known
+    as far as the largest of these numbers.
 
     Args:
         totals: int64 ``[num_experts]``, assignments of every expert.
