@@ -34,17 +34,6 @@ class _Subset(NamedTuple):
 def drawn_quickly() -> Iterator[None]:
     """In this block, measure a text once, cut fonts for PDFs once, to the letters that any needs, and draw few dots."""
     with pytest.MonkeyPatch.context() as patch:
-        fonts: Any = _backend_pdf_ps
-        subset, as_file, set_dpi = fonts.get_glyphs_subset, fonts.font_as_file, Figure.set_dpi
-        known: dict[Any, _Subset] = {}
-
-        def remembered(fontfile: Any, glyphs: Collection[int]) -> AbstractContextManager[_Subset]:
-            has = set(known[fontfile].glyph_index_map) if fontfile in known else _printable(fontfile)
-            if fontfile not in known or not has >= set(glyphs):
-                with subset(fontfile, has | set(glyphs)) as made:
-                    known[fontfile] = _Subset(as_file(made.font).getvalue(), dict(made.glyph_index_map))
-            return nullcontext(known[fontfile])
-
         sizes: dict[Any, Any] = {}
 
         def size(renderer: Any, text: str, font: Any, ismath: Any, dpi: float) -> Any:
@@ -54,10 +43,27 @@ def drawn_quickly() -> Iterator[None]:
             return sizes[key]
 
         patch.setattr(mpl.text, "_get_text_metrics_with_cache", size)
-        patch.setattr(fonts, "get_glyphs_subset", remembered)
-        patch.setattr(fonts, "font_as_file", BytesIO)
+        set_dpi = Figure.set_dpi
         patch.setattr(Figure, "set_dpi", lambda figure, dpi: set_dpi(figure, min(dpi, _DPI)))
+        if hasattr(_backend_pdf_ps, "SubsetResults"):  # as of matplotlib 3.11
+            _cut_fonts_once(patch)
         yield
+
+
+def _cut_fonts_once(patch: pytest.MonkeyPatch) -> None:
+    fonts: Any = _backend_pdf_ps
+    subset, as_file = fonts.get_glyphs_subset, fonts.font_as_file
+    known: dict[Any, _Subset] = {}
+
+    def remembered(fontfile: Any, glyphs: Collection[int]) -> AbstractContextManager[_Subset]:
+        has = set(known[fontfile].glyph_index_map) if fontfile in known else _printable(fontfile)
+        if fontfile not in known or not has >= set(glyphs):
+            with subset(fontfile, has | set(glyphs)) as made:
+                known[fontfile] = _Subset(as_file(made.font).getvalue(), dict(made.glyph_index_map))
+        return nullcontext(known[fontfile])
+
+    patch.setattr(fonts, "get_glyphs_subset", remembered)
+    patch.setattr(fonts, "font_as_file", BytesIO)
 
 
 def draw_once() -> None:
