@@ -61,7 +61,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep a worker that starts nothing on one core: its threads take turns anyway, and wake slowly across cores."""
+    """Look for garbage seldom, while tests are collected, too; keep a worker that starts nothing on one core.
+
+    Its threads take turns anyway, and wake slowly across cores.
+    """
+    gc.set_threshold(*_GARBAGE)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker and {"not ranks", "not programs"} <= set(config.option.markexpr.split(" and ")):
         cores = sorted(os.sched_getaffinity(0))
@@ -163,9 +167,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if starts_programs:
         _load_compilers()
         draw_once()
-        _collect_seldom()
+        _freeze()
         session.config.stash[_PROGRAMS] = Programs()
-    _collect_seldom()
+    _freeze()
     if "torch" in sys.modules:
         _compute_alone(sys.modules["torch"])
     if "not programs" in session.config.option.markexpr:
@@ -186,11 +190,10 @@ def _no_other_program() -> Iterator[None]:
         yield
 
 
-def _collect_seldom() -> None:
-    """Spend little on garbage, here and in programs: an eighth of the time goes into looking for it."""
+def _freeze() -> None:
+    """Look no more for garbage among a million objects of imported modules, here and in programs."""
     gc.collect()
-    gc.freeze()  # else every full collection walks through a million objects of imported modules
-    gc.set_threshold(*_GARBAGE)
+    gc.freeze()
 
 
 def _compute_alone(torch: Any) -> None:
