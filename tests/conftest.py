@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -42,6 +42,9 @@ MARKS = {"smoke": "ranks", "joined_smoke": "ranks", "programs": "programs"}
 _seconds: defaultdict[str, float] = defaultdict(float)
 #: New objects before the youngest are looked through, and how often until the others are; Python's are 700, 10, 10.
 _GARBAGE = (100_000, 50, 100)
+#: Of the cases of a test that is marked `many`, `make check` runs the first and every so many after it; a prime, so
+#: that of options which are combined it meets all.
+_EVERY = 5
 _PROGRAMS = pytest.StashKey[Programs]()
 Compose: TypeAlias = "Callable[..., DictConfig]"
 Load: TypeAlias = "Callable[..., Point]"
@@ -57,8 +60,25 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return usable_cores().number + int("not ranks" not in config.option.markexpr)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Look for garbage seldom, while tests are collected, too; keep a worker that starts nothing on one core.
+
+    Its threads take turns anyway, and wake slowly across cores.
+    """
+    gc.set_threshold(*_GARBAGE)
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and {"not ranks", "not programs"} <= set(config.option.markexpr.split(" and ")):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what starts ranks or programs through a fixture; begin with what took longest, so that no worker idles."""
+    """Mark what starts ranks or programs through a fixture; begin with what took longest, so that no worker idles.
+
+    Under the profile `quick`, leave out cases of tests that are marked `many`.
+    """
+    if config.getoption("hypothesis_profile") == "quick":
+        _leave_out(config, items)
     for item in items:
         if isinstance(item, pytest.Function):
             for mark in {MARKS[name] for name in item.fixturenames if name in MARKS}:
@@ -69,6 +89,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return -seconds.get(_file(item.nodeid), math.inf if item.path.is_relative_to(WAITING) else 0.0)
 
     items.sort(key=order)
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    numbers: Counter[str] = Counter()
+    kept: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        left = "many" in item.keywords and numbers[test] % _EVERY > 0
+        (others if left else kept).append(item)
+        numbers[test] += 1
+    config.hook.pytest_deselected(items=others)
+    items[:] = kept
 
 
 def pytest_sessionstart() -> None:
@@ -134,9 +167,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if starts_programs:
         _load_compilers()
         draw_once()
-        _collect_seldom()
+        _freeze()
         session.config.stash[_PROGRAMS] = Programs()
-    _collect_seldom()
+    _freeze()
     if "torch" in sys.modules:
         _compute_alone(sys.modules["torch"])
     if "not programs" in session.config.option.markexpr:
@@ -145,11 +178,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @contextmanager
 def _no_other_program() -> Iterator[None]:
-    """Let a test fail that starts a program in this block; Git may say which revision a manifest is of."""
+    """Let a test fail that starts a program in this block; Git says the revision, though, and uname the processor."""
     start = subprocess.Popen.__init__
 
     def started(process: subprocess.Popen[Any], args: Any, *others: Any, **named: Any) -> None:
-        assert args[0] == "git", f"this test is to be marked `programs`: it starts {args}"
+        assert args[0] in ("git", "uname"), f"this test is to be marked `programs`: it starts {args}"
         start(process, args, *others, **named)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -157,11 +190,10 @@ def _no_other_program() -> Iterator[None]:
         yield
 
 
-def _collect_seldom() -> None:
-    """Spend little on garbage, here and in programs: an eighth of the time goes into looking for it."""
+def _freeze() -> None:
+    """Look no more for garbage among a million objects of imported modules, here and in programs."""
     gc.collect()
-    gc.freeze()  # else every full collection walks through a million objects of imported modules
-    gc.set_threshold(*_GARBAGE)
+    gc.freeze()
 
 
 def _compute_alone(torch: Any) -> None:

@@ -15,13 +15,13 @@ from harmoeny.placement import PLACEMENTS, BoolArray, IntArray, Placement, place
 
 
 def examples(number: int = 100, **others: Any) -> settings:
-    """Let a test try so many examples; under the profile `quick` its share of them, though at least ten.
+    """Let a test try so many examples; under the profile `quick` its share of them, though at least five.
 
     Args:
         number: of examples; without a profile, all are tried.
         others: of hypothesis' settings.
     """
-    return settings(deadline=None, max_examples=min(number, max(10, share_of(number))), **others)
+    return settings(deadline=None, max_examples=min(number, max(5, share_of(number))), **others)
 
 
 def share_of(number: int) -> int:

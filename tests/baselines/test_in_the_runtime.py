@@ -78,6 +78,7 @@ def uses_hosts(policy: Policy) -> bool:
     return policy.caches and not isinstance(policy, OnDemand | PreGated)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "policy",
     [

@@ -77,6 +77,7 @@ def check_run(words: list[str], compose: Compose, tmp_path: Path) -> None:
     assert points
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("command", RUNS)
 def test_every_run_is_valid_at_all_its_points(
     command: str, compose: Compose, saved: dict[str, Path], tmp_path: Path

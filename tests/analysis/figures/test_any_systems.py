@@ -68,6 +68,7 @@ def _summarised_once(runs: dict[str, list[Run]], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("analysis.figures.kit.base.summarise", lambda run: _SUMMARIES[run.folder])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("sweep", "published"), [*((sweep, None) for sweep in SWEEPS), ("skews", True), ("recorded routing", True)]
 )

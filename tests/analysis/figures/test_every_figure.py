@@ -46,6 +46,7 @@ MADE_FROM = {
 MODULES: list[Any] = list(MADE_FROM)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.NAME))
 class TestEveryFigure:
     def test_is_written_as_png_pdf_and_csv(
@@ -82,6 +83,7 @@ class TestEveryFigure:
 SIMULATIONS = sorted({m.SOURCE.simulated for m in discover() if " " in m.SOURCE.simulated})
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("options", SIMULATIONS, ids=lambda options: options.split()[0])
 def test_simulations_are_valid_at_all_their_points(options: str, compose: Compose, tmp_path: Path) -> None:
     points, _ = sweep_points(compose(*options.split(), f"results_dir={tmp_path}", multirun=True))

@@ -20,6 +20,7 @@ from tests.programs import Programs
 from tests.strategies import few_points
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_is_valid_at_all_its_points(
     path: Path, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -64,6 +65,7 @@ def test_an_experiment_takes_any_systems(experiment: str, compose: Compose) -> N
 PRESETS = [path for path in sorted(CONF.rglob("*/*.yaml")) if path.parent.name not in ("experiment", "local")]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: str(path.relative_to(CONF).with_suffix("")))
 def test_every_preset_is_valid(path: Path, load: Load) -> None:
     group = path.parent.relative_to(CONF)
@@ -102,6 +104,7 @@ def test_limits_by_name_go_before_an_experiments_and_single_ones_before_both(loa
     assert (named.limits, named.share) == ({"ttft_s": 3.0, "tpot_s": 0.5}, 0.99)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in discover(group)[0]])
 def test_every_component_is_valid_as_it_is_or_says_which_option_it_needs(group: str, name: str, load: Load) -> None:
     try:

@@ -143,6 +143,7 @@ def test_layers_are_recorded_from_their_router_on(tmp_path: Path) -> None:
         assert times.marks.num_assignments == 3 * 2
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONF.glob("*.yaml") if "hub_name" in p.read_text()))
 def test_architectures_have_their_published_size(name: str) -> None:
     values = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -78,6 +78,7 @@ def skewed(seed: int, num_experts: int, layers: int, world_size: int) -> list[li
     return [[of(rank, layer) for rank in range(world_size)] for layer in range(layers)]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("fetch", Fetch)

@@ -111,6 +111,7 @@ def one_layer(
     return stats
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("fetch", ["sync", "async", "peer"])
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 4, NUM_EXPERTS])
 @pytest.mark.parametrize("grouped", [False, True])
