@@ -85,7 +85,7 @@ def renumber(new: BoolArray, present: BoolArray) -> BoolArray:
     """
     num_columns = new.shape[1]
     stays = (csr_array(new.T.astype(np.float32)) @ csr_array(present.astype(np.float32))).tocoo()
-    alone = np.arange(num_columns)
+    alone = np.arange(num_columns, dtype=np.int32)  # SciPy 1.14 matches by no other indices
     columns = np.concatenate([stays.row, alone])
     partners = np.concatenate([stays.col, num_columns + alone])
     # Costs of 0 would be no edges.

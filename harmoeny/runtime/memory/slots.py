@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -92,6 +93,7 @@ class LayerSlots:
         self.device = device
         self.slots: list[Slot] = []
         self._weights: dict[str, Tensor] = {}
+        self._allocating = Lock()
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -101,12 +103,14 @@ class LayerSlots:
 
     def allocate(self) -> None:
         """Get the memory of all slots, so that none is asked for while anything is timed."""
-        if not self._weights:
-            with torch.inference_mode(False):  # what is made in it cannot be written outside of it
-                self._weights = {
-                    name: torch.empty((len(self.slots), *w.shape[1:]), dtype=w.dtype, device=self.device)
-                    for name, w in self.experts.weights.items()
-                }
+        if self._weights:
+            return
+        # A copy thread may ask for it while its computing thread does. What inference mode makes is written only in it.
+        with self._allocating, torch.inference_mode(False):
+            self._weights = self._weights or {
+                name: torch.empty((len(self.slots), *w.shape[1:]), dtype=w.dtype, device=self.device)
+                for name, w in self.experts.weights.items()
+            }
 
     def reserve(self, num_slots: int) -> Sequence[Slot]:
         """Return the first ``num_slots`` slots, making those that do not exist yet.
