@@ -62,7 +62,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def borrowing(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a function that makes no array and returns none, so that it need not count references to any.
+    """Compile a function that makes no array and returns none, nor do those that it calls: it counts no references.
 
     Counting one takes as long as tens of additions, and numba does it again and again in loops that call
     :func:`inlined` functions. What a caller holds stays as long as the call.

@@ -8,7 +8,7 @@ from harmoeny.cells import executed_by, largest_at
 from harmoeny.compiled import borrowing, compiled, inlined
 from harmoeny.held import Slots
 from harmoeny.placement import BoolArray, FloatArray, IntArray
-from harmoeny.predict import Costs, Loads, add_slice, fetches_s, loads_of_shares, taken_s, work_s
+from harmoeny.predict import Costs, Loads, add_slice, fetches_s, loads_of_shares, shared_s, taken_s, work_s
 
 #: Gain of a move below which the greedy loop ends, as a share of the slowest rank's time.
 _LEAST_MOVE = 3e-3
@@ -79,15 +79,15 @@ def _move(
     num_moves = num_kept = 0
     fastest_s = np.inf
     while True:
-        exchange_s = computed_s = fetched_s = restored_s = total_s = together_s = 0.0
+        exchange_s = computed_s = fetched_s = restored_s = total_s = 0.0
         for rank in range(world_size):
             total_s += busy_s[rank]
             exchange_s = max(exchange_s, parts_s[0, rank])
             computed_s = max(computed_s, parts_s[1, rank])
-            together_s += parts_s[1, rank]
             fetched_s = max(fetched_s, parts_s[2, rank])
             restored_s = max(restored_s, parts_s[3, rank])
-        computed_s = max(computed_s / costs.idle_speedup, together_s / world_size)
+        if costs.idle_speedup > 1:
+            computed_s = shared_s(parts_s[1], computed_s, costs)
         end_s = max(exchange_s + max(exchange_s + computed_s, fetched_s), restored_s)
         if end_s < fastest_s * (1 - _LEAST_MOVE):
             fastest_s, num_kept = end_s, num_moves

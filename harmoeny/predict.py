@@ -298,7 +298,30 @@ def rows_s(loads: Loads, costs: Costs) -> float:
     return float(costs.exchange_latency_s + rows * costs.exchange_token_s)
 
 
-@borrowing
+@inlined
+def shared_s(busy_s: FloatArray, own_s: float, costs: Costs) -> float:
+    """Return when a rank has computed where ranks share what computes, and all begin at once.
+
+    Those that are not through have equal parts of it, but none has more than it can use (:attr:`Costs.idle_speedup`).
+
+    Args:
+        busy_s: float64 ``[world_size]``, how long every rank would compute if all did as long as it does.
+        own_s: the rank's.
+        costs: the machine's.
+    """
+    now_s = through_s = 0.0
+    while now_s < own_s:
+        number, next_s = 0, own_s
+        for rank in range(len(busy_s)):
+            if busy_s[rank] > now_s:
+                number += 1
+                next_s = min(next_s, busy_s[rank])
+        through_s += (next_s - now_s) * max(1 / costs.idle_speedup, number / len(busy_s))
+        now_s = next_s
+    return through_s
+
+
+@compiled
 def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> tuple[float, float]:
     """Return how long a layer takes from the plan to the end of the combine, in seconds.
 
@@ -310,7 +333,7 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
     while the others are on their way, and an expert with both is launched twice. A host link that is busy for longer
     than all of that, as restores may keep it, is what the layer takes in the long run. Where the processor copies, its
     rank computes later by :attr:`Costs.copy_share` of that. Where ranks share what computes, each is faster once others
-    are through, but all together are not: nothing is gained by evening out what does that anyway.
+    are through (:func:`shared_s`).
 
     Args:
         loads: what the ranks do.
@@ -321,15 +344,33 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
     Returns:
         Without overlap of exchange and computation, and with it.
     """
+    busy_s = np.empty(len(loads.sent) if costs.idle_speedup > 1 else 0)
+    return _layer_s(loads, sources, exchange_s, busy_s, costs)
+
+
+@borrowing
+def _layer_s(
+    loads: Loads, sources: Sources, exchange_s: float, busy_s: FloatArray, costs: Costs
+) -> tuple[float, float]:
+    """Do as :func:`layer_s` says.
+
+    Args:
+        loads: what the ranks do.
+        sources: what they fetch.
+        exchange_s: what the exchange takes one way.
+        busy_s: float64 ``[world_size]``, becomes that of :func:`shared_s`; of no size where ranks share nothing.
+        costs: the machine's.
+    """
+    for rank in range(len(busy_s)):
+        busy_s[rank] = work_s(loads.work, rank, costs) + costs.copy_share * sources.host_link_s[rank]
     gather_s = largest(loads.routed) * costs.copy_token_s
-    plain_s = overlapped_s = together_s = 0.0
+    plain_s = overlapped_s = 0.0
     for rank in range(len(loads.sent)):
         copied_s = loads.executed[rank] * costs.copy_token_s if loads.work[SLICES, rank] > 1 else 0.0
         lost_s = costs.copy_share * sources.host_link_s[rank]
         arrived_s = gather_s + exchange_s + copied_s
         own_end_s = gather_s + work_s(loads.own, rank, costs)
         all_s, others_s = work_s(loads.work, rank, costs), work_s(loads.others, rank, costs)
-        together_s += all_s + lost_s
         rank_s, split_s = arrived_s + all_s, max(arrived_s, own_end_s) + others_s
         fetched, ready_s = sources.fetched[SLICES, rank], sources.ready_s[rank]
         if fetched > 0:
@@ -348,13 +389,10 @@ def layer_s(loads: Loads, sources: Sources, exchange_s: float, costs: Costs) -> 
                 rank_s = min(rank_s, max(arrived_s + lost_s, ready_s) + all_s)
                 begin_s = max(max(arrived_s, own_end_s) + lost_s, ready_s)
                 split_s = min(split_s, begin_s + others_s + costs.launch_s)
-        if costs.idle_speedup > 1:
-            faster_s = (1 - 1 / costs.idle_speedup) * (all_s + lost_s)
+        if len(busy_s) > 0:
+            faster_s = busy_s[rank] - shared_s(busy_s, busy_s[rank], costs)
             rank_s, split_s = max(rank_s - faster_s, ready_s), max(split_s - faster_s, ready_s)
         plain_s, overlapped_s = max(plain_s, rank_s + copied_s), max(overlapped_s, split_s + copied_s)
-    if costs.idle_speedup > 1:
-        mean_s = gather_s + together_s / len(loads.sent)
-        plain_s, overlapped_s = max(plain_s, exchange_s + mean_s), max(overlapped_s, mean_s)
     back_s, link_s = exchange_s + 2 * gather_s, largest(sources.host_link_s)
     return max(plain_s + back_s, link_s), max(overlapped_s + back_s, link_s)
 

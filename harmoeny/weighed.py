@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harmoeny.cells import totals_of
-from harmoeny.compiled import borrowing, compiled
+from harmoeny.compiled import compiled
 from harmoeny.held import Slots, shares_where_held, slots_in
 from harmoeny.lines import Stages
 from harmoeny.placement import BoolArray, IntArray
@@ -106,7 +106,7 @@ def chosen_of(
     )
 
 
-@borrowing
+@compiled
 def times_of(loads: Loads, sources: Sources, one_way_s: float, costs: Costs, overlap: bool) -> Times:
     """Return what a candidate takes.
 

@@ -52,8 +52,8 @@ def worth_trying(
         busy_s = work_s(loads.work, rank, costs) + 2 * costs.exchange_token_s * rows
         latest_s, soonest_s = max(latest_s, busy_s), min(soonest_s, busy_s)
         total_s += busy_s
-    # Where ranks share what computes, the slowest is faster once others are through.
-    uneven_s = max(latest_s / costs.idle_speedup, total_s / world_size) - total_s / world_size
+    # Where ranks share what computes, something idles only while the slowest is as fast as it can be.
+    uneven_s = min(latest_s - total_s / world_size, latest_s / costs.idle_speedup)
     if single and (most_free == 0 or costs.grouped == 0):
         uneven_s = min(uneven_s, latest_s - soonest_s - costs.launch_s)
     if not fetches_pay:

@@ -26,6 +26,7 @@ from harmoeny.predict import (
     no_senders,
     no_sources,
     rows_s,
+    shared_s,
     work_s,
 )
 from harmoeny.sources import choose_sources
@@ -140,13 +141,21 @@ def test_copies_delay_what_their_rank_computes_where_its_processor_makes_them() 
     assert np.subtract(taken_s, free_s).tolist() == [slowest_s + 20 - other_s, 20]
 
 
-@pytest.mark.parametrize(("speedup", "busy_s"), [(1.0, 33.0), (1.5, 22.0), (2.0, (33 + 5) / 2)])
-def test_ranks_that_share_what_computes_are_through_together_at_the_earliest(speedup: float, busy_s: float) -> None:
-    """Each alone is faster; together, as if all did as much."""
+@pytest.mark.parametrize(("speedup", "busy_s"), [(1.0, 33.0), (1.5, 5 + 28 / 1.5), (2.0, 5 + 28 / 2)])
+def test_a_rank_that_shares_what_computes_is_faster_once_the_other_is_through(speedup: float, busy_s: float) -> None:
     loads = loads_of_shares(np.array([[15, 1], [15, 1]]), np.array([[30, 0], [0, 2]]), COSTS)
     costs = COSTS._replace(idle_speedup=speedup)
     plain_s, _ = layer_s(loads, no_sources(2, 2), rows_s(loads, costs), costs)
     assert plain_s == pytest.approx(busy_s + 2 * rows_s(loads, costs) + 3 * 0.5 * 16)
+
+
+@pytest.mark.parametrize(
+    ("speedup", "through_s"), [(1.0, [10, 20, 40]), (1.5, [10, 50 / 3, 30]), (9.0, [10, 50 / 3, 70 / 3])]
+)
+def test_ranks_share_what_computes_in_equal_parts(speedup: float, through_s: list[float]) -> None:
+    """Three ranks of three cores, of two, and of as many as each can use; all work takes as long as it does on all."""
+    busy_s, costs = np.array([20.0, 40.0, 10.0]), COSTS._replace(idle_speedup=speedup)
+    assert sorted(shared_s(busy_s, own_s, costs) for own_s in busy_s) == pytest.approx(through_s)
 
 
 def test_grouped_fetched_experts_share_a_launch_and_that_of_the_others_where_they_have_slots() -> None:
