@@ -35,12 +35,20 @@ _UNNOTICED_S = 3.0
 
 
 class _Notice:
-    """Who is told that compiling takes long, whether somebody was, what it took so far, and whether it is under way."""
+    """Who is told that compiling takes long, whether somebody was, what it took so far, and since when it goes on."""
 
     tell: Callable[[], None] | None = None
     told = False
     taken_s = 0.0
-    under_way = False
+    begin_s: float | None = None
+
+    @classmethod
+    def look(cls) -> None:
+        """Tell, once, if compiling has taken long."""
+        going_on_s = 0.0 if cls.begin_s is None else time.monotonic() - cls.begin_s
+        if cls.taken_s + going_on_s > _UNNOTICED_S and cls.tell is not None and not cls.told:
+            cls.told = True
+            cls.tell()
 
 
 def on_compiling(tell: Callable[[], None]) -> None:
@@ -162,20 +170,18 @@ def _compiled_once(compile_: Callable[[Any], Any], lock: Path) -> Callable[[Any]
 
 
 def _noticed(compile_: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Tell who wants to know, before the next function is compiled, that the ones before have taken long."""
+    """Tell who wants to know, before a function is compiled, that what came before it has taken long."""
 
     def noticed(signature: Any) -> Any:
-        if _Notice.under_way:  # for another function, which counts what this one takes
+        _Notice.look()
+        if _Notice.begin_s is not None:  # for another function, which counts what this one takes
             return compile_(signature)
-        if _Notice.taken_s > _UNNOTICED_S and _Notice.tell is not None and not _Notice.told:
-            _Notice.told = True
-            _Notice.tell()
-        _Notice.under_way, begin_s = True, time.monotonic()
+        _Notice.begin_s = time.monotonic()
         try:
             return compile_(signature)
         finally:
-            _Notice.taken_s += time.monotonic() - begin_s
-            _Notice.under_way = False
+            _Notice.taken_s += time.monotonic() - _Notice.begin_s
+            _Notice.begin_s = None
 
     return noticed
 

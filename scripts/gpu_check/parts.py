@@ -15,7 +15,7 @@ from analysis.data.load import find_runs
 from analysis.data.stats import Estimate, median_interval
 from analysis.data.summary import summarise
 
-#: Ranks on one GPU that the skew sweep is run with; on so many there are goals, and all systems are run.
+#: Ranks on one GPU that the skew sweep is run with; on so many there are goals.
 RANKS, JUDGED_RANKS = (8, 4, 2), 4
 #: The library's tests, which need no more packages than a check; the others are not even collected without theirs.
 CUDA_TESTS = "tests/harmoeny"
@@ -126,7 +126,7 @@ def _smoke_rows(out: Path) -> list[Row]:
 def sweep_options(num_ranks: int, *, rehearsal: bool = False) -> dict[str, Any]:
     """Return what tells the skew sweep of so many ranks from ``experiment=skew_sweep``: options and their values."""
     hidden_size, intermediate_size, num_experts, top_k = (32, 64, 16, 2) if rehearsal else (2048, 768, 128, 8)
-    options = {
+    return {
         "experiment": "skew_sweep",
         "model": "moe_stack",
         "model.gated": "true",
@@ -145,8 +145,8 @@ def sweep_options(num_ranks: int, *, rehearsal: bool = False) -> dict[str, Any]:
         # So many that a system which follows earlier batches has settled in most of them.
         "rounds": 3 if rehearsal else 11,
         "world_size": num_ranks,
+        "system": "[all]",
     }
-    return options | ({"system": "[all]"} if num_ranks == JUDGED_RANKS else {})
 
 
 def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
@@ -157,8 +157,7 @@ def _sweep(num_ranks: int, device_type: str, *, rehearsal: bool) -> Part:
     if device_type == "cuda":
         options["ranks_per_gpu"] = num_ranks
     what = f"the main experiment on {num_ranks} ranks of one GPU"
-    limit_s = 240 if num_ranks == JUDGED_RANKS else 150
-    return Part(f"skew_sweep_{num_ranks}", what, _run(options), limit_s, _sweep_rows(num_ranks))
+    return Part(f"skew_sweep_{num_ranks}", what, _run(options), 240, _sweep_rows(num_ranks))
 
 
 def _ratio(entry: dict[str, Any]) -> str:

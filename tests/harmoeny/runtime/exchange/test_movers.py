@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harmoeny.placement import IntArray
-from harmoeny.runtime.exchange import fused
 from harmoeny.runtime.exchange.dispatch import count_assignments
 from harmoeny.runtime.exchange.layout import Layout
 from harmoeny.runtime.exchange.movers import Mover, Rows, TorchMover, TritonMover, WindowRows
 from harmoeny.runtime.exchange.order import Assignments, Expected, tokens_of
-from tests.harmoeny.runtime.cases import TOLERANCE, RandomPlan, random_tokens
 from tests.harmoeny.runtime.exchange.test_fused import (
     DEVICE,
     DTYPES,
@@ -30,7 +25,6 @@ from tests.harmoeny.runtime.exchange.test_fused import (
     WORLD_SIZES,
     draw_ids,
 )
-from tests.harmoeny.runtime.layer.test_engine import run_layers
 from tests.strategies import examples
 
 pytestmark = [pytest.mark.cuda] if torch.cuda.is_available() else []
@@ -146,48 +140,3 @@ def test_rows_arrive_in_the_order_of_the_slots_where_others_know_it() -> None:
     assert layout.arrived_ES.tolist() == [[4, 5], [5, 5], [5, 7], [0, 3]]
     fetched[3, 1] = True
     assert not Layout.of(tokens, 1, [0, 2, 3], Expected(fetched, held)).regroups
-
-
-@pytest.fixture
-def fused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpret the kernels between ranks that are threads: one at a time, as the interpreter has one state."""
-    turn = threading.RLock()
-
-    def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            with turn:
-                return function(*args, **options)
-
-        return call
-
-    for name in ("number_assignments", "spread_tokens", "put_tokens", "put_rows", "put_copies", "add_up"):
-        monkeypatch.setattr(fused, name, one_at_a_time(getattr(fused, name)))
-    monkeypatch.setattr(fused, "is_available", lambda _: True)
-
-
-@NO_TRITON
-@pytest.mark.skipif(torch.cuda.is_available(), reason="interprets kernels, which is for machines without a GPU")
-@pytest.mark.usefixtures("fused_everywhere")
-@pytest.mark.parametrize(
-    ("world_size", "drop", "num_slots"), [(1, False, None), (3, False, None), (2, True, 1), (3, True, 2), (4, False, 1)]
-)
-@pytest.mark.parametrize(("dtype", "exchange"), [*product(TOLERANCE, ["put"]), (torch.float32, "collective")])
-def test_layers_are_exact_over_triton(
-    world_size: int, drop: bool, num_slots: int | None, dtype: torch.dtype, exchange: str
-) -> None:
-    tokens = [
-        [random_tokens(10 * layer + rank, 9 * rank + 4, 6, 2, dtype=dtype, masked=0.1) for rank in range(world_size)]
-        for layer in range(2)
-    ]
-    policy = RandomPlan(world_size, drop=drop, num_slots=num_slots)
-    run_layers(
-        world_size,
-        policy,
-        tokens,
-        num_experts=6,
-        batches=2,
-        kernel="grouped_mm",
-        exchange=exchange,
-        width=16,
-        dtype=dtype,
-    )
