@@ -53,6 +53,8 @@ class ExpertCost:
         overlaps: whether rows travel while a rank computes.
         links: which links an expert crosses between two ranks, and for how long.
         relays: whether ranks that fetch an expert may hand it on to others.
+        early_s: seconds that executing rows before there is a plan takes beside their products, for choosing, gathering
+            and adding them up; 0 where it is not known.
         copy_share: share of a copy's time from host memory that it takes from its rank's computation, where the
             processor that computes copies too.
         idle_speedup: how many times as fast a rank computes while all others are idle, where ranks share what computes;
@@ -82,6 +84,7 @@ class ExpertCost:
     overlaps: bool = True
     links: Links = NO_LINKS
     relays: bool = False
+    early_s: float = 0.0
     copy_share: float = 0.0
     idle_speedup: float = 1.0
     host_token_s: float = 0.0

@@ -18,7 +18,8 @@ _RATES = (
 )  # fmt: skip
 _AT_LEAST_0 = (
     "host_link_latency_s", "expert_launch_s", "all_to_all_latency_s", "operator_s", "network_latency_s",
-    "runtime_layer_s", "expert_half_rate_width", "round_spread", "rank_spread", "host_launch_s", "device_sharing",
+    "runtime_layer_s", "early_s", "expert_half_rate_width", "round_spread", "rank_spread", "host_launch_s",
+    "device_sharing",
 )  # fmt: skip
 
 
@@ -58,6 +59,7 @@ class Hardware:
         host_link_processor_share: share of a copy's time that it takes from the computation of its rank, where the
             processor that computes copies too.
         runtime_layer_s: time of the runtime's own code per MoE layer, whatever is computed.
+        early_s: time that executing rows before there is a plan takes a rank beside their products.
         round_spread: by how much rounds differ, all ranks together: standard deviation of the times' logarithm.
         rank_spread: by how much a rank's times of the same layer differ within a round, likewise.
         peer_bytes_per_s: ``[ranks per node][ranks per node]``, bandwidth of the link from one rank to another inside a
@@ -98,6 +100,7 @@ class Hardware:
     operator_s: float = 0.0
     host_link_processor_share: float = 0.0
     runtime_layer_s: float = 0.0
+    early_s: float = 0.0
     round_spread: float = 0.0
     rank_spread: float = 0.0
     peer_bytes_per_s: list[list[float]] | None = None
@@ -250,6 +253,7 @@ class Hardware:
             tile_tokens=self.expert_tile_rows,
             grouped=self.kernel != KernelName.LOOP,
             overlaps=not self.puts,
+            early_s=self.early_s,
             node_ranks=node_ranks,
             inside_share=inside_share,
             network_share=network_share,

@@ -47,9 +47,15 @@ class HeadStart(NamedTuple):
 
     @classmethod
     def of(cls, budget_s: float, costs: Costs) -> HeadStart | None:
-        """Return what can be executed in some time; None: nothing that is worth it."""
+        """Return what can be executed in some time; None: nothing that is worth it.
+
+        While a host launches what is early it does not plan, so rows have to take at least as long as beginning them.
+        """
         row_s, tile = costs.token_s + costs.copy_token_s, max(1, int(costs.tile_tokens))
-        once_s, slice_s = (costs.launch_s, 0.0) if costs.grouped else (0.0, costs.launch_s)
+        launch_s, slice_s = (costs.launch_s, 0.0) if costs.grouped else (0.0, costs.launch_s)
+        once_s = costs.early_s + launch_s
+        if budget_s < 2 * once_s:
+            return None
         least_s = max(costs.weights_s, _LEAST_LAUNCH * slice_s)
         most_rows = int((budget_s - once_s) / row_s)
         head_start = cls(

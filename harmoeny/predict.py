@@ -35,6 +35,7 @@ class Costs(NamedTuple):
         copy_share: share of a copy's time from host memory that it takes from its rank's computation; no seconds.
         idle_speedup: how many times as fast a rank computes while all others are idle; no seconds.
         halves: 1 where a fetch may come half from host memory and half from another rank, else 0; no seconds.
+        early_s: executing rows before there is a plan, beside their products.
     """
 
     token_s: float
@@ -55,6 +56,7 @@ class Costs(NamedTuple):
     copy_share: float = 0.0
     idle_speedup: float = 1.0
     halves: float = 0.0
+    early_s: float = 0.0
 
 
 #: Rows of what ranks compute, float64 ``[3, world_size]``: the number of slices, the time of their assignments with
@@ -125,11 +127,11 @@ def machine_costs(cost: ExpertCost) -> Costs:
 
 @compiled
 def costs_of(values: FloatArray) -> Costs:
-    """Return float64 ``[18]``, numbers in their order, as costs."""
+    """Return float64 ``[19]``, numbers in their order, as costs."""
     return Costs(
         values[0], values[1], values[2], values[3], values[4], values[5], values[6],
         values[7], values[8], values[9], values[10], values[11], values[12], values[13], values[14],
-        values[15], values[16], values[17],
+        values[15], values[16], values[17], values[18],
     )  # fmt: skip
 
 

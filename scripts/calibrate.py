@@ -3,10 +3,10 @@
 It measures, on all ranks at once and with cold caches: an expert's computation against its number of tokens, the link
 from host to device memory against the size of a transfer, what copied weights take from computation beside them, copies
 of rows in device memory, the all-to-all against its size, a MoE layer of this runtime whose experts compute next to
-nothing, and by how much ranks and rounds differ in one and the same computation. Times that grow with a size are fitted
-as a fixed time plus a rate. No system's run on any routing with skew is
-among them. Afterwards `python run.py hardware=<name> ...` uses these numbers in place of a measurement at the start of
-every run.
+nothing, what executing rows before there is a plan takes beside their products (several ranks with a grouped kernel),
+and by how much ranks and rounds differ in one and the same computation. Times that grow with a size are fitted as a
+fixed time plus a rate. No system's run on any routing with skew is among them. Afterwards
+`python run.py hardware=<name> ...` uses these numbers in place of a measurement at the start of every run.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ def _describe(name: str, expert: Expert, samples: dict[str, Samples], kernel: st
     )
     exchange_s, exchange_rate = fits.get("all_to_all", (0.0, None))
     [(num_copies, beside_s)], [(_, layer_s)] = samples["beside_copies"], samples["layer"]
+    [(_, early_s)] = samples.get("early", [(0, 0.0)])
     copies_s, slowed_s = num_copies * samples["host_link"][-1][1], 0.0
     if kernel != KernelName.LOOP:  # a wave reads the weights of all its experts, whatever their tokens
         launch_s = max(0.0, launch_s - NUM_EXPERTS * expert.num_bytes / copy_rate)
@@ -127,6 +128,7 @@ def _describe(name: str, expert: Expert, samples: dict[str, Samples], kernel: st
         all_to_all_latency_s=_round(exchange_s),
         # Its exchanges, of counts and of rows both ways, have a term of their own.
         runtime_layer_s=_round(max(0.0, layer_s - 3 * exchange_s)),
+        early_s=_round(early_s),
     )
 
 
@@ -168,6 +170,7 @@ def _report(hardware: Hardware, expert: Expert, samples: dict[str, Samples]) -> 
         "copy": ("bytes", lambda n: hardware.operator_s + n / copy_rate),
         "all_to_all": ("bytes", exchange_s),
         "layer": ("tokens", lambda _: hardware.runtime_layer_s + 3 * exchange_s(0)),
+        "early": ("rows", lambda _: hardware.early_s),
     }
     for key, points in samples.items():
         for size, seconds in points:

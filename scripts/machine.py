@@ -19,10 +19,12 @@ from harmoeny.cost import ExpertCost
 from harmoeny.models.base import DTYPES
 from harmoeny.models.moe_stack import MoEStack
 from harmoeny.runtime.calibrate import all_to_all_s, beside_copies_s, cold_caches, expert_s, fetch_s, median_s
+from harmoeny.runtime.calibrate_device import EARLY_ROWS, measure_early
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.comm import Communicator
 from harmoeny.runtime.kernels import make_kernel
 from harmoeny.runtime.kernels.base import Kernel, Results
+from harmoeny.runtime.kernels.grouped import GroupedKernel
 from harmoeny.runtime.layer.engine import ExpertParallel
 from harmoeny.runtime.memory.experts import LayerExperts
 from harmoeny.runtime.memory.slots import LayerSlots
@@ -125,6 +127,8 @@ def measure(device: torch.device, expert: Expert, rounds: int, kernel_name: str 
             if comm.world_size > 1:
                 found["all_to_all", rows.nbytes * remote_share].append(all_to_all_s(rows, comm))
         found["layer", _LAYER_TOKENS].append(narrow_layer())
+        if isinstance(kernel, GroupedKernel) and comm.world_size > 1:
+            found["early", EARLY_ROWS].append(measure_early(kernel, comm))
         comm.barrier()
         busy_s.append(_busy_s(kernel))
     narrow.close()

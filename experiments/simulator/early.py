@@ -59,6 +59,6 @@ class Early:
             return cls(np.zeros_like(placement.resident, dtype=np.int64), none, 0.0, none)
         executed = np.ascontiguousarray(early.T)
         rows, stages = early.sum(axis=1), executed[None]
-        seconds = (cost.copy_s(rows) + cost.experts_s(stages)) * pace(stages)
+        seconds = (cost.copy_s(rows) + cost.experts_s(stages)) * pace(stages) + (rows > 0) * cost.expert.early_s
         # Results and what comes of the rest are read, and their sums written.
         return cls(executed, seconds, _CHOICE_S + _CHOICE_CELL_S * early.size, 1.5 * cost.copy_s(rows))

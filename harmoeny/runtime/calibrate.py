@@ -40,7 +40,7 @@ _TOGETHER_S, _MOST_TOGETHER = 5e-3, 256
 #: Fields of :class:`ExpertCost` that ranks measure.
 _MEASURED = (
     "token_s", "fetch_s", "exchange_token_s", "peer_fetch_s", "launch_s", "weights_s", "exchange_latency_s",
-    "copy_token_s", "fetch_together_s", "copy_share", "idle_speedup",
+    "copy_token_s", "fetch_together_s", "early_s", "copy_share", "idle_speedup",
 )  # fmt: skip
 #: Copies beside a slice that takes about twice as long as all of them.
 _NUM_BESIDE = 2
@@ -257,7 +257,10 @@ def fetch_s(experts: LayerExperts, slot: Slot, transfers: Transfers) -> float:
 def fetch_together_s(
     experts: LayerExperts, slot: Slot, transfers: Transfers, comm: Communicator, alone_s: float
 ) -> float:
-    """Return the median time of copying one expert into a slot while all ranks do so; all ranks together.
+    """Return how long copying one expert into a slot takes while all ranks do so; all ranks together.
+
+    From the beginning of one copy to that of the next, since a link may serve ranks in turns: then each copy is as fast
+    as alone, and a rank stands still between two of its own. On average, as turns may last for several copies.
 
     Args:
         experts: the layer.
@@ -274,7 +277,8 @@ def fetch_together_s(
     transfers.wait(slot)
     transfers.drain()
     # Neither the first nor the last, since others may not have begun, or be through.
-    return median(span_s(copy.span) for copy in copies[number // 4 : -(number // 4)] if copy.span is not None)
+    begins = [copy.span[0] for copy in copies[number // 4 : -(number // 4)] if copy.span is not None]
+    return span_s((begins[0], begins[-1])) / (len(begins) - 1)
 
 
 def copy_share(

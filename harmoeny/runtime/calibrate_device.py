@@ -17,6 +17,7 @@ import torch
 
 from harmoeny.choices import KernelName
 from harmoeny.cost import ExpertCost
+from harmoeny.head_start import HeadStart
 from harmoeny.placement import IntArray
 from harmoeny.runtime.calibrate import (
     cold_caches,
@@ -28,7 +29,10 @@ from harmoeny.runtime.calibrate import (
     median_s,
 )
 from harmoeny.runtime.device import Device
+from harmoeny.runtime.exchange.by_slot import SlotRows, slots_by_expert, sum_by_token
 from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.exchange.dispatch import count_assignments
+from harmoeny.runtime.exchange.early import early_by_slot
 from harmoeny.runtime.exchange.order import Assignments
 from harmoeny.runtime.kernels import make_kernel
 from harmoeny.runtime.kernels.grouped import GroupedKernel
@@ -40,6 +44,8 @@ from harmoeny.runtime.memory.transfer import CopyRequest, Transfers
 _MOST_SLICES, _MOST_BYTES = 16, 2**30
 #: Rows of a measured wave, of which a device computes as many at a time as it ever does.
 _FEW_ROWS, _MOST_ROWS = 4096, 65536
+#: Rows, and experts of a token, where it is measured what executing rows before there is a plan takes.
+EARLY_ROWS, _TOP_K = 4096, 4
 _TIMES_AS_LONG = 2.0
 #: Rows that every rank sends each other, few and many.
 _SENT_ROWS = (256, 8192)
@@ -102,8 +108,10 @@ def measure_device_cost(
         wave = WaveCost(launch_s, token_s, 0.0)
     comm.barrier()  # ranks may share the link
     host_fetch_s = fetch_s(experts, slot, transfers)
-    link, peer_s, together_s = NO_LINK, 0.0, 0.0
+    link, peer_s, together_s, early_s = NO_LINK, 0.0, 0.0, 0.0
     if comm.world_size > 1:
+        if isinstance(computes, GroupedKernel):
+            early_s = measure_early(computes, comm)
         together_s = fetch_together_s(experts, slot, transfers, comm, host_fetch_s)
         link = measure_link(experts, comm)
         peer_s = link.latency_s + measure_peer_fetch(slots, comm, transfers)
@@ -111,6 +119,7 @@ def measure_device_cost(
         token_s=wave.token_s, fetch_s=host_fetch_s, exchange_token_s=link.token_s, peer_fetch_s=peer_s,
         launch_s=wave.launch_s, weights_s=wave.weights_s, exchange_latency_s=link.latency_s, copy_token_s=link.copy_s,
         grouped=computes.grouped, overlaps=comm.overlaps, fetch_together_s=together_s,
+        early_s=early_s,
     )  # fmt: skip
     return mean_cost(cost, comm)
 
@@ -144,6 +153,44 @@ def measure_wave(kernel: GroupedKernel, transfers: Transfers) -> WaveCost:
         return median_s(lambda _: kernel.apply(rows, ends), device, before=clear)
 
     return fit_wave(wave_s, len(slots.slots))
+
+
+def measure_early(kernel: GroupedKernel, comm: Communicator) -> float:
+    """Return what a head start takes beside the products of its rows, in seconds; all ranks together, as in a run.
+
+    Args:
+        kernel: of slots that hold experts, as :func:`measure_wave` leaves them.
+        comm: the ranks.
+    """
+    experts, num_slots = kernel.slots.experts, len(kernel.slots.slots)
+    own = torch.Generator().manual_seed(0)
+    dtype = next(iter(experts.weights.values())).dtype
+    hidden_TH = torch.randn(EARLY_ROWS, experts.hidden_size, generator=own).to(device=comm.device, dtype=dtype)
+    num_held = min(num_slots, experts.num_experts)
+    expert_ids_TK = torch.arange(EARLY_ROWS)[:, None] + torch.arange(min(_TOP_K, num_held))
+    expert_ids_TK = expert_ids_TK.remainder(num_held).to(comm.device)
+    weights_TK = torch.ones_like(expert_ids_TK, dtype=dtype)
+    slot_of_E = slots_by_expert({expert: expert for expert in range(num_held)}, experts.num_experts, comm.device)
+    counts_E, numbers_TK = count_assignments(expert_ids_TK, experts.num_experts)
+    head_start = HeadStart(EARLY_ROWS, slice_rows=0, least_rows=1, tile_rows=1, batch_rows=expert_ids_TK.numel())
+    output_TH = torch.zeros_like(hidden_TH)
+
+    def divide() -> SlotRows:
+        return early_by_slot(
+            hidden_TH, expert_ids_TK, numbers_TK, counts_E, slot_of_E, num_held, num_slots, head_start
+        ).by_slot
+
+    def begin() -> None:
+        by_slot = divide()
+        results_RH = kernel.apply(by_slot.rows_RH, by_slot.ends)
+        sum_by_token(results_RH, weights_TK, by_slot.row_TK, onto=output_TH)
+
+    chosen = divide()
+    whole_s, products_s = (
+        median_s(action, comm.device, before=comm.barrier)
+        for action in (lambda _: begin(), lambda _: kernel.apply(chosen.rows_RH, chosen.ends))
+    )
+    return max(0.0, whole_s - products_s)
 
 
 def fit_wave(wave_s: Callable[[int, int], float], num_slices: int) -> WaveCost:

@@ -82,6 +82,15 @@ def test_a_budget_becomes_rows() -> None:
     assert HeadStart.of(5.0, COSTS) is None, "time for 4 rows, where an expert takes at least 5"
 
 
+def test_no_rows_are_begun_that_take_less_than_beginning_them() -> None:
+    """As on an H200 whose eighth was 9 % slower with a head start than without."""
+    beside = COSTS._replace(grouped=1.0, early_s=2.0)  # 2 s, and a launch of 3 s
+    assert HeadStart.of(9.9, beside) is None
+    begun = HeadStart.of(10.0, beside)
+    assert begun is not None
+    assert begun.most_rows == 4, "5 s are left for rows of 1.1 s"
+
+
 def test_only_who_has_to_wait_begins_early() -> None:
     placement = place("contiguous", 8, 2)
     costs = COSTS._replace(token_s=1e-9, copy_token_s=0.0, launch_s=0.0, weights_s=0.0, exchange_latency_s=1e-6)

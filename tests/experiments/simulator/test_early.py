@@ -53,6 +53,17 @@ def test_own_rows_are_executed_while_counts_travel() -> None:
     assert column(part, "compute_s") == [2.0, 6.0]
 
 
+def test_beginning_takes_time_of_its_own() -> None:
+    counts = [[0, 5], [2, 3]]  # only rank 1 has rows of its expert
+    layer_s = [
+        column(simulate(Early(rows=3), counts, replace(UNIT, early_s=seconds)), "layer_s")
+        for seconds in (0.0, 1.0, 1.5)
+    ]
+    # Its three rows are executed after 3 s, and counts are there after 4 s.
+    assert layer_s[1] == layer_s[0]
+    assert layer_s[2] == [seconds + 0.5 for seconds in layer_s[0]]
+
+
 def test_nothing_else_begins_before_early_rows_are_done() -> None:
     # Counts are there after 4 s and planned after 7 s, when rank 0 still executes early rows for 2 s.
     software = SoftwareCost(plan_s=3.0)

@@ -93,19 +93,23 @@ def test_ranks_agree_on_what_they_measured(exchange: str, tmp_path: Path) -> Non
     assert min(first.token_s, first.fetch_s, first.exchange_token_s, first.peer_fetch_s, first.copy_token_s + 1e-30) > 0
     assert first.peer_fetch_s > first.exchange_latency_s
     assert first.fetch_together_s > 0
+    assert first.early_s > 0, "rows are at least gathered and added up"
 
 
-class CountedTransfers(Transfers):
-    """Takes as many microseconds for a copy as there were before, but for the last, which others are through before."""
+class TakesTurns(Transfers):
+    """A link that two ranks share: two copies of a microsecond each, then two of the other rank until it is through."""
 
     def __init__(self, num_copies: int) -> None:
-        self.num_copies, self.num_submitted = num_copies, 0
+        self.num_copies, self.num_submitted, self.now_ns = num_copies, 0, 0
 
     def submit(self, request: CopyRequest) -> Transfer:
         del request
-        taken_us = self.num_submitted if self.num_submitted < self.num_copies - 1 else 0
+        begin_ns = self.now_ns
         self.num_submitted += 1
-        return Transfer(span=(0, 1000 * taken_us))
+        self.now_ns += 1000
+        if self.num_submitted % 2 == 0 and self.num_submitted < 0.8 * self.num_copies:
+            self.now_ns += 2000
+        return Transfer(span=(begin_ns, begin_ns + 1000))
 
     def beside(self, work: Callable[[], None]) -> Any:
         raise NotImplementedError
@@ -119,12 +123,13 @@ class CountedTransfers(Transfers):
 
 @pytest.mark.parametrize(("alone_s", "num_copies"), [(1.0, 14), (1e-4, 50), (1e-9, 256)])
 def test_ranks_copy_at_once_for_long_enough(alone_s: float, num_copies: int) -> None:
+    """On an H200 every copy of one of 8 ranks was as fast as alone, and all together took 8 times as long."""
     experts = random_experts(3, 0)
     slot = LayerSlots(experts, CPU).reserve(1)[0]
-    transfers = CountedTransfers(num_copies)
+    transfers = TakesTurns(num_copies)
     together_s = fetch_together_s(experts, slot, transfers, Communicator(CPU), alone_s)
     assert transfers.num_submitted == num_copies
-    assert together_s == pytest.approx(1e-6 * (num_copies - 1) / 2, abs=1e-6)
+    assert together_s == pytest.approx(2e-6, rel=0.15)
 
 
 def test_one_rank_sends_nobody_anything() -> None:
