@@ -34,6 +34,7 @@ _UNNAMED: dict[str, Any] = {
 _UNNAMED_HARDWARE = (
     "kernel", "expert_tile_rows", "expert_half_rate_width", "round_spread", "rank_spread", "link_factor",
     "host_flops_per_s", "host_weights_bytes_per_s", "host_launch_s", "cache_bytes", "puts", "device_sharing",
+    "early_s",
 )  # fmt: skip
 #: Options of routers of which the same is true.
 _UNNAMED_ROUTER = {"adapt": False, "sharpness": None, "drift": None}
