@@ -173,6 +173,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     _freeze()
     if "torch" in sys.modules:
         _compute_alone(sys.modules["torch"])
+    if "harmoeny.runtime.calibrate" in sys.modules:
+        # What small experts cost is not what tests look at, and to empty the caches takes most of their calibration.
+        sys.modules["harmoeny.runtime.calibrate"].__dict__["_SCRATCH_BYTES"] = 2**16
     if "not programs" in session.config.option.markexpr:
         quickly.enter_context(_no_other_program())
 

@@ -13,6 +13,8 @@ GRID = (
     "ultraep", "llep", "moonep", "fastermoe", "even_split",
 )  # fmt: skip
 
+SYSTEMS = discover("system")[0]
+
 
 @pytest.mark.parametrize("name", GRID)
 @pytest.mark.parametrize("spare_slots", [0, 2, 4])
@@ -20,7 +22,7 @@ GRID = (
 def test_every_system_has_room_for_an_even_share_and_the_spare_slots(
     name: str, spare_slots: int, num_experts: int, world_size: int
 ) -> None:
-    policy = discover("system")[0][name]().with_spare_slots(spare_slots, num_experts, world_size)
+    policy = SYSTEMS[name]().with_spare_slots(spare_slots, num_experts, world_size)
     policy.validate()
     placement = policy.place(0, num_experts, world_size)
     room = num_slots_needed(placement.resident.sum(axis=0), num_experts, policy.room(num_experts, world_size))
@@ -29,7 +31,7 @@ def test_every_system_has_room_for_an_even_share_and_the_spare_slots(
 
 @pytest.mark.parametrize("name", [name for name in GRID if "eplb" in name or name in ("lplb", "flashlb", "metro")])
 def test_who_replicates_never_holds_more(name: str) -> None:
-    policy = discover("system")[0][name]().with_spare_slots(2, 16, 4)
+    policy = SYSTEMS[name]().with_spare_slots(2, 16, 4)
     counts = np.random.default_rng(0).integers(0, 100, (4, 16)) * np.array([50] + [1] * 15)
     placement: Placement | None = policy.place(0, 16, 4)
     for batch in range(1, 8):
@@ -46,7 +48,7 @@ def test_a_system_that_holds_all_experts_is_refused(load: Load) -> None:
 
 
 def test_a_system_that_ignores_it_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    static = discover("system")[0]["static_ep"]
+    static = SYSTEMS["static_ep"]
     monkeypatch.setattr(static, "with_spare_slots", lambda self, *_: self)
     wanted = r"spare_slots: 1, must be null with systems\.static_ep, whose ranks hold 4 experts of a layer, not 5"
     with pytest.raises(ValueError, match=wanted):

@@ -103,6 +103,7 @@ def test_a_policy_that_places_shared_experts_by_the_load_says_that_it_knows_it(m
         Waterfill().validate()
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "policy",
     [

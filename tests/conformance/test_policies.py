@@ -102,6 +102,7 @@ def assert_same(a: Plan, b: Plan) -> None:
     np.testing.assert_equal(a.host, b.host)
 
 
+@pytest.mark.many
 @every_policy
 @examples(EXAMPLES)
 @given(counts=counts_arrays(), threshold=st.integers(1, 10_000), seed=st.integers(0, 2**32 - 1))
@@ -140,6 +141,7 @@ def test_edge_cases(name: str, kind: str, world_size: int, num_experts: int, cou
         assert not plan.fetch.any()
 
 
+@pytest.mark.many
 @every_policy
 @examples(25)
 @given(counts=counts_arrays(max_world_size=8, max_experts=16), kind=st.sampled_from(PLACEMENTS))

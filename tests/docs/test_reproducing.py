@@ -20,6 +20,7 @@ def test_every_experiment_that_is_named_exists() -> None:
     assert {name for name in known if name.startswith("paper_")} <= named
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.split()[:2]))
 def test_every_command_is_a_valid_run(command: str, load: Load) -> None:
     """The first point of a sweep stands for all, with random weights: those of the hub are not on every machine."""

@@ -259,6 +259,7 @@ def fastest_s(
     return best_s
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("hot", [40, 90, 200])
 @pytest.mark.parametrize("fetch_s", [5.0, 60.0, 400.0])
 @pytest.mark.parametrize("row_s", [0.0, 0.5, 4.0])

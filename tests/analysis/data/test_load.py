@@ -61,6 +61,7 @@ def test_file_that_lost_its_end_is_refused_by_name(name: str, lost: int, tmp_pat
         load_run(path.parent)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("name", "column"),
     [

@@ -86,6 +86,7 @@ def test_every_figure_is_drawn_or_says_what_it_lacks(
             assert reason.startswith("needs "), module.NAME
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("sweep", ["one run", "skews"])
 def test_table_and_page_are_written(sweep: str, runs: dict[str, list[Run]]) -> None:
     points = SWEEPS[sweep]

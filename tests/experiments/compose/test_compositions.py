@@ -23,6 +23,7 @@ def content(config: DictConfig) -> dict[str, Any]:
     return dict(values)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "overrides",
     [

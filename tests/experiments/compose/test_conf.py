@@ -54,6 +54,7 @@ OF_ANY_SYSTEMS = [
 ]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("experiment", OF_ANY_SYSTEMS)
 def test_an_experiment_takes_any_systems(experiment: str, compose: Compose) -> None:
     config = compose(f"experiment={experiment}", "system=[harmoeny,harmoeny_tokens]", multirun=True)

@@ -59,9 +59,13 @@ class TestLock:
             assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
         assert not (tmp_path / LOCK).exists()
 
-    def test_waits_and_says_for_whom_once(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_waits_and_says_for_whom_once(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("experiments.results.lock._POLL_S", (0.02, 0.02))
+
         def release(first: ExitStack) -> None:
-            time.sleep(1)
+            time.sleep(0.2)  # in which it looks again several times
             first.close()
 
         with ExitStack() as first:

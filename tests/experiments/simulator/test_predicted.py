@@ -71,6 +71,7 @@ def cases(hardware: Hardware, world_size: int, spare_slots: int) -> list[Case]:
     return found
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("spare_slots", [0, 2])
 @pytest.mark.parametrize(("hardware", "world_size"), [(GROUPED, 4), (GROUPED, 8), (ONE_BY_ONE, 4), (LINKED, 4)])
 def test_predicted_is_what_is_simulated(hardware: Hardware, world_size: int, spare_slots: int) -> None:

@@ -8,15 +8,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="module")
-def warm_caches() -> Iterator[None]:
-    """Sessions calibrate without emptying the caches, which takes most of a tiny model's time: what it costs is not
-    what these tests look at."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harmoeny.runtime.calibrate._SCRATCH_BYTES", 1)
-        yield
-
-
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Compute in one thread: several cost a small model more than they gain."""

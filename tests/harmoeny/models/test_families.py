@@ -8,6 +8,7 @@ import transformers
 from tests.harmoeny.models.families import MIN_EFFECT, TOLERANCE, Family, committed, families, outcome, section
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("family", families(), ids=str)
 def test_family_is_exact(family: Family) -> None:
     result = outcome(family)

@@ -22,6 +22,7 @@ from tests.harmoeny.models.saved import DECODERS, PROMISED, logits, save, unmodi
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", PROMISED)
 def test_loaded_model_is_the_saved_one(name: str, tmp_path: Path) -> None:
     folder = save(name, tmp_path)

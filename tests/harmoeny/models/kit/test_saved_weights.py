@@ -53,6 +53,7 @@ def refused(folder: Path, *words: str, **options: Any) -> None:
         assert word in text, text
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", PROMISED)
 def test_every_family_is_accepted_as_it_was_saved(name: str, tmp_path: Path) -> None:
     Transformers(local_path=str(save(name, tmp_path))).validate()
