@@ -29,9 +29,14 @@ def share_of(number: int) -> int:
     return round(number * settings().max_examples / 100)
 
 
+def is_quick() -> bool:
+    """Return whether the profile is `quick`, as in `make check`."""
+    return share_of(100) < 100
+
+
 def few_points(config: DictConfig) -> None:
     """Under the profile `quick`, leave two values of everything that is swept, of a grid only its pairs."""
-    if share_of(100) < 100:
+    if is_quick():
         few_values(config, 2)
 
 

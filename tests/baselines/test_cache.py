@@ -19,7 +19,7 @@ from harmoeny.cost import ExpertCost
 from harmoeny.placement import IntArray, Placement
 from tests.harmoeny.runtime.cases import random_experts, random_tokens, start
 from tests.harmoeny.test_places import end_s, machines, ranks_experts
-from tests.strategies import examples
+from tests.strategies import examples, share_of
 
 TRACE = Path(__file__).parents[2] / "results" / "traces" / "example.parquet"
 
@@ -163,7 +163,7 @@ def test_misses_of_a_cache_of_random_experts_are_those_of_the_closed_form() -> N
 
     ``1 - (n-M)/n * (n-M-1)/(n-1)`` and ``M/n * (M-1)/(n-1)``; counted by the runtime, over 3,000 tokens one by one.
     """
-    n, m, num_tokens = 8, 3, 3000
+    n, m, num_tokens = 8, 3, share_of(3000)
     engine = start([random_experts(n, 0, hidden_size=4, width=4)], host_threads=1, cost=ExpertCost(1e-5, 5e-5))
     policy = CpuGpuLru(num_slots=m, indexes=None)
     policy.retain = lambda *_: None  # type: ignore[method-assign]  # the same ones all the time
