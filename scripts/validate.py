@@ -2,8 +2,8 @@
 
 `paper` reads the authors' data from --reference. `ranks FOLDER` reads finished runs on real ranks of this machine,
 simulates them on its profile (python -m scripts.calibrate writes one), and keeps what `all` needs to simulate them
-again. `gpus` needs nothing: H200s, two skew sweeps on 4 ranks of one H100, and, without being counted,
-what was published with sizes that have to be assumed. `all` does the three, without new runs, in one table and one
+again. `gpus` needs nothing: H200s, skew sweeps on 4 ranks of one H100 and of one H200, and, without being counted, what
+was published with sizes that have to be assumed. `all` does the three, without new runs, in one table and one
 figure, and fails where a machine's median error is above 10 %, or a point's above 40 % and docs/simulator.md does not
 explain it.
 """
@@ -49,12 +49,15 @@ OUT = Path("results/validation")
 EPS_LAYERS = Path("results/published/eps_moe_layers.csv")
 #: Beside the measured layers: the configurations of the runs, and the profile of the machine that measured.
 RANKS, RANKS_POINTS, RANKS_PROFILE = "ranks.csv", "ranks_points.yaml", "this_machine.yaml"
-#: What was fitted, in what was measured on 4 ranks of one H100.
+#: What was fitted, in what was measured on 4 ranks of one H100; on an H200 nothing was.
 GPU_SWEEP_FITTED = ("static_ep", "skew 0")
-H100 = "4 ranks of one H100"
+SHARED_GPU = "4 ranks of one GPU"
 LIMIT_MEDIAN, LIMIT_POINT = 0.10, 0.40
 #: System and case of points that are worse, which docs/simulator.md explains, and how many they are.
-EXPLAINED = {("llep", "Kimi-K2"): 1}
+EXPLAINED = {
+    ("llep", "Kimi-K2"): 1, ("libra", "skew 0, H200"): 1, ("libra", "skew 0.9, H200"): 1,
+    ("fastermoe", "skew 0.9, H200"): 1, ("trtllm_eplb", "skew 0.9, H200"): 1,
+}  # fmt: skip
 _FORMATS = {"error": "{:+.1%}".format} | dict.fromkeys(("published", "simulated", "predicted"), "{:.2f}".format)
 
 
@@ -90,19 +93,21 @@ def validate_gpus(out: Path) -> pd.DataFrame:
 
 
 class GpuSweep(NamedTuple):
-    """A skew sweep on 4 ranks of one H100.
+    """A skew sweep on 4 ranks of one GPU.
 
     Attributes:
         phases: what was measured.
         options: as what, beside the options of the check's sweep.
-        runtime: what tells it from the other, in cases.
+        told: what tells it from the others, in cases.
         profile: of one of the ranks; None: the ``h100_quarter`` of ``conf/hardware``.
+        fitted: whether the profile is fitted to :data:`GPU_SWEEP_FITTED` of it.
     """
 
     phases: Path
     options: dict[str, int]
-    runtime: str
+    told: str
     profile: Path | None = None
+    fitted: bool = True
 
 
 GPU_SWEEPS = (
@@ -113,14 +118,17 @@ GPU_SWEEPS = (
     GpuSweep(
         Path("results/gpu/h100_4_ranks_4_layers/phases.csv"), {"model.num_layers": 4, "rounds": 9}, ", later runtime"
     ),
+    GpuSweep(
+        Path("results/gpu/h200_4_ranks/phases.csv"), {}, ", H200", OUT / "h200_quarter_87998389.yaml", fitted=False
+    ),
 )  # fmt: skip
 
 
 def validate_shared_gpu(out: Path) -> pd.DataFrame:
-    """Compare with the layers of the skew sweeps on 4 ranks of one H100; print, write and return the table."""
+    """Compare with the layers of the skew sweeps on 4 ranks of one GPU; print, write and return the table."""
     compared = pd.concat([_compare_sweep(sweep) for sweep in GPU_SWEEPS], ignore_index=True)
     write_text(out / "gpu_sweep.csv", compared.to_csv(index=False, float_format="%.4g"))
-    _show(f"Latency of a MoE layer on {H100}, ms (published: measured there)", compared.drop(columns="device"))
+    _show(f"Latency of a MoE layer on {SHARED_GPU}, ms (published: measured there)", compared.drop(columns="device"))
     _show_errors(compared)
     return compared
 
@@ -150,8 +158,8 @@ def _compare_sweep(sweep: GpuSweep) -> pd.DataFrame:
     if len(compared) != len(measured):
         raise ValueError(f"{sweep.phases}: {len(measured)} layers, simulated are {len(compared)}")
     system, case = GPU_SWEEP_FITTED
-    compared["calibration"] = (compared["system"] == system) & (compared["case"] == case)
-    return compared.assign(case=compared["case"] + sweep.runtime)
+    compared["calibration"] = sweep.fitted & (compared["system"] == system) & (compared["case"] == case)
+    return compared.assign(case=compared["case"] + sweep.told)
 
 
 def record_ranks(folder: Path, hardware: str, out: Path) -> None:
@@ -208,7 +216,7 @@ def validate_all(reference: Path, out: Path, num_batches: int) -> list[str]:
         "DGX-1, 8 x V100": validate_paper(reference, out, num_batches),
         "two CPU cores": validate_ranks(out),
         "H200": validate_gpus(out),
-        H100: validate_shared_gpu(out),
+        SHARED_GPU: validate_shared_gpu(out),
     }
     rows, wrong = [], []
     for machine, compared in machines.items():
@@ -246,7 +254,11 @@ def main() -> None:
     print_anything()
     parser = argparse.ArgumentParser(prog="python -m scripts.validate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    helps = {"all": "all three, without new runs", "paper": "a DGX-1, as published", "gpus": "H200s and an H100"}
+    helps = {
+        "all": "all three, without new runs",
+        "paper": "a DGX-1, as published",
+        "gpus": "H200s, and 4 ranks of one GPU",
+    }
     for name, what in helps.items():
         command = commands.add_parser(name, help=what)
         command.add_argument("--out", type=Path, default=OUT, help=f"where results go (default: {OUT})")

@@ -43,7 +43,7 @@ def validated_error(device: str, folder: Path = FOLDER) -> ValidatedError:
     try:
         kinds = {
             "a DGX-1 (8 V100)": (("dgx1_v100",), _gains(pd.read_csv(folder / "paper_throughputs.csv"))),
-            "H200s and ranks of one H100": (
+            "H200s and ranks of one GPU": (
                 ("h200", "h100", "dgx_h100", "hgx_h200"),
                 [*_gpu_gains(pd.read_csv(folder / "gpus.csv")), *_gains(pd.read_csv(folder / "gpu_sweep.csv"))],
             ),

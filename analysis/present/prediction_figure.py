@@ -65,9 +65,10 @@ def plot_machines(machines: Mapping[str, pd.DataFrame]) -> Figure:
     set_legend(figure, entries_of(*panels))
     set_caption(
         figure,
-        "Sequences/s (DGX-1, arXiv 2506.12417), ms of a MoE layer (two CPU cores and an H100, measured), ms and "
-        "speed-ups (H200, measured and published; results/validation names each source). All predictions are the "
-        "simulator's. Open markers: points that constants were fitted on; the errors are of the others. Band: 10 %.",
+        "Sequences/s (DGX-1, arXiv 2506.12417), ms of a MoE layer (two CPU cores, ranks of an H100 and of an H200, "
+        "measured), ms and speed-ups (H200, measured and published; results/validation names each source). All "
+        "predictions are the simulator's. Open markers: points that constants were fitted on; the errors are of the "
+        "others. Band: 10 %.",
     )
     return figure
 

@@ -45,5 +45,5 @@ def test_medians_and_points_far_off_are_told_unless_they_are_explained(
     assert found == [
         "DGX-1, 8 x V100: median error 11.5%, must be at most 10%",
         "H200: llep, Kimi-K2: 50% off, must be explained",
-        "4 ranks of one H100: median error 21.0%, must be at most 10%",
+        "4 ranks of one GPU: median error 21.0%, must be at most 10%",
     ]

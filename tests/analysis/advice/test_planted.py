@@ -18,8 +18,9 @@ from tests.programs import Programs
 
 EXPERTS, TOP_K, BATCHES, LAYERS, TOKENS = 64, 4, 16, 2, 2**20
 SYSTEMS = "[static_ep,harmoeny,eplb]"
-#: EPLB places experts for every batch: had it seen the batch that it is scored on, nothing would be better.
-ALWAYS = ("systems.eplb.interval=1", "systems.eplb.window=1")
+#: EPLB places experts for every batch: had it seen the batch that it is scored on, nothing would be better. Where
+#: nothing changes, it does so once.
+EVERY = {"even": 1, "fixed": 100, "moving": 1}
 #: What is planted is about balance and memory: nobody hides the exchange behind products.
 ALIKE = "systems.harmoeny.overlap=false"
 #: Slots beside an even share: in none of them EPLB has a replica.
@@ -51,7 +52,7 @@ def verdicts(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> di
         folder = tmp_path_factory.mktemp(kind)
         words = (
             "run.py", "experiment=advise", f"router.path={planted(kind, folder / 'trace.parquet')}", "rounds=12",
-            f"system={SYSTEMS}", *ALWAYS, ALIKE, "~systems.flashlb_eager", "~systems.llep_loose", "~systems.eplb_16",
+            f"system={SYSTEMS}", f"systems.eplb.interval={EVERY[kind]}", "systems.eplb.window=1", ALIKE, "~systems.flashlb_eager", "~systems.llep_loose", "~systems.eplb_16",
             "~systems.harmoeny_fixed", "model=moe_stack", f"model.num_experts={EXPERTS}", f"model.top_k={TOP_K}",
             "model.hidden_size=4096", "model.intermediate_size=6144", "model.gated=true", "model.dtype=bfloat16",
             f"model.num_layers={LAYERS}", "seq_len=8192", f"spare_slots={','.join(map(str, SPARE))}",
@@ -102,7 +103,7 @@ def test_where_it_stays_memory_decides(verdicts: dict[str, Points]) -> None:
 
 
 def test_the_page_says_who_has_what_it_advises(verdicts: dict[str, Points]) -> None:
-    origin = "| EPLB | window=1, interval=1 | vLLM (--enable-eplb --eplb-config '{\"num_redundant_experts\": 16}'),"
+    origin = "| EPLB | window=1, interval=100 | vLLM (--enable-eplb --eplb-config '{\"num_redundant_experts\": 16}'),"
     for kind, points in verdicts.items():
         (page,) = points.run.folder.parent.glob(f"sweeps/*/{MARKDOWN}")
         assert (origin in page.read_text()) == (kind == "fixed"), "2 on each of 8 ranks are 16"
