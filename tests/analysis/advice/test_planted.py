@@ -52,7 +52,8 @@ def verdicts(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> di
         folder = tmp_path_factory.mktemp(kind)
         words = (
             "run.py", "experiment=advise", f"router.path={planted(kind, folder / 'trace.parquet')}", "rounds=12",
-            f"system={SYSTEMS}", f"systems.eplb.interval={EVERY[kind]}", "systems.eplb.window=1", ALIKE, "~systems.flashlb_eager", "~systems.llep_loose", "~systems.eplb_16",
+            f"system={SYSTEMS}", f"systems.eplb.interval={EVERY[kind]}", "systems.eplb.window=1", ALIKE,
+            "~systems.flashlb_eager", "~systems.llep_loose", "~systems.eplb_16",
             "~systems.harmoeny_fixed", "model=moe_stack", f"model.num_experts={EXPERTS}", f"model.top_k={TOP_K}",
             "model.hidden_size=4096", "model.intermediate_size=6144", "model.gated=true", "model.dtype=bfloat16",
             f"model.num_layers={LAYERS}", "seq_len=8192", f"spare_slots={','.join(map(str, SPARE))}",
