@@ -75,7 +75,7 @@ def _of_node(costs: Costs) -> Costs:
     return Costs(
         costs.token_s / ranks, costs.launch_s, costs.weights_s / ranks, costs.exchange_token_s / ranks,
         costs.fetch_s / ranks, costs.peer_fetch_s / ranks, costs.exchange_latency_s / ranks, costs.copy_token_s / ranks,
-        costs.tile_tokens, costs.grouped, 0.0, 1.0, 1.0, 1.0, 0.0, costs.copy_share, 1.0, 0.0,
+        costs.tile_tokens, costs.grouped, 0.0, 1.0, 1.0, 1.0, 0.0, costs.copy_share, 1.0, 0.0, costs.early_s,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from harmoeny.compiled import compiled
 from harmoeny.cost import NO_LINKS, Links
 from harmoeny.held import Slots, shares_at_home, shares_where_held, slots_in, with_free
 from harmoeny.level import level
-from harmoeny.level_nodes import level_any
+from harmoeny.level_nodes import _of_node, level_any
 from harmoeny.placement import BoolArray, FloatArray, IntArray, Placement, place
 from harmoeny.plan import Plan, tokens_of_shares
 from harmoeny.predict import Costs, layer_s, loads_at_home, loads_of_shares
@@ -157,6 +157,14 @@ def test_many_ranks_are_evened_out_by_nodes_without_loss(seed: int, node_ranks: 
     assert (shares >= 0).all()
     np.testing.assert_array_equal(shares.sum(axis=0), counts.sum(axis=0))
     assert shares.sum(axis=1).max() < held.sum(axis=1).max() / 10
+
+
+def test_a_node_as_one_rank_has_every_cost() -> None:
+    """What is left out of a tuple would be another type to compiled code, and nobody would say so."""
+    node = _of_node(Costs(*range(1, 1 + len(Costs._fields)))._replace(node_ranks=4.0))
+    assert len(tuple(node)) == len(Costs._fields)
+    assert (node.token_s, node.fetch_s, node.early_s) == (1 / 4, 5 / 4, len(Costs._fields))
+    assert node.node_ranks == 0
 
 
 @examples(100)
