@@ -10,8 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from harmoeny.hardware import Hardware
+from harmoeny.runtime import calibrate_device
 from harmoeny.runtime.exchange import fused
-from tests.harmoeny.runtime.cases import TOLERANCE, RandomPlan, random_tokens
+from harmoeny.runtime.exchange.comm import Communicator
+from harmoeny.runtime.kernels import make_kernel
+from harmoeny.runtime.kernels.grouped import GroupedKernel
+from harmoeny.runtime.memory.links import make_transfers
+from harmoeny.runtime.memory.slots import LayerSlots
+from tests.harmoeny.runtime.cases import TOLERANCE, RandomPlan, random_experts, random_tokens
 from tests.harmoeny.runtime.exchange.test_fused import NO_TRITON
 from tests.harmoeny.runtime.layer.test_engine import run_layers
 
@@ -62,3 +69,17 @@ def test_layers_are_exact_over_triton(
         width=16,
         dtype=dtype,
     )
+
+
+@pytest.mark.usefixtures("fused_everywhere")
+def test_what_beginning_early_takes_is_measured_over_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate_device, "EARLY_ROWS", 64)
+    device, transfers = torch.device("cpu"), make_transfers(torch.device("cpu"), Hardware())
+    slots = LayerSlots(random_experts(40, 0, hidden_size=64, width=32), device)
+    slots.reserve(16)
+    kernel = make_kernel("grouped_mm", slots, filled=transfers.fills_slots)
+    assert isinstance(kernel, GroupedKernel)
+    with torch.inference_mode():
+        calibrate_device.measure_wave(kernel, transfers)  # fills the slots
+        assert calibrate_device.measure_early(kernel, Communicator(device)) > 0
+    transfers.close()
