@@ -148,7 +148,7 @@ def _slices_in_a_row(experts: LayerExperts) -> int:
     return min(experts.num_experts, max(1, min(_MOST_IN_A_ROW, _SCRATCH_BYTES // experts.expert_bytes)))
 
 
-def _rows(experts: LayerExperts, num_tokens: int, device: torch.device) -> Tensor:
+def random_rows(experts: LayerExperts, num_tokens: int, device: torch.device) -> Tensor:
     """Return tokens as a layer gets them; whoever starts a session keeps the random numbers that come next."""
     own, sample = torch.Generator().manual_seed(0), next(iter(experts.weights.values()))
     return torch.randn(num_tokens, experts.hidden_size, generator=own).to(device=device, dtype=sample.dtype)
@@ -168,7 +168,7 @@ def _together_s(
     """
     *slots, fetched = slots
     device, many = fetched.layer.device, len(slots)
-    rows = _rows(experts, num_tokens * many, device)
+    rows = random_rows(experts, num_tokens * many, device)
     out, clear, found = torch.empty_like(rows), cold_caches(device), []
     parts = [slice(i * num_tokens, (i + 1) * num_tokens) for i in range(many)]
     for call in range(_REPEATS + 1):
@@ -195,7 +195,7 @@ def _together_s(
 
 def _trip_s(experts: LayerExperts, device: torch.device, host: Host) -> float:
     """Return the median time in seconds that the host has a row beside what it computes with it."""
-    row, found = _rows(experts, 1, device), []
+    row, found = random_rows(experts, 1, device), []
     for call in range(_REPEATS + 1):
         out = torch.empty_like(row)
         Device.of(device).synchronize()
@@ -354,7 +354,7 @@ def _computation(experts: LayerExperts, slot: Slot, transfers: Transfers, num_to
     """Return what computes a slice of so many tokens of an expert in a slot."""
     transfers.submit(CopyRequest(slot, 0, experts.expert(0)))
     transfers.wait(slot)
-    rows = _rows(experts, num_tokens, slot.layer.device)
+    rows = random_rows(experts, num_tokens, slot.layer.device)
     out = torch.empty_like(rows)
     return lambda _: experts.function(slot.weights, rows, out)
 

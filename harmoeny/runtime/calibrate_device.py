@@ -27,6 +27,7 @@ from harmoeny.runtime.calibrate import (
     fit_expert,
     mean_cost,
     median_s,
+    random_rows,
 )
 from harmoeny.runtime.device import Device
 from harmoeny.runtime.exchange.by_slot import SlotRows, slots_by_expert, sum_by_token
@@ -141,9 +142,7 @@ def measure_wave(kernel: GroupedKernel, transfers: Transfers) -> WaveCost:
     for slot in slots.slots:
         transfers.submit(CopyRequest(slot, slot.index, experts.expert(slot.index)))
         transfers.wait(slot)
-    sample = next(iter(experts.weights.values()))
-    own = torch.Generator().manual_seed(0)
-    many = torch.randn(_FEW_ROWS, experts.hidden_size, generator=own).to(device=device, dtype=sample.dtype)
+    many = random_rows(experts, _FEW_ROWS, device)
     clear = cold_caches(device)
 
     def wave_s(num_slices: int, num_tokens: int) -> float:
@@ -163,13 +162,11 @@ def measure_early(kernel: GroupedKernel, comm: Communicator) -> float:
         comm: the ranks.
     """
     experts, num_slots = kernel.slots.experts, len(kernel.slots.slots)
-    own = torch.Generator().manual_seed(0)
-    dtype = next(iter(experts.weights.values())).dtype
-    hidden_TH = torch.randn(EARLY_ROWS, experts.hidden_size, generator=own).to(device=comm.device, dtype=dtype)
+    hidden_TH = random_rows(experts, EARLY_ROWS, comm.device)
     num_held = min(num_slots, experts.num_experts)
     expert_ids_TK = torch.arange(EARLY_ROWS)[:, None] + torch.arange(min(_TOP_K, num_held))
     expert_ids_TK = expert_ids_TK.remainder(num_held).to(comm.device)
-    weights_TK = torch.ones_like(expert_ids_TK, dtype=dtype)
+    weights_TK = torch.ones_like(expert_ids_TK, dtype=hidden_TH.dtype)
     slot_of_E = slots_by_expert({expert: expert for expert in range(num_held)}, experts.num_experts, comm.device)
     counts_E, numbers_TK = count_assignments(expert_ids_TK, experts.num_experts)
     head_start = HeadStart(EARLY_ROWS, slice_rows=0, least_rows=1, tile_rows=1, batch_rows=expert_ids_TK.numel())
