@@ -129,7 +129,6 @@ def _put_rows(rows: IntArray, part: IntArray, first: int) -> None:
             rows[first + i, rank] = part[i, rank]
 
 
-@compiled
 def choose_shares(
     counts: IntArray,
     home: IntArray,
@@ -149,6 +148,9 @@ def choose_shares(
     exchange of their rows. Each is weighed with all rows exchanged at once, with a rank's own rows first, and in
     stages. What is predicted to be fastest is taken, if it gains enough on the first; candidates that cannot are
     not made.
+
+    :func:`plan_by_time` does the same for every batch. This one is not compiled, so that the machine code of all that
+    it calls, most of the planner's, is made and loaded once; handing over what is held takes microseconds.
 
     Args:
         counts: int64 ``[world_size, num_experts]``, assignments per source rank and expert.

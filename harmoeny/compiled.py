@@ -84,7 +84,7 @@ def _kept(dispatcher: Any, function: Callable[P, R]) -> Callable[P, R]:
     with suppress(RuntimeError):  # numba found no folder that can be written
         dispatcher._cache = _Cache(function)
         dispatcher.compile = _compiled_once(dispatcher.compile, dispatcher._cache.lock)
-    dispatcher.compile = _noticed(dispatcher.compile)
+    dispatcher.compile = _of_any_value(_noticed(dispatcher.compile))
     return cast(Callable[P, R], dispatcher)
 
 
@@ -167,6 +167,18 @@ def _compiled_once(compile_: Callable[[Any], Any], lock: Path) -> Callable[[Any]
             return compile_(signature)
 
     return compiled_once
+
+
+def _of_any_value(compile_: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Compile once for all values of a flag or a number, where numba compiles anew for each that a caller writes down.
+
+    Whoever calls holds the machine code of what it calls, of each.
+    """
+
+    def of_any_value(signature: Any) -> Any:
+        return compile_(tuple(map(numba.types.unliteral, signature)) if isinstance(signature, tuple) else signature)
+
+    return of_any_value
 
 
 def _noticed(compile_: Callable[[Any], Any]) -> Callable[[Any], Any]:

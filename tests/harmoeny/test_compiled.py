@@ -9,6 +9,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numba.core.caching import IndexDataCacheFile
@@ -52,6 +53,16 @@ print([*first, once(True)])
 """
 
 
+def imported(folder: Path) -> Any:
+    """Return the folder's loops.py, executed anew."""
+    spec = importlib.util.spec_from_file_location("loops", folder / "loops.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class Loops:
     """A module with a compiled function, which every call imports anew."""
 
@@ -62,11 +73,7 @@ class Loops:
 
     def call(self) -> tuple[int, float, bool]:
         """Return two results, and whether any code came from the disk."""
-        spec = importlib.util.spec_from_file_location("loops", self.folder / "loops.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = imported(self.folder)
         return module.twice(21), module.twice(0.5), dict(module.twice.stats.cache_hits) != {}
 
     def call_in_a_program(self, programs: Programs, before: str = "", status: int = 0) -> str:
@@ -255,3 +262,15 @@ def test_somebody_is_told_once_where_compiling_takes_long(
     code = f"import sys; sys.path.append('{ROOT}'); import several"
     done = programs.run("-c", code, cwd=tmp_path, variables={"NUMBA_CACHE_DIR": str(tmp_path)})
     assert done.stdout.splitlines() == [*told, "[3, 4.0, 5, 2]"], done.stderr
+
+
+def test_one_machine_code_serves_all_values_that_callers_write_down(tmp_path: Path) -> None:
+    (tmp_path / "loops.py").write_text(
+        "from harmoeny.compiled import compiled\n"
+        "@compiled\ndef inner(x, flag, number):\n    return x + number if flag else x - number\n"
+        "@compiled\ndef outer(x):\n    return inner(x, True, 1) + 10 * inner(x, False, 2)\n"
+    )
+    module = imported(tmp_path)
+    assert module.outer(5) == 6 + 10 * 3
+    assert module.inner(5, True, 1) == 6
+    assert len(module.inner.signatures) == len(module.outer.signatures) == 1
