@@ -88,8 +88,8 @@ def plan_by_time(
     for expert in range(num_experts):
         for rank in range(world_size):
             fetches[1, expert, rank] = chosen.from_peer[expert, rank]
-    if len(fetches) > 2:
-        fetches[2] = chosen.halved
+            if len(fetches) > 2:
+                fetches[2, expert, rank] = chosen.halved[expert, rank]
     return tokens_of_shares(counts, executed, int(machine.node_ranks)), fetches, *rest
 
 

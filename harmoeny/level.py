@@ -15,9 +15,7 @@ _LEAST_MOVE = 3e-3
 
 
 @compiled
-def level(
-    shares: IntArray, counts: IntArray, resident: BoolArray, slots: Slots, costs: Costs, to_mean: bool = True
-) -> None:
+def level(shares: IntArray, counts: IntArray, resident: BoolArray, slots: Slots, costs: Costs, to_mean: bool) -> None:
     """Let the slowest rank give of its largest expert to whoever is ready first with it, as long as that helps.
 
     A rank's time is that of its slices, of what copies take from them, and of the rows that it sends or receives, there

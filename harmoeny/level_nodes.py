@@ -19,7 +19,7 @@ def level_any(shares: IntArray, counts: IntArray, resident: BoolArray, slots: Sl
     """Even out all ranks at once, or nodes first where there are too many; arguments as of :func:`level`."""
     world_size, node_ranks = len(counts), int(costs.node_ranks)
     if node_ranks == 0 or world_size <= MOST_AT_ONCE:
-        level(shares, counts, resident, slots, costs)
+        level(shares, counts, resident, slots, costs, True)
         return
     _between_nodes(shares, counts, resident, slots.free, costs)
     for first in range(0, world_size, node_ranks):

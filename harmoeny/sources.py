@@ -374,4 +374,7 @@ def arrivals_s(from_peer: BoolArray, halved: BoolArray, home: IntArray, costs: C
                 way_s = _way_s(link_busy_s, links, source, rank, 0.0)
             for end in (source, rank):
                 through_s[end] = max(through_s[end], costs.exchange_latency_s + way_s)
-    return np.where(received.sum(axis=0) > 0, through_s, 0.0)
+    for rank in range(world_size):
+        if received[0, rank] + received[1, rank] == 0:
+            through_s[rank] = 0.0
+    return through_s

@@ -139,6 +139,7 @@ def test_levelling_moves_assignments_and_loses_none(batch: Batch, costs: Costs) 
         placement.resident,
         with_free(np.zeros(placement.world_size, np.int64), placement.resident),
         costs,
+        True,
     )
     assert (shares >= 0).all()
     np.testing.assert_array_equal(shares.sum(axis=0), counts.sum(axis=0))
