@@ -41,7 +41,7 @@ def marked_experts(size: int = 64) -> LayerExperts:
 class SlowCopies(ThreadTransfers):
     """Copies tensor by tensor with random pauses, as another order of streams would."""
 
-    pauses_s: ClassVar[list[float]] = [0, 0, 0.001, 0.003]
+    pauses_s: ClassVar[list[float]] = [0, 0, 0.0003, 0.001]
 
     def __init__(self, hardware: Hardware, seed: int) -> None:
         self.random = random.Random(seed)
@@ -68,7 +68,7 @@ class RaceDetector:
                 for name, tensor in self.slots.slots[slot].weights.items():
                     assert (tensor == expert_id).all(), f"expert {expert_id} computes with {tensor}"
                     assert (self.slots.weights[name][slot] == expert_id).all(), "the pool is what the slots hold"
-            time.sleep(self.random.choice([0, 0, 0.001, 0.002]))
+            time.sleep(self.random.choice([0, 0, 0.0003, 0.0007]))
         self.executed[wave.stage, wave.expert_ids] += wave.num_tokens
 
 
