@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from tests.smoke import SmokeRun
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What mostly waits, and is therefore first where nothing is known of how long files take.
-WAITING = ROOT / "tests" / "cluster"
+#: What takes longest, mostly waiting, and is therefore first where nothing is known of how long files take.
+LONGEST = tuple(ROOT / "tests" / name for name in ("cluster", "docs/test_runs.py", "scripts/test_faults.py"))
 #: What tests are marked as that take one of these fixtures.
 MARKS = {"smoke": "ranks", "joined_smoke": "ranks", "programs": "programs"}
 _seconds: defaultdict[str, float] = defaultdict(float)
@@ -87,7 +87,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seconds = _seconds_before(config)
 
     def order(item: pytest.Item) -> float:
-        return -seconds.get(_file(item.nodeid), math.inf if item.path.is_relative_to(WAITING) else 0.0)
+        is_long = any(item.path.is_relative_to(path) for path in LONGEST)
+        return -seconds.get(_file(item.nodeid), math.inf if is_long else 0.0)
 
     items.sort(key=order)
 
