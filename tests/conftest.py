@@ -87,8 +87,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seconds = _seconds_before(config)
 
     def order(item: pytest.Item) -> float:
-        is_long = any(item.path.is_relative_to(path) for path in LONGEST)
-        return -seconds.get(_file(item.nodeid), math.inf if is_long else 0.0)
+        file = _file(item.nodeid)
+        if file in seconds:
+            return -seconds[file]
+        return -math.inf if any(item.path.is_relative_to(path) for path in LONGEST) else 0.0
 
     items.sort(key=order)
 
